@@ -1,0 +1,374 @@
+"""Read a file of interactions into a clean table: one row an interaction, in the order in which a user made them.
+
+Columns: `user` and `item` (int64, or pandas `str` for text), `time` (int64 or float64; dates become seconds since
+1970, UTC), `rating` (int64 or float64) and `weight` (float32); the last three only where the data set has them.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, Repeats, WeightConfig
+
+
+@dataclass
+class _Column:
+    """A column as text, so that a value that is refused can be shown as it stands, with its line."""
+
+    name: str
+    values: pa.StringArray  # (rows,), an empty text where the value is missing
+    place: Callable[[int], str]  # row -> "file, line n"
+
+    def refuse(self, row: int, rule: str, fix: str) -> InputError:
+        value = self.values[row].as_py()
+        said = f"is {value!r}, {rule}" if value else "is missing"
+        return InputError(f"{self.place(row)}: column {self.name} {said}; {fix}")
+
+
+def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.DataFrame:
+    """The interactions in file order, each value checked; `path` serves the messages.
+
+    Raises:
+        InputError: a column or a value is missing or is not what the data set's config says.
+    """
+    columns = _read_lists(data, path, dataset) if dataset.format is Format.lists else _read_table(data, path, dataset)
+    table = {
+        "user": _ids(columns["user"], dataset.user_type, "dataset.user_type"),
+        "item": _ids(columns["item"], dataset.item_type, "dataset.item_type"),
+    }
+    if "time" in columns:
+        table["time"] = _times(columns["time"])
+    if "rating" in columns:
+        table["rating"] = _numbers(columns["rating"])
+    if "weight" in columns:
+        table["weight"] = _weights(columns["weight"], dataset.weight)
+    return pd.DataFrame(table, copy=False)
+
+
+def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
+    """The interactions that the data set keeps, sorted by user and time; ties stay in file order.
+
+    In this order: ratings below `min_rating` go, then times outside `since` and `until` (both inclusive, a date as
+    `until` with its whole day), then with `repeats=drop` all but a user's earliest interaction with an item, then the
+    items with fewer than `min_item` interactions, then the users with fewer than `min_user` of those left; the last
+    two once, or again and again with `until_stable` until nothing more goes.
+
+    Raises:
+        InputError: nothing is left, or fewer than two items.
+    """
+    if dataset.min_rating is not None:
+        keep = table["rating"] >= dataset.min_rating
+        table = _keep(table, keep, "rating", f"dataset.min_rating={dataset.min_rating}")
+    if dataset.since is not None:
+        keep = table["time"] >= _bound("dataset.since", dataset.since)
+        table = _keep(table, keep, "time", f"dataset.since={dataset.since}")
+    if dataset.until is not None:
+        keep = table["time"] <= _bound("dataset.until", dataset.until)
+        table = _keep(table, keep, "time", f"dataset.until={dataset.until}")
+    table = table.iloc[_order(table)]
+    if dataset.repeats is Repeats.drop:
+        table = table.drop_duplicates(["user", "item"])
+    table = _drop_rare(table, dataset)
+    if (items := table["item"].nunique()) < 2:
+        raise InputError(f"dataset {dataset.name}: {items} item is left after cleaning; a ranking needs at least two")
+    return table.drop(columns="rating", errors="ignore").reset_index(drop=True)
+
+
+# Reading: bytes -> columns of text
+
+
+def _read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _Column]:
+    data, separator = _one_character_separator(data, dataset.separator)
+    wanted = _wanted(dataset)
+    _check_header(_header(data, path, dataset, separator), wanted, path, dataset)
+    table = _parse(data, path, dataset, separator, list(wanted.values()))
+    if len(table) == 0:
+        raise InputError(f"{path} has a header line and no interactions; dataset.path must name a file with some")
+    above = 0 if dataset.names else 1  # lines above the first row
+
+    def place(row: int) -> str:
+        return f"{path}, line {_line_number(data, row + above)}"
+
+    return {role: _Column(name, table.column(name).combine_chunks(), place) for role, name in wanted.items()}
+
+
+def _wanted(dataset: DatasetConfig) -> dict[str, str]:
+    columns = {"user": dataset.user, "item": dataset.item, "time": dataset.time, "rating": dataset.rating}
+    columns["weight"] = dataset.weight.column if dataset.weight else None
+    return {role: name for role, name in columns.items() if name is not None}
+
+
+def _one_character_separator(data: bytes, separator: str) -> tuple[bytes, str]:
+    """The CSV reader takes one character, so a longer separator becomes one that the data does not have."""
+    if separator == " ":  # a blank at the end of a line separates nothing
+        while b" \n" in data or b" \r\n" in data:
+            data = data.replace(b" \n", b"\n").replace(b" \r\n", b"\r\n")
+        return data.rstrip(b" "), separator
+    if len(separator) == 1:
+        return data, separator
+    free = next(chr(code) for code in (31, 30, 29, 28, *range(1, 9), 127) if bytes([code]) not in data)
+    return data.replace(separator.encode(), free.encode()), free
+
+
+def _header(data: bytes, path: Path, dataset: DatasetConfig, separator: str) -> list[str]:
+    if dataset.names:
+        return list(dataset.names)
+    line = io.BytesIO(data.lstrip(b"\r\n")).readline()
+    if not line.strip():
+        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
+    try:
+        return csv.read_csv(io.BytesIO(line), parse_options=csv.ParseOptions(delimiter=separator)).column_names
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: the header line cannot be read ({error}); the file must be UTF-8 text") from error
+
+
+def _check_header(header: list[str], wanted: dict[str, str], path: Path, dataset: DatasetConfig) -> None:
+    for role, name in wanted.items():
+        if header.count(name) == 1:
+            continue
+        if name in header:
+            raise InputError(f"{path}: column {name!r} stands twice in the header; rename one of the two")
+        has = "dataset.names has" if dataset.names else "the file has"
+        raise InputError(f"{path}: no column {name!r}; {has} {', '.join(header)}; {_column_fix(header, role, name)}")
+
+
+def _column_fix(header: list[str], role: str, name: str) -> str:
+    key = "dataset.weight.column" if role == "weight" else f"dataset.{role}"
+    if len(header) == 1:
+        return "dataset.separator may be another than the file's"
+    if all(re.fullmatch(r"[\d.]+", column) for column in header):
+        return "if that is no header line, name the columns: dataset.names=[...]"
+    simple = {re.sub(r"\W|_", "", column).lower(): column for column in header}
+    near = get_close_matches(re.sub(r"\W|_", "", name).lower(), list(simple), n=1)
+    return f"did you mean {key}={simple[near[0]]}?" if near else f"say which one it is: {key}=..."
+
+
+def _parse(data: bytes, path: Path, dataset: DatasetConfig, separator: str, wanted: list[str]) -> pa.Table:
+    refused: list[csv.InvalidRow] = []
+
+    def refuse(row: csv.InvalidRow) -> str:
+        refused.append(row)
+        return "error"
+
+    def parse(threads: bool) -> pa.Table:
+        return csv.read_csv(
+            pa.BufferReader(data),
+            csv.ReadOptions(use_threads=threads, column_names=dataset.names and list(dataset.names)),
+            csv.ParseOptions(delimiter=separator, invalid_row_handler=refuse),
+            csv.ConvertOptions(include_columns=wanted, column_types={name: pa.string() for name in wanted}),
+        )
+
+    try:
+        return parse(threads=True)
+    except pa.ArrowInvalid as error:
+        if not refused:
+            raise InputError(f"{path} cannot be read ({error}); the file must be UTF-8 text") from error
+    refused.clear()
+    with suppress(pa.ArrowInvalid):
+        parse(threads=False)  # once more, because rows are numbered only without threads
+    row = refused[0]
+    raise InputError(
+        f"{path}, line {_line_number(data, row.number - 1)}: {_columns(row.actual_columns)},"
+        f" not {row.expected_columns} as above; correct the line or leave it out"
+    )
+
+
+def _columns(count: int) -> str:
+    return "1 column" if count == 1 else f"{count} columns"
+
+
+def _line_number(data: bytes, index: int) -> int:
+    """The number, from 1, of the line that is number `index`, from 0, among those that are not empty."""
+    filled = (number for number, line in enumerate(io.BytesIO(data), 1) if line.strip(b"\r\n"))
+    return next(islice(filled, index, None))
+
+
+def _read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _Column]:
+    """Lines of `user item item ...`."""
+    for key, value in {"time": dataset.time, "rating": dataset.rating, "weight": dataset.weight}.items():
+        if value is not None:
+            raise InputError(f"dataset.{key} is set, but dataset.format=lists has users and items only; set it to null")
+    try:
+        lines = pc.utf8_trim_whitespace(pa.array(data.decode().split("\n"), pa.string()))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read ({error}); the file must be UTF-8 text") from error
+    filled = pc.not_equal(lines, "")
+    numbers = np.flatnonzero(filled.to_numpy(zero_copy_only=False)) + 1
+    words = pc.utf8_split_whitespace(lines.filter(filled))
+    counts = pc.list_value_length(words).to_numpy() - 1  # items of each line
+    if len(counts) == 0:
+        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
+    if not counts.all():
+        raise InputError(f"{path}, line {numbers[counts.argmin()]}: a user without an item; leave the line out")
+    numbers = np.repeat(numbers, counts)
+
+    def place(row: int) -> str:
+        return f"{path}, line {numbers[row]}"
+
+    words = words.flatten()
+    users = np.cumsum(counts + 1) - counts - 1  # where in `words` the user of each line stands
+    items = np.ones(len(words), dtype=bool)
+    items[users] = False
+    return {
+        "user": _Column(dataset.user, words.take(pa.array(np.repeat(users, counts))), place),
+        "item": _Column(dataset.item, words.filter(pa.array(items)), place),
+    }
+
+
+# Values: text -> ids, times, numbers, weights
+
+
+def _ids(column: _Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
+    encoded = column.values.dictionary_encode()
+    ids, codes = encoded.dictionary, encoded.indices.to_numpy()  # ids in order of first appearance
+    if (missing := ids.index("").as_py()) >= 0:
+        raise column.refuse(int(np.argmax(codes == missing)), "", "every interaction has one; leave the line out")
+    if kind is IdType.str or (kind is IdType.auto and not _are_whole(column, ids, codes, key)):
+        return column.values.to_pandas()
+    wrong = pc.match_substring_regex(ids, r"^-?[0-9]+$").index(False).as_py()
+    whole = _cast(ids, pa.int64()) if wrong < 0 else None
+    if whole is None:
+        wrong = wrong if wrong >= 0 else _first_refused(ids, pa.int64())
+        row = int(np.argmax(codes == wrong))
+        raise column.refuse(row, "not a whole number (of 64 bits)", f"use {key}=str")
+    return whole.to_numpy()[codes]
+
+
+def _are_whole(column: _Column, ids: pa.StringArray, codes: np.ndarray, key: str) -> bool:
+    """Whether `auto` takes these for numbers: "007" is text, or else it would come back as "7"."""
+    if pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]*)$")).as_py():
+        return _cast(ids, pa.int64()) is not None
+    decimal = pc.match_substring(ids, ".")
+    if pc.any(decimal).as_py() and pc.all(pc.match_substring_regex(ids, r"^[+-]?[0-9]+\.?[0-9]*$")).as_py():
+        row = int(np.argmax(codes == decimal.index(True).as_py()))
+        raise column.refuse(row, "a decimal number and no id", f"use {key}=str to take it as text")
+    return False
+
+
+def _times(column: _Column) -> np.ndarray:
+    """Numbers, or dates in seconds since 1970: the first row shows which."""
+    kinds = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+    kind = next((kind for kind in kinds if _cast(column.values[:1], kind) is not None), None)
+    if kind is None:
+        raise column.refuse(0, "neither a number nor an ISO date", "correct it, or give the column of the times")
+    if kind == pa.float64():
+        return _numbers(column)
+    times = _cast(column.values, kind)
+    if times is None:
+        row = _first_refused(column.values, kind)
+        raise column.refuse(row, f"not an ISO date like {column.values[0]} above", "correct the line or leave it out")
+    microseconds = times.cast(pa.int64()).to_numpy()
+    seconds, rest = np.divmod(microseconds, 1_000_000)
+    return microseconds / 1_000_000 if rest.any() else seconds
+
+
+def _numbers(column: _Column) -> np.ndarray:
+    whole = _cast(column.values, pa.int64())
+    if whole is not None:
+        return whole.to_numpy()
+    numbers = _cast(column.values, pa.float64())
+    if numbers is None:
+        raise column.refuse(_first_refused(column.values, pa.float64()), *_NUMBER)
+    numbers = numbers.to_numpy()
+    if not np.isfinite(numbers).all():
+        raise column.refuse(int(np.argmin(np.isfinite(numbers))), *_NUMBER)
+    return numbers
+
+
+_NUMBER = ("not a number", "correct the line or leave it out")
+
+
+def _weights(column: _Column, weight: WeightConfig) -> np.ndarray:
+    if weight.above is None:
+        numbers = _numbers(column)
+        if (numbers < 0).any():
+            raise column.refuse(int(np.argmax(numbers < 0)), "a weight below 0", _NUMBER[1])
+        return numbers.astype(np.float32)
+    values = pc.if_else(pc.equal(column.values, ""), pa.scalar(None, pa.string()), column.values)
+    numbers = _cast(values, pa.float64())
+    if numbers is None:
+        raise column.refuse(_first_refused(values, pa.float64()), *_NUMBER)
+    above = numbers.to_numpy(zero_copy_only=False) > weight.above  # a missing value is not above
+    return np.where(above, np.float32(weight.then), np.float32(weight.otherwise))
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _first_refused(values: pa.Array, kind: pa.DataType) -> int:
+    """The first row that does not cast; the whole column is known not to. Halving, as Arrow does not say which."""
+    good, bad = 0, len(values)  # rows before `good` cast, those before `bad` do not all
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if _cast(values[good:middle], kind) is None:
+            bad = middle
+        else:
+            good = middle
+    return good
+
+
+# Cleaning
+
+
+def _keep(table: pd.DataFrame, keep: pd.Series, column: str, key: str) -> pd.DataFrame:
+    if not keep.any():
+        low, high = table[column].min(), table[column].max()
+        raise InputError(f"{key} leaves none of {len(table)} interactions; {column} goes from {low} to {high}")
+    return table[keep]
+
+
+def _bound(key: str, text: str) -> float:
+    """A bound as a number; a date in seconds since 1970, the last microsecond of the day for `until`."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"{key}={text} is neither a number nor an ISO date; write it like 2021-05-11") from error
+    if key == "dataset.until" and len(text) == len("2021-05-11"):
+        date += timedelta(days=1, microseconds=-1)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+def _order(table: pd.DataFrame) -> np.ndarray:
+    """Row numbers sorted stably by user, then time where there is one."""
+    users = table["user"].to_numpy() if table["user"].dtype == np.int64 else pd.factorize(table["user"], sort=True)[0]
+    return np.lexsort((table["time"], users)) if "time" in table else np.argsort(users, kind="stable")
+
+
+def _drop_rare(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
+    while True:
+        left = table[_count(table["item"]) >= dataset.min_item]
+        left = left[_count(left["user"]) >= dataset.min_user]
+        if left.empty:
+            raise InputError(
+                f"dataset.min_item={dataset.min_item} and dataset.min_user={dataset.min_user} leave none of"
+                f" {len(table)} interactions; lower them"
+            )
+        if len(left) == len(table) or not dataset.until_stable:
+            return left
+        table = left
+
+
+def _count(ids: pd.Series) -> np.ndarray:
+    """For each row, how many rows have its id."""
+    codes = pd.factorize(ids)[0]
+    return np.bincount(codes)[codes]

