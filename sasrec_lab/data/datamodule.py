@@ -1,0 +1,112 @@
+"""The LightningDataModule: batches come whole from flat arrays, without Python per user."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sasrec_lab.config import LossName, TrainConfig
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
+from sasrec_lab.data.negatives import draw, draw_candidates, training_items
+from sasrec_lab.data.sequences import Holdout
+
+
+class SequenceData(pl.LightningDataModule):
+    """Training windows shuffled anew each epoch; held-out users once, in batches of about equal length."""
+
+    def __init__(self, holdout: Holdout, cfg: TrainConfig):
+        super().__init__()
+        self.holdout = holdout
+        self.cfg = cfg
+        self.candidates: dict[str, np.ndarray] = {}
+        if cfg.evaluation.sampled:
+            for stage in ("val", "test"):
+                self.candidates[stage] = draw_candidates(
+                    holdout, cfg.evaluation.draw, cfg.evaluation.sampled, cfg.evaluation.seed, stage
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        negatives = self.cfg.loss.negatives if self.cfg.loss.name is LossName.bce else 0
+        return DataLoader(
+            TrainingData(self.holdout, negatives),
+            batch_size=None,
+            sampler=ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._place()),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, stage: str) -> DataLoader:
+        data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
+        return DataLoader(data, batch_size=None, sampler=data.rows_by_length(self.cfg.evaluation.batch_size, *self._place()))
+
+    def _place(self) -> tuple[int, int]:
+        """This process's number and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+class ShuffledWindows(Sampler):
+    """Window numbers of one batch after the other, in an order that the seed and the epoch decide.
+
+    Of several processes each takes every so-manieth window of a batch `processes` times as large; where the last such
+    batch has fewer windows than there are processes, it is filled up from the epoch's beginning.
+    """
+
+    def __init__(self, windows: int, batch_size: int, seed: int, process: int, processes: int):
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.process, self.processes = process, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.windows // (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.windows)
+        size = self.batch_size * self.processes
+        for step in range(len(self)):
+            batch = order[step * size : (step + 1) * size]
+            if len(batch) < self.processes:
+                batch = np.concatenate([batch, np.resize(order, self.processes - len(batch))])
+            yield batch[self.process :: self.processes], [self.seed, self.epoch, step, self.process]
+
+
+class TrainingData(Dataset):
+    """Windows -> packed batch, with negatives where the loss wants them."""
+
+    def __init__(self, holdout: Holdout, negatives: int):
+        self.holdout = holdout
+        self.negatives = negatives
+        self.had = training_items(holdout) if negatives else None
+
+    def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> PackedBatch:
+        windows, seed = step
+        if self.had is None:
+            return training_batch(self.holdout, windows, None)
+        labels = self.holdout.window_ends[windows] - self.holdout.window_starts[windows] - 1
+        users = np.repeat(np.repeat(self.holdout.window_users[windows], labels), self.negatives)
+        negatives = draw(users, self.had, np.random.default_rng(seed)).reshape(-1, self.negatives)  # (tokens, N)
+        return training_batch(self.holdout, windows, negatives)
+
+
+class EvaluationData(Dataset):
+    """Numbers of held-out users -> a batch to rank."""
+
+    def __init__(self, holdout: Holdout, stage: str, maxlen: int, candidates: np.ndarray | None):
+        self.holdout, self.stage, self.maxlen, self.candidates = holdout, stage, maxlen, candidates
+
+    def __getitem__(self, rows: np.ndarray) -> EvaluationBatch:
+        candidates = None if self.candidates is None else self.candidates[rows]
+        return evaluation_batch(self.holdout, rows, self.stage, self.maxlen, candidates)
+
+    def rows_by_length(self, batch_size: int, process: int, processes: int) -> list[np.ndarray]:
+        """Users of like history lengths together, which packs them best; each process takes its own batches."""
+        lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
+        order = np.argsort(lengths, kind="stable")
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)][process::processes]

@@ -1,0 +1,240 @@
+"""Interactions as flat arrays (as a CSR matrix), their last-item holdout, and the cache of the arrays."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+
+from sasrec_lab.config import Catalogue, DatasetConfig, Format, InputError, Windows, plain
+from sasrec_lab.data import source
+from sasrec_lab.data.interactions import clean, read_interactions
+from sasrec_lab.data.synthetic import make_interactions
+
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1  # raise it when what is written below changes its meaning
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Every user's interactions in time order. N interactions; external ids are kept as the file has them.
+
+    `items[offsets[u]:offsets[u + 1]]` are the items (1..num_items) of user u (0..num_users - 1).
+    """
+
+    items: np.ndarray  # (N,) int32
+    offsets: np.ndarray  # (num_users + 1,) int64
+    user_ids: np.ndarray  # (num_users,) int64 or text
+    item_ids: np.ndarray  # (num_items,) int64 or text; item i is item_ids[i - 1]
+    times: np.ndarray | None  # (N,)
+    weights: np.ndarray | None  # (N,) float32
+    file: str
+    sha256: str | None  # of the unzipped file; None for a generated data set
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)  # (num_users,)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The last item of each user is the test, the one before it validation, the rest training.
+
+    Users with two interactions serve training only, users with fewer nothing. `items` holds what the model knows, so
+    with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
+    """
+
+    items: np.ndarray  # (N,) int32, 1..num_items
+    weights: np.ndarray | None  # (N,) float32
+    starts: np.ndarray  # (num_users,) first item of a user in `items`
+    train_ends: np.ndarray  # (num_users,) one past the last training item: validation reads items[start:train_end]
+    val_ends: np.ndarray  # (num_users,) one past the validation item: the test reads items[start:val_end]
+    users: np.ndarray  # (E,) the held-out users
+    val_targets: np.ndarray  # (E,) int32
+    test_targets: np.ndarray  # (E,) int32
+    window_starts: np.ndarray  # (W,) a training window is items[start:end]: inputs all but the last, labels all but the
+    window_ends: np.ndarray  # (W,)    first, so at most maxlen + 1 items
+    window_users: np.ndarray  # (W,)
+    item_ids: np.ndarray  # (num_items,)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+
+def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
+    """The data set's arrays, memory-mapped from the cache, which is built first where it is not there.
+
+    The cache is keyed by the file's checksum and by every key that decides what is read and kept.
+
+    Raises:
+        InputError: the file cannot be had, read or cleaned.
+    """
+    root = source.data_root(data_dir)
+    if dataset.format is Format.synthetic:
+        path, data, sha256 = Path("(generated)"), b"", None
+    else:
+        path = source.find(dataset, root)
+        data, sha256 = source.read(path, dataset.sha256)
+    folder = _cache_folder(root) / f"{dataset.name}-{_cache_key(dataset, sha256)}"
+    if not folder.is_dir():
+        table = make_interactions(dataset.synthetic) if dataset.synthetic else read_interactions(data, path, dataset)
+        _write(to_arrays(clean(table, dataset)), folder)
+    return Sequences(**_read(folder), file=path.name.removesuffix(".gz"), sha256=sha256)
+
+
+def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The arrays of `Sequences` from a clean table, which is sorted by user and time."""
+    users, user_ids = pd.factorize(table["user"], sort=True)
+    items, item_ids = pd.factorize(table["item"], sort=True)
+    arrays = {
+        "items": (items + 1).astype(np.int32),
+        "offsets": np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64),
+        "user_ids": _ids(user_ids),
+        "item_ids": _ids(item_ids),
+    }
+    if np.any(np.diff(users) < 0):
+        raise AssertionError("the table is not sorted by user")
+    if "time" in table:
+        arrays["times"] = table["time"].to_numpy()
+    if "weight" in table:
+        arrays["weights"] = table["weight"].to_numpy(np.float32)
+    return arrays
+
+
+def hold_out(sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int) -> Holdout:
+    """Split every sequence and cut the training windows.
+
+    Raises:
+        InputError: no user has the three interactions that a holdout needs, or none the two that training needs.
+    """
+    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    lengths = ends - starts  # (num_users,)
+    held_out = lengths >= 3
+    users = np.flatnonzero(held_out)
+    if not len(users):
+        raise InputError(
+            f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
+            f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
+        )
+    train_ends = ends - 2 * held_out
+    window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
+    if not len(window_users):
+        raise InputError(
+            f"{sequences.file}: no user has 2 training interactions; with the last two of each held out,"
+            f" the longest of {len(lengths)} users has {lengths.max()}"
+        )
+    if catalogue is Catalogue.train:
+        known = _in_windows(sequences, window_starts, window_ends)
+    else:
+        known = np.ones(len(sequences.item_ids), dtype=bool)
+    number = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)  # old item number -> new one, 0 unknown
+    items = number[sequences.items]
+    kept = items > 0
+    moved = np.concatenate([[0], np.cumsum(kept)])  # place in the file's sequence -> place among the known items
+    return Holdout(
+        items=items[kept],
+        weights=None if sequences.weights is None else np.asarray(sequences.weights)[kept],
+        starts=moved[starts],
+        train_ends=moved[train_ends],
+        val_ends=moved[train_ends + held_out],
+        users=users,
+        val_targets=items[train_ends[users]],
+        test_targets=items[train_ends[users] + 1],
+        window_starts=moved[window_starts],
+        window_ends=moved[window_ends],
+        window_users=window_users,
+        item_ids=np.asarray(sequences.item_ids)[known],
+    )
+
+
+def cut_windows(
+    starts: np.ndarray, ends: np.ndarray, windows: Windows, maxlen: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, end and user of the training windows of at most maxlen + 1 items, so maxlen inputs and maxlen labels.
+
+    `last`: the newest window of each user with two items or more (the paper's and RecTools' way). `all`: the windows
+    follow one another from the end; the first item of one is the last label of the one before, so every item but a
+    user's first is a label exactly once.
+    """
+    labels = ends - starts - 1  # (num_users,)
+    count = np.maximum(0, -(-labels // maxlen))  # windows of each user
+    if windows is Windows.last:
+        count = np.minimum(count, 1)
+    user = np.repeat(np.arange(len(starts)), count)  # (W,)
+    back = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)  # 0 for a user's newest window, 1, ...
+    window_ends = ends[user] - back * maxlen
+    return np.maximum(starts[user], window_ends - maxlen - 1), window_ends, user
+
+
+def _in_windows(sequences: Sequences, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which items occur in a training window."""  # (num_items,) bool
+    depth = np.bincount(starts, minlength=len(sequences.items) + 1) - np.bincount(
+        ends, minlength=len(sequences.items) + 1
+    )
+    inside = np.cumsum(depth)[:-1] > 0  # (N,)
+    return np.bincount(sequences.items[inside], minlength=len(sequences.item_ids) + 1)[1:] > 0
+
+
+def _ids(index: pd.Index) -> np.ndarray:
+    return index.to_numpy() if pd.api.types.is_integer_dtype(index) else index.to_numpy(dtype=str)
+
+
+def _cache_folder(root: Path) -> Path:
+    """`cache/` in the data root; in the user's cache folder where the root is read-only."""
+    for folder in (root / "cache", Path(pooch.os_cache("sasrec_lab")) / "cache"):
+        if _writable(folder):
+            return folder
+    raise InputError(f"neither {root / 'cache'} nor the user's cache folder can be written; give data_dir=<a folder>")
+
+
+def _writable(folder: Path) -> bool:
+    parent = folder if folder.is_dir() else folder.parent
+    if parent.is_dir() and not parent.stat().st_mode & 0o222:  # marked read-only; root could write all the same
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _cache_key(dataset: DatasetConfig, sha256: str | None) -> str:
+    elsewhere = ("name", "path", "sources", "sha256", "windows", "catalogue")  # not about the arrays' content
+    kept = {key: value for key, value in plain(dataset).items() if key not in elsewhere}
+    return hashlib.sha256(json.dumps([CACHE_FORMAT, sha256, kept], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Write all or nothing; of two runs that build the same folder the first one's stands."""
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array)
+        draft.chmod(0o755)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise InputError(f"{folder}: the cache cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, np.ndarray | None]:
+    names = ("items", "offsets", "user_ids", "item_ids", "times", "weights")
+    there = set(os.listdir(folder))
+    return {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") if f"{name}.npy" in there else None for name in names
+    }

@@ -1,0 +1,119 @@
+"""The LightningModule: training, validation and test steps, and the optimiser."""
+
+import logging
+from math import cos, isfinite, pi
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import CatMetric, MeanMetric
+
+from sasrec_lab.config import InputError, OptimizerName, TrainConfig, plain
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.losses import LOSSES
+from sasrec_lab.metrics import HoldoutMetrics
+from sasrec_lab.model.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+
+class SequentialRecommender(pl.LightningModule):
+    """An encoder, a loss, and what is measured.
+
+    A checkpoint holds `num_items` and the config as plain values, so it loads with `weights_only=True`.
+    """
+
+    def __init__(self, num_items: int, cfg: TrainConfig):
+        super().__init__()
+        self.save_hyperparameters({"num_items": num_items, "config": plain(cfg)}, logger=False)
+        self.cfg = cfg
+        self.encoder = Encoder(num_items, cfg.model)
+        self.loss = LOSSES[cfg.loss.name]
+        self.train_loss = MeanMetric()
+        self.metrics = HoldoutMetrics(num_items, cfg.evaluation)
+        self.validation: dict[str, float] = {}  # the newest validation metrics
+        self.ranks = nn.ModuleDict({name: CatMetric() for name in ("user", "target", "rank", "sampled_rank")})
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(self.encoder(batch), self.encoder.item_table, batch)
+        self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout follows from seed and epoch alone, so a resumed run goes on as the uninterrupted one would have."""
+        words = np.random.SeedSequence([self.cfg.seed, self.current_epoch, self.global_rank]).generate_state(1)
+        torch.manual_seed(int(words[0]))
+
+    def on_train_epoch_end(self) -> None:
+        loss = float(self.train_loss.compute())
+        self.train_loss.reset()
+        if not isfinite(loss):
+            raise InputError(
+                f"training diverged in epoch {self.current_epoch}: the loss is {loss};"
+                f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
+            )
+        self.log("train/loss", loss, rank_zero_only=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
+        monitor = self.cfg.evaluation.monitor
+        measured = self.trainer.callback_metrics.get(monitor)
+        log.info(f"epoch {self.current_epoch:3d}  loss {loss:.4f}" + ("" if measured is None else f"  {monitor} {measured:.4f}"))
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        self.metrics.update(self.score(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validation = self.metrics.take("val")
+        self.log_dict(self.validation, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validation"] = self.validation
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        ranks = self.metrics.update(self.score(batch), batch)
+        for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
+            self.ranks[name].update(column.double())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.metrics.take("test"), rank_zero_only=True)
+
+    def test_ranks(self) -> dict[str, Tensor]:
+        """Per tested user, in the order of user numbers: user, target, rank, and sampled_rank where asked."""
+        columns = {name: metric.compute().long() for name, metric in self.ranks.items() if metric.update_called}
+        order = columns["user"].argsort()
+        return {name: column[order].cpu() for name, column in columns.items()}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        cfg = self.cfg.optimizer
+        kind = torch.optim.AdamW if cfg.name is OptimizerName.adamw else torch.optim.Adam
+        optimizer = kind(
+            self.encoder.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True
+        )
+        if not cfg.warmup_steps and not cfg.cosine:
+            return {"optimizer": optimizer}
+        steps = self.trainer.estimated_stepping_batches if cfg.cosine else None
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, cfg.warmup_steps, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def score(self, batch: EvaluationBatch) -> Tensor:
+        """Scores of all items for each user; a user without a known item gets NaN, the worst rank."""  # (U, V)
+        table = self.encoder.item_table
+        scores = torch.full((len(batch.users), len(table)), float("nan"), device=table.device)
+        if batch.inputs is not None:
+            states = self.encoder.last(batch.inputs)
+            if len(batch.ranked) == len(batch.users):
+                return (states @ table.T).float()
+            scores[batch.ranked] = (states @ table.T).float()
+        return scores
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """Rises linearly to 1 over the warm-up, then falls to 0 on a cosine where `total_steps` says how many there are."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if total_steps is None:
+        return 1.0
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + cos(pi * min(1.0, done)))

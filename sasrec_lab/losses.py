@@ -1,0 +1,91 @@
+"""Losses from states, never from logits. T tokens, D dim, V items, N negatives.
+
+Each takes `(states (T, D), item_table (V, D), batch)` and gives the mean over the tokens that have a target; the weight
+of a target's interaction multiplies its loss and does not change the number divided by (as RecTools).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasrec_lab.config import LossName
+from sasrec_lab.data.batches import PackedBatch
+
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # logits at once: what the second-level cache, or memory, likes
+
+
+def softmax(states: Tensor, item_table: Tensor, batch: PackedBatch) -> Tensor:
+    """Cross-entropy over the whole catalogue ("Turning Dross Into Gold Loss", RecTools)."""
+    return LinearCrossEntropy.apply(states, item_table, (batch.targets - 1).clamp(min=0), _shares(batch))
+
+
+def bce(states: Tensor, item_table: Tensor, batch: PackedBatch) -> Tensor:
+    """-log s(target) - sum of log s(-negative): the paper's eq. (7), as the authors' code normalises it (model.py)."""
+    positive = (states * F.embedding(batch.targets.clamp(min=1) - 1, item_table)).sum(-1)  # (T,)
+    negatives = F.embedding(batch.negatives - 1, item_table)  # (T, N, D)
+    negative = torch.einsum("td,tnd->tn", states, negatives)  # (T, N)
+    return ((F.softplus(-positive) + F.softplus(negative).sum(-1)) * _shares(batch)).sum()
+
+
+LOSSES = {LossName.softmax: softmax, LossName.bce: bce}
+
+
+def _shares(batch: PackedBatch) -> Tensor:
+    """What a token's loss counts in the batch's: its weight over the number of targets, 0 where there is none."""
+    has_target = (batch.targets > 0).float()  # (T,)
+    weights = has_target if batch.weights is None else has_target * batch.weights
+    return weights / has_target.sum().clamp(min=1)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """sum of shares * cross_entropy(states @ item_table', targets), gradients made in the forward pass.
+
+    A chunk of tokens at a time its logits are made, turned into probabilities and used up for both gradients while they
+    lie in the cache, so (T, V) logits never exist: half the time of logits and autograd, and memory that does not
+    grow with T * V. The plain twin is in tests/test_losses.py.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            loss, states_grad, table_grad = _cross_entropy_and_gradients(
+                states, item_table, targets, shares, matmul_dtype=_matmul_dtype(states)
+            )
+        ctx.save_for_backward(states_grad, table_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        states_grad, table_grad = ctx.saved_tensors
+        return states_grad * grad_output, table_grad * grad_output, None, None
+
+
+def _matmul_dtype(states: Tensor) -> torch.dtype:
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+def _cross_entropy_and_gradients(
+    states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor, *, matmul_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    states, shares = states.detach(), shares[:, None]
+    table = item_table.detach().to(matmul_dtype)
+    states_grad = torch.empty_like(states)
+    table_grad = torch.zeros_like(item_table)
+    losses = torch.empty_like(shares)
+    rows = max(16, CHUNK_ELEMENTS["cuda" if states.is_cuda else "cpu"] // len(item_table))
+    for start in range(0, len(states), rows):
+        chunk = slice(start, start + rows)
+        h, target, share = states[chunk].to(matmul_dtype), targets[chunk, None], shares[chunk]
+        logits = (h @ table.T).float()  # (rows, V)
+        target_logit = logits.gather(1, target)
+        largest = logits.amax(1, keepdim=True)
+        p = logits.sub_(largest).exp_()
+        total = p.sum(1, keepdim=True)
+        losses[chunk] = share * (total.log() + largest - target_logit)
+        p = p.to(matmul_dtype)
+        scale = share / total  # the softmax's denominator goes into the small factors, not through the large matrix
+        states_grad[chunk] = (p @ table) * scale - table[target[:, 0]] * share
+        table_grad.addmm_(p.T.float() if p.dtype != table_grad.dtype else p.T, h.to(table_grad.dtype) * scale)
+    table_grad.index_add_(0, targets, states * -shares)
+    return losses.sum(), states_grad, table_grad

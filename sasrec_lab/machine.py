@@ -1,0 +1,84 @@
+"""What the run stands on: the device, the backend of matrix products, versions, memory."""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+MAX_ERROR = 2e-6  # relative, of a product over 256 terms in float32; bfloat16 would be off by 1e-3
+
+
+def fastest_exact_matmul(device: torch.device) -> str:
+    """Choose how float32 matrices are multiplied and say so.
+
+    On some CPUs (AMD's) torch's default library leaves half of the speed unused, and the "medium" precision switch sends
+    products to oneDNN, which computes them in real float32; on CPUs with AMX the same switch computes in bfloat16.
+    So both are tried on a product of the kind training makes: the switch stays only where it is exact and faster.
+    """
+    if device.type != "cpu":
+        torch.set_float32_matmul_precision("highest")
+        return f"{device.type} float32 without TF32"
+    random = torch.Generator().manual_seed(0)
+    a, b = torch.randn(1024, 256, generator=random), torch.randn(256, 2048, generator=random)
+    exact = a.double() @ b.double()
+    default = _seconds(a, b)
+    torch.set_float32_matmul_precision("medium")
+    error = ((a @ b).double() - exact).norm() / exact.norm()
+    onednn = _seconds(a, b)
+    flop = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    if error < MAX_ERROR and onednn < 0.9 * default:
+        return f"oneDNN float32, {flop / onednn / 1e9:.0f} GFLOP/s (default: {flop / default / 1e9:.0f})"
+    torch.set_float32_matmul_precision("highest")
+    return f"torch's default float32, {flop / default / 1e9:.0f} GFLOP/s"
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What run.json says of the machine; chooses the backend of matrix products on the way."""
+    return {
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "matmul": fastest_exact_matmul(device),
+        "versions": versions(),
+        "system": platform.platform(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "pandas", "numpy", "sasrec-lab")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
+            found[name] = "not installed"
+    return {"python": platform.python_version(), **found}
+
+
+def peak_memory_mb() -> dict[str, int]:
+    """Most memory that the process has held, and most that tensors have held on the GPU, in MiB."""
+    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss is in bytes there, in KiB elsewhere
+    peak = {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit // 1024}
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated() // 2**20
+    return peak
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of the product, the best of five after a warm-up."""
+    out = torch.empty(a.shape[0], b.shape[1])
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,61 @@
+"""A transformer block over packed tokens. T tokens, D dim."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sasrec_lab.config import Activation, ModelConfig, Norm
+from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.model.attention import attend
+from sasrec_lab.model.dropout import dropout
+
+
+class Block(nn.Module):
+    """Self-attention, then a point-wise feed-forward. Paper: III-B, eq. (2) to (5); with `norm: sasrec` as the authors'
+    code, which differs from the paper: only queries are normalised, and residuals are added to the *normalised* input.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
+        self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        self.query = nn.Linear(cfg.dim, cfg.dim)
+        self.key = nn.Linear(cfg.dim, cfg.dim)
+        self.value = nn.Linear(cfg.dim, cfg.dim)
+        self.output = nn.Linear(cfg.dim, cfg.dim) if cfg.output_projection else nn.Identity()
+        self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        self.feed_forward = FeedForward(cfg)
+
+    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:  # (T, D) -> (T, D)
+        if self.norm is Norm.post:
+            x = self.attention_norm(self._add(x, self._attend(x, x, batch)))
+            return self.feed_forward_norm(self._add(x, self.feed_forward(x)))
+        normed = self.attention_norm(x)
+        if self.norm is Norm.pre:
+            x = self._add(x, self._attend(normed, normed, batch))
+            return self._add(x, self.feed_forward(self.feed_forward_norm(x)))
+        x = self._add(normed, self._attend(normed, x, batch))
+        normed = self.feed_forward_norm(x)
+        return self._add(normed, self.feed_forward(normed))
+
+    def _attend(self, queries: Tensor, others: Tensor, batch: PackedBatch) -> Tensor:
+        rate = self.rate if self.training else 0.0
+        q, k, v = self.query(queries), self.key(others), self.value(others)
+        return self.output(attend(q, k, v, batch, self.heads, rate))
+
+    def _add(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + change if self.residual else change
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, dropout behind the activation and behind the second, as the authors'."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.rate = cfg.dropout
+        self.activation = F.relu if cfg.activation is Activation.relu else F.gelu
+        self.inner = nn.Linear(cfg.dim, cfg.ff_dim or cfg.dim)
+        self.outer = nn.Linear(cfg.ff_dim or cfg.dim, cfg.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.rate if self.training else 0.0
+        return dropout(self.outer(dropout(self.activation(self.inner(x)), rate)), rate)

@@ -1,0 +1,76 @@
+"""SASRec: packed item ids -> one state a token. T tokens, B sequences, D dim, V items."""
+
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from sasrec_lab.config import Init, ModelConfig, PosEmb
+from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.model.blocks import Block
+from sasrec_lab.model.dropout import dropout
+
+
+class Encoder(nn.Module):
+    """The state of a token stands for the user after that item; its dot product with an item's vector is the score.
+
+    Row i of the item tables is item i + 1: there is no pad item. Positions are counted from the newest item, which
+    is what the left-padded original's learned positions amount to.
+    Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; every place where implementations differ is a key.
+    """
+
+    def __init__(self, num_items: int, cfg: ModelConfig):
+        super().__init__()
+        self.rate = cfg.dropout
+        self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
+        self.input_items = nn.Embedding(num_items, cfg.dim)
+        self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
+        self.positions = nn.Embedding(cfg.maxlen, cfg.dim) if cfg.pos_emb is PosEmb.learned else None
+        if cfg.pos_emb is PosEmb.sinusoidal:
+            self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
+        self.pos_emb = cfg.pos_emb
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.blocks))
+        self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
+        self.apply(lambda module: _initialise(module, cfg.init))
+
+    @property
+    def item_table(self) -> Tensor:
+        """Vectors that states are compared with; row i is item i + 1."""
+        return self.output_items.weight  # (V, D)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        x = self.input_items(batch.items - 1) * self.scale  # (T, D)
+        if self.pos_emb is PosEmb.learned:
+            x = x + self.positions(batch.positions)
+        elif self.pos_emb is PosEmb.sinusoidal:
+            x = x + self.sinusoids[batch.positions]
+        x = dropout(x, self.rate if self.training else 0.0)
+        for block in self.blocks:
+            x = block(x, batch)
+        return self.final_norm(x)  # (T, D)
+
+    def last(self, batch: PackedBatch) -> Tensor:
+        """The state of each sequence's newest item."""
+        return self(batch)[batch.last]  # (B, D)
+
+
+def _initialise(module: nn.Module, init: Init) -> None:
+    """All matrices alike, biases zero (RecTools, SASRec.pytorch; the authors' Glorot is xavier_uniform)."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        if init is Init.normal:
+            nn.init.normal_(module.weight, std=0.02)
+        elif init is Init.xavier_uniform:
+            nn.init.xavier_uniform_(module.weight)
+        else:
+            nn.init.xavier_normal_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def _sinusoids(maxlen: int, dim: int) -> Tensor:
+    """Vaswani et al. 2017 (arXiv 1706.03762), 3.5."""
+    angles = torch.arange(maxlen)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-log(10000.0) / dim))
+    table = torch.zeros(maxlen, dim)
+    table[:, 0::2] = angles.sin()
+    table[:, 1::2] = angles.cos()[:, : dim // 2]
+    return table  # (L, D)

@@ -1,0 +1,90 @@
+"""What a run says in words: its protocol, the two lines it opens with and the table it closes with."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from sasrec_lab.config import TrainConfig, plain
+from sasrec_lab.data.sequences import Holdout, Sequences
+
+_FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
+
+
+def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
+    """Everything that makes two numbers comparable."""
+    dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
+    validated = cfg.trainer.get("limit_val_batches", 1.0) != 0
+    return {
+        "dataset": dataset["name"],
+        "file": sequences.file,
+        "sha256": sequences.sha256,
+        "users": len(sequences.user_ids),
+        "items": len(sequences.item_ids),
+        "interactions": len(sequences.items),
+        "filters": {key: dataset[key] for key in _FILTERS},
+        "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
+        "holdout": "last item: test = last, validation = the one before, of users with 3 interactions or more",
+        "held_out_users": len(holdout.users),
+        "training_windows": dataset["windows"],
+        "catalogue": dataset["catalogue"],
+        "candidates": {"full": holdout.num_items},
+        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")} if evaluation["sampled"] else None,
+        "seen_items": "left out, a target among them is a miss" if evaluation["filter_seen"] else "ranked like the others",
+        "ties": "a rank counts every other candidate that does not score below the target",
+        "selected_by": evaluation["monitor"] if validated else "last epoch",
+    }
+
+
+def data_line(sequences: Sequences, holdout: Holdout) -> str:
+    lengths = sequences.lengths
+    return (
+        f"data   {sequences.file}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
+        f" {len(sequences.items):,} interactions ({lengths.mean():.1f} a user, median"
+        f" {sorted(lengths)[len(lengths) // 2]:,}, longest {lengths.max():,}); {len(holdout.users):,} users held out"
+        + ("" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model")
+    )
+
+
+def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
+    model = cfg.model
+    return (
+        f"model  {model.blocks} blocks, {model.heads} heads, dim {model.dim}, maxlen {model.maxlen}, {cfg.loss.name.name}:"
+        f" {facts['parameters']:,} parameters on {facts['device']}; matrix products: {facts['matmul']}"
+    )
+
+
+def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
+    """NDCG, recall and MRR on the test items, of the model and of popularity, for a reader who has not seen the project."""
+    cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
+    endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
+    rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
+    lines = []
+    for ending in endings:
+        candidates = f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])
+        lines += ["", f"Test: the last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}"]
+        names = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
+        lines.append(" " * 14 + "".join(f"{title:>12}" for title in names))
+        for row, metrics in rows.items():
+            cells = (metrics.get(f"test/{name}{ending}") for name in names.values())
+            lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    best = results["best_epoch"]
+    chosen = f"epoch {best} of {results['epochs']}, the best on validation" if best is not None else "the last epoch"
+    lines += [
+        "",
+        f"checkpoint   {chosen}",
+        f"run folder   {_near(folder)}",
+        f"TensorBoard  {_near(Path(sys.executable).with_name('tensorboard'))} --logdir {_near(folder / 'tb')}",
+    ]
+    return "\n".join(lines)
+
+
+def _all_items(protocol: dict[str, Any]) -> str:
+    unseen = protocol["seen_items"].startswith("left out")
+    return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
+
+
+def _near(path: Path) -> str:
+    """The path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
