@@ -20,6 +20,7 @@ help:
 	@echo 'make setup        only make .venv, which all of these do by themselves'
 
 setup: .venv/.complete
+	@echo "ready: .venv"
 
 train: .venv/.complete
 	@.venv/bin/python -m sasrec_lab.train $(ARGS)

@@ -1,0 +1,173 @@
+"""Every way to install it finds conf/, answers at once, and what is installed is what is declared and pinned."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONF = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
+
+
+def run(*command: object, cwd: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SASREC_LAB_DATA")}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command} in {cwd}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree, so that building leaves nothing in the checkout."""
+    copy = tmp_path_factory.mktemp("source") / "project"
+    for part in ("sasrec_lab", "conf"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, copy)
+    return copy
+
+
+def make_venv(folder: Path, *install: object) -> Path:
+    """A new environment with the project in it, which borrows everything else from the one that runs the tests."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", scheme="venv", vars=paths))
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet")
+    run(*pip, "--no-deps", "--no-index", "--no-build-isolation", *install, cwd=folder.parent)
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it is published: built from the sdist, which is built from the tree."""
+    dist = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source, cwd=dist)
+    return next(dist.glob("*.whl"))
+
+
+def assert_runs(bin_folder: Path, elsewhere: Path, home: Path) -> None:
+    """Both commands, from a folder that has nothing to do with the project, compose the config that lies at `home`."""
+    by_module = run(bin_folder / "python", "-m", "sasrec_lab.train", "--cfg", "job", cwd=elsewhere)
+    by_script = run(bin_folder / "sasrec-train", "--cfg", "job", cwd=elsewhere)
+    assert by_module == by_script
+    assert "\nmodel:\n" in by_module
+    where = run(bin_folder / "python", "-c", "from sasrec_lab.config import CONF_DIR; print(CONF_DIR)", cwd=elsewhere)
+    assert Path(where.strip()).resolve() == home.resolve()
+
+
+def test_wheel(wheel: Path, tmp_path: Path) -> None:
+    bin_folder = make_venv(tmp_path / "venv", wheel)
+    site = Path(
+        run(bin_folder / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
+    inside = sorted(
+        str(file.relative_to(site / "sasrec_lab")) for file in (site / "sasrec_lab" / "conf").rglob("*.yaml")
+    )
+    assert inside == CONF
+    assert not (site / "conf").exists()
+    assert not (site / "tests").exists()
+    assert_runs(bin_folder, tmp_path, home=site / "sasrec_lab" / "conf")
+
+
+def test_editable(source: Path, tmp_path: Path) -> None:
+    bin_folder = make_venv(tmp_path / "venv", "--editable", source)
+    assert_runs(bin_folder, tmp_path, home=source / "conf")
+
+
+def test_clone(source: Path) -> None:
+    """Nothing installed but the libraries: `python -m` in the project's folder."""
+    where = run(sys.executable, "-c", "from sasrec_lab.config import CONF_DIR; print(CONF_DIR)", cwd=source)
+    assert Path(where.strip()).resolve() == (source / "conf").resolve()
+    assert "\nmodel:\n" in run(sys.executable, "-m", "sasrec_lab.train", "--cfg", "job", cwd=source)
+
+
+def test_conf_is_no_package() -> None:
+    assert not list((ROOT / "conf").rglob("*.py"))
+
+
+def test_answers_at_once(tmp_path: Path) -> None:
+    """Importing torch and Lightning takes seconds; help and config must not wait for them."""
+    check = "import sys, sasrec_lab.train; print(sorted({'torch', 'pytorch_lightning', 'pandas'} & set(sys.modules)))"
+    assert run(sys.executable, "-c", check, cwd=tmp_path) == "[]\n"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(sys.executable, "-m", "sasrec_lab.train", "--cfg", "job", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.5
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    return [Requirement(line) for line in lines]
+
+
+def test_constraints_pin_every_dependency() -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    assert "" not in pins.values(), "a line that is not name==version"
+    assert not [version for version in pins.values() if "+" in version], "a local version such as +cpu is on no index"
+    assert not [name for name in pins if name.startswith(("nvidia", "triton", "cuda"))], "not on every platform"
+    for requirement in requirements(*PROJECT["optional-dependencies"]):
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"constraints.txt does not pin {requirement.name}"
+        assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+
+
+@pytest.mark.parametrize("folder", ["sasrec_lab", "scripts", "tests"])
+def test_imports_are_declared(folder: str) -> None:
+    """What a module imports is in pyproject.toml, not there by luck because something else needs it."""
+    extras = [extra for extra in PROJECT["optional-dependencies"] if extra != "test" or folder != "sasrec_lab"]
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)} | {"sasrec-lab"}
+    distributions = packages_distributions()
+    stray = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
+                owners = {canonicalize_name(name) for name in distributions.get(top, [])}
+                if not (ROOT / folder / f"{top}.py").exists() and top != "sasrec_lab" and not owners & declared:
+                    stray.append(f"{file.relative_to(ROOT)} imports {top}")
+    assert not stray
+
+
+def make_setup(folder: Path, **pythons: str) -> str:
+    """stderr of `make setup` on a machine with these Pythons only, each a line of shell."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "bin").mkdir()
+    for name, script in pythons.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / name).chmod(0o755)
+    make = shutil.which("make")
+    env = {"PATH": str(folder / "bin")}
+    done = subprocess.run([make, "setup"], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert not (folder / ".venv" / ".complete").exists()
+    return done.stderr
+
+
+def test_setup_without_a_python_that_fits(tmp_path: Path) -> None:
+    message = make_setup(tmp_path, python3="exit 1", python="exit 0").splitlines()[0]
+    assert message.startswith("no Python 3.11, 3.12 or 3.13 on PATH; install one")
+
+
+def test_setup_without_ensurepip(tmp_path: Path) -> None:
+    script = 'case "$2" in *ensurepip*) exit 1;; *print*) echo 3.12;; esac'
+    message = make_setup(tmp_path, python3=script).splitlines()[0]
+    assert message.startswith("python3 cannot make virtual environments")
+    assert message.endswith("sudo apt install python3.12-venv")
