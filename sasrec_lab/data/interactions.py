@@ -43,6 +43,8 @@ def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.Dat
     Raises:
         InputError: a column or a value is missing or is not what the data set's config says.
     """
+    if re.search(rb"\S", data) is None:
+        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
     columns = _read_lists(data, path, dataset) if dataset.format is Format.lists else _read_table(data, path, dataset)
     table = {
         "user": _ids(columns["user"], dataset.user_type, "dataset.user_type"),
@@ -93,10 +95,9 @@ def _read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _C
     data, separator = _one_character_separator(data, dataset.separator)
     wanted = _wanted(dataset)
     _check_header(_header(data, path, dataset, separator), wanted, path, dataset)
-    table = _parse(data, path, dataset, separator, list(wanted.values()))
-    if len(table) == 0:
-        raise InputError(f"{path} has a header line and no interactions; dataset.path must name a file with some")
+    table = _parse(data, path, dataset, separator, sorted(set(wanted.values())))
     above = 0 if dataset.names else 1  # lines above the first row
+    _check_quotes(data, path, len(table) + above)
 
     def place(row: int) -> str:
         return f"{path}, line {_line_number(data, row + above)}"
@@ -125,13 +126,14 @@ def _one_character_separator(data: bytes, separator: str) -> tuple[bytes, str]:
 def _header(data: bytes, path: Path, dataset: DatasetConfig, separator: str) -> list[str]:
     if dataset.names:
         return list(dataset.names)
-    line = io.BytesIO(data.lstrip(b"\r\n")).readline()
-    if not line.strip():
-        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
+    filled = (line for line in io.BytesIO(data) if line.strip(b"\r\n"))
+    line = next(filled)
+    if next(filled, None) is None:
+        raise InputError(f"{path} has a header line and no interactions; dataset.path must name a file with some")
     try:
         return csv.read_csv(io.BytesIO(line), parse_options=csv.ParseOptions(delimiter=separator)).column_names
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: the header line cannot be read ({error}); the file must be UTF-8 text") from error
+        raise InputError(f"{path}: the header line cannot be read ({error}); it must be UTF-8 text") from error
 
 
 def _check_header(header: list[str], wanted: dict[str, str], path: Path, dataset: DatasetConfig) -> None:
@@ -174,19 +176,25 @@ def _parse(data: bytes, path: Path, dataset: DatasetConfig, separator: str, want
         return parse(threads=True)
     except pa.ArrowInvalid as error:
         if not refused:
-            raise InputError(f"{path} cannot be read ({error}); the file must be UTF-8 text") from error
+            raise InputError(
+                f"{path} cannot be read ({error}); it must be UTF-8 text, with a quote closed on its line"
+            ) from error
     refused.clear()
     with suppress(pa.ArrowInvalid):
         parse(threads=False)  # once more, because rows are numbered only without threads
     row = refused[0]
-    raise InputError(
-        f"{path}, line {_line_number(data, row.number - 1)}: {_columns(row.actual_columns)},"
-        f" not {row.expected_columns} as above; correct the line or leave it out"
-    )
+    count = f"{row.actual_columns} column{'s' if row.actual_columns > 1 else ''}, not {row.expected_columns}"
+    model = "dataset.names; correct dataset.names, or" if dataset.names else "the header;"
+    line = _line_number(data, row.number - 1)
+    raise InputError(f"{path}, line {line}: {count} as in {model} correct the line or leave it out")
 
 
-def _columns(count: int) -> str:
-    return "1 column" if count == 1 else f"{count} columns"
+def _check_quotes(data: bytes, path: Path, lines: int) -> None:
+    """An open quote would swallow the rows below it without a word; so no value may go over several lines."""
+    if b'"' not in data or lines >= sum(1 for line in io.BytesIO(data) if line.strip(b"\r\n")):
+        return
+    number = next(number for number, line in enumerate(io.BytesIO(data), 1) if line.count(b'"') % 2)
+    raise InputError(f"{path}, line {number}: a quote is not closed on its line; close it or leave the line out")
 
 
 def _line_number(data: bytes, index: int) -> int:
@@ -203,13 +211,11 @@ def _read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _C
     try:
         lines = pc.utf8_trim_whitespace(pa.array(data.decode().split("\n"), pa.string()))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read ({error}); the file must be UTF-8 text") from error
+        raise InputError(f"{path} cannot be read ({error}); it must be UTF-8 text") from error
     filled = pc.not_equal(lines, "")
     numbers = np.flatnonzero(filled.to_numpy(zero_copy_only=False)) + 1
     words = pc.utf8_split_whitespace(lines.filter(filled))
     counts = pc.list_value_length(words).to_numpy() - 1  # items of each line
-    if len(counts) == 0:
-        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
     if not counts.all():
         raise InputError(f"{path}, line {numbers[counts.argmin()]}: a user without an item; leave the line out")
     numbers = np.repeat(numbers, counts)
@@ -262,7 +268,9 @@ def _times(column: _Column) -> np.ndarray:
     kinds = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
     kind = next((kind for kind in kinds if _cast(column.values[:1], kind) is not None), None)
     if kind is None:
-        raise column.refuse(0, "neither a number nor an ISO date", "correct it, or give the column of the times")
+        raise column.refuse(
+            0, "neither a number nor an ISO date", "correct it, or give the column of the times: dataset.time=..."
+        )
     if kind == pa.float64():
         return _numbers(column)
     times = _cast(column.values, kind)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from sasrec_lab.config import CONF_DIR, DatasetConfig, InputError, load
+from sasrec_lab.data import source
+from sasrec_lab.data.interactions import clean, read_interactions
+
+NAMES = sorted(path.stem for path in Path(CONF_DIR, "dataset").glob("*.yaml"))
+OWN = ["dataset.path=my/interactions.csv"]  # dataset=csv asks for it
+
+# users, items, interactions as published
+COUNTS = {
+    "bert4rec_beauty": (40_226, 54_542, 353_962),
+    "kion": (962_179, 15_706, 5_476_251),
+    "ml_100k": (943, 1_682, 100_000),
+    "ml_1m": (6_040, 3_706, 1_000_209),
+    "ml_20m": (138_493, 26_744, 20_000_263),
+    "ml_latest_small": (610, 9_724, 100_836),
+    "s3rec_beauty": (22_363, 12_101, 198_502),
+    "s3rec_sports": (35_598, 18_357, 296_337),
+    "s3rec_toys": (19_412, 11_924, 167_597),
+    "sasrec_beauty": (52_204, 57_289, 394_908),
+    "sasrec_games": (31_013, 23_715, 287_107),
+    "sasrec_ml_1m": (6_040, 3_416, 999_611),
+}
+
+
+def dataset_config(name: str) -> DatasetConfig:
+    return load([f"dataset={name}", *(OWN if name == "csv" else [])]).dataset
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_data_set_composes_under_its_own_name(name):
+    assert dataset_config(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_file_has_a_source_and_what_comes_in_an_archive_a_member(name):
+    dataset = dataset_config(name)
+    assert bool(dataset.sources) == (name not in ("csv", "synthetic"))
+    for place in dataset.sources:
+        archive = place.pip is not None or place.url.endswith(".zip")
+        assert archive == (place.member is not None)
+        assert place.url is None or place.url.startswith("https://")
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_counts_are_the_published_ones(name, data_root):
+    dataset = dataset_config(name)
+    if not any((data_root / f"{dataset.path}{suffix}").exists() for suffix in ("", ".gz")):
+        pytest.skip(f"needs {dataset.path} in SASREC_LAB_DATA")
+    path = source.find(dataset, data_root)
+    data, _ = source.read(path, dataset.sha256)
+    table = clean(read_interactions(data, path, dataset), dataset)
+    assert (table["user"].nunique(), table["item"].nunique(), len(table)) == COUNTS[name]
+
+
+def test_an_own_file_must_be_named():
+    with pytest.raises(InputError, match=r"^dataset\.path has no value; give it one"):
+        load(["dataset=csv"])

@@ -1,0 +1,448 @@
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, Repeats, WeightConfig, load
+from sasrec_lab.data import source
+from sasrec_lab.data.interactions import clean, read_interactions
+
+FILE = Path("x.csv")
+TIMED = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
+PLAIN = replace(TIMED, time=None)
+RATED = replace(TIMED, rating="rating")
+
+
+def table(text: str | bytes, dataset: DatasetConfig = PLAIN, **changes) -> pd.DataFrame:
+    data = text if isinstance(text, bytes) else text.encode()
+    return read_interactions(data, FILE, replace(dataset, **changes))
+
+
+def rows(frame: pd.DataFrame) -> list[tuple]:
+    return list(frame.itertuples(index=False, name=None))
+
+
+def refused(text: str | bytes, dataset: DatasetConfig = PLAIN, **changes) -> str:
+    with pytest.raises(InputError) as caught:
+        table(text, dataset, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Layouts
+
+
+def test_columns_are_found_by_name_and_rows_keep_their_order():
+    read = table(
+        "rating,timestamp,extra,item_id,user_id\n4.5,20,x,7,2\n3,10,y,8,1\n3,10,z,7,2\n",
+        RATED,
+        weight=WeightConfig("rating", above=4, then=3, otherwise=1),
+    )
+    assert list(read) == ["user", "item", "time", "rating", "weight"]
+    assert rows(read) == [(2, 7, 20, 4.5, 3.0), (1, 8, 10, 3.0, 1.0), (2, 7, 10, 3.0, 1.0)]
+    assert [str(kind) for kind in read.dtypes] == ["int64", "int64", "int64", "float64", "float32"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", [",", "\t", "::", "|", " - ", ";"])
+def test_separators_and_line_ends(separator, end):
+    lines = [separator.join(fields) for fields in (("user_id", "item_id"), ("1", "2"), ("3", "4"))]
+    assert rows(table(end.join(lines), separator=separator)) == [(1, 2), (3, 4)]
+
+
+def test_a_file_without_header_line():
+    read = table("1\t9\t5\n2\t8\t3\n", separator="\t", names=["item_id", "other", "user_id"])
+    assert rows(read) == [(5, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("text", ["1 2\n3 4\n", "1 2 \r\n3 4 \r\n", "1 2  \n\n3 4 "])
+def test_user_item_lines(text):
+    assert rows(table(text, separator=" ", names=["user_id", "item_id"])) == [(1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("text", ["1 5 6\n2 7\n", "1 5 6 \r\n\r\n2\t7", "\n 1  5 6\n2 7\n\n"])
+def test_lists(text):
+    assert rows(table(text, format=Format.lists)) == [(1, 5), (1, 6), (2, 7)]
+
+
+def test_lists_of_text():
+    assert rows(table("ann a b\nbob a\n", format=Format.lists)) == [("ann", "a"), ("ann", "b"), ("bob", "a")]
+
+
+def test_a_byte_order_mark_and_quotes_are_no_part_of_a_value():
+    read = table('\ufeffuser_id,item_id\n1,"a, b"\n2,"say ""hi"""\n')
+    assert rows(read) == [(1, "a, b"), (2, 'say "hi"')]
+
+
+# Ids
+
+
+def test_auto_takes_whole_numbers_for_numbers_and_the_rest_for_text():
+    read = table("user_id,item_id\n-1,007\n9223372036854775807,7\n0,x\n")
+    assert rows(read) == [(-1, "007"), (9223372036854775807, "7"), (0, "x")]
+    assert read["user"].dtype == np.int64
+    assert read["item"].dtype == pd.StringDtype(na_value=np.nan)
+    assert table("user_id,item_id\n1,92233720368547758070\n")["item"].tolist() == ["92233720368547758070"]
+    assert table("user_id,item_id\n1,1.5\n2,v1.5\n")["item"].tolist() == ["1.5", "v1.5"]
+
+
+def test_ids_of_a_given_type():
+    assert rows(table("user_id,item_id\n1,007\n2,7\n", item_type=IdType.int)) == [(1, 7), (2, 7)]
+    assert rows(table("user_id,item_id\n1,007\n2,7.0\n", item_type=IdType.str)) == [(1, "007"), (2, "7.0")]
+
+
+@pytest.mark.parametrize("value", ["abc", "1.0", "0x1F", " 5", "92233720368547758070", "1e3"])
+def test_an_id_of_the_wrong_type(value):
+    assert refused(f"user_id,item_id\n1,2\n3,{value}\n", item_type=IdType.int) == (
+        f"x.csv, line 3: column item_id is {value!r}, not a whole number (of 64 bits); use dataset.item_type=str"
+    )
+
+
+def test_decimals_as_ids():
+    assert refused("user_id,item_id\n1,2\n1.0,3\n2.5,3\n") == (
+        "x.csv, line 3: column user_id is '1.0', a decimal number and no id;"
+        " use dataset.user_type=str to take it as text"
+    )
+
+
+@pytest.mark.parametrize("kind", list(IdType))
+def test_a_missing_id(kind):
+    assert refused("user_id,item_id\n1,2\n\n3,\n", item_type=kind) == (
+        "x.csv, line 4: column item_id is missing; every interaction has one; leave the line out"
+    )
+
+
+def test_a_user_without_items_in_lists():
+    assert refused("1 5 6\n\n2\n", format=Format.lists) == ("x.csv, line 3: a user without an item; leave the line out")
+
+
+def test_a_wrong_id_in_lists():
+    assert refused("1 5 6\n\n2 7 x\n", format=Format.lists, item_type=IdType.int) == (
+        "x.csv, line 3: column item_id is 'x', not a whole number (of 64 bits); use dataset.item_type=str"
+    )
+
+
+# Times, ratings and weights
+
+FIX = "correct the line or leave it out"
+NO_DATE = "not an ISO date like 2021-05-11 above"
+NO_TIME = "neither a number nor an ISO date"
+OTHER_COLUMN = "correct it, or give the column of the times: dataset.time=..."
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["10", "9"], [10, 9]),
+        (["10.5", "9"], [10.5, 9.0]),
+        (["10", "9.5"], [10.0, 9.5]),
+        (["1e9", "5"], [1e9, 5.0]),
+        (["1970-01-02", "1969-12-31"], [86400, -86400]),
+        (["1970-01-01 00:01", "1970-01-01T00:00:05"], [60, 5]),
+        (["1970-01-01T01:00:00Z", "1970-01-01T01:00:00+01:00"], [3600, 0]),
+        (["1970-01-01 00:00:01.25", "1970-01-01 00:00:02"], [1.25, 2.0]),
+    ],
+)
+def test_times(written, read):
+    times = table("user_id,item_id,timestamp\n" + "".join(f"1,2,{time}\n" for time in written), TIMED)["time"]
+    assert times.tolist() == read
+    assert times.dtype == type(read[0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1,2,30\n3,4,soon\n", f"line 3: column timestamp is 'soon', not a number; {FIX}"),
+        ("1,2,30\n\n\r\n3,4,\n", f"line 5: column timestamp is missing; {FIX}"),
+        ("1,2,30\n3,4,nan\n", f"line 3: column timestamp is 'nan', not a number; {FIX}"),
+        ("1,2,30\n3,4,2021-05-11\n", f"line 3: column timestamp is '2021-05-11', not a number; {FIX}"),
+        ("1,2,2021-05-11\n3,4,2021-13-01\n", f"line 3: column timestamp is '2021-13-01', {NO_DATE}; {FIX}"),
+        ("1,2,2021-05-11\n3,4,\n", f"line 3: column timestamp is missing; {FIX}"),
+        ("1,2,2021-05-11\n3,4,30\n", f"line 3: column timestamp is '30', {NO_DATE}; {FIX}"),
+        ("1,2,11.05.2021\n", f"line 2: column timestamp is '11.05.2021', {NO_TIME}; {OTHER_COLUMN}"),
+        ("1,2,\n3,4,30\n", f"line 2: column timestamp is missing; {OTHER_COLUMN}"),
+    ],
+)
+def test_a_wrong_time(lines, message):
+    assert refused("user_id,item_id,timestamp\n" + lines, TIMED) == f"x.csv, {message}"
+
+
+@pytest.mark.parametrize(("value", "said"), [("good", "is 'good', not a number"), ("", "is missing")])
+def test_a_wrong_rating(value, said):
+    assert refused(f"user_id,item_id,timestamp,rating\n1,2,3,4\n1,2,3,{value}\n", RATED) == (
+        f"x.csv, line 3: column rating {said}; correct the line or leave it out"
+    )
+
+
+def test_the_wrong_row_is_found_wherever_it_is():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(random.integers(1, 40))
+        wrong = int(random.integers(size))
+        times = [str(time) for time in random.integers(100, size=size)]
+        for row in range(wrong, size, 3):
+            times[row] = "x"
+        lines = "".join(f"1,2,{time}\n" for time in ["1", *times])
+        assert f"line {wrong + 3}: column timestamp is 'x'" in refused("user_id,item_id,timestamp\n" + lines, TIMED)
+
+
+def test_weights():
+    text = "user_id,item_id,pct\n1,2,10\n1,3,10.5\n1,4,\n1,5,nan\n1,6,100\n"
+    weights = table(text, weight=WeightConfig("pct", above=10, then=3, otherwise=1))["weight"]
+    assert weights.tolist() == [1, 3, 1, 1, 3]
+    assert table("user_id,item_id,pct\n1,2,0\n1,3,2.5\n", weight=WeightConfig("pct"))["weight"].tolist() == [0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "above", "said"),
+    [
+        ("x", 10, "is 'x', not a number"),
+        ("x", None, "is 'x', not a number"),
+        ("", None, "is missing"),
+        ("-1", None, "is '-1', a weight below 0"),
+    ],
+)
+def test_a_wrong_weight(value, above, said):
+    message = refused(f"user_id,item_id,pct\n1,2,5\n1,3,{value}\n", weight=WeightConfig("pct", above=above))
+    assert message == f"x.csv, line 3: column pct {said}; correct the line or leave it out"
+
+
+# The file as a whole
+
+NO_HEADER = "if that is no header line, name the columns: dataset.names=[...]"
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("userId,item_id", "no column 'user_id'; the file has {}; did you mean dataset.user=userId?"),
+        ("user_id,itemid", "no column 'item_id'; the file has {}; did you mean dataset.item=itemid?"),
+        ("user_id,b", "no column 'item_id'; the file has {}; say which one it is: dataset.item=..."),
+        ("196,242", f"no column 'user_id'; the file has {{}}; {NO_HEADER}"),
+        ("a;b", "no column 'user_id'; the file has {}; dataset.separator may be another than the file's"),
+        ("user_id,item_id,user_id", "column 'user_id' stands twice in the header; rename one of the two"),
+    ],
+)
+def test_a_missing_column(header, message):
+    message = message.format(header.replace(",", ", "))
+    assert refused(f"{header}\n1,2\n") == f"x.csv: {message}"
+
+
+def test_a_missing_column_of_weights_and_of_given_names():
+    assert refused("user_id,item_id,percent\n1,2,3\n", weight=WeightConfig("percents")) == (
+        "x.csv: no column 'percents'; the file has user_id, item_id, percent;"
+        " did you mean dataset.weight.column=percent?"
+    )
+    assert refused("1,2\n", names=["user_id", "movie"]) == (
+        "x.csv: no column 'item_id'; dataset.names has user_id, movie; say which one it is: dataset.item=..."
+    )
+
+
+@pytest.mark.parametrize("text", ["user_id,item_id", "user_id,item_id\n", "\nuser_id,item_id\r\n\r\n"])
+def test_a_header_line_only(text):
+    assert refused(text) == ("x.csv has a header line and no interactions; dataset.path must name a file with some")
+
+
+@pytest.mark.parametrize("changes", [{}, {"names": ["user_id", "item_id"]}, {"format": Format.lists}])
+def test_empty_lines_only(changes):
+    assert refused("\n\r\n\n", **changes) == (
+        "x.csv has only empty lines; dataset.path must name a file with interactions"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1,2\n\n3\n4\n", "line 4: 1 column, not 2 as in the header"),
+        ("1,2\n3,4,5\n", "line 3: 3 columns, not 2 as in the header"),
+    ],
+)
+def test_a_ragged_row(lines, message):
+    assert refused("user_id,item_id\n" + lines) == f"x.csv, {message}; correct the line or leave it out"
+
+
+def test_a_row_that_does_not_fit_the_given_names():
+    assert refused("1,2,3\n", names=["user_id", "item_id"]) == (
+        "x.csv, line 1: 3 columns, not 2 as in dataset.names;"
+        " correct dataset.names, or correct the line or leave it out"
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
+def test_what_is_no_text(changes):
+    message = refused("user_id,item_id\n1,é\n".encode("latin-1"), **changes)
+    assert message.startswith("x.csv cannot be read (")
+    assert "); it must be UTF-8 text" in message
+
+
+@pytest.mark.parametrize("below", [1, 1_000_000])
+@pytest.mark.parametrize("rows", ['1,"2\n', '1,2\n3,"4\n5,6"\n'])
+def test_an_open_quote_swallows_no_rows(rows, below):
+    line = 2 if rows.startswith('1,"') else 3
+    assert refused("user_id,item_id\n" + rows + "7,8\n" * below) == (
+        f"x.csv, line {line}: a quote is not closed on its line; close it or leave the line out"
+    )
+
+
+def test_a_quote_inside_a_value_is_text():
+    assert table('user_id,item_id\n1,5" pipe\n2,"5"" pipe"\n')["item"].tolist() == ['5" pipe', '5" pipe']
+
+
+def test_lists_have_no_times():
+    assert refused("1 5 6\n", TIMED, format=Format.lists) == (
+        "dataset.time is set, but dataset.format=lists has users and items only; set it to null"
+    )
+
+
+# Cleaning
+
+
+def cleaned(lines: list[tuple], dataset: DatasetConfig = TIMED, **changes) -> list[tuple]:
+    columns = ["user", "item", "time", "rating"][: len(lines[0])]
+    return rows(clean(pd.DataFrame(lines, columns=columns), replace(dataset, **changes)))
+
+
+def not_cleaned(lines: list[tuple], dataset: DatasetConfig = TIMED, **changes) -> str:
+    with pytest.raises(InputError) as caught:
+        cleaned(lines, dataset, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sorted_by_user_and_time_with_ties_in_file_order():
+    lines = [(2, 5, 9), (1, 8, 4), (2, 7, 3), (1, 6, 4), (1, 9, 1), (1, 5, 4)]
+    assert cleaned(lines) == [(1, 9, 1), (1, 8, 4), (1, 6, 4), (1, 5, 4), (2, 7, 3), (2, 5, 9)]
+
+
+def test_without_times_a_users_rows_stay_in_file_order():
+    assert cleaned([("b", 9), ("a", 7), ("b", 3), ("a", 8)], PLAIN) == [("a", 7), ("a", 8), ("b", 9), ("b", 3)]
+
+
+def test_columns_and_index_after_cleaning():
+    lines = pd.DataFrame({"user": [1, 1], "item": [2, 3], "time": [2, 1], "rating": [5, 4], "weight": [1.0, 3.0]})
+    after = clean(lines, RATED)
+    assert list(after) == ["user", "item", "time", "weight"]
+    assert after.index.tolist() == [0, 1]
+    assert rows(after) == [(1, 3, 1, 3.0), (1, 2, 2, 1.0)]
+
+
+def test_ratings_below_the_least_go():
+    lines = [(1, 2, 10, 3), (1, 3, 11, 4), (1, 4, 12, 3.5)]
+    assert cleaned(lines, RATED, min_rating=3.5) == [(1, 3, 11), (1, 4, 12)]
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "left"),
+    [
+        ("86400", None, [3, 4, 5]),
+        (None, "86400", [2, 3]),
+        ("86400", "172799.5", [3, 4]),
+        ("1970-01-02", None, [3, 4, 5]),
+        (None, "1970-01-02", [2, 3, 4]),  # the whole day
+        (None, "1970-01-02T00:00:00", [2, 3]),
+        ("1970-01-02T01:00:00+01:00", "1970-01-02", [3, 4]),
+    ],
+)
+def test_the_time_window_includes_both_ends(since, until, left):
+    lines = [(1, 2, 86399), (1, 3, 86400), (1, 4, 172799), (1, 5, 172800)]
+    assert [item for _, item, _ in cleaned(lines, since=since, until=until)] == left
+
+
+def test_repeats_keep_the_earliest_by_time_then_by_line():
+    lines = [(1, 5, 9), (1, 5, 2), (1, 6, 2), (1, 5, 2), (2, 5, 1)]
+    assert cleaned(lines, repeats=Repeats.keep) == [(1, 5, 2), (1, 6, 2), (1, 5, 2), (1, 5, 9), (2, 5, 1)]
+    assert cleaned(lines, repeats=Repeats.drop) == [(1, 5, 2), (1, 6, 2), (2, 5, 1)]
+
+
+def test_rare_items_go_first_then_rare_users_once_or_until_stable():
+    lines = [(1, 5), (1, 6), (2, 5), (2, 6), (2, 7), (3, 7), (3, 8), (4, 6), (4, 5)]
+    # items 8 (1 time) goes; then user 3 with 1 left; now item 7 has 1 left, which only `until_stable` sees
+    once = cleaned(lines, PLAIN, min_item=2, min_user=2)
+    assert once == [(1, 5), (1, 6), (2, 5), (2, 6), (2, 7), (4, 6), (4, 5)]
+    stable = cleaned(lines, PLAIN, min_item=2, min_user=2, until_stable=True)
+    assert stable == [(1, 5), (1, 6), (2, 5), (2, 6), (4, 6), (4, 5)]
+
+
+def test_a_filter_that_leaves_nothing_is_named():
+    lines = [(1, 2, 10, 3), (1, 3, 11, 4)]
+    assert not_cleaned(lines, RATED, min_rating=6) == (
+        "dataset.min_rating=6 leaves none of 2 interactions; rating goes from 3 to 4"
+    )
+    assert not_cleaned(lines, RATED, since="2021-05-11") == (
+        "dataset.since=2021-05-11 leaves none of 2 interactions; time goes from 10 to 11"
+    )
+    assert not_cleaned(lines, RATED, until="9") == (
+        "dataset.until=9 leaves none of 2 interactions; time goes from 10 to 11"
+    )
+    assert not_cleaned(lines, RATED, min_user=3) == (
+        "dataset.min_item=0 and dataset.min_user=3 leave none of 2 interactions; lower them"
+    )
+
+
+def test_a_bound_that_is_no_time():
+    assert not_cleaned([(1, 2, 10)], since="yesterday") == (
+        "dataset.since=yesterday is neither a number nor an ISO date; write it like 2021-05-11"
+    )
+
+
+def test_fewer_than_two_items():
+    assert not_cleaned([(1, 2, 10), (2, 2, 11)]) == (
+        "dataset csv: 1 item is left after cleaning; a ranking needs at least two"
+    )
+
+
+def test_without_filters_every_interaction_is_kept_once_and_in_order():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        size = int(random.integers(2, 60))
+        lines = [(int(u), int(i), int(t)) for u, i, t in random.integers((5, 9, 4), size=(size, 3))] + [(0, 9, 0)]
+        order = sorted(range(len(lines)), key=lambda row: (lines[row][0], lines[row][2], row))
+        assert cleaned(lines) == [lines[row] for row in order]
+
+
+def test_a_core_is_one():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        lines = [(int(u), int(i), 0) for u, i in random.integers((12, 12), size=(60, 2))]
+        core = pd.DataFrame(cleaned(lines, min_user=3, min_item=3, until_stable=True))
+        assert core[0].value_counts().min() >= 3
+        assert core[1].value_counts().min() >= 3
+
+
+# Published formats, on small files of the same layout
+
+
+ML_1M = "1::1193::5::978300760\n2::661::3::978302109\n"
+ML_20M = "userId,movieId,rating,timestamp\r\n1,2,3.5,1112486027\r\n1,29,4,1112484676\r\n"
+PAIRS = "1 10\n1 11\n2 10\n"
+LISTS = "1 10 11\n2 10\n"
+KION = """user_id,item_id,last_watch_dt,total_dur,watched_pct
+176549,9506,2021-05-11,4250,72.0
+699317,1659,2021-05-29,8317,
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "text", "read"),
+    [
+        ("ml_1m", "ml-1m/ratings.dat", ML_1M, [(1, 1193, 978300760, 5), (2, 661, 978302109, 3)]),
+        ("ml_20m", "ml-20m/ratings.csv", ML_20M, [(1, 2, 1112486027, 3.5), (1, 29, 1112484676, 4)]),
+        ("sasrec_steam", "sasrec-steam/Steam.txt", PAIRS, [(1, 10), (1, 11), (2, 10)]),
+        ("sasrec_games", "sasrec-games/Video.txt", PAIRS, [(1, 10), (1, 11), (2, 10)]),
+        ("s3rec_toys", "s3rec-toys/Toys_and_Games.txt", LISTS, [(1, 10), (1, 11), (2, 10)]),
+        ("kion", "kion/interactions.csv", KION, [(176549, 9506, 1620691200, 3), (699317, 1659, 1622246400, 1)]),
+    ],
+)
+def test_published_formats(tmp_path, name, path, text, read):
+    file = tmp_path / f"{path}.gz"
+    file.parent.mkdir()
+    file.write_bytes(gzip.compress(text.encode()))
+    cfg = load([f"dataset={name}", f"data_dir={tmp_path}", "dataset.sha256=null"])
+    found = source.find(cfg.dataset, source.data_root(cfg.data_dir))
+    data, _ = source.read(found, cfg.dataset.sha256)
+    frame = read_interactions(data, found, cfg.dataset)
+    assert rows(frame) == read
+    assert len(clean(frame, cfg.dataset)) == len(read)

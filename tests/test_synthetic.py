@@ -1,0 +1,69 @@
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from sasrec_lab.config import SyntheticConfig
+from sasrec_lab.data.synthetic import make_interactions
+
+CONFIG = SyntheticConfig(users=2000, items=500, mean_length=20, seed=0)
+
+
+def hits(table: pd.DataFrame) -> tuple[float, float]:
+    """How often a user's last item is among 10 by popularity, and among 10 by what followed the item before it."""
+    last = table.groupby("user").tail(1).set_index("user")["item"]
+    earlier = table.drop(table.groupby("user").tail(1).index)
+    popular = set(earlier["item"].value_counts().index[:10])
+    same = earlier["user"].eq(earlier["user"].shift(-1))
+    pairs = pd.DataFrame({"item": earlier["item"], "next": earlier["item"].shift(-1)})[same].value_counts()
+    following = pairs.reset_index().groupby("item")["next"].apply(lambda items: set(items[:10]))
+    before = earlier.groupby("user").tail(1).set_index("user")["item"]
+    found = [last[user] in following.get(item, ()) for user, item in before.items()]
+    return float(last.isin(popular).mean()), float(np.mean(found))
+
+
+def test_what_comes_next_depends_on_what_came_before():
+    by_popularity, by_order = hits(make_interactions(CONFIG))
+    assert by_order > 0.5 > 0.2 > by_popularity
+
+
+def test_counts_and_types():
+    table = make_interactions(CONFIG)
+    assert list(table) == ["user", "item", "time"]
+    assert (table.dtypes == np.int64).all()
+    assert sorted(table["user"].unique()) == list(range(1, 2001))
+    assert table["item"].between(1, 500).all()
+    lengths = table.groupby("user").size()
+    assert abs(lengths.mean() - 20) < 2
+    assert lengths.median() < lengths.mean()
+
+
+def test_a_user_never_repeats_an_item_and_time_always_goes_on():
+    table = make_interactions(CONFIG)
+    assert not table.duplicated(["user", "item"]).any()
+    gaps = table.groupby("user")["time"].diff().dropna()
+    assert (gaps >= 1).all()
+
+
+def test_some_items_are_far_more_popular():
+    counts = make_interactions(CONFIG)["item"].value_counts()
+    assert counts.iloc[:25].sum() > 3 * counts.iloc[250:275].sum()
+
+
+def test_the_seed_says_all():
+    pd.testing.assert_frame_equal(make_interactions(CONFIG), make_interactions(CONFIG))
+    assert not make_interactions(CONFIG).equals(make_interactions(replace(CONFIG, seed=1)))
+
+
+def test_the_smallest_data():
+    table = make_interactions(SyntheticConfig(users=1, items=2, mean_length=1, seed=0))
+    assert table["user"].tolist() == [1] * len(table)
+    assert table["item"].between(1, 2).all()
+
+
+def test_large_data_takes_seconds():
+    start = time.perf_counter()
+    table = make_interactions(SyntheticConfig(users=300_000, items=20_000, mean_length=6, seed=0))
+    assert time.perf_counter() - start < 30
+    assert abs(len(table) / 300_000 - 6) < 0.2
