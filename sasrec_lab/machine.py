@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-MAX_ERROR = 2e-6  # relative, of a product over 256 terms in float32; bfloat16 would be off by 1e-3
+MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 
 
 def fastest_exact_matmul(device: torch.device) -> str:
@@ -23,17 +23,19 @@ def fastest_exact_matmul(device: torch.device) -> str:
         torch.set_float32_matmul_precision("highest")
         return f"{device.type} float32 without TF32"
     random = torch.Generator().manual_seed(0)
-    a, b = torch.randn(1024, 256, generator=random), torch.randn(256, 2048, generator=random)
+    a, b = torch.randn(320, 64, generator=random), torch.randn(64, 4096, generator=random)
     exact = a.double() @ b.double()
-    default = _seconds(a, b)
-    torch.set_float32_matmul_precision("medium")
-    error = ((a @ b).double() - exact).norm() / exact.norm()
-    onednn = _seconds(a, b)
-    flop = 2 * a.shape[0] * a.shape[1] * b.shape[1]
-    if error < MAX_ERROR and onednn < 0.9 * default:
-        return f"oneDNN float32, {flop / onednn / 1e9:.0f} GFLOP/s (default: {flop / default / 1e9:.0f})"
+    best = dict.fromkeys(("highest", "medium"), float("inf"))
+    for _ in range(10):  # in turns, because other work on the machine comes and goes
+        for precision in best:
+            torch.set_float32_matmul_precision(precision)
+            best[precision] = min(best[precision], _seconds(a, b))
+    error = ((a @ b).double() - exact).norm() / exact.norm()  # of "medium", which was last
+    default, onednn = (f"{2 * exact.numel() * a.shape[1] / seconds / 1e9:.0f} GFLOP/s" for seconds in best.values())
+    if error < MAX_ERROR and best["medium"] < 0.95 * best["highest"]:
+        return f"oneDNN float32, {onednn} (torch's default: {default})"
     torch.set_float32_matmul_precision("highest")
-    return f"torch's default float32, {flop / default / 1e9:.0f} GFLOP/s"
+    return f"torch's default float32, {default}"
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -74,11 +76,7 @@ def peak_memory_mb() -> dict[str, int]:
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of the product, the best of five after a warm-up."""
-    out = torch.empty(a.shape[0], b.shape[1])
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    """Of the product a b."""
+    start = time.perf_counter()
+    torch.mm(a, b)
+    return time.perf_counter() - start
