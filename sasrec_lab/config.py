@@ -13,10 +13,10 @@ from typing import Any, Optional, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 _PACKAGE = Path(__file__).parent
@@ -60,7 +60,7 @@ class SourceConfig:
 
 @dataclass
 class WeightConfig:
-    """The weight of an interaction: `then` where `column` > `above`, else `otherwise`; the column itself if no `above`."""
+    """An interaction's weight: `then` where `column` > `above`, else `otherwise`; the column itself without `above`."""
 
     column: str = MISSING
     above: Optional[float] = None
@@ -117,7 +117,9 @@ class DatasetConfig:
         elif self.path is None:
             raise InputError("dataset.path is empty; name the file to read: dataset.path=my/interactions.csv")
         if self.min_rating is not None and self.rating is None:
-            raise InputError(f"dataset.min_rating={self.min_rating} needs the column of the ratings: dataset.rating=...")
+            raise InputError(
+                f"dataset.min_rating={self.min_rating} needs the column of the ratings: dataset.rating=..."
+            )
         if self.time is None and (self.since is not None or self.until is not None):
             raise InputError("dataset.since and dataset.until need the column of the times: dataset.time=...")
         if self.format is Format.table and len(self.separator) == 0:
@@ -374,7 +376,9 @@ def _explain(error: Exception) -> str:
         group, _, name = found[1].rpartition("/")
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
         names = options[1].split() if options else []
-        return f"{where}{group}={name} does not exist{_did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
+        return (
+            f"{where}{group}={name} does not exist{_did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
+        )
     if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
         name = key[1] if key else found[1]
         return f"{where}unknown key {name!r}{_hint(name)}"

@@ -59,7 +59,10 @@ class SequentialRecommender(pl.LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
-        log.info(f"epoch {self.current_epoch:3d}  loss {loss:.4f}" + ("" if measured is None else f"  {monitor} {measured:.4f}"))
+        log.info(
+            f"epoch {self.current_epoch:3d}  loss {loss:.4f}"
+            + ("" if measured is None else f"  {monitor} {measured:.4f}")
+        )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         self.metrics.update(self.score(batch), batch)

@@ -15,9 +15,9 @@ MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 wo
 def fastest_exact_matmul(device: torch.device) -> str:
     """Choose how float32 matrices are multiplied and say so.
 
-    On some CPUs (AMD's) torch's default library leaves half of the speed unused, and the "medium" precision switch sends
-    products to oneDNN, which computes them in real float32; on CPUs with AMX the same switch computes in bfloat16.
-    So both are tried on a product of the kind training makes: the switch stays only where it is exact and faster.
+    On some CPUs (AMD's) torch's default library leaves speed unused, and the "medium" precision switch sends products
+    to oneDNN, which computes them in real float32; on CPUs with AMX the same switch computes in bfloat16. So both are
+    tried on a product of the kind that training makes: the switch stays only where it is exact and faster.
     """
     if device.type != "cpu":
         torch.set_float32_matmul_precision("highest")

@@ -135,7 +135,7 @@ def write_ranks(folder: Path, ranks: dict[str, Any], user_ids: np.ndarray, item_
 
 
 def code_version() -> dict[str, Any]:
-    """Commit of the clone that the package runs from, and whether it has uncommitted changes; empty where there is none."""
+    """Commit of the clone that the package runs from, and whether it has uncommitted changes; None without a clone."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
@@ -158,7 +158,11 @@ def command() -> str:
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        inner = [_differences(before.get(key), now.get(key), f"{prefix}{key}.") for key in keys if prefix or key not in _NOT_COMPARED]
+        inner = [
+            _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+            for key in keys
+            if prefix or key not in _NOT_COMPARED
+        ]
         return [key for keys in inner for key in keys]
     return [] if before == now else [prefix[:-1]]
 
@@ -171,7 +175,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        raise InputError(f"{folder}: the run folder cannot be written: {error.strerror}; choose another hydra.run.dir") from error
+        raise InputError(
+            f"{folder}: the run folder cannot be written: {error.strerror}; choose another hydra.run.dir"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -29,8 +29,12 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
         "candidates": {"full": holdout.num_items},
-        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")} if evaluation["sampled"] else None,
-        "seen_items": "left out, a target among them is a miss" if evaluation["filter_seen"] else "ranked like the others",
+        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")}
+        if evaluation["sampled"]
+        else None,
+        "seen_items": "left out, a target among them is a miss"
+        if evaluation["filter_seen"]
+        else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
         "selected_by": evaluation["monitor"] if validated else "last epoch",
     }
@@ -49,20 +53,25 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
 def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
     return (
-        f"model  {model.blocks} blocks, {model.heads} heads, dim {model.dim}, maxlen {model.maxlen}, {cfg.loss.name.name}:"
-        f" {facts['parameters']:,} parameters on {facts['device']}; matrix products: {facts['matmul']}"
+        f"model  {model.blocks} blocks, {model.heads} heads, dim {model.dim}, maxlen {model.maxlen}, loss"
+        f" {cfg.loss.name.name}: {facts['parameters']:,} parameters on {facts['device']}; products by {facts['matmul']}"
     )
 
 
 def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
-    """NDCG, recall and MRR on the test items, of the model and of popularity, for a reader who has not seen the project."""
+    """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
     cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
     endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
     rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
     lines = []
     for ending in endings:
-        candidates = f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])
-        lines += ["", f"Test: the last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}"]
+        candidates = (
+            f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])
+        )
+        lines += [
+            "",
+            f"Test: the last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}",
+        ]
         names = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
         lines.append(" " * 14 + "".join(f"{title:>12}" for title in names))
         for row, metrics in rows.items():

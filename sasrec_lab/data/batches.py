@@ -49,7 +49,7 @@ class EvaluationBatch:
 
 
 def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[PackedBatch, np.ndarray]:
-    """Pack items[start:end] of each sequence (none empty); also gives the place in `items` of every token but dummies."""
+    """Pack items[start:end] of each sequence, none empty; also gives the place in `items` of each token, not dummies."""
     lengths = ends - starts  # (B,)
     first = np.cumsum(lengths) - lengths  # (B,) first token of each sequence
     within = np.arange(lengths.sum()) - np.repeat(first, lengths)  # (T,) counted from the oldest
@@ -76,9 +76,7 @@ def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray 
         weights=None
         if holdout.weights is None
         else torch.from_numpy(np.pad(holdout.weights[places + 1], (0, dummies)).astype(np.float32)),
-        negatives=None
-        if negatives is None
-        else _tensor(np.pad(negatives, ((0, dummies), (0, 0)), constant_values=1)),
+        negatives=None if negatives is None else _tensor(np.pad(negatives, ((0, dummies), (0, 0)), constant_values=1)),
     )
 
 

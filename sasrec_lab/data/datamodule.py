@@ -42,7 +42,9 @@ class SequenceData(pl.LightningDataModule):
 
     def evaluation_dataloader(self, stage: str) -> DataLoader:
         data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
-        return DataLoader(data, batch_size=None, sampler=data.rows_by_length(self.cfg.evaluation.batch_size, *self._place()))
+        return DataLoader(
+            data, batch_size=None, sampler=data.rows_by_length(self.cfg.evaluation.batch_size, *self._place())
+        )
 
     def _place(self) -> tuple[int, int]:
         """This process's number and how many there are."""

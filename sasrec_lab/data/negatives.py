@@ -27,7 +27,9 @@ def training_items(holdout: Holdout) -> UserItems:
     return _items_until(holdout, holdout.train_ends)
 
 
-def draw(users: np.ndarray, had: UserItems, rng: np.random.Generator, cumulative: np.ndarray | None = None) -> np.ndarray:
+def draw(
+    users: np.ndarray, had: UserItems, rng: np.random.Generator, cumulative: np.ndarray | None = None
+) -> np.ndarray:
     """One item for each entry of `users`, none that the user has had, with replacement.
 
     Uniform over the catalogue, or in proportion to the increments of `cumulative` (V,).

@@ -235,6 +235,4 @@ def _write(arrays: dict[str, np.ndarray], folder: Path) -> None:
 def _read(folder: Path) -> dict[str, np.ndarray | None]:
     names = ("items", "offsets", "user_ids", "item_ids", "times", "weights")
     there = set(os.listdir(folder))
-    return {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r") if f"{name}.npy" in there else None for name in names
-    }
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") if f"{name}.npy" in there else None for name in names}

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Zero elements with probability `rate` and scale the others so that the mean stays; callers pass 0 to switch it off.
+    """Zero elements with probability `rate` and scale the others so that the mean stays; 0 switches it off.
 
     On the CPU torch draws one Bernoulli after the other, 6.5 ns each, which is a fifth of a training step. Bytes of
-    64-bit random integers cost a tenth; `rate` is rounded to k / 256 for it, and the scale follows, so it stays unbiased.
+    64-bit random integers cost a tenth; `rate` is rounded to k / 256, and the scale follows, so it stays unbiased.
     """
     if rate == 0:
         return x

@@ -16,7 +16,7 @@ class Encoder(nn.Module):
 
     Row i of the item tables is item i + 1: there is no pad item. Positions are counted from the newest item, which
     is what the left-padded original's learned positions amount to.
-    Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; every place where implementations differ is a key.
+    Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a key.
     """
 
     def __init__(self, num_items: int, cfg: ModelConfig):
