@@ -1,0 +1,39 @@
+"""A few users' items written out as the arrays that the package works on."""
+
+import numpy as np
+
+from sasrec_lab.config import Catalogue, Windows
+from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
+
+
+def sequences_of(users: list[list[int]], weights: list[list[float]] | None = None) -> Sequences:
+    """Each list has the item numbers of one user. Item 1 has the id 10, user 0 the id 100."""
+    items = np.array([item for items in users for item in items], dtype=np.int32)
+    return Sequences(
+        items=items,
+        offsets=np.cumsum([0] + [len(items) for items in users]),
+        user_ids=np.arange(100, 100 + len(users)),
+        item_ids=10 * np.arange(1, items.max() + 1),
+        times=None,
+        weights=None if weights is None else np.array([w for row in weights for w in row], dtype=np.float32),
+        file="x.csv",
+        sha256=None,
+    )
+
+
+def holdout_of(
+    users: list[list[int]],
+    *,
+    maxlen: int = 50,
+    windows: Windows = Windows.last,
+    catalogue: Catalogue = Catalogue.all,
+    weights: list[list[float]] | None = None,
+) -> Holdout:
+    return hold_out(sequences_of(users, weights), windows, catalogue, maxlen)
+
+
+def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15) -> list[list[int]]:
+    """Lists of 1 to `longest` items, with repeats; the last user is long enough for everything and has item `items`."""
+    random = np.random.default_rng(seed)
+    lists = [random.integers(1, items + 1, random.integers(1, longest + 1)).tolist() for _ in range(users - 1)]
+    return [*lists, [*random.integers(1, items + 1, longest - 1).tolist(), items]]

@@ -1,0 +1,163 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_data import holdout_of, random_users
+
+from sasrec_lab.config import Catalogue, Draw, Windows
+from sasrec_lab.data import negatives
+from sasrec_lab.data.datamodule import TrainingData
+from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, training_counts, training_items
+from sasrec_lab.data.sequences import Holdout
+
+USERS = [
+    [1, 2, 1, 3, 4, 5],  # training 1, 2, 1, 3; validation 4, test 5
+    [6, 5],
+    [7, 7, 2, 7],
+    [8, 1, 1],
+]
+
+
+def training_sets(holdout: Holdout) -> list[set[int]]:
+    spans = zip(holdout.starts, holdout.train_ends, strict=True)
+    return [set(holdout.items[start:end].tolist()) for start, end in spans]
+
+
+def test_user_items_against_sets():
+    random = np.random.default_rng(0)
+    users, items = random.integers(0, 10, 60), random.integers(1, 21, 60).astype(np.int32)
+    had = UserItems(users, items, num_items=20)
+    pairs = set(zip(users.tolist(), items.tolist(), strict=True))
+    asked = np.array([(user, item) for user in range(12) for item in range(1, 21)])
+    expected = [(int(user), int(item)) in pairs for user, item in asked]
+    assert had.contain(asked[:, 0], asked[:, 1]).tolist() == expected
+
+
+def test_user_numbers_times_items_may_pass_32_bits():
+    users, items = np.array([3_000_000], dtype=np.int32), np.array([5], dtype=np.int32)
+    had = UserItems(users, items, num_items=2_000_000)
+    assert had.contain(users, items).tolist() == [True]
+    assert had.contain(users - 1, items).tolist() == [False]
+
+
+@pytest.mark.parametrize("catalogue", list(Catalogue))
+@pytest.mark.parametrize("seed", range(3))
+def test_training_items_and_counts_against_a_loop(seed, catalogue):
+    holdout = holdout_of(random_users(seed), maxlen=3, catalogue=catalogue)
+    had = training_items(holdout)
+    sets = training_sets(holdout)
+    assert had.keys.tolist() == [
+        user * (holdout.num_items + 1) + item for user, s in enumerate(sets) for item in sorted(s)
+    ]
+    spans = zip(holdout.starts, holdout.train_ends, strict=True)
+    counts = Counter(item for start, end in spans for item in holdout.items[start:end].tolist())
+    assert training_counts(holdout).tolist() == [counts[item] for item in range(1, holdout.num_items + 1)]
+
+
+def test_training_counts_leave_validation_and_test_out():
+    assert training_counts(holdout_of(USERS)).tolist() == [2, 1, 1, 0, 1, 1, 2, 1]
+
+
+# Drawing
+
+
+def test_a_draw_is_uniform_over_what_the_user_has_not_had():
+    holdout = holdout_of(USERS)
+    drawn = draw(np.repeat([0, 2], 5000), training_items(holdout), np.random.default_rng(0)).reshape(2, -1)
+    for row, allowed in ((0, [4, 5, 6, 7, 8]), (1, [1, 2, 3, 4, 5, 6, 8])):
+        assert sorted(set(drawn[row].tolist())) == allowed
+        expected = 5000 / len(allowed)
+        chi_square = sum((np.sum(drawn[row] == item) - expected) ** 2 / expected for item in allowed)
+        assert chi_square < 30  # six degrees of freedom at most: p < 1e-4
+
+
+def test_a_draw_in_proportion_to_counts():
+    holdout = holdout_of(USERS)
+    counts = np.array([50, 0, 9, 1, 0, 2, 7, 0])
+    drawn = draw(np.zeros(10_000, dtype=int), training_items(holdout), np.random.default_rng(0), np.cumsum(counts))
+    found = Counter(drawn.tolist())
+    assert sorted(found) == [4, 6, 7]  # the first user has had 1, 2 and 3; 5 and 8 never occur
+    for item, share in ((4, 0.1), (6, 0.2), (7, 0.7)):
+        assert abs(found[item] / 10_000 - share) < 0.02
+
+
+def test_a_user_who_has_had_everything_ends_the_draw(monkeypatch):
+    monkeypatch.setattr(negatives, "TRIES", 5)
+    had = UserItems(np.array([0, 0, 0]), np.array([1, 2, 3]), num_items=3)
+    drawn = draw(np.zeros(50, dtype=int), had, np.random.default_rng(0))
+    assert set(drawn.tolist()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("windows", list(Windows))
+@pytest.mark.parametrize("count", [1, 3])
+def test_negatives_are_never_among_the_users_training_items(windows, count):
+    # items that a long user's window has no room for count too
+    holdout = holdout_of(random_users(0, users=40), maxlen=3, windows=windows)
+    sets = training_sets(holdout)
+    windows_of_batch = np.random.default_rng(1).permutation(len(holdout.window_users))
+    batch = TrainingData(holdout, count)[windows_of_batch, [0, 0, 0, 0]]
+    lengths = (holdout.window_ends - holdout.window_starts - 1)[windows_of_batch]
+    users = np.repeat(holdout.window_users[windows_of_batch], lengths)
+    assert batch.negatives.shape == (len(batch.items), count)
+    assert batch.negatives.min() >= 1
+    assert batch.negatives.max() <= holdout.num_items
+    for user, drawn in zip(users, batch.negatives.tolist(), strict=False):
+        assert not sets[user] & set(drawn)
+
+
+# Candidates
+
+
+def candidate_sets(how: Draw, stage: str, count: int = 300, **options) -> list[set[int]]:
+    drawn = draw_candidates(holdout_of(USERS, **options), how, count, 0, stage)
+    assert drawn.shape == (3, count)
+    return [set(row) for row in drawn.tolist()]
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_the_papers_draw_leaves_out_training_items_only(stage):
+    # the validation item and the target itself may be drawn
+    assert candidate_sets(Draw.paper, stage) == [{4, 5, 6, 7, 8}, {1, 2, 3, 4, 5, 6, 8}, {1, 2, 3, 4, 5, 6, 7}]
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_unseen_leaves_out_all_that_a_user_ever_had(stage):
+    assert candidate_sets(Draw.unseen, stage) == [{6, 7, 8}, {1, 3, 4, 5, 6, 8}, {2, 3, 4, 5, 6, 7}]
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_popularity_draws_what_occurs_in_training_and_the_user_never_had(stage):
+    assert candidate_sets(Draw.popularity, stage) == [{6, 7, 8}, {1, 3, 5, 6, 8}, {2, 3, 5, 6, 7}]
+    drawn = draw_candidates(holdout_of(USERS), Draw.popularity, 4000, 0, stage)[2]
+    share = Counter(drawn.tolist())[7] / 4000
+    assert abs(share - 2 / 6) < 0.03  # 7 twice, the four others once
+
+
+@pytest.mark.parametrize("how", list(Draw))
+def test_unknown_targets_do_no_harm(how):
+    holdout = holdout_of([*USERS, [1, 2, 9, 10]], catalogue=Catalogue.train)
+    assert 0 in holdout.test_targets
+    drawn = draw_candidates(holdout, how, 50, 0, "test")
+    assert drawn.min() >= 1
+    assert drawn.max() <= holdout.num_items
+
+
+@pytest.mark.parametrize("how", list(Draw))
+def test_seed_and_stage_decide_the_candidates(how):
+    holdout = holdout_of(random_users(0, items=40))
+
+    def drawn(seed: int, stage: str) -> list:
+        return draw_candidates(holdout, how, 20, seed, stage).tolist()
+
+    assert drawn(0, "val") == drawn(0, "val")
+    assert drawn(0, "val") != drawn(0, "test")
+    assert drawn(0, "val") != drawn(1, "val")
+
+
+def test_the_test_items_have_no_say_in_the_papers_draw():
+    holdout = holdout_of(random_users(0, items=40))
+    other = replace(holdout, test_targets=holdout.val_targets)
+    for stage in ("val", "test"):
+        one, two = (draw_candidates(each, Draw.paper, 20, 0, stage) for each in (holdout, other))
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,409 @@
+import multiprocessing
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_data import holdout_of, random_users, sequences_of
+
+from sasrec_lab.config import Catalogue, DatasetConfig, InputError, Repeats, WeightConfig, Windows, load
+from sasrec_lab.data import sequences
+from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
+
+CSV = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
+
+
+def sessions(holdout: Holdout) -> list[list]:
+    """The external item ids of each training window."""
+    spans = zip(holdout.window_starts, holdout.window_ends, strict=True)
+    return [holdout.item_ids[holdout.items[start:end] - 1].tolist() for start, end in spans]
+
+
+def batch_of(holdout: Holdout):
+    """All training windows, packed."""
+    from sasrec_lab.data.batches import training_batch  # here, so that the processes below start without torch
+
+    return training_batch(holdout, np.arange(len(holdout.window_users)), None)
+
+
+def inputs_and_targets(holdout: Holdout) -> list[tuple[list, list]]:
+    """What each window trains on, in external ids, taken from the packed batch of all windows."""
+    batch = batch_of(holdout)
+    items, targets = holdout.item_ids[batch.items.numpy() - 1], holdout.item_ids[batch.targets.numpy() - 1]
+    ends = batch.last.numpy() + 1
+    return [
+        (items[start:end].tolist(), targets[start:end].tolist())
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def split(holdout: Holdout, user: int) -> tuple[list[int], list[int], list[int]]:
+    """A user's training items, what the test reads, and validation and test target where it has them."""
+    start = holdout.starts[user]
+    row = np.flatnonzero(holdout.users == user)
+    targets = [int(target[row[0]]) for target in (holdout.val_targets, holdout.test_targets)] if len(row) else []
+    read = [holdout.items[start:end].tolist() for end in (holdout.train_ends[user], holdout.val_ends[user])]
+    return read[0], read[1], targets
+
+
+# The tutorial's example
+
+TUTORIAL = """user_id,item_id,weight,datetime
+u1,i1,0.1,2021-09-09
+u2,i1,0.3,2021-09-09
+u2,i3,0.2,2021-09-05
+u1,i2,0.3,2021-09-07
+u3,i2,0.4,2021-09-05
+u1,i3,0.5,2021-09-08
+"""
+
+
+def read(tmp_path: Path, text: str, **changes) -> Sequences:
+    (tmp_path / "x.csv").write_text(text)
+    return load_sequences(replace(CSV, path=str(tmp_path / "x.csv"), **changes), str(tmp_path / "data"))
+
+
+def read_tutorial(tmp_path: Path, more: str = "") -> Sequences:
+    return read(tmp_path, TUTORIAL + more, time="datetime", weight=WeightConfig("weight"))
+
+
+def test_the_tutorial_trains_on_whole_sequences(tmp_path):
+    table = read_tutorial(tmp_path)
+    starts, ends = table.offsets[:-1], table.offsets[1:]
+    window_starts, window_ends, users = cut_windows(starts, ends, Windows.last, maxlen=5)
+    assert table.user_ids[users].tolist() == ["u1", "u2"]
+    whole = replace(
+        hold_out(table, Windows.last, Catalogue.all, maxlen=5),
+        train_ends=ends,
+        window_starts=window_starts,
+        window_ends=window_ends,
+        window_users=users,
+    )
+    assert sessions(whole) == [["i2", "i3", "i1"], ["i3", "i1"]]
+    assert inputs_and_targets(whole) == [(["i2", "i3"], ["i3", "i1"]), (["i3"], ["i1"])]
+    np.testing.assert_array_equal(batch_of(whole).weights, np.float32([0.5, 0.1, 0.3]))  # each is its target's
+
+
+# two more interactions of u1 and of u2, which the holdout takes away
+HELD_OUT = "u1,i3,1,2021-09-10\nu2,i4,1,2021-09-11\nu2,i2,1,2021-09-10\nu1,i5,1,2021-09-11\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "third"),
+    [("", []), ("u3,i4,1,2021-09-06\n", [(["i2"], ["i4"])])],
+    ids=["u3 serves nothing", "u3 serves training only"],
+)
+def test_the_tutorial_from_a_file_behind_a_holdout(tmp_path, more, third):
+    table = read_tutorial(tmp_path, HELD_OUT + more)
+    holdout = hold_out(table, Windows.last, Catalogue.all, maxlen=5)
+    assert inputs_and_targets(holdout) == [(["i2", "i3"], ["i3", "i1"]), (["i3"], ["i1"]), *third]
+    assert table.user_ids[holdout.users].tolist() == ["u1", "u2"]
+    assert holdout.item_ids[holdout.val_targets - 1].tolist() == ["i3", "i2"]
+    assert holdout.item_ids[holdout.test_targets - 1].tolist() == ["i5", "i4"]
+
+
+def test_a_tutorial_session_longer_than_maxlen_loses_its_earliest_items(tmp_path):
+    holdout = hold_out(read_tutorial(tmp_path, HELD_OUT), Windows.last, Catalogue.all, maxlen=1)
+    assert inputs_and_targets(holdout) == [(["i3"], ["i1"]), (["i3"], ["i1"])]
+
+
+# The holdout
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_training_validation_and_test_are_everything_in_order(seed):
+    users = random_users(seed)
+    holdout = holdout_of(users, maxlen=4)
+    assert holdout.users.tolist() == [user for user, items in enumerate(users) if len(items) >= 3]
+    for user, items in enumerate(users):
+        training, known_to_test, targets = split(holdout, user)
+        assert training + targets == items
+        assert known_to_test == training + targets[:1]
+
+
+def test_users_with_few_interactions():
+    holdout = holdout_of([[1], [2, 3], [4, 5, 6], [7, 8, 9, 10]])
+    assert sessions(holdout) == [[20, 30], [70, 80]]
+    assert holdout.window_users.tolist() == [1, 3]
+    assert [split(holdout, user) for user in range(4)] == [
+        ([1], [1], []),
+        ([2, 3], [2, 3], []),
+        ([4], [4, 5], [5, 6]),
+        ([7, 8], [7, 8, 9], [9, 10]),
+    ]
+
+
+def test_only_the_newest_items_train():
+    holdout = holdout_of([list(range(1, 11))], maxlen=3)  # item 9 is the validation's, 10 the test's
+    assert sessions(holdout) == [[50, 60, 70, 80]]
+    assert inputs_and_targets(holdout) == [([50, 60, 70], [60, 70, 80])]
+
+
+USERS = [
+    [1, 2, 3, 4, 5],  # the window (2, 3) leaves 1 out
+    [2, 6, 4, 1],
+    [3, 7],
+    [8],
+    [9, 2, 6],  # one training item makes no window
+    [8, 1, 3, 2, 7],
+]
+
+
+def test_catalogue_train_knows_the_windows_items_only():
+    holdout = holdout_of(USERS, maxlen=1, catalogue=Catalogue.train, weights=[[float(i) for i in u] for u in USERS])
+    assert holdout.item_ids.tolist() == [10, 20, 30, 60, 70]  # now numbers 1 to 5
+    assert sessions(holdout) == [[20, 30], [20, 60], [30, 70], [10, 30]]
+    assert holdout.users.tolist() == [0, 1, 4, 5]
+    assert [split(holdout, user) for user in range(6)] == [
+        ([1, 2, 3], [1, 2, 3], [0, 0]),  # its validation item 4 is not read by the test either
+        ([2, 4], [2, 4], [0, 1]),
+        ([3, 5], [3, 5], []),
+        ([], [], []),
+        ([], [2], [2, 4]),
+        ([1, 3], [1, 3, 2], [2, 5]),
+    ]
+    np.testing.assert_array_equal(holdout.weights, holdout.item_ids[holdout.items - 1] / 10)
+
+
+def test_catalogue_all_knows_every_item():
+    holdout = holdout_of(USERS, maxlen=1)
+    assert holdout.item_ids.tolist() == [10, 20, 30, 40, 50, 60, 70, 80, 90]
+    assert [split(holdout, user)[0] for user in range(6)] == [[1, 2, 3], [2, 6], [3, 7], [8], [9], [8, 1, 3]]
+    assert holdout.val_targets.tolist() == [4, 4, 2, 2]
+    assert holdout.test_targets.tolist() == [5, 1, 6, 7]
+
+
+@pytest.mark.parametrize("windows", list(Windows))
+@pytest.mark.parametrize("seed", range(4))
+def test_catalogue_train_is_the_whole_one_without_what_no_window_has(seed, windows):
+    users = random_users(seed, users=8, items=60)
+    whole = holdout_of(users, maxlen=2, windows=windows)
+    known = holdout_of(users, maxlen=2, windows=windows, catalogue=Catalogue.train)
+    trained = {item for session in sessions(whole) for item in session}
+    assert known.item_ids.tolist() == sorted(trained)
+    assert sessions(known) == sessions(whole)
+
+    def ids(holdout: Holdout, numbers) -> list[int]:
+        return np.concatenate([[0], holdout.item_ids])[numbers].tolist()
+
+    for user in range(len(users)):
+        for mine, all_of_them in zip(split(known, user)[:2], split(whole, user)[:2], strict=True):
+            assert ids(known, mine) == [item for item in ids(whole, all_of_them) if item in trained]
+    for name in ("val_targets", "test_targets"):
+        assert ids(known, getattr(known, name)) == [
+            item * (item in trained) for item in ids(whole, getattr(whole, name))
+        ]
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("windows", "maxlen", "expected"),
+    [
+        (Windows.last, 3, [(0, 6, 10), (2, 11, 13)]),
+        (Windows.all, 3, [(0, 6, 10), (0, 3, 7), (0, 0, 4), (2, 11, 13)]),
+        (Windows.all, 4, [(0, 5, 10), (0, 1, 6), (0, 0, 2), (2, 11, 13)]),
+        (Windows.all, 9, [(0, 0, 10), (2, 11, 13)]),
+        (Windows.last, 50, [(0, 0, 10), (2, 11, 13)]),
+    ],
+)
+def test_windows_of_users_with_ten_one_two_and_no_items(windows, maxlen, expected):
+    starts, ends, users = cut_windows(np.array([0, 10, 11, 13]), np.array([10, 11, 13, 13]), windows, maxlen)
+    assert list(zip(users, starts, ends, strict=True)) == expected
+
+
+@pytest.mark.parametrize("maxlen", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("seed", range(4))
+def test_windows_all_have_every_training_label_once(seed, maxlen):
+    lengths = np.random.default_rng(seed).integers(0, 25, 40)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    window_starts, window_ends, users = cut_windows(starts, ends, Windows.all, maxlen)
+    sizes = window_ends - window_starts
+    assert ((sizes >= 2) & (sizes <= maxlen + 1)).all()
+    assert ((starts[users] <= window_starts) & (window_ends <= ends[users])).all()
+    labels = np.concatenate([np.arange(a + 1, b) for a, b in zip(window_starts, window_ends, strict=True)])
+    expected = np.concatenate([np.arange(a + 1, max(a + 1, b)) for a, b in zip(starts, ends, strict=True)])
+    assert sorted(labels) == expected.tolist()
+    assert ((sizes == maxlen + 1) | (window_starts == starts[users])).all()  # only a user's oldest may be short
+
+    newest = window_ends == ends[users]
+    last = cut_windows(starts, ends, Windows.last, maxlen)
+    for every, newest_alone in zip((window_starts, window_ends, users), last, strict=True):
+        np.testing.assert_array_equal(every[newest], newest_alone)
+
+
+# Reading, and the cache
+
+
+ROWS = "user_id,item_id,timestamp\n7,007,3\n7,x,1\n-5,007,2\n7,9,2\n-5,9,2\n7,x,4\n"
+
+
+def cached(loaded: Sequences) -> Path:
+    assert isinstance(loaded.items, np.memmap)
+    return Path(loaded.items.filename).parent
+
+
+def test_ids_are_kept_as_they_came(tmp_path):
+    loaded = read(tmp_path, ROWS)
+    assert loaded.user_ids.tolist() == [-5, 7]
+    assert loaded.user_ids.dtype == np.int64
+    assert loaded.item_ids.tolist() == ["007", "9", "x"]
+    assert loaded.items.tolist() == [1, 2, 3, 2, 1, 3]  # user -5's two fall at one time and stay in file order
+    assert loaded.offsets.tolist() == [0, 2, 6]
+    assert loaded.lengths.tolist() == [2, 4]
+    assert loaded.times.tolist() == [2, 2, 1, 2, 3, 4]
+    assert loaded.weights is None
+    assert (loaded.file, len(loaded.sha256)) == ("x.csv", 64)
+
+
+def test_arrays_of_an_unsorted_table_are_refused():
+    with pytest.raises(AssertionError):
+        to_arrays(pd.DataFrame({"user": [2, 1, 2], "item": [1, 2, 3]}))
+
+
+def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatch):
+    first = read(tmp_path, ROWS)
+    monkeypatch.setattr(sequences, "read_interactions", lambda *_: pytest.fail("read again"))
+    second = read(tmp_path, ROWS)
+    assert cached(second) == cached(first)
+    assert cached(first).parent == tmp_path / "data" / "cache"
+    for name in ("items", "offsets", "user_ids", "item_ids", "times"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+    assert second.sha256 == first.sha256
+
+
+def test_what_decides_the_arrays_decides_the_cache_folder(tmp_path):
+    plain = read(tmp_path, ROWS)
+    folders = {
+        cached(plain),
+        cached(read(tmp_path, ROWS, repeats=Repeats.drop)),
+        cached(read(tmp_path, ROWS, min_user=3)),
+        cached(read(tmp_path, ROWS, time=None)),
+        cached(read(tmp_path, ROWS.replace("9", "8"))),
+    }
+    assert len(folders) == 5
+    assert read(tmp_path, ROWS, repeats=Repeats.drop).items.tolist() == [1, 2, 3, 2, 1]
+    # these are applied to the arrays later
+    assert cached(read(tmp_path, ROWS, windows=Windows.all, catalogue=Catalogue.train)) == cached(plain)
+
+
+def test_generated_interactions_need_no_file(tmp_path):
+    dataset = load(["dataset=synthetic", "dataset.synthetic.users=20"]).dataset
+    loaded = load_sequences(dataset, str(tmp_path))
+    assert len(loaded.lengths) == 20
+    assert (loaded.file, loaded.sha256) == ("(generated)", None)
+    other = load_sequences(replace(dataset, synthetic=replace(dataset.synthetic, seed=1)), str(tmp_path))
+    assert cached(other) != cached(loaded)
+
+
+def build_at_once(dataset: DatasetConfig, data_dir: str, barrier, results) -> None:
+    write = sequences._write
+
+    def write_together(arrays, folder) -> None:
+        barrier.wait(60)  # neither has found the other's folder
+        write(arrays, folder)
+
+    sequences._write = write_together
+    loaded = load_sequences(dataset, data_dir)
+    results.put((loaded.items.tolist(), loaded.offsets.tolist(), str(cached(loaded))))
+
+
+def test_two_processes_build_the_cache_at_once(tmp_path):
+    (tmp_path / "x.csv").write_text(ROWS)
+    dataset = replace(CSV, path=str(tmp_path / "x.csv"))
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    arguments = (dataset, str(tmp_path / "data"), barrier, results)
+    processes = [context.Process(target=build_at_once, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        one, other = results.get(timeout=60), results.get(timeout=60)
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert one == other
+    assert one[:2] == ([1, 2, 3, 2, 1, 3], [0, 2, 6])
+    assert list((tmp_path / "data" / "cache").iterdir()) == [Path(one[2])]  # no draft is left behind
+
+
+@pytest.fixture
+def read_only(tmp_path: Path):
+    """Makes folders read-only until the test is over."""
+    folders: list[Path] = []
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        folder.chmod(0o555)
+        folders.append(folder)
+        return folder
+
+    yield make
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+def test_the_cache_of_a_read_only_root_lies_in_the_users_cache_folder(tmp_path, monkeypatch, read_only):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "x.csv").write_text(ROWS)
+    root = read_only(tmp_path / "root")
+    loaded = load_sequences(replace(CSV, path=str(tmp_path / "x.csv")), str(root))
+    assert cached(loaded).parent == tmp_path / "home" / "sasrec_lab" / "cache"
+    assert not list(root.iterdir())
+    assert stat.S_IMODE(cached(loaded).stat().st_mode) == 0o755
+
+
+def test_no_place_for_the_cache(tmp_path, monkeypatch, read_only):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "x.csv").write_text(ROWS)
+    root = read_only(tmp_path / "root")
+    read_only(tmp_path / "home" / "sasrec_lab")
+    with pytest.raises(InputError) as caught:
+        load_sequences(replace(CSV, path=str(tmp_path / "x.csv")), str(root))
+    assert str(caught.value) == (
+        f"neither {root}/cache nor the user's cache folder can be written; give data_dir=<a folder>"
+    )
+
+
+def test_a_full_disk_leaves_no_half_cache(tmp_path, monkeypatch):
+    def no_space(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", no_space)
+        with pytest.raises(InputError) as caught:
+            read(tmp_path, ROWS)
+    cache = tmp_path / "data" / "cache"
+    assert not list(cache.iterdir())
+    message = str(caught.value)
+    assert message.startswith(f"{cache}/csv-")
+    assert message.endswith(": the cache cannot be written: No space left on device")
+    assert read(tmp_path, ROWS).items.tolist() == [1, 2, 3, 2, 1, 3]
+
+
+# Too little data
+
+
+def test_no_user_is_long_enough_for_a_holdout():
+    with pytest.raises(InputError) as caught:
+        hold_out(sequences_of([[1, 2], [2]]), Windows.last, Catalogue.all, maxlen=5)
+    assert str(caught.value) == (
+        "x.csv: no user has 3 interactions, which a holdout needs (training, validation, test);"
+        " the longest of 2 users has 2"
+    )
+
+
+@pytest.mark.parametrize("catalogue", list(Catalogue))
+@pytest.mark.parametrize("windows", list(Windows))
+def test_a_holdout_leaves_nothing_to_train_on(windows, catalogue):
+    with pytest.raises(InputError) as caught:
+        hold_out(sequences_of([[1, 2, 3], [2]]), windows, catalogue, maxlen=5)
+    assert str(caught.value) == (
+        "x.csv: no user has 2 training interactions; with the last two of each held out, the longest of 2 users has 3"
+    )
