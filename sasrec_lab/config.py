@@ -345,9 +345,11 @@ def check_command_line(argv: list[str]) -> tuple[TrainConfig, Path] | None:
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.info or args.shell_completion or args.config_name or args.config_path:
         return None
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise InputError(f"--config-dir {args.config_dir} is not a folder; give the one that holds your config groups")
     overrides = [_first_of_sweep(override) for override in args.overrides] if args.multirun else args.overrides
     cfg = compose_config([override for override in overrides if override], args.config_dir)
-    folder = None if args.multirun or args.cfg else Path(OmegaConf.create(cfg).hydra.run.dir)
+    folder = None if args.multirun or args.cfg else Path(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"]
     typed = to_typed(cfg)
@@ -382,6 +384,8 @@ def _explain(error: Exception) -> str:
     if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
         name = key[1] if key else found[1]
         return f"{where}unknown key {name!r}{_hint(name)}"
+    if found := re.search(r"Multiple values for (\S+?)\.", text):
+        return f"{found[1]} is chosen already; to choose another write {found[1]}=..., without '+'"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]} has several values; add -m to run one job for each, or write [...] for a list"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -68,24 +68,25 @@ def _matmul_dtype(states: Tensor) -> torch.dtype:
 def _cross_entropy_and_gradients(
     states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor, *, matmul_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states, shares = states.detach(), shares[:, None]
+    states, shares = states.detach().contiguous(), shares[:, None]
     table = item_table.detach().to(matmul_dtype)
-    states_grad = torch.empty_like(states)
+    states_grad = torch.empty_like(states, dtype=matmul_dtype)
     table_grad = torch.zeros_like(item_table)
     losses = torch.empty_like(shares)
-    rows = max(16, CHUNK_ELEMENTS["cuda" if states.is_cuda else "cpu"] // len(item_table))
+    rows = max(16, CHUNK_ELEMENTS["cuda" if states.is_cuda else "cpu"] // len(table))
+    buffer = states.new_empty(min(rows, len(states)), len(table))  # one for all chunks: memory that is in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)
         h, target, share = states[chunk].to(matmul_dtype), targets[chunk, None], shares[chunk]
         logits = (h @ table.T).float()  # (rows, V)
-        target_logit = logits.gather(1, target)
-        largest = logits.amax(1, keepdim=True)
-        p = logits.sub_(largest).exp_()
-        total = p.sum(1, keepdim=True)
-        losses[chunk] = share * (total.log() + largest - target_logit)
+        p = torch.softmax(logits, 1, out=buffer[: len(h)])
+        target_p = p.gather(1, target)
+        losses[chunk] = -share * target_p.log()
+        if target_p.min() < 1e-30:  # may have lost its digits; the gradients have not
+            losses[chunk] = share * (logits.logsumexp(1, keepdim=True) - logits.gather(1, target))
         p = p.to(matmul_dtype)
-        scale = share / total  # the softmax's denominator goes into the small factors, not through the large matrix
-        states_grad[chunk] = (p @ table) * scale - table[target[:, 0]] * share
-        table_grad.addmm_(p.T.float() if p.dtype != table_grad.dtype else p.T, h.to(table_grad.dtype) * scale)
+        torch.mm(p, table, out=states_grad[chunk])
+        table_grad += p.T @ (h * share.to(matmul_dtype))
+    states_grad = (states_grad - table[targets]).to(states.dtype) * shares
     table_grad.index_add_(0, targets, states * -shares)
     return losses.sum(), states_grad, table_grad

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 log = logging.getLogger(__name__)
+errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
 
 
 def entry() -> None:
@@ -52,12 +53,13 @@ def main(cfg: DictConfig) -> float | None:
         typed = to_typed(cfg)
         return train(typed, folder)["metrics"].get(typed.evaluation.monitor)
     except (InputError, OSError) as error:
+        errors.error(error)
         if HydraConfig.get().mode is not RunMode.RUN:
             raise  # the sweep goes on with its other jobs
-        log.error(f"error: {error}")
-        sys.exit(1)
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        log.error(f"interrupted; everything so far is in {folder}\ngo on with: {_resume_command(folder)}")
+        errors.error("interrupted")
+        print(f"interrupted; everything so far is in {folder}\ngo on with: {_resume_command(folder)}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -74,6 +76,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
     _quiet()
     with run_folder.recorded(folder, cfg) as run:
+        trainer = build_trainer(cfg, folder)
+        resumed = _checkpoint_to_resume(cfg, folder)
         with run.phase("data"):
             sequences = load_sequences(cfg.dataset, cfg.data_dir)
             holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
@@ -81,7 +85,6 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.results["protocol"] = summary.protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
 
-        trainer = build_trainer(cfg, folder)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         model = SequentialRecommender(holdout.num_items, cfg)
         run.facts |= machine.facts(trainer.strategy.root_device)
@@ -92,7 +95,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
         try:
             with run.phase("fit"):
-                fit(trainer, model, data, _checkpoint_to_resume(cfg, folder))
+                fit(trainer, model, data, resumed)
         finally:
             run.facts["peak_memory_mb"] = machine.peak_memory_mb()
             run.results |= training_results(trainer, folder)
@@ -112,9 +115,12 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> "pl.Trainer":
         InputError: a flag that the Trainer refuses.
     """
     import pytorch_lightning as pl
+    import torch
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
     monitor = cfg.evaluation.monitor if flags.get("limit_val_batches", 1.0) != 0 else None
@@ -144,7 +150,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> "pl.Trainer":
             default_root_dir=folder,
             use_distributed_sampler=False,  # ours gives each process its own windows and users
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 

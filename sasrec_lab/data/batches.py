@@ -22,8 +22,9 @@ class PackedBatch:
     items: Tensor  # (T,) int64, 1..num_items
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
     last: Tensor  # (B,) token of each sequence's newest item
-    buckets: tuple[Tensor, ...]  # each (n, L) int64: the tokens of n sequences, oldest first, token 0 behind the newest
-    places: Tensor  # (T,) int64: where a token stands in the buckets laid end to end
+    buckets: tuple[tuple[int, int], ...]  # (n, L) of each: n sequences of up to L tokens
+    cells: Tensor  # (C,) int64: token in each cell of the buckets laid end to end, token 0 behind a sequence's newest
+    places: Tensor  # (T,) int64: the cell of each token
     targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
     weights: Tensor | None = None  # (T,) float32: of the target's interaction
     negatives: Tensor | None = None  # (T, N) int64
@@ -49,18 +50,19 @@ class EvaluationBatch:
 
 
 def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[PackedBatch, np.ndarray]:
-    """Pack items[start:end] of each sequence, none empty; also gives the place in `items` of each token, not dummies."""
+    """Pack items[start:end] of each sequence, none empty; also gives the place in `items` of each real token."""
     lengths = ends - starts  # (B,)
     first = np.cumsum(lengths) - lengths  # (B,) first token of each sequence
     within = np.arange(lengths.sum()) - np.repeat(first, lengths)  # (T,) counted from the oldest
     places_in_items = np.repeat(starts, lengths) + within
     dummies = few_sizes(len(within)) - len(within)
-    buckets, places = plan_attention(lengths, first)
+    buckets, cells, places = plan_attention(lengths, first)
     batch = PackedBatch(
         items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
         positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
         last=_tensor(first + lengths - 1),
-        buckets=tuple(_tensor(rows) for rows in buckets),
+        buckets=buckets,
+        cells=_tensor(cells),
         places=_tensor(np.pad(places, (0, dummies))),
     )
     return batch, places_in_items
@@ -111,16 +113,17 @@ def evaluation_batch(
     )
 
 
-def plan_attention(lengths: np.ndarray, first: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Put sequences into buckets of about the same length.
+def plan_attention(
+    lengths: np.ndarray, first: np.ndarray
+) -> tuple[tuple[tuple[int, int], ...], np.ndarray, np.ndarray]:
+    """Put sequences into buckets of about the same length: a bucket is a `(n, L)` table of cells for tokens.
 
-    Gives the buckets, each a `(n, L)` table of tokens, and the place of every token in the buckets laid end to end.
-    Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
+    Gives the buckets' sizes, the token of every cell of the buckets laid end to end, and the cell of every token. Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
     item, where causal attention looks at them from no real token, so they need no mask.
     """
     widths = np.array([few_sizes(length) for length in range(lengths.max() + 1)])[lengths]  # (B,)
     places = np.empty(lengths.sum(), dtype=np.int64)
-    buckets = []
+    buckets, cells = [], []
     end = 0
     for width in np.unique(widths):
         members = np.flatnonzero(widths == width)
@@ -130,9 +133,10 @@ def plan_attention(lengths: np.ndarray, first: np.ndarray) -> tuple[list[np.ndar
         rows = np.zeros((n, width), dtype=np.int64)
         rows[: len(members)][real] = (first[members][:, None] + steps)[real]
         places[rows[: len(members)][real]] = end + np.flatnonzero(np.pad(real, ((0, n - len(members)), (0, 0))))
-        buckets.append(rows)
-        end += n * int(width)
-    return buckets, places
+        buckets.append((n, int(width)))
+        cells.append(rows.ravel())
+        end += rows.size
+    return tuple(buckets), np.concatenate(cells), places
 
 
 def few_sizes(n: int) -> int:
@@ -150,8 +154,6 @@ def _moved(batch, device: torch.device | str, non_blocking: bool):
     there = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if isinstance(value, tuple):
-            there[field.name] = tuple(tensor.to(device, non_blocking=non_blocking) for tensor in value)
-        elif value is not None:
+        if isinstance(value, (Tensor, PackedBatch)):
             there[field.name] = value.to(device, non_blocking=non_blocking)
     return replace(batch, **there)

@@ -15,13 +15,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, heads: int, rate
     One matrix product a bucket: sequences of about one length stand together, so next to nothing is computed for
     positions that are not there, and the cells behind a sequence's newest item are seen by no real token.
     """
-    out = [_attend_bucket(q, k, v, rows, heads, rate) for rows in batch.buckets]  # each (n * L, D)
+    sizes = [n * length for n, length in batch.buckets]
+    cells = [x.index_select(0, batch.cells).split(sizes) for x in (q, k, v)]  # three times, a bucket each (n * L, D)
+    out = [_attend_bucket(*qkv, n, heads, rate) for (n, _), *qkv in zip(batch.buckets, *cells, strict=True)]
     return torch.cat(out).index_select(0, batch.places)  # (T, D)
 
 
-def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, heads: int, rate: float) -> Tensor:
-    n, length = rows.shape
-    q, k, v = (_split_heads(x.index_select(0, rows.flatten()), n, heads) for x in (q, k, v))  # (n * H, L, D / H)
+def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, n: int, heads: int, rate: float) -> Tensor:
+    q, k, v = (_split_heads(x, n, heads) for x in (q, k, v))  # (n * H, L, D / H)
+    length = q.shape[1]
     future = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / sqrt(q.shape[-1]))  # (n * H, L, L)
     weights = dropout(scores.softmax(-1), rate)
