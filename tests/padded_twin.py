@@ -1,0 +1,119 @@
+"""SASRec as its authors describe it, on left-padded rows: what the packed encoder has to equal.
+
+B rows of L item ids, the newest at the right, 0 in front where there are fewer. D dim, H heads. No line is shared with
+sasrec_lab/model; parameters bear the same names, so that they can be handed over and gradients compared.
+"""
+
+from collections.abc import Callable
+from math import cos, sin, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sasrec_lab.config import Activation, ModelConfig, Norm, PosEmb
+
+
+class PaddedSASRec(nn.Module):
+    """Item 0 is the pad, a vector of zeros; row p of the learned positions belongs to the p-th place of a row."""
+
+    def __init__(self, num_items: int, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = lambda x: x):
+        super().__init__()
+        self.cfg = cfg
+        self.dropout = dropout
+        self.input_items = nn.Embedding(num_items + 1, cfg.dim, padding_idx=0)
+        if not cfg.share_items:
+            self.output_items = nn.Embedding(num_items + 1, cfg.dim, padding_idx=0)
+        if cfg.pos_emb is PosEmb.learned:
+            self.positions = nn.Embedding(cfg.maxlen, cfg.dim)
+        self.blocks = nn.ModuleList(PaddedBlock(cfg, dropout) for _ in range(cfg.blocks))
+        if cfg.final_norm:
+            self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+
+    def forward(self, rows: Tensor) -> Tensor:  # (B, L) -> (B, L, D)
+        real = rows > 0
+        x = self.input_items(rows)
+        if self.cfg.scale_embeddings:
+            x = x * sqrt(self.cfg.dim)
+        if self.cfg.pos_emb is PosEmb.learned:
+            x = x + self.positions(torch.arange(rows.shape[1]))
+        elif self.cfg.pos_emb is PosEmb.sinusoidal:
+            x = x + torch.tensor(
+                [sinusoid(rows.shape[1] - 1 - place, self.cfg.dim) for place in range(rows.shape[1])], dtype=x.dtype
+            )
+        x = self.dropout(x) * real[..., None]
+        for block in self.blocks:
+            x = block(x, real) * real[..., None]
+        return self.final_norm(x) if self.cfg.final_norm else x
+
+    def scores(self, states: Tensor) -> Tensor:  # (..., D) -> (..., V), column i is item i + 1
+        return states @ (self.input_items if self.cfg.share_items else self.output_items).weight[1:].T
+
+
+class PaddedBlock(nn.Module):
+    def __init__(self, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.cfg = cfg
+        self.dropout = dropout
+        self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        self.query, self.key, self.value = (nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
+        if cfg.output_projection:
+            self.output = nn.Linear(cfg.dim, cfg.dim)
+        self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        inner = cfg.dim if cfg.ff_dim is None else cfg.ff_dim
+        self.feed_forward = nn.ModuleDict({"inner": nn.Linear(cfg.dim, inner), "outer": nn.Linear(inner, cfg.dim)})
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        keep = 1 if self.cfg.residual else 0
+        if self.cfg.norm is Norm.sasrec:
+            q = self.attention_norm(x)
+            x = q * keep + self.attention(q, x, real)
+            x = self.feed_forward_norm(x)
+            return x * keep + self.point_wise(x)
+        if self.cfg.norm is Norm.pre:
+            q = self.attention_norm(x)
+            x = x * keep + self.attention(q, q, real)
+            return x * keep + self.point_wise(self.feed_forward_norm(x))
+        x = self.attention_norm(x * keep + self.attention(x, x, real))
+        return self.feed_forward_norm(x * keep + self.point_wise(x))
+
+    def attention(self, queries: Tensor, others: Tensor, real: Tensor) -> Tensor:
+        length = queries.shape[1]
+        visible = torch.ones(length, length, dtype=torch.bool).tril() & real[:, None, :]  # (B, L, L)
+        heads = []
+        projected = [self.query(queries), self.key(others), self.value(others)]
+        for q, k, v in zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True):  # each (B, L, D / H)
+            scores = torch.einsum("bqd,bkd->bqk", q, k) / sqrt(self.cfg.dim // self.cfg.heads)
+            weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # a pad's own row is uniform
+            heads.append(torch.einsum("bqk,bkd->bqd", self.dropout(weights), v))
+        out = torch.cat(heads, -1)
+        return self.output(out) if self.cfg.output_projection else out
+
+    def point_wise(self, x: Tensor) -> Tensor:
+        activation = {Activation.relu: F.relu, Activation.gelu: F.gelu}[self.cfg.activation]
+        inner = self.dropout(activation(self.feed_forward["inner"](x)))
+        return self.dropout(self.feed_forward["outer"](inner))
+
+
+def sinusoid(position: int, dim: int) -> list[float]:
+    angles = [position / 10000 ** (2 * (i // 2) / dim) for i in range(dim)]
+    return [sin(angle) if i % 2 == 0 else cos(angle) for i, angle in enumerate(angles)]
+
+
+def left_padded(users: list[list[int]], maxlen: int) -> Tensor:
+    """The `maxlen` newest items of each user, zeros in front."""
+    return torch.tensor([[0] * (maxlen - len(items)) + items for items in (items[-maxlen:] for items in users)])
+
+
+def to_padded(name: str, value: Tensor) -> Tensor:
+    """A parameter of the packed encoder, or its gradient, as the twin has it."""
+    if name.endswith("items.weight"):
+        return F.pad(value, (0, 0, 1, 0))  # the pad's row
+    return value.flip(0) if name == "positions.weight" else value  # ours count from the newest
+
+
+def padded_twin(encoder: nn.Module, cfg: ModelConfig, **options) -> PaddedSASRec:
+    """The twin with the encoder's parameters."""
+    twin = PaddedSASRec(len(encoder.item_table), cfg, **options).to(encoder.item_table.dtype)
+    twin.load_state_dict({name: to_padded(name, p.detach().clone()) for name, p in encoder.named_parameters()})
+    return twin

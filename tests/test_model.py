@@ -1,0 +1,390 @@
+from dataclasses import replace
+from itertools import product
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from padded_twin import PaddedSASRec, left_padded, padded_twin, sinusoid, to_padded
+from small_data import random_users
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb, load
+from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.losses import softmax
+from sasrec_lab.model import attention, blocks, encoder
+from sasrec_lab.model.dropout import dropout
+from sasrec_lab.model.encoder import Encoder
+
+DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # the authors' model
+SMALL = replace(DEFAULT, dim=12, maxlen=9, dropout=0.0)
+ITEMS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These tensors are too small to share: on a busy machine two threads take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_encoder(cfg: ModelConfig) -> Encoder:
+    """No parameter is zero, one or like another, biases and norms among them; in double precision."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.double)  # of the sinusoids too
+    try:
+        model = Encoder(ITEMS, cfg)
+    finally:
+        torch.set_default_dtype(torch.float)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | None = None) -> PackedBatch:
+    users = [items[-maxlen:] for items in users]
+    ends = np.cumsum([len(items) for items in users])
+    flat = np.concatenate(users)
+    batch, _ = pack(np.concatenate([[0], ends[:-1]]), ends, flat)
+    if targets is None:
+        return batch
+    flat = np.concatenate([labels[-maxlen:] for labels in targets])
+    return replace(batch, targets=torch.from_numpy(np.pad(flat, (0, len(batch.items) - len(flat)))))
+
+
+def states_of_users(states: Tensor, users: list[list[int]], maxlen: int = 9) -> list[Tensor]:
+    lengths = [min(len(items), maxlen) for items in users]
+    return list(states[: sum(lengths)].split(lengths))
+
+
+# lengths from 1 past maxlen, and 33 tokens or more in all, so that there are dummies and several buckets
+USERS = [[3], [5, 1, 5], [*range(1, 10)], [7, 7], [*range(2, 16)], [4, 20, 6, 2, 11, 3], [19, 18, 17, 16], [8]]
+assert len(packed(USERS).items) > sum(min(len(items), 9) for items in USERS)
+
+
+# The padded twin
+
+
+def combinations() -> list[dict]:
+    """Every norm with every position, number of heads and of blocks; the other keys one by one, and at random."""
+    grid = [
+        {"norm": norm, "pos_emb": pos_emb, "heads": heads, "blocks": count}
+        for norm, pos_emb, heads, count in product(Norm, PosEmb, (1, 4), range(4))
+    ]
+    switches = {
+        "output_projection": True,
+        "scale_embeddings": False,
+        "residual": False,
+        "final_norm": False,
+        "share_items": False,
+        "activation": Activation.gelu,
+        "ff_dim": 5,
+        "norm_eps": 1e-3,
+    }
+    grid += [{key: value, "norm": norm} for (key, value), norm in product(switches.items(), Norm)]
+    random = np.random.default_rng(0)
+    grid += [
+        {**grid[random.integers(72)], **{key: value for key, value in switches.items() if random.random() < 0.5}}
+        for _ in range(40)
+    ]
+    return grid
+
+
+def name(changes: dict) -> str:
+    return " ".join(f"{key}={getattr(value, 'name', value)}" for key, value in changes.items())
+
+
+def assert_same_states(
+    model: Encoder, cfg: ModelConfig, within: float, **options
+) -> tuple[Tensor, Tensor, PaddedSASRec]:
+    """The states of all real tokens; gives the packed ones, the padded ones and the twin."""
+    twin = padded_twin(model, cfg, **options)
+    batch, rows = packed(USERS), left_padded(USERS, cfg.maxlen)
+    states, padded = model(batch), twin(rows)
+    expected = padded[rows > 0]
+    states = states[: len(expected)]
+    torch.testing.assert_close(states, expected, rtol=within, atol=within)
+    torch.testing.assert_close(states[batch.last], padded[:, -1], rtol=within, atol=within)
+    return states, expected, twin
+
+
+def assert_same_gradients(model: Encoder, twin: PaddedSASRec, within: float) -> None:
+    theirs = dict(twin.named_parameters())
+    largest = max(p.grad.norm() for p in theirs.values() if p.grad is not None)  # a key bias has rounding errors only
+    assert {key for key, _ in model.named_parameters()} == set(theirs)
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None:  # takes no part: an output table where there is no loss
+            assert theirs[key].grad is None, key
+            continue
+        difference = (to_padded(key, parameter.grad) - theirs[key].grad).norm()
+        assert difference <= within * (theirs[key].grad.norm() + largest / 100), key
+
+
+@pytest.mark.parametrize("changes", combinations(), ids=name)
+def test_states_and_gradients_equal_those_of_left_padded_rows(changes):
+    cfg = replace(SMALL, **changes)
+    model = random_encoder(cfg)
+    states, expected, twin = assert_same_states(model, cfg, 1e-9)
+    weights = torch.randn_like(states)
+    (states * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert_same_gradients(model, twin, 1e-9)
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_they_are_equal_in_single_precision(norm):
+    cfg = replace(SMALL, norm=norm)
+    torch.manual_seed(0)
+    model = Encoder(ITEMS, cfg)
+    states, expected, twin = assert_same_states(model, cfg, 1e-5)
+    weights = torch.randn_like(states)
+    (states * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert_same_gradients(model, twin, 1e-4)
+
+
+@pytest.mark.parametrize("share_items", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_whole_training_step_equals_the_padded_one(seed, share_items):
+    """Packed, with the fast loss, against padded rows, all logits and cross_entropy that ignores target 0."""
+    cfg = replace(SMALL, share_items=share_items, output_projection=True)
+    torch.manual_seed(seed)
+    model = Encoder(ITEMS, cfg)
+    twin = padded_twin(model, cfg)
+    users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
+    inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
+    batch = packed(inputs, targets=targets)
+    loss = softmax(model(batch), model.item_table, batch)
+    logits = twin.scores(twin(left_padded(inputs, cfg.maxlen)))
+    expected = F.cross_entropy(logits.flatten(0, 1), left_padded(targets, cfg.maxlen).flatten() - 1, ignore_index=-1)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    expected.backward()
+    assert_same_gradients(model, twin, 1e-4)
+
+
+# What a state depends on
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("changed", [1, 4, 8])
+def test_a_later_item_changes_no_earlier_state(norm, changed):
+    model = random_encoder(replace(SMALL, norm=norm))
+    with torch.no_grad():
+        items = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        before = model(packed([[3, 4], items, [5]]))
+        items[changed] = 15
+        after = model(packed([[3, 4], items, [5]]))
+    same = [*range(2 + changed), 11]
+    assert torch.equal(before[same], after[same])
+    assert (before[2 + changed : 11] - after[2 + changed : 11]).abs().amax(1).min() > 1e-6
+
+
+def test_a_users_states_do_not_depend_on_the_other_users():
+    model = random_encoder(SMALL)
+    with torch.no_grad():
+        together = states_of_users(model(packed(USERS)), USERS)
+        for items, states in zip(USERS, together, strict=True):
+            torch.testing.assert_close(states_of_users(model(packed([items])), [items])[0], states, rtol=0, atol=1e-12)
+        backwards = states_of_users(model(packed(USERS[::-1])), USERS[::-1])
+    for one, other in zip(together, backwards[::-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_positions_count_from_the_newest_item():
+    model = random_encoder(replace(SMALL, blocks=0))  # so that a state knows its own item and position only
+    with torch.no_grad():
+        long, suffix, prefix = states_of_users(
+            model(packed([[1, 2, 3, 4, 5], [3, 4, 5], [1, 2, 3]])), [[0] * 5, [0] * 3, [0] * 3]
+        )
+    assert torch.equal(long[2:], suffix)
+    assert not torch.isclose(long[:3], prefix).any()
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_without_positions_a_prefix_has_the_states_of_the_whole(norm):
+    model = random_encoder(replace(SMALL, norm=norm, pos_emb=PosEmb.none))
+    prefixes = [[1, 2, 3, 4, 5][:n] for n in range(1, 6)]
+    with torch.no_grad():
+        batch = packed(prefixes)
+        torch.testing.assert_close(model.last(batch), model(batch)[10:15], rtol=0, atol=1e-12)
+
+
+def test_order_matters_through_positions_and_causality_only():
+    without = random_encoder(replace(SMALL, pos_emb=PosEmb.none, blocks=1))
+    learned = random_encoder(replace(SMALL, blocks=1))
+    batch = packed([[1, 2, 3, 4], [3, 1, 2, 4]])
+    with torch.no_grad():
+        one, other = without.last(batch)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        one, other = learned.last(batch)
+    assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dim", [7, 12])
+def test_sinusoids(dim):
+    table = Encoder(ITEMS, replace(SMALL, dim=dim, pos_emb=PosEmb.sinusoidal)).sinusoids
+    expected = torch.tensor([sinusoid(position, dim) for position in range(9)])
+    torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("share_items", [True, False])
+def test_the_loss_reaches_every_parameter(norm, share_items):
+    # GELU, because some ReLU always is silent
+    cfg = replace(
+        SMALL, norm=norm, share_items=share_items, output_projection=True, heads=3, activation=Activation.gelu
+    )
+    model = random_encoder(cfg).float()
+    users = [[*range(1, 10)], [*range(10, 19)], [19, 20, 1, 2]]
+    batch = packed(users, targets=[[*items[1:], 5] for items in users])
+    softmax(model(batch), model.item_table, batch).backward()
+    for key, parameter in model.named_parameters():
+        if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax takes away again
+            assert parameter.grad.abs().max() < 1e-6
+        else:
+            rows = parameter.grad if parameter.ndim > 1 else parameter.grad[:, None]
+            assert rows.abs().amax(1).min() > 0, key
+
+
+def test_one_item_table_or_two():
+    shared, apart = (Encoder(ITEMS, replace(SMALL, share_items=share)) for share in (True, False))
+    assert shared.item_table is shared.input_items.weight
+    assert apart.item_table is apart.output_items.weight
+    assert apart.item_table.shape == apart.input_items.weight.shape == (ITEMS, 12)
+    assert not torch.equal(apart.item_table, apart.input_items.weight)
+    extra = sum(p.numel() for p in apart.parameters()) - sum(p.numel() for p in shared.parameters())
+    assert extra == ITEMS * 12
+
+
+def test_the_papers_number_of_parameters():
+    """d = 50, 3,416 items, 200 positions; a block has Q, K, V and two layers of d x d with biases, and two norms."""
+    model = Encoder(3416, replace(DEFAULT, dim=50))
+    block = 5 * (50 * 50 + 50) + 2 * 100
+    assert sum(p.numel() for p in model.parameters()) == (3416 + 200) * 50 + 2 * block + 100
+
+
+@pytest.mark.parametrize("init", list(Init))
+def test_initial_values(init):
+    torch.manual_seed(0)
+    model = Encoder(3000, replace(DEFAULT, dim=80, maxlen=500, init=init, ff_dim=160, output_projection=True))
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            assert (parameter == (1 if key.endswith("weight") else 0)).all()
+        elif key.endswith("bias"):
+            assert not parameter.any()
+        else:
+            std = 0.02 if init is Init.normal else sqrt(2 / sum(parameter.shape))
+            assert abs(parameter.std() / std - 1) < 5 / sqrt(2 * parameter.numel()), key
+            assert abs(parameter.mean() / std) < 5 / sqrt(parameter.numel()), key
+            largest = parameter.abs().max() / std
+            assert largest <= sqrt(3) + 1e-6 if init is Init.xavier_uniform else largest > 3
+
+
+# Dropout
+
+
+def test_dropout_stands_where_the_authors_have_it(monkeypatch):
+    """With something visible instead of chance: every dropped-out tensor is squashed, in the twin too."""
+
+    def squash(x: Tensor, rate: float = 0.3) -> Tensor:
+        assert rate == 0.3
+        return torch.tanh(x) * 1.5
+
+    cfg = replace(SMALL, dropout=0.3, heads=2, output_projection=True)
+    model = random_encoder(cfg)
+    for module in (attention, blocks, encoder):
+        monkeypatch.setattr(module, "dropout", squash)
+    assert_same_states(model.train(), cfg, 1e-9, dropout=squash)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.2, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
+    torch.manual_seed(0)
+    rounded = round(rate * 256) / 256
+    assert abs(rounded - rate) <= 1 / 512
+    n = 400_000
+    out = dropout(torch.ones(n), rate)
+    kept = out != 0
+    assert torch.allclose(out[kept], torch.tensor(1 / (1 - rounded)))
+    bound = 5 * sqrt(rounded * (1 - rounded) / n)
+    assert abs(kept.double().mean() - (1 - rounded)) < bound
+    assert abs(out.double().mean() - 1) < bound / (1 - rounded)
+    # each of the eight bytes of a random word, and neighbours are independent
+    assert (kept.view(-1, 8).double().mean(0) - (1 - rounded)).abs().max() < sqrt(8) * bound
+    both = torch.stack([(kept[i:] & kept[: n - i]).double().mean() for i in range(1, 9)])
+    assert (both - (1 - rounded) ** 2).abs().max() < 2 * bound
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.999])
+def test_rates_that_a_byte_cannot_express(rate):
+    torch.manual_seed(0)
+    out = dropout(torch.ones(400_000), rate)
+    assert abs((out == 0).double().mean() - rate) < 5 * sqrt(rate * (1 - rate) / 400_000)
+    assert torch.allclose(out[out != 0], torch.tensor(1 / (1 - rate)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 9)])
+def test_dropout_of_any_shape_and_type(shape, dtype):
+    torch.manual_seed(0)
+    x = (torch.rand(shape) + 1).to(dtype).requires_grad_()
+    out = torch.stack([dropout(x, 0.5) for _ in range(64)])
+    assert (out.shape[1:], out.dtype) == (x.shape, dtype)
+    assert ((out == 0) | (out == 2 * x)).all()
+    assert (out == 0).any(0).all()
+    assert (out != 0).any(0).all()
+    out.sum().backward()
+    assert torch.equal(x.grad, 2 * (out != 0).sum(0).to(dtype))  # what is dropped has no gradient
+
+
+def test_dropout_of_a_transposed_tensor():
+    torch.manual_seed(0)
+    x = torch.arange(1.0, 61).view(6, 10).T
+    out = dropout(x, 0.25)
+    assert torch.allclose(out[out != 0], x[out != 0] / 0.75)
+
+
+def test_rate_zero_is_no_dropout():
+    x = torch.ones(3)
+    assert dropout(x, 0) is x
+
+
+def test_dropout_differs_from_call_to_call_and_follows_the_seed():
+    x = torch.ones(1000)
+    torch.manual_seed(3)
+    first, second = dropout(x, 0.2), dropout(x, 0.2)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x, 0.2), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_is_on_in_training_only():
+    model = random_encoder(replace(SMALL, dropout=0.2))
+    batch = packed(USERS)
+    with torch.no_grad():
+        training = [model.train()(batch) for _ in range(2)]
+        evaluation = [model.eval()(batch) for _ in range(2)]
+        model.rate = 0.0
+        for block in model.blocks:
+            block.rate = block.feed_forward.rate = 0.0
+        without = model.train()(batch)
+    assert not torch.equal(*training)
+    assert torch.equal(*evaluation)
+    assert torch.equal(evaluation[0], without)
+    assert all(not torch.equal(states, without) for states in training)
+
+
+def test_the_encoder_knows_no_pad():
+    """Its first item is a row like any other, and gradients of an item that did not occur are zero."""
+    model = random_encoder(SMALL)
+    batch = packed([[1, 2, 3], [2, 4, 4, 4, 4]])
+    model(batch)[:8].sum().backward()
+    used = model.input_items.weight.grad.abs().sum(1) > 0
+    assert used.nonzero().flatten().tolist() == [0, 1, 2, 3]
