@@ -47,9 +47,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+        matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             loss, states_grad, table_grad = _cross_entropy_and_gradients(
-                states, item_table, targets, shares, matmul_dtype=_matmul_dtype(states)
+                states, item_table, targets, shares, matmul_dtype=matmul_dtype
             )
         ctx.save_for_backward(states_grad, table_grad)
         return loss
@@ -74,11 +75,14 @@ def _cross_entropy_and_gradients(
     table_grad = torch.zeros_like(item_table)
     losses = torch.empty_like(shares)
     rows = max(16, CHUNK_ELEMENTS["cuda" if states.is_cuda else "cpu"] // len(table))
-    buffer = states.new_empty(min(rows, len(states)), len(table))  # one for all chunks: memory that is in the cache
+    precise = torch.promote_types(matmul_dtype, torch.float32)
+    buffer = table.new_empty(
+        min(rows, len(states)), len(table), dtype=precise
+    )  # one for all chunks: it is in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)
         h, target, share = states[chunk].to(matmul_dtype), targets[chunk, None], shares[chunk]
-        logits = (h @ table.T).float()  # (rows, V)
+        logits = (h @ table.T).to(precise)  # (rows, V)
         p = torch.softmax(logits, 1, out=buffer[: len(h)])
         target_p = p.gather(1, target)
         losses[chunk] = -share * target_p.log()

@@ -118,7 +118,8 @@ def plan_attention(
 ) -> tuple[tuple[tuple[int, int], ...], np.ndarray, np.ndarray]:
     """Put sequences into buckets of about the same length: a bucket is a `(n, L)` table of cells for tokens.
 
-    Gives the buckets' sizes, the token of every cell of the buckets laid end to end, and the cell of every token. Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
+    Gives the buckets' sizes, the token of every cell of the buckets laid end to end, and the cell of every token.
+    Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
     item, where causal attention looks at them from no real token, so they need no mask.
     """
     widths = np.array([few_sizes(length) for length in range(lengths.max() + 1)])[lengths]  # (B,)
