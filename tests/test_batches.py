@@ -19,7 +19,7 @@ from sasrec_lab.data.batches import (
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:
-    """The fields as lists, buckets and inputs left out."""
+    """The tensors as lists, inputs left out."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.tolist() for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -50,8 +50,8 @@ def test_few_sizes_round_up_by_less_than_an_eighth():
 def test_buckets_and_places_are_each_others_inverse(count, longest):
     lengths = np.random.default_rng(count).integers(1, longest + 1, count)
     first = np.cumsum(lengths) - lengths
-    buckets, places = plan_attention(lengths, first)
-    cells = np.concatenate([rows.ravel() for rows in buckets])
+    buckets, cells, places = plan_attention(lengths, first)
+    assert len(cells) == sum(n * width for n, width in buckets)
     np.testing.assert_array_equal(cells[places], np.arange(lengths.sum()))
     assert len(np.unique(places)) == len(places)
     empty = np.ones(len(cells), dtype=bool)
@@ -59,25 +59,26 @@ def test_buckets_and_places_are_each_others_inverse(count, longest):
     assert not cells[empty].any()  # token 0 fills up what is over
 
     # each sequence has a row of its own, oldest first
-    starts = np.cumsum([0] + [rows.size for rows in buckets])
+    starts = np.cumsum([0] + [n * width for n, width in buckets])
     own_rows = set()
     for begin, length in zip(first, lengths, strict=True):
         oldest = places[begin]
         assert places[begin : begin + length].tolist() == list(range(oldest, oldest + length))
         bucket = np.searchsorted(starts, oldest, side="right") - 1
-        row, column = divmod(oldest - starts[bucket], buckets[bucket].shape[1])
+        row, column = divmod(oldest - starts[bucket], buckets[bucket][1])
         assert column == 0
-        assert few_sizes(length) == buckets[bucket].shape[1]
+        assert few_sizes(length) == buckets[bucket][1]
         own_rows.add((bucket, row))
     assert len(own_rows) == count
-    assert all(len(rows) == few_sizes(len(rows)) for rows in buckets)
+    assert all(n == few_sizes(n) for n, _ in buckets)
     assert len(buckets) == len({few_sizes(length) for length in lengths})
     assert len(cells) <= 1.27 * lengths.sum() + 1  # 9/8 twice
 
 
 def test_the_plan_of_three_sequences():
-    buckets, places = plan_attention(np.array([2, 17, 2]), np.array([0, 2, 19]))
-    assert [rows.tolist() for rows in buckets] == [[[0, 1], [19, 20]], [[*range(2, 19), 0]]]
+    buckets, cells, places = plan_attention(np.array([2, 17, 2]), np.array([0, 2, 19]))
+    assert buckets == ((2, 2), (1, 18))
+    assert cells.tolist() == [0, 1, 19, 20, *range(2, 19), 0]
     assert places.tolist() == [0, 1, *range(4, 21), 2, 3]
 
 
@@ -92,11 +93,12 @@ def test_three_sequences_in_one_row_of_tokens():
         "items": [15, 16, 11, 12, 13, 19],
         "positions": [1, 0, 2, 1, 0, 0],
         "last": [1, 4, 5],
+        "cells": [5, 0, 1, 2, 3, 4],
         "places": [1, 2, 3, 4, 5, 0],
     }
-    assert [rows.tolist() for rows in batch.buckets] == [[[5]], [[0, 1]], [[2, 3, 4]]]
+    assert batch.buckets == ((1, 1), (1, 2), (1, 3))
     assert places.tolist() == [4, 5, 0, 1, 2, 8]
-    assert all(tensor.dtype == torch.int64 for tensor in (batch.items, batch.positions, *batch.buckets))
+    assert all(tensor.dtype == torch.int64 for tensor in (batch.items, batch.positions, batch.cells))
 
 
 def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
@@ -111,7 +113,7 @@ def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     assert batch.negatives[33:].tolist() == [[1, 1]] * 3
     assert batch.targets[:33].min() > 0
     assert batch.negatives[:33].tolist() == negatives.tolist()
-    assert all((rows < 33).all() for rows in batch.buckets)
+    assert batch.cells.max() < 33
 
 
 @pytest.mark.parametrize("windows", list(Windows))
@@ -228,8 +230,8 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
         value = getattr(batch, field.name)
         if isinstance(value, PackedBatch):
             found += tensors(value)
-        elif value is not None:
-            found += value if isinstance(value, tuple) else [value]
+        elif isinstance(value, Tensor):
+            found.append(value)
     return found
 
 
@@ -237,7 +239,7 @@ def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
     training = training_batch(holdout, np.arange(3), np.ones((5, 2), dtype=int))
     evaluation = evaluation_batch(holdout, np.arange(2), "test", 3, np.ones((2, 4), dtype=int))
-    for batch, count in ((training, 9), (evaluation, 11)):
+    for batch, count in ((training, 8), (evaluation, 11)):
         moved = tensors(batch.to("meta"))
         assert len(moved) == count
         assert {tensor.device.type for tensor in moved} == {"meta"}

@@ -1,0 +1,285 @@
+from dataclasses import replace
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sasrec_lab import losses
+from sasrec_lab.config import LossName
+from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.losses import LOSSES, bce, softmax
+
+TOKENS, DIM, ITEMS = 50, 8, 23
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These tensors are too small to share: on a busy machine two threads take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batch_of(targets: Tensor, weights: Tensor | None = None, negatives: Tensor | None = None) -> PackedBatch:
+    """A batch in which nothing but these makes sense; a loss looks at nothing else."""
+    batch, _ = pack(np.array([0]), np.array([1]), np.array([1]))
+    return replace(batch, targets=targets, weights=weights, negatives=negatives)
+
+
+def example(seed: int, *, tokens: int = TOKENS, items: int = ITEMS, scale: float = 1.0, dummies: int = 3):
+    """States, item table and targets, the last of which are dummies' and one more is 0."""
+    torch.manual_seed(seed)
+    states = (scale * torch.randn(tokens, DIM)).requires_grad_()
+    table = torch.randn(items, DIM).requires_grad_()
+    targets = torch.randint(1, items + 1, (tokens,))
+    targets[tokens - dummies :] = 0
+    targets[1] = 0
+    return states, table, targets
+
+
+def plain_softmax(states: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The twin: all logits, cross_entropy, and autograd."""
+    each = F.cross_entropy(states @ table.T, targets - 1, reduction="none", ignore_index=-1)  # (T,) 0 where ignored
+    return (each if weights is None else each * weights).sum() / (targets > 0).sum()
+
+
+def plain_bce(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, weights: Tensor | None = None
+) -> float:
+    """-log s(positive) - sum of log s(-negative), divided by the number of targets, in numbers."""
+    states, table = states.tolist(), table.tolist()
+    total, count = 0.0, 0
+    for t, target in enumerate(targets.tolist()):
+        if target == 0:
+            continue
+        scores = {
+            item: sum(x * y for x, y in zip(states[t], table[item - 1], strict=True)) for item in range(1, ITEMS + 1)
+        }
+        loss = -log(1 / (1 + exp(-scores[target])))
+        for negative in negatives[t].tolist():
+            loss -= log(1 - 1 / (1 + exp(-scores[negative])))
+        total += loss * (1 if weights is None else float(weights[t]))
+        count += 1
+    return total / count
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, inputs)
+
+
+def assert_close_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], within: float = 1e-4) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert (mine - theirs).norm() <= within * theirs.norm()
+
+
+# Softmax
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [16, 17, 25, 49, 50, 1000])  # of a chunk: a partial last one, one of 1 row, one alone
+@pytest.mark.parametrize("seed", range(3))
+def test_softmax_is_cross_entropy_over_all_items(monkeypatch, seed, rows, weighted):
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", rows * ITEMS)
+    states, table, targets = example(seed)
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    loss = softmax(states, table, batch_of(targets, weights))
+    expected = plain_softmax(states, table, targets, weights)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_a_small_chunk_has_sixteen_rows_all_the_same(monkeypatch):
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 1)
+    states, table, targets = example(0)
+    loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_softmax_by_hand():
+    states = torch.tensor([[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]])
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]])
+    targets = torch.tensor([1, 3, 0])
+    first = -log(exp(1) / (exp(1) + 1 + exp(-1)))
+    second = -log(exp(2) / (1 + 2 * exp(2)))
+    assert float(softmax(states, table, batch_of(targets))) == pytest.approx((first + second) / 2, rel=1e-6)
+    # weights multiply and do not change the number divided by
+    weights = torch.tensor([3.0, 0.5, 7.0])
+    weighted = float(softmax(states, table, batch_of(targets, weights)))
+    assert weighted == pytest.approx((3 * first + 0.5 * second) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_large_logits_stay_finite_and_right(size):
+    states, table, targets = example(0)
+    with torch.no_grad():
+        logits = states @ table.T
+        states *= size / logits.abs().max()
+        assert (states @ table.T).abs().max() == pytest.approx(size)
+    loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
+    assert loss.isfinite()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_logits_so_large_that_one_item_has_everything():
+    states = torch.tensor([[200.0], [-200.0]], requires_grad=True)
+    table = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
+    assert softmax(states, table, batch_of(torch.tensor([1, 2]))).item() == 0
+    loss = softmax(states, table, batch_of(torch.tensor([2, 1])))
+    assert loss.item() == 400
+    assert [g.tolist() for g in gradients(loss, states, table)] == [[[1.0], [-1.0]], [[200.0], [-200.0], [0.0]]]
+
+
+@pytest.mark.parametrize("gap", [60.0, 70.0, 90.0, 110.0])
+def test_a_hopeless_target_beside_ordinary_ones(gap):
+    """Its probability goes from 1e-26 to 1e-48, past the end of single precision."""
+    states, table, targets = example(0)
+    with torch.no_grad():
+        logits = states[0] @ table.T
+        states[0] *= gap / (logits.max() - logits.min())
+    targets[0] = logits.argmin() + 1
+    loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_a_scaled_loss_scales_its_gradients_and_gradients_add_up():
+    states, table, targets = example(0)
+    other = example(1)[0]
+    with_weights = batch_of(targets, torch.rand(TOKENS))
+    (3 * softmax(states, table, batch_of(targets))).backward()
+    (-0.25 * softmax(other, table, with_weights)).backward()
+    first = states.grad, table.grad
+    states.grad = table.grad = None
+    (
+        3 * plain_softmax(states, table, targets) - 0.25 * plain_softmax(other, table, targets, with_weights.weights)
+    ).backward()
+    assert_close_gradients(first, (states.grad, table.grad))
+
+
+def test_states_made_from_the_table_get_both_gradients():
+    """The shared item table is input and output at once."""
+    _, table, targets = example(0)
+    items = torch.randint(0, ITEMS, (TOKENS,))
+    found = gradients(softmax(table[items].sin(), table, batch_of(targets)), table)
+    assert_close_gradients(found, gradients(plain_softmax(table[items].sin(), table, targets), table))
+
+
+@pytest.mark.parametrize("name", list(LossName))
+def test_no_target_at_all_is_no_loss(name):
+    states, table, targets = example(0)
+    loss = LOSSES[name](states, table, batch_of(0 * targets, negatives=torch.ones(TOKENS, 2, dtype=torch.long)))
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in gradients(loss, states, table))
+
+
+@pytest.mark.parametrize("name", list(LossName))
+def test_tokens_without_a_target_do_not_count(name):
+    states, table, targets = example(0, dummies=20)
+    weights = torch.rand(TOKENS)
+    negatives = torch.randint(1, ITEMS + 1, (TOKENS, 2))
+    real = targets > 0
+    loss = LOSSES[name](states, table, batch_of(targets, weights, negatives))
+    alone = LOSSES[name](states[real], table, batch_of(targets[real], weights[real], negatives[real]))
+    torch.testing.assert_close(loss, alone, rtol=1e-6, atol=0)
+    states_gradient, table_gradient = gradients(loss, states, table)
+    assert not states_gradient[~real].any()
+    assert_close_gradients((table_gradient,), gradients(alone, table), 1e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 1000])
+@pytest.mark.parametrize("low_precision_states", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_close(monkeypatch, dtype, rows, low_precision_states):
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", rows * ITEMS)
+    states, table, targets = example(0)
+    if low_precision_states:  # as without a final norm
+        states = states.detach().to(dtype).requires_grad_()
+    weights = torch.rand(TOKENS)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = softmax(states, table, batch_of(targets, weights))
+    exact_states = states.detach().float().requires_grad_()
+    expected = plain_softmax(exact_states, table, targets, weights)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+    found = gradients(loss, states, table)
+    assert [gradient.dtype for gradient in found] == [states.dtype, torch.float32]
+    assert_close_gradients((found[0].float(), found[1]), gradients(expected, exact_states, table), 1e-2)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.elements = max(
+            [self.elements, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor))]
+        )
+        return out
+
+
+def test_all_logits_never_exist(monkeypatch):
+    tokens, items = 400, 300
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 20 * items)
+    states, table, targets = example(0, tokens=tokens, items=items)
+    with Largest() as plain:
+        plain_softmax(states, table, targets).backward()
+    assert plain.elements == tokens * items
+    with Largest() as fast:
+        softmax(states, table, batch_of(targets)).backward()
+    assert fast.elements == 20 * items == max(20 * items, tokens * DIM, items * DIM)
+
+
+# Binary cross-entropy
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("negatives", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_bce_against_a_loop(seed, negatives, weighted):
+    states, table, targets = example(seed)
+    drawn = torch.randint(1, ITEMS + 1, (TOKENS, negatives))
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    loss = bce(states, table, batch_of(targets, weights, drawn))
+    assert float(loss) == pytest.approx(plain_bce(states, table, targets, drawn, weights), rel=1e-5)
+
+
+def test_bces_gradients_are_those_of_the_formula():
+    states, table, targets = example(0)
+    drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
+    loss = bce(states, table, batch_of(targets, None, drawn))
+    real = targets > 0
+    logits = states[real] @ table.T
+    positive = logits.gather(1, targets[real, None] - 1)
+    negative = logits.gather(1, drawn[real] - 1)
+    expected = -(positive.sigmoid().log().sum() + (1 - negative.sigmoid()).log().sum()) / real.sum()
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_bce_by_hand():
+    states, table = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    loss = bce(states, table, batch_of(torch.tensor([2]), None, torch.tensor([[1, 3, 3]])))
+    assert float(loss) == pytest.approx(log(1 + exp(-2)) + log(1 + exp(1)) + 2 * log(1 + exp(-1)), rel=1e-6)
+
+
+def test_bce_of_large_logits_stays_finite():
+    states, table = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    loss = bce(states, table, batch_of(torch.tensor([2]), None, torch.tensor([[1]])))
+    assert loss.item() == 400
+    assert gradients(loss, states)[0].tolist() == [[2.0]]
+
+
+def test_every_loss_has_its_function():
+    assert set(LOSSES) == set(LossName)
+    states, table, targets = example(0)
+    batch = replace(batch_of(targets), negatives=torch.ones(TOKENS, 1, dtype=torch.long))
+    assert all(loss(states, table, batch).shape == () for loss in LOSSES.values())
