@@ -108,10 +108,10 @@ def test_softmax_by_hand():
     targets = torch.tensor([1, 3, 0])
     first = -log(exp(1) / (exp(1) + 1 + exp(-1)))
     second = -log(exp(2) / (1 + 2 * exp(2)))
-    assert float(softmax(states, table, batch_of(targets))) == pytest.approx((first + second) / 2, rel=1e-6)
+    assert softmax(states, table, batch_of(targets)).item() == pytest.approx((first + second) / 2, rel=1e-6)
     # weights multiply and do not change the number divided by
     weights = torch.tensor([3.0, 0.5, 7.0])
-    weighted = float(softmax(states, table, batch_of(targets, weights)))
+    weighted = softmax(states, table, batch_of(targets, weights)).item()
     assert weighted == pytest.approx((3 * first + 0.5 * second) / 2, rel=1e-6)
 
 
@@ -250,7 +250,7 @@ def test_bce_against_a_loop(seed, negatives, weighted):
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, negatives))
     weights = 3 * torch.rand(TOKENS) if weighted else None
     loss = bce(states, table, batch_of(targets, weights, drawn))
-    assert float(loss) == pytest.approx(plain_bce(states, table, targets, drawn, weights), rel=1e-5)
+    assert loss.item() == pytest.approx(plain_bce(states, table, targets, drawn, weights), rel=1e-5)
 
 
 def test_bces_gradients_are_those_of_the_formula():
@@ -268,7 +268,7 @@ def test_bces_gradients_are_those_of_the_formula():
 def test_bce_by_hand():
     states, table = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     loss = bce(states, table, batch_of(torch.tensor([2]), None, torch.tensor([[1, 3, 3]])))
-    assert float(loss) == pytest.approx(log(1 + exp(-2)) + log(1 + exp(1)) + 2 * log(1 + exp(-1)), rel=1e-6)
+    assert loss.item() == pytest.approx(log(1 + exp(-2)) + log(1 + exp(1)) + 2 * log(1 + exp(-1)), rel=1e-6)
 
 
 def test_bce_of_large_logits_stays_finite():
