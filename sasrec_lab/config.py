@@ -375,9 +375,11 @@ def _explain(error: Exception) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key {found[1]!r}{_hint(found[1])}"
     if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = found[1].rpartition("/")
+        group, _, name = found[1].partition("/")
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
-        names = options[1].split() if options else []
+        folder = Path(CONF_DIR, group)
+        ours = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
+        names = sorted(ours | set(options[1].split() if options and "/" not in name else []))
         return (
             f"{where}{group}={name} does not exist{_did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
         )
@@ -386,6 +388,8 @@ def _explain(error: Exception) -> str:
         return f"{where}unknown key {name!r}{_hint(name)}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         return f"{found[1]} is chosen already; to choose another write {found[1]}=..., without '+'"
+    if "Unexpected type for root: NoneType" in text:
+        return "a key is given below one that is null here, such as dataset.weight; set that one: dataset.weight={...}"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]} has several values; add -m to run one job for each, or write [...] for a list"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -24,7 +24,7 @@ from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, check_command_l
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
 errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
 
 

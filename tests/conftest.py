@@ -23,7 +23,8 @@ def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         return subprocess.run(
             [sys.executable, "-m", "sasrec_lab.train", *args],
             cwd=tmp_path,
-            env=clean | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | (env or {}),
+            # one thread: several of them wait for each other on a busy machine, and these runs are tiny
+            env=clean | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"} | (env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,

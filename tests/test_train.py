@@ -1,0 +1,333 @@
+"""The command as a user runs it, in fresh processes: what it writes, prints, refuses, repeats and takes up again."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from sasrec_lab.config import flat, load, plain
+
+TINY = [
+    "dataset=synthetic",
+    "dataset.synthetic.users=300",
+    "dataset.synthetic.items=60",
+    "model=tiny",
+    "optimizer.lr=0.01",
+    "hydra.run.dir=run",
+]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
+    done = train_command(*TINY, "trainer.max_epochs=15", "evaluation.sampled=20")
+    run = tmp_path / "run"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(
+        str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tb" not in file.parts
+    ) == [
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.json",
+        "ranks.npz",
+        "run.json",
+        "train.log",
+    ]
+    written = results(run)
+    assert list(written) == ["status", "error", "protocol", "metrics", "baselines", "best_epoch", "epochs"]
+    assert (written["status"], written["error"], written["epochs"]) == ("finished", None, 15)
+    one_stage = [f"{metric}@{k}" for metric in ("ndcg", "recall", "mrr") for k in (5, 10, 20)] + ["mrr"]
+    assert written["metrics"].keys() == {
+        f"{stage}/{name}{ending}" for stage in ("val", "test") for name in one_stage for ending in ("", "-sampled20")
+    }
+    assert written["baselines"]["popularity"].keys() == written["metrics"].keys()
+    for ending in ("", "-sampled20"):
+        key = f"test/ndcg@10{ending}"
+        assert written["metrics"][key] > 1.2 * written["baselines"]["popularity"][key]
+
+    protocol = written["protocol"]
+    assert (protocol["users"], protocol["items"], protocol["selected_by"]) == (300, 60, "val/ndcg@10")
+    assert protocol["sampled_candidates"] == {"sampled": 20, "draw": "paper", "seed": 0}
+
+    facts = json.loads((run / "run.json").read_text())
+    assert {
+        "git",
+        "versions",
+        "device",
+        "threads",
+        "seed",
+        "command",
+        "start",
+        "seconds",
+        "peak_memory_mb",
+    } <= facts.keys()
+    assert facts["command"].startswith("python -m sasrec_lab.train dataset=synthetic")
+
+    ranks = np.load(run / "ranks.npz")
+    assert len(ranks["user"]) == len(set(ranks["user"])) == protocol["held_out_users"]
+    assert set(ranks["target"]) <= set(range(1, 61))
+    gains = np.where((ranks["rank"] >= 1) & (ranks["rank"] <= 10), 1 / np.log2(np.maximum(ranks["rank"], 1) + 1), 0)
+    assert gains.mean() == pytest.approx(written["metrics"]["test/ndcg@10"], abs=1e-6)
+    assert (ranks["sampled_rank"] <= 10).mean() == pytest.approx(
+        written["metrics"]["test/recall@10-sampled20"], abs=1e-6
+    )
+
+    saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert saved["epoch"] == written["best_epoch"]
+    assert saved["hyper_parameters"]["config"]["model"]["dim"] == 16
+
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("data   (generated): 300 users, 60 items,")
+    assert lines[1].startswith("model  1 blocks, 1 heads, dim 16, maxlen 20, loss softmax:")
+    assert re.search(r"SASRec +0\.\d{4} +0\.\d{4} +0\.\d{4}\n +popularity +0\.\d{4}", done.stdout)
+    assert "run folder   run\n" in done.stdout
+    assert re.search(r"TensorBoard +\S*tensorboard --logdir run/tb$", done.stdout.strip())
+    check_tensorboard(run / "tb", written["metrics"])
+
+
+def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
+    events = EventAccumulator(str(folder)).Reload()
+    assert len(events.Scalars("val/ndcg@10")) == len(events.Scalars("train/loss")) == 15
+    for name, value in metrics.items():
+        if name.startswith("test/"):
+            assert events.Scalars(name)[-1].value == pytest.approx(value)
+    plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    shown = HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert shown.keys() == flat(plain(load([]))).keys() | {f"dataset/synthetic/{k}" for k in SYNTHETIC} - {
+        "dataset/synthetic"
+    }
+    assert shown["model/dim"].number_value == 16
+
+
+SYNTHETIC = ("users", "items", "mean_length", "seed")
+
+
+def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
+    seen = []
+    for seed, folder in ((1, "a"), (1, "b"), (2, "c")):
+        done = train_command(*TINY[:-1], f"hydra.run.dir={folder}", f"seed={seed}", "trainer.max_epochs=2", "loss=bce")
+        assert done.returncode == 0, done.stderr
+        seen.append(results(tmp_path / folder)["metrics"])
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path):
+    settings = [
+        *TINY[:-1],
+        "trainer.max_epochs=6",
+        "optimizer.cosine=true",
+        "optimizer.ema=0.9",
+        "optimizer.name=adamw",
+    ]
+    whole = train_command(*settings, "hydra.run.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+
+    code, error = interrupt_after_an_epoch([*settings, "hydra.run.dir=run"], tmp_path)
+    assert code == 130
+    assert error.startswith("interrupted; everything so far is in ")
+    assert "ckpt=last" in error.splitlines()[1]
+    before = results(tmp_path / "run")
+    assert before["status"] == "interrupted"
+    assert 1 <= before["epochs"] < 6
+    assert "val/ndcg@10" in before["metrics"]
+
+    unfinished = train_command(*settings, "hydra.run.dir=run")
+    assert unfinished.returncode == 1
+    assert unfinished.stderr == (
+        "error: run holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir\n"
+    )
+    resumed = train_command(*settings, "hydra.run.dir=run", "ckpt=last")
+    assert resumed.returncode == 0, resumed.stderr
+    after, uninterrupted = results(tmp_path / "run"), results(tmp_path / "whole")
+    assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
+    assert (after["epochs"], after["best_epoch"]) == (6, uninterrupted["best_epoch"])
+
+
+def interrupt_after_an_epoch(settings: list[str], folder: Path) -> tuple[int, str]:
+    env = {name: value for name, value in os.environ.items() if name != "SASREC_LAB_DATA"}
+    env |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sasrec_lab.train", *settings],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch   1"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    return process.returncode, error
+
+
+def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(train_command, tmp_path):
+    settings = [*TINY, "trainer=fast"]
+    assert train_command(*settings).returncode == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    again = train_command(*settings)
+    assert again.returncode == 0
+    assert again.stdout.startswith("finished before, nothing is run again:\n")
+    other = train_command(*settings, "model.dim=8")
+    assert (other.returncode, other.stderr) == (
+        1,
+        "error: run holds another configuration's results (model.dim differs); choose another hydra.run.dir\n",
+    )
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+
+
+def test_without_validation_the_last_epoch_is_tested(train_command, tmp_path):
+    done = train_command(*TINY, "trainer=fast", "trainer.limit_val_batches=0")
+    assert done.returncode == 0, done.stderr
+    written = results(tmp_path / "run")
+    assert written["protocol"]["selected_by"] == "last epoch"
+    assert written["best_epoch"] is None
+    assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "val/ndcg@10" not in written["metrics"]
+    assert "checkpoint   the last epoch" in done.stdout
+
+
+def test_training_stops_early_and_keeps_the_best(train_command, tmp_path):
+    done = train_command(*TINY, "trainer.max_epochs=200", "optimizer.lr=0.05", "evaluation.patience=3")
+    assert done.returncode == 0, done.stderr
+    written = results(tmp_path / "run")
+    assert written["epochs"] == written["best_epoch"] + 1 + 3 < 200
+
+
+def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
+    done = train_command(*TINY, "trainer=fast", "optimizer.lr=1e30")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: training diverged in epoch \d: the loss is \w+; lower optimizer.lr=1e\+30 or set"
+        r" trainer.gradient_clip_val=1\n",
+        done.stderr,
+    )
+    written = results(tmp_path / "run")
+    assert written["status"] == "failed"
+    assert written["error"].startswith("InputError: training diverged in epoch")
+
+
+def test_warm_up_clipping_and_string_ids(train_command, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"u{u},i{(u + t) % 9 if rng.random() < 0.8 else rng.integers(9)},{t}" for u in range(40) for t in range(8)]
+    (tmp_path / "my.csv").write_text("who,what,when\n" + "\n".join(rows) + "\n")
+    columns = ["dataset=csv", "dataset.path=my.csv", "dataset.user=who", "dataset.item=what", "dataset.time=when"]
+    others = ["evaluation.filter_seen=false", "dataset.catalogue=train", "dataset.windows=all", "model.maxlen=3"]
+    optimizer = ["trainer.gradient_clip_val=1", "optimizer.warmup_steps=5"]
+    done = train_command(*columns, *others, *optimizer, "model=tiny", "trainer=fast", "hydra.run.dir=r")
+    assert done.returncode == 0, done.stderr
+    ranks = np.load(tmp_path / "r" / "ranks.npz")
+    assert set(ranks["user"]) == {f"u{u}" for u in range(40)}
+    assert set(ranks["target"]) <= {f"i{i}" for i in range(9)}
+    rates = [event.value for event in EventAccumulator(str(tmp_path / "r" / "tb")).Reload().Scalars("train/lr")]
+    assert rates == pytest.approx([2 / 5 * 1e-3, 3 / 5 * 1e-3])
+
+
+BAD_FILES = {
+    "missing": (None, "error: dataset.path=my.csv: there is no such file (nor is it in {cache}/sasrec_lab)"),
+    "empty": (b"", "error: my.csv is empty; dataset.path must name a file with interactions"),
+    "header": (
+        b"user_id,item_id,timestamp\n",
+        "error: my.csv has a header line and no interactions; dataset.path must name a file with some",
+    ),
+    "short": (
+        b"user_id,item_id,timestamp\n1,2,1\n1,3,2\n2,2,1\n",
+        "error: my.csv: no user has 3 interactions, which a holdout needs (training, validation, test);"
+        " the longest of 2 users has 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_command, tmp_path):
+    content, message = BAD_FILES[kind]
+    if content is not None:
+        (tmp_path / "my.csv").write_bytes(content)
+    done = train_command("dataset=csv", "dataset.path=my.csv", "hydra.run.dir=run")
+    message = message.format(cache=tmp_path / "cache")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
+    written = results(tmp_path / "run")
+    assert (written["status"], written["error"]) == ("failed", message.replace("error: ", "InputError: "))
+
+
+def test_a_mistaken_command_line_leaves_nothing_behind(train_command, tmp_path):
+    start = time.perf_counter()
+    done = train_command("model.head=2")
+    assert time.perf_counter() - start < 5
+    assert (done.returncode, done.stderr) == (1, "error: unknown key 'model.head'; did you mean model.heads?\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written(train_command, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train_command(*TINY[:-1], "hydra.run.dir=file/run")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: file/run: the run folder cannot be written: Not a directory; choose another hydra.run.dir\n",
+    )
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A limit on the size of files stands in for the disk: the first checkpoint is larger."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sasrec_lab.train", *TINY[:-1], "hydra.run.dir=run", "model.dim=64", "trainer=fast"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "SASREC_LAB_DATA": ""},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*run.*: File too large[^\n]*\n", done.stderr)
+    assert results(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_checkpoint_that_is_none_or_holds_code_is_refused(train_command, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"state_dict": Code()}, tmp_path / "code.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
+        done = train_command(*TINY, f"ckpt={name}")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: ckpt={name}: {name} is not a checkpoint of this project (")
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "executed").exists()
+
+
+def test_two_processes_test_every_user_once(train_command, tmp_path):
+    done = train_command(*TINY, "trainer=fast", "trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp")
+    assert done.returncode == 0, done.stderr
+    written = results(tmp_path / "run")
+    ranks = np.load(tmp_path / "run" / "ranks.npz")
+    assert len(set(ranks["user"])) == len(ranks["user"]) == written["protocol"]["held_out_users"]
+    hits = ((ranks["rank"] >= 1) & (ranks["rank"] <= 10)).mean()
+    assert written["metrics"]["test/recall@10"] == pytest.approx(hits, abs=1e-6)
+
+
+def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):
+    done = train_command(
+        *TINY[:-1], "-m", "hydra.sweep.dir=sweep", "trainer=fast", "+trainer.profiler=null,null", "seed=3"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (results(folder) for folder in sorted((tmp_path / "sweep").iterdir()) if folder.is_dir())
+    assert first["metrics"] == second["metrics"]
