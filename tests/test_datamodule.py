@@ -17,9 +17,9 @@ BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "l
 HOLDOUT = holdout_of(random_users(0, users=60), maxlen=5)
 
 
-def data_of(cfg: TrainConfig = CONFIG, process: int = 0, processes: int = 1) -> SequenceData:
+def data_of(cfg: TrainConfig = CONFIG, process: int = 0, processes: int = 1, epoch: int = 0) -> SequenceData:
     data = SequenceData(HOLDOUT, cfg)
-    data.trainer = SimpleNamespace(global_rank=process, world_size=processes)
+    data.trainer = SimpleNamespace(global_rank=process, world_size=processes, current_epoch=epoch)
     return data
 
 
@@ -93,6 +93,11 @@ def test_training_batches_are_all_the_windows():
         starts = [0, *(batch.last[:-1] + 1).tolist()]
         found += [batch.items[start : end + 1].tolist() for start, end in zip(starts, batch.last.tolist(), strict=True)]
     assert sorted(found) == expected
+
+
+def test_a_resumed_run_begins_with_its_epochs_order():
+    order = [windows.tolist() for windows, _ in data_of(epoch=3).train_dataloader().sampler]
+    assert order == windows_of(ShuffledWindows(len(HOLDOUT.window_users), 7, CONFIG.seed, 0, 1), epoch=3)
 
 
 def test_negatives_follow_seed_epoch_step_and_process():
@@ -171,6 +176,14 @@ def test_processes_share_the_held_out_users(stage, processes):
     assert sorted(users) == HOLDOUT.users.tolist()  # each once
     expected = HOLDOUT.val_targets if stage == "val" else HOLDOUT.test_targets
     assert [targets[user] for user in HOLDOUT.users.tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("processes", [2, 5, 16])
+def test_every_process_has_users_to_rank(processes):
+    """Lightning refuses a loader without a batch, so even few users are split."""
+    cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, batch_size=1000))
+    assert len(HOLDOUT.users) >= processes
+    assert all(len(data_of(cfg, process, processes).val_dataloader()) >= 1 for process in range(processes))
 
 
 def test_users_of_like_history_lengths_are_ranked_together():
