@@ -42,10 +42,14 @@ class SequentialRecommender(pl.LightningModule):
         self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Dropout follows from seed and epoch alone, so a resumed run goes on as the uninterrupted one would have."""
-        words = np.random.SeedSequence([self.cfg.seed, self.current_epoch, self.global_rank]).generate_state(1)
-        torch.manual_seed(int(words[0]))
+    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Dropout follows from seed and epoch alone, so a resumed run goes on as the uninterrupted one would have.
+
+        Not in on_train_epoch_start, which Lightning leaves out for the first epoch of a resumed run.
+        """
+        if batch_idx == 0:
+            words = np.random.SeedSequence([self.cfg.seed, self.current_epoch, self.global_rank]).generate_state(1)
+            torch.manual_seed(int(words[0]))
 
     def on_train_epoch_end(self) -> None:
         loss = float(self.train_loss.compute())

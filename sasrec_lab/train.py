@@ -53,6 +53,8 @@ def main(cfg: DictConfig) -> float | None:
         typed = to_typed(cfg)
         return train(typed, folder)["metrics"].get(typed.evaluation.monitor)
     except (InputError, OSError) as error:
+        if isinstance(error, OSError):
+            error = f"{error.filename or folder}: {error.strerror or error}; what was finished is in {folder}"
         errors.error(error)
         if HydraConfig.get().mode is not RunMode.RUN:
             raise  # the sweep goes on with its other jobs
@@ -103,7 +105,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             tested = trainer.test(model, data, ckpt_path=checkpoint(folder), weights_only=True, verbose=False)[0]
         run.results["metrics"] |= tested
         run_folder.write_ranks(folder, model.test_ranks(), sequences.user_ids, holdout.item_ids)
-        trainer.logger.log_hyperparams(flat(plain(cfg)), run.results["metrics"])
+        shown = tested | {f"best/{cfg.evaluation.monitor}": run.results["metrics"].get(cfg.evaluation.monitor, 0.0)}
+        trainer.logger.log_hyperparams(flat(plain(cfg)), shown, step=trainer.global_step)
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 

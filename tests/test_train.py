@@ -16,8 +16,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from sasrec_lab.config import flat, load, plain
-
 TINY = [
     "dataset=synthetic",
     "dataset.synthetic.users=300",
@@ -109,13 +107,8 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
             assert events.Scalars(name)[-1].value == pytest.approx(value)
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     shown = HParamsPluginData.FromString(plugin).session_start_info.hparams
-    assert shown.keys() == flat(plain(load([]))).keys() | {f"dataset/synthetic/{k}" for k in SYNTHETIC} - {
-        "dataset/synthetic"
-    }
+    assert {"seed", "model/blocks", "model/heads", "loss/name", "optimizer/lr", "dataset/name"} <= shown.keys()
     assert shown["model/dim"].number_value == 16
-
-
-SYNTHETIC = ("users", "items", "mean_length", "seed")
 
 
 def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
@@ -325,9 +318,7 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
 
 
 def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):
-    done = train_command(
-        *TINY[:-1], "-m", "hydra.sweep.dir=sweep", "trainer=fast", "+trainer.profiler=null,null", "seed=3"
-    )
+    done = train_command("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
     assert done.returncode == 0, done.stderr
     first, second = (results(folder) for folder in sorted((tmp_path / "sweep").iterdir()) if folder.is_dir())
     assert first["metrics"] == second["metrics"]

@@ -28,11 +28,10 @@ class SequenceData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         negatives = self.cfg.loss.negatives if self.cfg.loss.name is LossName.bce else 0
-        return DataLoader(
-            TrainingData(self.holdout, negatives),
-            batch_size=None,
-            sampler=ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._place()),
-        )
+        sampler = ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._place())
+        if self.trainer:  # a resumed run takes its first batch before Lightning tells the sampler the epoch
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return DataLoader(TrainingData(self.holdout, negatives), batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self.evaluation_dataloader("val")
