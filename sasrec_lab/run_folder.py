@@ -39,8 +39,9 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     resumed = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time") if cfg.ckpt else ()
     if differing := [key for key in _differences(before["config"], plain(cfg)) if key not in resumed]:
         raise InputError(
-            f"{folder} holds another configuration's results ({', '.join(differing[:3])} differ{'s' if len(differing) == 1 else ''}"
-            f"{', ...' if len(differing) > 3 else ''}); choose another hydra.run.dir"
+            f"{folder} holds another configuration's results ({', '.join(differing[:3])}"
+            f"{', ...' if len(differing) > 3 else ''} differ{'s' if len(differing) == 1 else ''});"
+            " choose another hydra.run.dir"
         )
     last = folder / "checkpoints" / "last.ckpt"
     if cfg.ckpt == "last":

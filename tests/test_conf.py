@@ -98,7 +98,9 @@ MISTAKES = {
     ),
     "seed=1,2": "seed=1,2 has several values; add -m to run one job for each, or write [...] for a list",
     "seed=-1": "seed=-1 must be at least 0",
-    "+experiment=sasrec_paper/beauty": "experiment is chosen already; to choose another write experiment=..., without '+'",
+    "+experiment=sasrec_paper/beauty": (
+        "experiment is chosen already; to choose another write experiment=..., without '+'"
+    ),
     "name=../up": "name='../up' names a folder below outputs/; use letters, digits, '_', '-', '/'",
 }
 
