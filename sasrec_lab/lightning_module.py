@@ -63,6 +63,8 @@ class SequentialRecommender(pl.LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
+        if not self.trainer.is_global_zero:
+            return
         log.info(
             f"epoch {self.current_epoch:3d}  loss {loss:.4f}"
             + ("" if measured is None else f"  {monitor} {measured:.4f}")

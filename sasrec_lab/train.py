@@ -104,7 +104,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         with run.phase("test"):
             tested = trainer.test(model, data, ckpt_path=checkpoint(folder), weights_only=True, verbose=False)[0]
         run.results["metrics"] |= tested
-        run_folder.write_ranks(folder, model.test_ranks(), sequences.user_ids, holdout.item_ids)
+        ranks = model.test_ranks()  # of all processes, so all have to ask
+        if trainer.is_global_zero:
+            run_folder.write_ranks(folder, ranks, sequences.user_ids, holdout.item_ids)
         shown = tested | {f"best/{cfg.evaluation.monitor}": run.results["metrics"].get(cfg.evaluation.monitor, 0.0)}
         trainer.logger.log_hyperparams(flat(plain(cfg)), shown, step=trainer.global_step)
     log.info(summary.table(run.results, cfg, folder))

@@ -107,7 +107,7 @@ class EvaluationData(Dataset):
         return evaluation_batch(self.holdout, rows, self.stage, self.maxlen, candidates)
 
     def rows_by_length(self, batch_size: int, process: int, processes: int) -> list[np.ndarray]:
-        """Users of like history lengths together, which packs them best; each process takes its own batches."""
+        """Users of like history lengths together, which packs them best; each process takes its own."""
         lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
-        order = np.argsort(lengths, kind="stable")
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)][process::processes]
+        order = np.argsort(lengths, kind="stable")[process::processes]
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
