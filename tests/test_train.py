@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert "ckpt=last" in error.splitlines()[1]
     before = results(tmp_path / "run")
     assert before["status"] == "interrupted"
-    assert 1 <= before["epochs"] < 6
+    assert 1 <= before["epochs"] < 80
     assert "val/ndcg@10" in before["metrics"]
 
     unfinished = train_command(*settings, "hydra.run.dir=run")
@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert resumed.returncode == 0, resumed.stderr
     after, uninterrupted = results(tmp_path / "run"), results(tmp_path / "whole")
     assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
-    assert (after["epochs"], after["best_epoch"]) == (6, uninterrupted["best_epoch"])
+    assert (after["epochs"], after["best_epoch"]) == (80, uninterrupted["best_epoch"])
 
 
 def interrupt_after_an_epoch(settings: list[str], folder: Path) -> tuple[int, str]:
