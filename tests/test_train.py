@@ -123,7 +123,8 @@ def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path):
     settings = [
         *TINY[:-1],
-        "trainer.max_epochs=6",
+        "trainer.max_epochs=80",
+        "evaluation.patience=null",
         "optimizer.cosine=true",
         "optimizer.ema=0.9",
         "optimizer.name=adamw",
