@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder
-from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, check_command_line, flat, plain, to_typed
+from sasrec_lab.command_line import check_command_line
+from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, flat, plain, to_typed
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

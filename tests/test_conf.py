@@ -2,13 +2,16 @@
 
 import inspect
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sasrec_lab.config import CONF_DIR, TRAINER_FLAGS, InputError, check_command_line, flat, load, plain
+from sasrec_lab.command_line import check_command_line, load
+from sasrec_lab.config import CONF_DIR, TRAINER_FLAGS, InputError, flat, plain
 
 
 def names_in(group: str) -> list[str]:
@@ -154,3 +157,17 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, softmax", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m sasrec_lab\.train (.+)$|`python -m sasrec_lab\.train ([^`]+)`", README, re.M)
+
+
+@pytest.mark.parametrize("words", [first or second for first, second in COMMANDS])
+def test_every_command_of_the_readme_is_taken(words):
+    """That they are understood as they stand; test_train runs their like on data made for it."""
+    check_command_line(shlex.split(words.replace("<time>", "t"), comments=True))
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 8

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, Repeats, WeightConfig, load
+from sasrec_lab.command_line import load
+from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, Repeats, WeightConfig
 from sasrec_lab.data import source
-from sasrec_lab.data.interactions import clean, read_interactions
+from sasrec_lab.data.cleaning import clean
+from sasrec_lab.data.interactions import read_interactions
 
 FILE = Path("x.csv")
 TIMED = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp

@@ -11,7 +11,8 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab.config import Catalogue, TrainConfig, Windows, load
+from sasrec_lab.command_line import load
+from sasrec_lab.config import Catalogue, TrainConfig, Windows
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import hold_out, load_sequences

@@ -10,7 +10,8 @@ from small_data import random_users
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb, load
+from sasrec_lab.command_line import load
+from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.losses import softmax
 from sasrec_lab.model import attention, blocks, encoder

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from small_data import holdout_of, random_users, sequences_of
 
-from sasrec_lab.config import Catalogue, DatasetConfig, InputError, Repeats, WeightConfig, Windows, load
+from sasrec_lab.command_line import load
+from sasrec_lab.config import Catalogue, DatasetConfig, InputError, Repeats, WeightConfig, Windows
 from sasrec_lab.data import sequences
 from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.config import DatasetConfig, InputError, SourceConfig, load
+from sasrec_lab.command_line import load
+from sasrec_lab.config import DatasetConfig, InputError, SourceConfig
 from sasrec_lab.data import source
 
 ROWS = b"1\t2\t3\t4\n"

@@ -15,7 +15,8 @@ import pooch
 
 from sasrec_lab.config import Catalogue, DatasetConfig, Format, InputError, Windows, plain
 from sasrec_lab.data import source
-from sasrec_lab.data.interactions import clean, read_interactions
+from sasrec_lab.data.cleaning import clean
+from sasrec_lab.data.interactions import read_interactions
 from sasrec_lab.data.synthetic import make_interactions
 
 log = logging.getLogger(__name__)
