@@ -1,0 +1,163 @@
+"""Train and rank one configuration as the train command does, and time it: python -m benchmark.training --steps 100 ...
+
+Steady state only: the clock starts after some steps. The time between two steps, for the next batch, is in it.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from benchmark.floor import compared_items, flops_per_position, flops_per_user, matrix_rate, synchronise
+from sasrec_lab import machine
+from sasrec_lab.command_line import load
+from sasrec_lab.config import InputError, TrainConfig
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
+from sasrec_lab.lightning_module import SequentialRecommender
+from sasrec_lab.train import build_trainer
+
+WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--ranked-users", type=int, required=True)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(args.overrides, args.steps, args.ranked_users, Path(folder))))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -> dict[str, Any]:
+    warm_up = min(WARM_UP, steps)
+    overrides = [*overrides, "trainer.enable_progress_bar=false"]
+    limits = ["trainer.max_epochs=-1", f"trainer.max_steps={warm_up + steps}", "trainer.limit_val_batches=0"]
+    cfg, training_cfg = load(overrides), load(overrides + limits)
+    holdout = hold_out(
+        load_sequences(cfg.dataset, cfg.data_dir), cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen
+    )
+
+    trainer = build_trainer(training_cfg, folder)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = SequentialRecommender(holdout.num_items, training_cfg)
+    device = trainer.strategy.root_device
+    facts = machine.facts(device)
+    training = TrainingTime(warm_up)
+    trainer.callbacks.append(training)
+    trainer.fit(model, SequenceData(holdout, training_cfg))
+    training_peak = machine.peak_memory_mb()
+
+    rates = [product_rate(cfg, device, holdout.num_items)]
+    ranked = first_users(holdout, ranked_users)
+    rank(model, first_users(holdout, 2_000), cfg, folder)  # warms up
+    ranking_seconds = rank(model, ranked, cfg, folder)
+    ranking_peak = machine.peak_memory_mb()
+    rates.append(product_rate(cfg, device, holdout.num_items))  # before and after: other work comes and goes
+
+    labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions of each window
+    known = (holdout.train_ends - holdout.starts)[ranked.users].clip(max=cfg.model.maxlen)
+    flops = flops_per_position(cfg.model, compared_items(cfg.loss, holdout.num_items), labels)
+    positions_per_s = training.positions / training.seconds
+    return {
+        "positions_per_s": positions_per_s,
+        "users_per_s": len(ranked.users) / ranking_seconds,
+        "peak_rss_mb": training_peak["rss"],
+        "floor_positions_per_s": max(rates) / flops,
+        "fraction_of_floor": positions_per_s * flops / max(rates),
+        "floor_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, known),
+        "ranking_peak_rss_mb": ranking_peak["rss"],
+        "peak_cuda_mb": training_peak.get("cuda"),
+        "flops_per_position": flops,
+        "matrix_gflops": max(rates) / 1e9,
+        "epoch_positions": int(labels.sum()),
+        "epoch_seconds": labels.sum() / positions_per_s,
+        "steps": steps,
+        "step_ms": 1000 * training.seconds / steps,
+        "ranked_users": len(ranked.users),
+        "users": len(holdout.starts),
+        "items": holdout.num_items,
+        "device": facts["device"],
+        "matmul": facts["matmul"],
+        "precision": cfg.trainer["precision"],
+        "torch": torch.__version__,
+        "overrides": overrides,
+    }
+
+
+class TrainingTime(pl.Callback):
+    """Seconds and useful positions of the steps after the first `warm_up`."""
+
+    def __init__(self, warm_up: int):
+        self.warm_up = warm_up
+        self.positions: int | torch.Tensor = 0
+        self.seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self.warm_up:
+            self.positions += (batch.targets > 0).sum()
+        if trainer.global_step == self.warm_up:
+            synchronise(module.device)
+            self.start = time.perf_counter()
+        if trainer.global_step == trainer.max_steps:
+            synchronise(module.device)
+            self.seconds = time.perf_counter() - self.start
+            self.positions = int(self.positions)
+
+
+class RankingTime(pl.Callback):
+    """Seconds of a pass over the users, from the first batch to the metrics."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        synchronise(module.device)
+        self.start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        synchronise(module.device)
+        self.seconds = time.perf_counter() - self.start
+
+
+def rank(model: SequentialRecommender, holdout: Holdout, cfg: TrainConfig, folder: Path) -> float:
+    """Seconds to encode the users of the holdout, rank the whole catalogue for each, and compute the metrics."""
+    trainer = build_trainer(cfg, folder)
+    ranking = RankingTime()
+    trainer.callbacks.append(ranking)
+    trainer.validate(model, SequenceData(holdout, cfg), verbose=False)
+    return ranking.seconds
+
+
+def first_users(holdout: Holdout, count: int) -> Holdout:
+    """With only so many of the users to rank, long and short histories among them as among all."""
+    return replace(
+        holdout,
+        users=holdout.users[:count],
+        val_targets=holdout.val_targets[:count],
+        test_targets=holdout.test_targets[:count],
+    )
+
+
+def product_rate(cfg: TrainConfig, device: torch.device, items: int) -> float:
+    precision = str(cfg.trainer["precision"])
+    half = torch.bfloat16 if "bf16" in precision else torch.float16
+    return matrix_rate(device, half if "16" in precision else torch.float32, cfg.model.dim, items)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""scripts/bench.py as a user runs it, on a hundredth of the made-up data, and the FLOPs of its floor by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sasrec_lab.command_line import load
+from sasrec_lab.config import LossConfig, ModelConfig
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+TINY_MODEL = ("model.dim=2", "model.maxlen=4", "model.blocks=1")
+
+
+@pytest.fixture(autouse=True)
+def scripts_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """In the test's own folder, without real data; one thread, as the busy machine of the tests likes it."""
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"SASREC_LAB_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(SCRIPTS / "bench.py"), *args]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def test_jobs_run_and_write_json(bench, tmp_path):
+    softmax = ("loss=softmax", "loss.negatives=0", "optimizer.name=adam")  # in place of job d's own
+    done = bench("--jobs", "c,d,e", "--small", "--steps", "2", "--json", "out.json", *softmax, *TINY_MODEL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    training, million, loading = json.loads((tmp_path / "out.json").read_text())
+    assert [result["job"] for result in (training, million, loading)] == ["c", "d", "e"]
+    measured = ("positions_per_s", "users_per_s", "floor_positions_per_s", "fraction_of_floor")
+    for result in (training, million):
+        assert all(result[key] > 0 for key in (*measured, "peak_rss_mb", "floor_users_per_s"))
+        assert result["fraction_of_floor"] == pytest.approx(
+            result["positions_per_s"] / result["floor_positions_per_s"], rel=1e-6
+        )
+    assert (training["users"], training["items"], training["steps"]) == (3000, 157, 2)
+    assert (million["users"], million["items"]) == (2000, 10_000)
+    assert all(loading[key] is None for key in measured)
+    assert loading["rows"] == 59_000
+    assert loading["peak_rss_mb"] > 0
+    assert loading["cached_seconds"] > 0
+    for shown in ("c kion-like", "d million", "e loading", "59,000 rows"):
+        assert shown in done.stdout
+
+
+def test_a_job_without_its_data_says_so_and_the_others_go_on(bench):
+    done = bench("--jobs", "b,e", "--small")
+    assert done.returncode == 1
+    failed, loading = done.stdout.splitlines()[1:]
+    assert failed.startswith("b sparse could not run: dataset.path=home-5core/interactions.csv: there is no such file")
+    assert loading.startswith("e loading")
+    assert done.stderr == ""
+
+
+def test_a_mistaken_key_and_a_mistaken_job_are_one_line(bench):
+    done = bench("--jobs", "e", "--small", "model.dmi=3")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1:] == ["e loading could not run: unknown key 'model.dmi'; did you mean model.dim?"]
+    done = bench("--jobs", "a,z")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("there is no job 'z'; the jobs are a, b, c, d, e")
+
+
+@pytest.fixture
+def tiny_model() -> ModelConfig:
+    return load([*TINY_MODEL]).model
+
+
+def test_flops_of_a_training_position(tiny_model):
+    from benchmark.floor import flops_per_position
+
+    # dim 2: query, key, value 3 * 2 * 2 * 2 = 24; feed-forward 2 * 2 * 2 * 2 = 16. Sequences of 1 and 3 positions look
+    # at 1, 1, 2 and 3: 7 / 4 in the mean, each 2 * 2 for the score and 2 * 2 for the value: 14. 5 items: 20.
+    assert flops_per_position(tiny_model, 5, np.array([1, 3])) == 3 * (24 + 16 + 14 + 20)
+
+
+def test_flops_of_a_ranked_user(tiny_model):
+    from benchmark.floor import flops_per_user
+
+    # One block, so keys and values 2 * 2 * 2 * 2 = 16 for each of 3 items; for the newest alone the query 8, the
+    # feed-forward 16 and attention to 3 items 3 * 8 = 24; 5 items: 20.
+    assert flops_per_user(tiny_model, 5, np.array([3])) == 3 * 16 + 8 + 16 + 24 + 20
+    # A block below computes everything: 3 * (24 + 16), attention to 1, 2 and 3 items: 6 * 8.
+    tiny_model.blocks = 2
+    assert flops_per_user(tiny_model, 5, np.array([3])) == 116 + 3 * 40 + 48
+
+
+def test_items_that_a_state_is_compared_with():
+    from benchmark.floor import compared_items
+
+    loss: LossConfig = load(["loss=softmax"]).loss
+    assert compared_items(loss, 1000) == 1000
+    assert compared_items(load(["loss=bce", "loss.negatives=3"]).loss, 1000) == 4
+
+
+def test_what_is_given_replaces_what_a_job_says():
+    from benchmark.jobs import JOBS, job_overrides
+
+    folder = Path("made_up")
+    words = job_overrides(JOBS["c"], ["model.dim=8", "trainer=gpu"], folder)
+    assert [word for word in words if word.startswith(("model.dim", "trainer", "data_dir"))] == [
+        "model.dim=8",
+        "trainer=gpu",
+        "data_dir=made_up",
+    ]
+    words = job_overrides(JOBS["c"], ["dataset=ml_100k"], folder)
+    assert [word for word in words if word.startswith("data")] == ["dataset=ml_100k"]
+    assert "model.dim=128" in words
