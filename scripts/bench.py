@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="jobs:\n" + "\n".join(f"  {job.letter}  {job.name:<10}{job.about}" for job in JOBS.values()),
     )
-    parser.add_argument("--jobs", type=chosen_jobs, default=list(JOBS.values()), metavar="a,c", help="which (all)")
+    parser.add_argument("--jobs", type=choice_of(JOBS), default=list(JOBS.values()), metavar="a,c", help="which (all)")
     parser.add_argument("--steps", type=positive, metavar="N", help="training steps that are timed (as the job says)")
     parser.add_argument("--small", action="store_true", help="a hundredth of the made-up data: does everything run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
@@ -48,12 +49,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def chosen_jobs(text: str) -> list[Job]:
-    letters = text.split(",")
-    for letter in letters:
-        if letter not in JOBS:
-            raise argparse.ArgumentTypeError(f"there is no job {letter!r}; the jobs are {', '.join(JOBS)}")
-    return [JOBS[letter] for letter in letters]
+def choice_of(options: dict[str, Any]) -> Callable[[str], list[Any]]:
+    """What an argument like `a,c` names."""
+
+    def chosen(text: str) -> list[Any]:
+        for word in text.split(","):
+            if word not in options:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(options)}")
+        return [options[word] for word in text.split(",")]
+
+    return chosen
 
 
 def positive(text: str) -> int:

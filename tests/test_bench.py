@@ -71,7 +71,7 @@ def test_a_mistaken_key_and_a_mistaken_job_are_one_line(bench):
     assert done.stdout.splitlines()[1:] == ["e loading could not run: unknown key 'model.dmi'; did you mean model.dim?"]
     done = bench("--jobs", "a,z")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("there is no job 'z'; the jobs are a, b, c, d, e")
+    assert done.stderr.splitlines()[-1].endswith("'z' is none of a, b, c, d, e")
 
 
 @pytest.fixture

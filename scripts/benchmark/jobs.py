@@ -17,6 +17,7 @@ class Job:
     made_up: str | None = None  # the file of made_up.py that it reads
     steps: int = 0  # training steps timed, about ten seconds of them on two cores
     ranked_users: int = 1_000_000  # at most so many are ranked
+    peers_ranked_users: int = 20_000  # and so many by peers, which take longer
 
 
 JOBS = {
@@ -37,6 +38,7 @@ JOBS = {
             dataset=("dataset=csv", "dataset.path=home-5core/interactions.csv"),
             settings=("model.dim=64", "model.maxlen=50"),
             steps=250,
+            peers_ranked_users=4_000,
         ),
         Job(
             letter="c",

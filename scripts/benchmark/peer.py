@@ -1,0 +1,68 @@
+"""Other libraries: which versions, in which environment, and the file of peers/ that runs them there."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.child import SCRIPTS, JobFailed, run
+from benchmark.jobs import FOLDER
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    script: str
+    pins: tuple[str, ...]
+    loads: bool  # whether it is measured on job e
+
+    def run(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Raises JobFailed."""
+        python = self.environment()
+        return run([str(python), str(SCRIPTS / "peers" / self.script), json.dumps(task)], {"PYTHONPATH": ""})
+
+    def environment(self) -> Path:
+        """Its Python; made on first use, which downloads some hundred MB (several GB where PyTorch's is for CUDA)."""
+        folder = FOLDER / "venvs" / self.name
+        python = folder / "bin" / "python"
+        complete = folder / "complete"
+        if not complete.is_file() or complete.read_text() != "\n".join(self.pins):
+            print(f"making {folder} with {', '.join(self.pins)}", file=sys.stderr, flush=True)
+            if not python.is_file():
+                venv.create(folder, with_pip=True)
+            install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *self.pins]
+            done = subprocess.run(install, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or ["pip said nothing"]
+                raise JobFailed(f"{folder} could not be made: {said[-1].removeprefix('ERROR: ')}")
+            complete.write_text("\n".join(self.pins))
+        return python
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            name="rectools",
+            script="rectools_job.py",
+            pins=(
+                "rectools[torch]==0.19.0",
+                "numpy==1.26.4",
+                "pandas==2.3.3",
+                "pytorch-lightning==2.5.2",
+                "torch==2.13.0",
+            ),
+            loads=True,
+        ),
+        Peer(
+            name="replay",
+            script="replay_job.py",
+            pins=("replay-rec[torch]==0.22.0", "lightning==2.6.6", "torch==2.13.0"),
+            loads=False,
+        ),
+    )
+}

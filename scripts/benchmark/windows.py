@@ -1,0 +1,37 @@
+"""Write the sequences that a configuration trains on, for peers: python -m benchmark.windows FILE.npz overrides...
+
+`items[offsets[w]:offsets[w + 1]]` is one training window, up to maxlen + 1 of the items 1..num_items.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sasrec_lab.command_line import load
+from sasrec_lab.config import InputError
+from sasrec_lab.data.sequences import hold_out, load_sequences
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    try:
+        cfg = load(sys.argv[2:])
+        sequences = load_sequences(cfg.dataset, cfg.data_dir)
+        holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    lengths = holdout.window_ends - holdout.window_starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    places = np.repeat(holdout.window_starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, items=holdout.items[places].astype(np.int64), offsets=offsets)
+    model = cfg.model
+    sizes = {"blocks": model.blocks, "heads": model.heads, "dim": model.dim, "maxlen": model.maxlen}
+    training = {"dropout": model.dropout, "batch_size": cfg.batch_size, "lr": cfg.optimizer.lr}
+    print(json.dumps({"windows": str(file), "num_items": holdout.num_items} | sizes | training))
+
+
+if __name__ == "__main__":
+    main()

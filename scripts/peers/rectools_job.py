@@ -1,0 +1,126 @@
+"""RecTools' SASRec, or its loading, on one job: python rectools_job.py '{"windows": ...}' in its own environment."""
+
+import json
+import sys
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning import Callback, Trainer
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.fast_transformers import build_sequences
+from rectools.models import SASRecModel
+from rectools.models.nn.item_net import IdEmbeddingsItemNet
+from stopwatch import Stopwatch, peak_rss_mb
+
+WARM_UP = 2  # steps
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    warnings.simplefilter("ignore")
+    torch.set_float32_matmul_precision("medium")  # its best setting on a CPU without AMX, as RePlay's
+    print(json.dumps(load(task) if "csv" in task else train_and_rank(task)))
+
+
+def train_and_rank(task: dict) -> dict:
+    dataset = Dataset.construct(read_windows(task["windows"]))
+    model = make_model(task)
+    model._trainer = Trainer(
+        max_steps=WARM_UP + task["steps"],
+        callbacks=[StepTimes()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    model.fit(dataset)
+    step_times = next(callback for callback in model.fit_trainer.callbacks if isinstance(callback, StepTimes))
+    training_peak = peak_rss_mb()
+    users = dataset.user_id_map.external_ids[: task["ranked_users"]]
+    start = time.perf_counter()
+    model.recommend(users=users, dataset=dataset, k=10, filter_viewed=True)
+    seconds = time.perf_counter() - start
+    return {
+        "positions_per_s": step_times.stopwatch.positions_per_s,
+        "users_per_s": len(users) / seconds,
+        "peak_rss_mb": training_peak,
+        "ranking_peak_rss_mb": peak_rss_mb(),
+        "ranked_users": len(users),
+        "items": dataset.item_id_map.size,
+    }
+
+
+def make_model(task: dict) -> SASRecModel:
+    return SASRecModel(
+        n_blocks=task.get("blocks", 2),
+        n_heads=task.get("heads", 1),
+        n_factors=task.get("dim", 64),
+        session_max_len=task["maxlen"],
+        dropout_rate=task.get("dropout", 0.2),
+        batch_size=task.get("batch_size", 128),
+        lr=task.get("lr", 0.001),
+        loss="softmax",
+        item_net_block_types=(IdEmbeddingsItemNet,),
+    )
+
+
+def read_windows(file: str) -> pd.DataFrame:
+    arrays = np.load(file)
+    lengths = np.diff(arrays["offsets"])
+    order = np.arange(len(arrays["items"])) - np.repeat(arrays["offsets"][:-1], lengths)
+    return pd.DataFrame(
+        {
+            Columns.User: np.repeat(np.arange(len(lengths)), lengths),
+            Columns.Item: arrays["items"],
+            Columns.Weight: 1,
+            Columns.Datetime: pd.to_datetime(order, unit="s"),
+        }
+    )
+
+
+class StepTimes(Callback):
+    def __init__(self) -> None:
+        self.stopwatch = Stopwatch(WARM_UP)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.stopwatch.step_ended(int((batch["y"] != 0).sum()))
+
+
+def load(task: dict) -> dict:
+    """From the CSV to a loader of training batches; with its model's classes, and with its newer tensor functions."""
+    start = time.perf_counter()
+    table = read_csv(task["csv"])
+    read_seconds = time.perf_counter() - start
+    dataset = Dataset.construct(table)
+    preparator = make_model(task).data_preparator
+    preparator.process_dataset_train(dataset)
+    preparator.get_dataloader_train()
+    seconds, peak = time.perf_counter() - start, peak_rss_mb()
+
+    start = time.perf_counter()
+    columns = (table[name].to_numpy() for name in (Columns.User, Columns.Item))
+    times = table[Columns.Datetime].astype("int64").to_numpy()
+    build_sequences(*(torch.from_numpy(column) for column in (*columns, times)), max_len=task["maxlen"])
+    tensor_seconds = read_seconds + time.perf_counter() - start
+    return {
+        "rows": len(table),
+        "seconds": seconds,
+        "peak_rss_mb": peak,
+        "tensor_seconds": tensor_seconds,
+        "note": f"(read_csv and fast_transformers.build_sequences alone: {tensor_seconds:.2f} s)",
+    }
+
+
+def read_csv(file: str) -> pd.DataFrame:
+    names = {"last_watch_dt": Columns.Datetime}
+    table = pd.read_csv(file, parse_dates=["last_watch_dt"]).rename(columns=names)
+    table[Columns.Weight] = np.where(table["watched_pct"] > 10, 3, 1)
+    return table[[Columns.User, Columns.Item, Columns.Weight, Columns.Datetime]]
+
+
+if __name__ == "__main__":
+    main()
