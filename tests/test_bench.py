@@ -1,4 +1,7 @@
-"""scripts/bench.py as a user runs it, on a hundredth of the made-up data, and the FLOPs of its floor by hand."""
+"""scripts/bench.py as a user runs it, on a hundredth of the made-up data, and the FLOPs of its floor by hand.
+
+Of bench_peers.py only what needs no other library: those come from the network.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ import pytest
 
 from sasrec_lab.command_line import load
 from sasrec_lab.config import LossConfig, ModelConfig
+from sasrec_lab.data.sequences import hold_out, load_sequences
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY_MODEL = ("model.dim=2", "model.maxlen=4", "model.blocks=1")
@@ -26,9 +30,9 @@ def scripts_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """In the test's own folder, without real data; one thread, as the busy machine of the tests likes it."""
 
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, script: str = "bench.py") -> subprocess.CompletedProcess[str]:
         env = os.environ | {"SASREC_LAB_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(SCRIPTS / "bench.py"), *args]
+        command = [sys.executable, str(SCRIPTS / script), *args]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
     return run
@@ -119,3 +123,30 @@ def test_what_is_given_replaces_what_a_job_says():
     words = job_overrides(JOBS["c"], ["dataset=ml_100k"], folder)
     assert [word for word in words if word.startswith("data")] == ["dataset=ml_100k"]
     assert "model.dim=128" in words
+
+
+def test_peers_get_the_sequences_that_are_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from benchmark.child import run_module
+
+    words = ["dataset=synthetic", "dataset.synthetic.users=30", "dataset.catalogue=train", "model.maxlen=4"]
+    task = run_module("benchmark.windows", "windows.npz", *words, f"data_dir={tmp_path}")
+    cfg = load([*words, f"data_dir={tmp_path}"])
+    holdout = hold_out(load_sequences(cfg.dataset, cfg.data_dir), cfg.dataset.windows, cfg.dataset.catalogue, 4)
+    assert (task["num_items"], task["maxlen"], task["dropout"]) == (holdout.num_items, 4, 0.2)
+    arrays = np.load(task["windows"])
+    windows = np.split(arrays["items"], arrays["offsets"][1:-1])
+    trained_on = zip(holdout.window_starts, holdout.window_ends, strict=True)
+    for window, (start, end) in zip(windows, trained_on, strict=True):
+        assert window.tolist() == holdout.items[start:end].tolist()
+
+
+def test_peers_are_not_set_up_for_a_job_without_data(bench, tmp_path):
+    done = bench("--jobs", "b", script="bench_peers.py")
+    assert done.returncode == 1
+    failed = done.stdout.splitlines()[1]
+    assert failed.startswith(
+        "b sparse: sasrec_lab could not run: dataset.path=home-5core/interactions.csv: there is no"
+    )
+    assert not (tmp_path / "outputs/bench/venvs").exists()
+    assert bench("--jobs", "d", script="bench_peers.py").stderr.endswith("argument --jobs: 'd' is none of a, b, c, e\n")
