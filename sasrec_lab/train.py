@@ -50,6 +50,7 @@ def entry() -> None:
 def main(cfg: DictConfig) -> float | None:
     """Gives the monitored validation metric, for sweepers."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
         typed = to_typed(cfg)
         return train(typed, folder)["metrics"].get(typed.evaluation.monitor)

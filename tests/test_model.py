@@ -14,8 +14,9 @@ from sasrec_lab.command_line import load
 from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.losses import softmax
-from sasrec_lab.model import attention, blocks, encoder
-from sasrec_lab.model.dropout import dropout
+from sasrec_lab.model import attention
+from sasrec_lab.model import dropout as dropout_module
+from sasrec_lab.model.dropout import dropout, kept_share
 from sasrec_lab.model.encoder import Encoder
 
 DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # the authors' model
@@ -292,17 +293,22 @@ def test_initial_values(init):
 
 
 def test_dropout_stands_where_the_authors_have_it(monkeypatch):
-    """With something visible instead of chance: every dropped-out tensor is squashed, in the twin too."""
+    """With the element's own digits instead of chance, in the twin too."""
 
-    def squash(x: Tensor, rate: float = 0.3) -> Tensor:
+    def mask_by_digits(x: Tensor, rate: float) -> Tensor:
         assert rate == 0.3
-        return torch.tanh(x) * 1.5
+        return ((x * 997.3).floor() % 3 > 0).to(x.dtype)
 
     cfg = replace(SMALL, dropout=0.3, heads=2, output_projection=True)
     model = random_encoder(cfg)
-    for module in (attention, blocks, encoder):
-        monkeypatch.setattr(module, "dropout", squash)
-    assert_same_states(model.train(), cfg, 1e-9, dropout=squash)
+    for module in (attention, dropout_module):
+        monkeypatch.setattr(module, "keep_mask", mask_by_digits)
+    twins_dropout = lambda x: x * mask_by_digits(x, 0.3) / kept_share(0.3)  # noqa: E731
+    states, expected, twin = assert_same_states(model.train(), cfg, 1e-9, dropout=twins_dropout)
+    weights = torch.randn_like(states)
+    (states * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert_same_gradients(model, twin, 1e-9)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.2, 0.5, 0.9])

@@ -55,6 +55,10 @@ def test_training_items_and_counts_against_a_loop(seed, catalogue):
     assert training_counts(holdout).tolist() == [counts[item] for item in range(1, holdout.num_items + 1)]
 
 
+def test_training_counts_leave_out_users_with_one_interaction():
+    assert training_counts(holdout_of([[1, 2], [1], [3], [2, 1, 3]])).tolist() == [1, 2, 0]
+
+
 def test_training_counts_leave_validation_and_test_out():
     assert training_counts(holdout_of(USERS)).tolist() == [2, 1, 1, 0, 1, 1, 2, 1]
 

@@ -120,7 +120,8 @@ def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path, sent):
     settings = [
         *TINY[:-1],
         "trainer.max_epochs=80",
@@ -132,7 +133,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     whole = train_command(*settings, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
 
-    code, error = interrupt_after_an_epoch([*settings, "hydra.run.dir=run"], tmp_path)
+    code, error = interrupt_after_an_epoch([*settings, "hydra.run.dir=run"], tmp_path, sent)
     assert code == 130
     assert error.startswith("interrupted; everything so far is in ")
     assert "ckpt=last" in error.splitlines()[1]
@@ -153,7 +154,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert (after["epochs"], after["best_epoch"]) == (80, uninterrupted["best_epoch"])
 
 
-def interrupt_after_an_epoch(settings: list[str], folder: Path) -> tuple[int, str]:
+def interrupt_after_an_epoch(settings: list[str], folder: Path, sent: signal.Signals) -> tuple[int, str]:
     env = {name: value for name, value in os.environ.items() if name != "SASREC_LAB_DATA"}
     env |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -167,7 +168,7 @@ def interrupt_after_an_epoch(settings: list[str], folder: Path) -> tuple[int, st
     for line in process.stdout:
         if line.startswith("epoch   1"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, error = process.communicate(timeout=120)
     return process.returncode, error
 

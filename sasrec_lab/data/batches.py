@@ -22,6 +22,7 @@ class PackedBatch:
     items: Tensor  # (T,) int64, 1..num_items
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
     last: Tensor  # (B,) token of each sequence's newest item
+    tokens: int  # real ones, before the dummies
     buckets: tuple[tuple[int, int], ...]  # (n, L) of each: n sequences of up to L tokens
     cells: Tensor  # (C,) int64: token in each cell of the buckets laid end to end, token 0 behind a sequence's newest
     places: Tensor  # (T,) int64: the cell of each token
@@ -61,6 +62,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
         items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
         positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
         last=_tensor(first + lengths - 1),
+        tokens=len(within),
         buckets=buckets,
         cells=_tensor(cells),
         places=_tensor(np.pad(places, (0, dummies))),

@@ -49,8 +49,8 @@ class Sequences:
 class Holdout:
     """The last item of each user is the test, the one before it validation, the rest training.
 
-    Users with two interactions serve training only, users with fewer nothing. `items` holds what the model knows, so
-    with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
+    Users with two interactions serve training only, users with fewer nothing: their range is empty. `items` holds what
+    the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
@@ -126,7 +126,7 @@ def hold_out(sequences: Sequences, windows: Windows, catalogue: Catalogue, maxle
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
             f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
         )
-    train_ends = ends - 2 * held_out
+    train_ends = np.where(lengths < 2, starts, ends - 2 * held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
     if not len(window_users):
         raise InputError(

@@ -6,17 +6,30 @@ from torch.nn import functional as F
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Zero elements with probability `rate` and scale the others so that the mean stays; 0 switches it off.
+    """Zero elements with probability `rate` and scale the others so that the mean stays; 0 switches it off."""
+    if not rate:
+        return x
+    return F.dropout(x, rate) if x.is_cuda else x * keep_mask(x, rate).mul_(1 / kept_share(rate))
+
+
+def keep_mask(x: Tensor, rate: float) -> Tensor:
+    """1 with probability `kept_share(rate)`, else 0, for each element of `x`.
 
     On the CPU torch draws one Bernoulli after the other, 6.5 ns each, which is a fifth of a training step. Bytes of
-    64-bit random integers cost a tenth; `rate` is rounded to k / 256, and the scale follows, so it stays unbiased.
+    64-bit random integers cost a tenth.
     """
-    if rate == 0:
-        return x
-    dropped = round(rate * 256)
-    if x.device.type != "cpu" or not 0 < dropped < 256:
-        return F.dropout(x, rate)
+    if not _in_bytes(rate):
+        return torch.empty_like(x).bernoulli_(1 - rate)
     # random_() alone leaves bit 63 clear, and with it every eighth byte biased
-    bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-    return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+    bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    mask = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.ge(bits.view(torch.uint8)[: x.numel()].view(x.shape), round(rate * 256), out=mask)
+
+
+def kept_share(rate: float) -> float:
+    """1 - rate with the rate rounded to k / 256, so that scaling by the share is unbiased."""
+    return 1 - round(rate * 256) / 256 if _in_bytes(rate) else 1 - rate
+
+
+def _in_bytes(rate: float) -> bool:
+    return 0 < round(rate * 256) < 256
