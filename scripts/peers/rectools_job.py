@@ -56,13 +56,13 @@ def train_and_rank(task: dict) -> dict:
 
 def make_model(task: dict) -> SASRecModel:
     return SASRecModel(
-        n_blocks=task.get("blocks", 2),
-        n_heads=task.get("heads", 1),
-        n_factors=task.get("dim", 64),
+        n_blocks=task["blocks"],
+        n_heads=task["heads"],
+        n_factors=task["dim"],
         session_max_len=task["maxlen"],
-        dropout_rate=task.get("dropout", 0.2),
-        batch_size=task.get("batch_size", 128),
-        lr=task.get("lr", 0.001),
+        dropout_rate=task["dropout"],
+        batch_size=task["batch_size"],
+        lr=task["lr"],
         loss="softmax",
         item_net_block_types=(IdEmbeddingsItemNet,),
     )
@@ -96,7 +96,7 @@ def load(task: dict) -> dict:
     table = read_csv(task["csv"])
     read_seconds = time.perf_counter() - start
     dataset = Dataset.construct(table)
-    preparator = make_model(task).data_preparator
+    preparator = SASRecModel(session_max_len=task["maxlen"], loss="softmax").data_preparator
     preparator.process_dataset_train(dataset)
     preparator.get_dataloader_train()
     seconds, peak = time.perf_counter() - start, peak_rss_mb()

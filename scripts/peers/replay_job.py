@@ -121,7 +121,7 @@ def make_module(task: dict, schema: TensorSchema, buckets: bool) -> LightningMod
 def train(module: LightningModule, data: ParquetModule, steps: int) -> float:
     """Useful positions a second."""
     step_times = StepTimes()
-    trainer(max_steps=WARM_UP + steps, callbacks=[step_times]).fit(module, copy.copy(data))
+    trainer(step_times, WARM_UP + steps).fit(module, copy.copy(data))
     return step_times.stopwatch.positions_per_s
 
 
@@ -130,14 +130,21 @@ def rank(module: LightningModule, data: ParquetModule, task: dict) -> tuple[int,
     seen = SeenItemsFilter(task["num_items"], "seen_ids")
     top = PandasTopItemsCallback(10, "query_id", "item_id", postprocessors=[seen])
     start = time.perf_counter()
-    trainer(callbacks=[top]).predict(module, data, return_predictions=False)
+    trainer(top, -1).predict(module, data, return_predictions=False)
     table = top.get_result()
     return len(table) // 10, time.perf_counter() - start
 
 
-def trainer(**flags) -> lightning.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return lightning.Trainer(logger=False, limit_val_batches=0, **quiet, **flags)
+def trainer(callback: lightning.Callback, max_steps: int) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_steps=max_steps,
+        callbacks=[callback],
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
 
 
 class StepTimes(lightning.Callback):
