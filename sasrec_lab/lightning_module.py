@@ -111,7 +111,7 @@ class SequentialRecommender(pl.LightningModule):
         table = self.encoder.item_table
         scores = torch.full((len(batch.users), len(table)), float("nan"), device=table.device)
         if batch.inputs is not None:
-            states = self.encoder.last(batch.inputs)
+            states = self.encoder.newest(batch.inputs)
             if len(batch.ranked) == len(batch.users):
                 return (states @ table.T).float()
             scores[batch.ranked] = (states @ table.T).float()

@@ -13,7 +13,6 @@ from sasrec_lab.data.batches import (
     evaluation_batch,
     few_sizes,
     pack,
-    plan_attention,
     training_batch,
 )
 
@@ -41,47 +40,6 @@ def test_few_sizes_round_up_by_less_than_an_eighth():
     assert all(sum(n <= size < 2 * n for size in set(sizes)) <= 8 for n in range(1, 2500))
 
 
-# The plan of attention
-
-
-@pytest.mark.parametrize(
-    ("count", "longest"), [(1, 1), (1, 200), (2, 3), (7, 40), (33, 5), (64, 200), (129, 17), (500, 60)]
-)
-def test_buckets_and_places_are_each_others_inverse(count, longest):
-    lengths = np.random.default_rng(count).integers(1, longest + 1, count)
-    first = np.cumsum(lengths) - lengths
-    buckets, cells, places = plan_attention(lengths, first)
-    assert len(cells) == sum(n * width for n, width in buckets)
-    np.testing.assert_array_equal(cells[places], np.arange(lengths.sum()))
-    assert len(np.unique(places)) == len(places)
-    empty = np.ones(len(cells), dtype=bool)
-    empty[places] = False
-    assert not cells[empty].any()  # token 0 fills up what is over
-
-    # each sequence has a row of its own, oldest first
-    starts = np.cumsum([0] + [n * width for n, width in buckets])
-    own_rows = set()
-    for begin, length in zip(first, lengths, strict=True):
-        oldest = places[begin]
-        assert places[begin : begin + length].tolist() == list(range(oldest, oldest + length))
-        bucket = np.searchsorted(starts, oldest, side="right") - 1
-        row, column = divmod(oldest - starts[bucket], buckets[bucket][1])
-        assert column == 0
-        assert few_sizes(length) == buckets[bucket][1]
-        own_rows.add((bucket, row))
-    assert len(own_rows) == count
-    assert all(n == few_sizes(n) for n, _ in buckets)
-    assert len(buckets) == len({few_sizes(length) for length in lengths})
-    assert len(cells) <= 1.27 * lengths.sum() + 1  # 9/8 twice
-
-
-def test_the_plan_of_three_sequences():
-    buckets, cells, places = plan_attention(np.array([2, 17, 2]), np.array([0, 2, 19]))
-    assert buckets == ((2, 2), (1, 18))
-    assert cells.tolist() == [0, 1, 19, 20, *range(2, 19), 0]
-    assert places.tolist() == [0, 1, *range(4, 21), 2, 3]
-
-
 # Packing
 
 ITEMS = np.array([11, 12, 13, 14, 15, 16, 17, 18, 19])
@@ -93,19 +51,17 @@ def test_three_sequences_in_one_row_of_tokens():
         "items": [15, 16, 11, 12, 13, 19],
         "positions": [1, 0, 2, 1, 0, 0],
         "last": [1, 4, 5],
-        "cells": [5, 0, 1, 2, 3, 4],
-        "places": [1, 2, 3, 4, 5, 0],
     }
-    assert batch.buckets == ((1, 1), (1, 2), (1, 3))
+    assert batch.offsets.tolist() == [0, 2, 5, 6]
     assert places.tolist() == [4, 5, 0, 1, 2, 8]
-    assert all(tensor.dtype == torch.int64 for tensor in (batch.items, batch.positions, batch.cells))
+    assert all(tensor.dtype == torch.int64 for tensor in (batch.items, batch.positions, batch.last))
 
 
 def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     holdout = holdout_of([list(range(1, 19)), list(range(1, 7))], maxlen=20, weights=[[2.0] * 18, [3.0] * 6])
     negatives = np.arange(2, 68).reshape(33, 2)
     batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), negatives)  # 15 + 6 * 3 tokens
-    assert len(batch.items) == len(batch.places) == few_sizes(33) == 36
+    assert len(batch.items) == few_sizes(33) == 36
     assert batch.items[33:].tolist() == [1, 1, 1]
     assert batch.positions[33:].tolist() == [0, 0, 0]
     assert batch.targets[33:].tolist() == [0, 0, 0]
@@ -113,7 +69,7 @@ def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     assert batch.negatives[33:].tolist() == [[1, 1]] * 3
     assert batch.targets[:33].min() > 0
     assert batch.negatives[:33].tolist() == negatives.tolist()
-    assert batch.cells.max() < 33
+    assert batch.offsets[-1] == 33
 
 
 @pytest.mark.parametrize("windows", list(Windows))
@@ -239,7 +195,7 @@ def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
     training = training_batch(holdout, np.arange(3), np.ones((5, 2), dtype=int))
     evaluation = evaluation_batch(holdout, np.arange(2), "test", 3, np.ones((2, 4), dtype=int))
-    for batch, count in ((training, 8), (evaluation, 11)):
+    for batch, count in ((training, 6), (evaluation, 9)):
         moved = tensors(batch.to("meta"))
         assert len(moved) == count
         assert {tensor.device.type for tensor in moved} == {"meta"}

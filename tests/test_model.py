@@ -14,7 +14,7 @@ from sasrec_lab.command_line import load
 from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.losses import softmax
-from sasrec_lab.model import attention
+from sasrec_lab.model import buckets
 from sasrec_lab.model import dropout as dropout_module
 from sasrec_lab.model.dropout import dropout, kept_share
 from sasrec_lab.model.encoder import Encoder
@@ -212,7 +212,7 @@ def test_without_positions_a_prefix_has_the_states_of_the_whole(norm):
     prefixes = [[1, 2, 3, 4, 5][:n] for n in range(1, 6)]
     with torch.no_grad():
         batch = packed(prefixes)
-        torch.testing.assert_close(model.last(batch), model(batch)[10:15], rtol=0, atol=1e-12)
+        torch.testing.assert_close(model.newest(batch), model(batch)[10:15], rtol=0, atol=1e-12)
 
 
 def test_order_matters_through_positions_and_causality_only():
@@ -220,9 +220,9 @@ def test_order_matters_through_positions_and_causality_only():
     learned = random_encoder(replace(SMALL, blocks=1))
     batch = packed([[1, 2, 3, 4], [3, 1, 2, 4]])
     with torch.no_grad():
-        one, other = without.last(batch)
+        one, other = without.newest(batch)
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-        one, other = learned.last(batch)
+        one, other = learned.newest(batch)
     assert (one - other).abs().max() > 1e-3
 
 
@@ -301,7 +301,7 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
 
     cfg = replace(SMALL, dropout=0.3, heads=2, output_projection=True)
     model = random_encoder(cfg)
-    for module in (attention, dropout_module):
+    for module in (buckets, dropout_module):
         monkeypatch.setattr(module, "keep_mask", mask_by_digits)
     twins_dropout = lambda x: x * mask_by_digits(x, 0.3) / kept_share(0.3)  # noqa: E731
     states, expected, twin = assert_same_states(model.train(), cfg, 1e-9, dropout=twins_dropout)

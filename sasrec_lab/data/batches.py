@@ -1,7 +1,6 @@
 """Packed batches: the tokens of several users one after the other, without padding. B sequences, T tokens, N negatives.
 
-Everything in the model is per token; only attention has to know where a sequence begins. For it a batch carries a plan:
-sequences of about the same length share a bucket, a `(n, L)` table of token rows.
+Everything in the model is per token; only attention has to know where a sequence begins.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,10 +21,7 @@ class PackedBatch:
     items: Tensor  # (T,) int64, 1..num_items
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
     last: Tensor  # (B,) token of each sequence's newest item
-    tokens: int  # real ones, before the dummies
-    buckets: tuple[tuple[int, int], ...]  # (n, L) of each: n sequences of up to L tokens
-    cells: Tensor  # (C,) int64: token in each cell of the buckets laid end to end, token 0 behind a sequence's newest
-    places: Tensor  # (T,) int64: the cell of each token
+    offsets: np.ndarray  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to offsets[s + 1] - 1
     targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
     weights: Tensor | None = None  # (T,) float32: of the target's interaction
     negatives: Tensor | None = None  # (T, N) int64
@@ -57,15 +53,11 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     within = np.arange(lengths.sum()) - np.repeat(first, lengths)  # (T,) counted from the oldest
     places_in_items = np.repeat(starts, lengths) + within
     dummies = few_sizes(len(within)) - len(within)
-    buckets, cells, places = plan_attention(lengths, first)
     batch = PackedBatch(
         items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
         positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
         last=_tensor(first + lengths - 1),
-        tokens=len(within),
-        buckets=buckets,
-        cells=_tensor(cells),
-        places=_tensor(np.pad(places, (0, dummies))),
+        offsets=np.append(first, len(within)),
     )
     return batch, places_in_items
 
@@ -113,33 +105,6 @@ def evaluation_batch(
         seen_items=_tensor(seen % (holdout.num_items + 1)),
         candidates=None if candidates is None else _tensor(candidates),
     )
-
-
-def plan_attention(
-    lengths: np.ndarray, first: np.ndarray
-) -> tuple[tuple[tuple[int, int], ...], np.ndarray, np.ndarray]:
-    """Put sequences into buckets of about the same length: a bucket is a `(n, L)` table of cells for tokens.
-
-    Gives the buckets' sizes, the token of every cell of the buckets laid end to end, and the cell of every token.
-    Sizes are rounded up to one of few; the cells this leaves over hold token 0. They stand behind a sequence's newest
-    item, where causal attention looks at them from no real token, so they need no mask.
-    """
-    widths = np.array([few_sizes(length) for length in range(lengths.max() + 1)])[lengths]  # (B,)
-    places = np.empty(lengths.sum(), dtype=np.int64)
-    buckets, cells = [], []
-    end = 0
-    for width in np.unique(widths):
-        members = np.flatnonzero(widths == width)
-        n = few_sizes(len(members))
-        steps = np.arange(width)
-        real = steps < lengths[members][:, None]  # (len(members), width)
-        rows = np.zeros((n, width), dtype=np.int64)
-        rows[: len(members)][real] = (first[members][:, None] + steps)[real]
-        places[rows[: len(members)][real]] = end + np.flatnonzero(np.pad(real, ((0, n - len(members)), (0, 0))))
-        buckets.append((n, int(width)))
-        cells.append(rows.ravel())
-        end += rows.size
-    return tuple(buckets), np.concatenate(cells), places
 
 
 def few_sizes(n: int) -> int:

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.config import Activation, ModelConfig, Norm
-from sasrec_lab.data.batches import PackedBatch
-from sasrec_lab.model.attention import attend
+from sasrec_lab.model.attention import Plan, attend, attend_newest
 from sasrec_lab.model.dropout import dropout
 
 
@@ -25,22 +24,26 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:  # (T, D) -> (T, D)
+    def forward(self, x: Tensor, plan: Plan, newest: Tensor | None = None) -> Tensor:  # (T, D) -> (T, D)
+        """With `newest` (B,) the states of these tokens alone, (B, D): all that a ranking wants of the last block."""
+        at = x if newest is None else x.index_select(0, newest)
         if self.norm is Norm.post:
-            x = self.attention_norm(self._add(x, self._attend(x, x, batch)))
-            return self.feed_forward_norm(self._add(x, self.feed_forward(x)))
-        normed = self.attention_norm(x)
+            at = self.attention_norm(self._add(at, self._attend(at, x, plan, newest)))
+            return self.feed_forward_norm(self._add(at, self.feed_forward(at)))
         if self.norm is Norm.pre:
-            x = self._add(x, self._attend(normed, normed, batch))
-            return self._add(x, self.feed_forward(self.feed_forward_norm(x)))
-        x = self._add(normed, self._attend(normed, x, batch))
-        normed = self.feed_forward_norm(x)
+            normed = self.attention_norm(x)
+            queries = normed if newest is None else normed.index_select(0, newest)
+            at = self._add(at, self._attend(queries, normed, plan, newest))
+            return self._add(at, self.feed_forward(self.feed_forward_norm(at)))
+        normed = self.attention_norm(at)
+        normed = self.feed_forward_norm(self._add(normed, self._attend(normed, x, plan, newest)))
         return self._add(normed, self.feed_forward(normed))
 
-    def _attend(self, queries: Tensor, others: Tensor, batch: PackedBatch) -> Tensor:
-        rate = self.rate if self.training else 0.0
+    def _attend(self, queries: Tensor, others: Tensor, plan: Plan, newest: Tensor | None) -> Tensor:
         q, k, v = self.query(queries), self.key(others), self.value(others)
-        return self.output(attend(q, k, v, batch, self.heads, rate))
+        if newest is not None:
+            return self.output(attend_newest(q, k, v, plan, self.heads))
+        return self.output(attend(q, k, v, plan, self.heads, self.rate if self.training else 0.0))
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sasrec_lab.config import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.model.attention import Plan
 from sasrec_lab.model.blocks import Block
 from sasrec_lab.model.dropout import dropout
 
@@ -39,19 +40,29 @@ class Encoder(nn.Module):
         return self.output_items.weight  # (V, D)
 
     def forward(self, batch: PackedBatch) -> Tensor:
+        x, plan = self._embed(batch), Plan(batch)
+        for block in self.blocks:
+            x = block(x, plan)
+        return self.final_norm(x)  # (T, D)
+
+    def newest(self, batch: PackedBatch) -> Tensor:
+        """The state of each sequence's newest item: what `forward` gives there, for less than half the work.
+
+        Not for training: there is no dropout in the last block.
+        """
+        x, plan = self._embed(batch), Plan(batch)
+        for block in self.blocks[:-1]:
+            x = block(x, plan)
+        x = self.blocks[-1](x, plan, batch.last) if self.blocks else x.index_select(0, batch.last)
+        return self.final_norm(x)  # (B, D)
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
         x = self.input_items(batch.items - 1) * self.scale  # (T, D)
         if self.pos_emb is PosEmb.learned:
             x = x + self.positions(batch.positions)
         elif self.pos_emb is PosEmb.sinusoidal:
             x = x + self.sinusoids[batch.positions]
-        x = dropout(x, self.rate if self.training else 0.0)
-        for block in self.blocks:
-            x = block(x, batch)
-        return self.final_norm(x)  # (T, D)
-
-    def last(self, batch: PackedBatch) -> Tensor:
-        """The state of each sequence's newest item."""
-        return self(batch)[batch.last]  # (B, D)
+        return dropout(x, self.rate if self.training else 0.0)
 
 
 def _initialise(module: nn.Module, init: Init) -> None:

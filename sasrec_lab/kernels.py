@@ -1,0 +1,78 @@
+"""kernels.cpp, compiled where there is a compiler. Without one `library()` is None, and torch does the same, slower.
+
+What is measured with and without: README, "Speed". An empty CXX switches it off.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pooch
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; compiled once a machine, into the user's cache folder, in about a second."""
+    command = _command()
+    if command is None:
+        return None
+    key = hashlib.sha256(repr((SOURCE.read_bytes(), command, _processor(), torch.__version__)).encode()).hexdigest()
+    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
+    try:
+        if not path.is_file():
+            _compile(command, path)
+        kernels = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):  # no such compiler, one that fails, a cache that cannot be written
+        return None
+    kernels.weights_size.restype = ctypes.c_int64
+    return kernels
+
+
+def call(name: str, *arguments: Tensor | int | float) -> int:
+    """Call a kernel: tensors by address, whole numbers as int64. A `float` parameter takes a ctypes.c_float."""
+    return getattr(library(), name)(*map(_argument, arguments))
+
+
+def _argument(value):
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_double(value)
+
+
+def _command() -> list[str] | None:
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        return None
+    # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [*compiler, *FLAGS, str(SOURCE), *map(str, own[:1])]
+
+
+def _compile(command: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, timeout=120)
+        draft.replace(path)
+
+
+def _processor() -> str:
+    """What -march=native depends on, where a home folder is shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,180 @@
+"""The two forms of attention on the CPU against a plain loop over sequences and heads."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sasrec_lab import kernels
+from sasrec_lab.data.batches import few_sizes, pack
+from sasrec_lab.model import attention
+from sasrec_lab.model.attention import CompiledAttention, Plan, attend, attend_newest
+from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention, newest_attention
+
+LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
+SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+
+
+def plan_of(lengths: list[int]) -> tuple[Plan, int]:
+    """A plan and the number of tokens, with dummies behind the last sequence."""
+    ends = np.cumsum(lengths)
+    batch, _ = pack(ends - lengths, ends, np.arange(1, ends[-1] + 1))
+    return Plan(batch), len(batch.items)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
+    out = torch.zeros_like(q)
+    begin = 0
+    for length in lengths:
+        for columns in torch.arange(q.shape[1]).view(heads, -1):
+            for token in range(begin, begin + length):
+                past = slice(begin, token + 1)
+                scores = k[past][:, columns] @ q[token, columns] / sqrt(len(columns))
+                out[token, columns] = scores.softmax(0) @ v[past][:, columns]
+        begin += length
+    return out
+
+
+def inputs(tokens: int, dim: int, seed: int = 0) -> list[Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(tokens, dim, generator=random).requires_grad_() for _ in range(3)]
+
+
+def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    return torch.autograd.grad((out * weights)[:tokens].sum(), x)
+
+
+@pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
+@pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(attention, "_compiled", lambda q: False)
+    plan, tokens = plan_of(lengths)
+    x = inputs(tokens, dim)
+    out, expected = attend(*x, plan, heads, 0.0), plain_attention(*x, lengths, heads)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
+    newest = attend_newest(x[0][plan.offsets[1:] - 1], *x[1:], plan, heads)
+    torch.testing.assert_close(newest, expected[plan.offsets[1:] - 1], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dim", "heads"), SIZES)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: f"{len(x)} of {max(x)}")
+def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
+    plan, tokens = plan_of(lengths)
+    x = inputs(tokens, dim)
+    compiled, bucketed = (
+        CompiledAttention.apply(*x, plan, heads, 0.0),
+        BucketedAttention.apply(*x, plan.buckets, heads, 0.0),
+    )
+    torch.testing.assert_close(compiled, bucketed, rtol=1e-5, atol=1e-5)
+    # dummies have a gradient here, which must reach nothing
+    weights = torch.randn(compiled.shape)
+    for one, other in zip(
+        torch.autograd.grad((compiled * weights).sum(), x),
+        torch.autograd.grad((bucketed * weights).sum(), x),
+        strict=True,
+    ):
+        assert (one - other).norm() <= 1e-5 * (other.norm() + 1)
+    assert not compiled[plan.tokens :].any()
+
+
+@pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
+def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
+    plan, tokens = plan_of(LENGTHS[4])
+    x = inputs(tokens, dim)
+    fused, bucketed = (form(*x, plan.buckets, heads, 0.0) for form in (fused_attention, BucketedAttention.apply))
+    torch.testing.assert_close(fused, bucketed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(fused, x, tokens), gradients(bucketed, x, tokens), rtol=1e-4, atol=1e-4)
+    newest = plan.offsets[1:] - 1
+    alone = newest_attention(x[0][newest], *x[1:], plan.buckets, heads)
+    torch.testing.assert_close(alone, bucketed[newest], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+def test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed(rate):
+    lengths = [150] * 20
+    plan, tokens = plan_of(lengths)
+    q = k = torch.zeros(tokens, 32)  # all weights of a token are alike
+    v = torch.ones(tokens, 32)
+    torch.manual_seed(0)
+    first, second = (attend(q, k, v, plan, 2, rate) for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(attend(q, k, v, plan, 2, rate), first)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[:150], first[150:300])  # sequences have masks of their own, and heads
+    assert not torch.equal(first[:, :16], first[:, 16:])
+    share_kept = first[:3000, ::16] * (1 - rate)  # of the token's n weights
+    n = torch.arange(1, 151).repeat(20)[:, None]
+    kept = (share_kept * n).round()
+    torch.testing.assert_close(share_kept * n, kept, rtol=1e-4, atol=1e-3)  # whole numbers of weights
+    draws = 2 * int(n.sum())
+    assert abs(kept.sum() / draws - (1 - rate)) < 5 * sqrt(rate * (1 - rate) / draws)
+
+
+@needs_compiler
+def test_compiled_dropout_has_the_gradients_of_its_own_mask():
+    """What it drops shows where v is the identity; a plain form in double precision then drops the same."""
+    lengths, rate = [9, 4, 21], 0.3
+    plan, tokens = plan_of(lengths)
+    x = inputs(tokens, 8)
+    torch.manual_seed(5)
+    found = gradients(attend(*x, plan, 1, rate), x, tokens)
+    torch.manual_seed(5)
+    eye = torch.zeros(tokens, tokens)
+    eye[: plan.tokens, : plan.tokens] = torch.eye(plan.tokens)
+    columns = []
+    for part in eye.split(8, dim=1):  # what a token takes of each other one: the used weights, a few columns at a time
+        torch.manual_seed(5)
+        columns.append(attend(x[0], x[1], torch.nn.functional.pad(part, (0, 8 - part.shape[1])), plan, 1, rate))
+    used = torch.cat(columns, 1)[:, :tokens].detach()
+    q, k, v = (one.detach().double().requires_grad_() for one in x)
+    past = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for begin, end in zip(plan.offsets[:-1], plan.offsets[1:], strict=True):
+        past[begin:end, begin:end] = torch.ones(end - begin, end - begin).tril().bool()
+    weights = (q @ k.T / sqrt(8)).masked_fill(~past, -1e30).softmax(1) * past
+    expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v], tokens)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+# The buckets
+
+
+@pytest.mark.parametrize(
+    ("count", "longest"), [(1, 1), (1, 200), (2, 3), (7, 40), (33, 5), (64, 200), (129, 17), (500, 60)]
+)
+def test_cells_and_places_are_each_others_inverse(count, longest):
+    lengths = np.random.default_rng(count).integers(1, longest + 1, count)
+    offsets = np.append(0, np.cumsum(lengths))
+    buckets = Buckets.of(offsets, offsets[-1], torch.device("cpu"))
+    cells, places = buckets.cells.numpy(), buckets.places.numpy()
+    assert len(cells) == sum(n * width for n, width in buckets.sizes)
+    np.testing.assert_array_equal(cells[places], np.arange(lengths.sum()))
+    assert len(np.unique(places)) == len(places)
+    empty = np.ones(len(cells), dtype=bool)
+    empty[places] = False
+    assert not cells[empty].any()  # token 0 fills up what is over
+    assert sorted(np.concatenate(buckets.members)) == list(range(count))
+    begin = 0  # each sequence has a row of its own, oldest first
+    for (n, width), members, own in zip(buckets.sizes, buckets.members, buckets.lengths, strict=True):
+        for row, (sequence, length) in enumerate(zip(members.tolist(), own.tolist(), strict=True)):
+            assert length == lengths[sequence] <= width
+            tokens = places[offsets[sequence] : offsets[sequence] + length]
+            assert tokens.tolist() == list(range(begin + row * width, begin + row * width + length))
+        assert len(members) <= n == few_sizes(n)
+        begin += n * width
+
+
+def test_the_buckets_of_three_sequences():
+    buckets = Buckets.of(np.array([0, 2, 19, 21]), 21, torch.device("cpu"))
+    assert buckets.sizes == [(2, 16), (1, 32)]
+    assert buckets.cells.tolist() == [0, 1, *[0] * 14, 19, 20, *[0] * 14, *range(2, 19), *[0] * 15]
+    assert buckets.places.tolist() == [0, 1, *range(32, 49), 16, 17]
