@@ -28,7 +28,8 @@ class PackedBatch:
     places: Tensor  # (T,) int64: the cell of each token
     targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
     weights: Tensor | None = None  # (T,) float32: of the target's interaction
-    negatives: Tensor | None = None  # (T, N) int64
+    negatives: Tensor | None = None  # (T, N) int64; or (N,), shared by all tokens and in order
+    log_weights: Tensor | None = None  # (N,) float32: of shared negatives, what to add to their logits
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         return _moved(self, device, non_blocking)
@@ -59,7 +60,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     dummies = few_sizes(len(within)) - len(within)
     buckets, cells, places = plan_attention(lengths, first)
     batch = PackedBatch(
-        items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
+        items=_tensor(np.pad(items[places_in_items], (0, dummies), mode="edge")),  # no row of the table but the batch's
         positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
         last=_tensor(first + lengths - 1),
         tokens=len(within),
@@ -70,7 +71,9 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     return batch, places_in_items
 
 
-def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray | None) -> PackedBatch:
+def training_batch(
+    holdout: Holdout, windows: np.ndarray, negatives: np.ndarray | None = None, log_weights: np.ndarray | None = None
+) -> PackedBatch:
     """The windows' items but the last as inputs, and behind each its next item as target."""
     batch, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
     dummies = len(batch.items) - len(places)
@@ -80,7 +83,10 @@ def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray 
         weights=None
         if holdout.weights is None
         else torch.from_numpy(np.pad(holdout.weights[places + 1], (0, dummies)).astype(np.float32)),
-        negatives=None if negatives is None else _tensor(np.pad(negatives, ((0, dummies), (0, 0)), constant_values=1)),
+        negatives=None
+        if negatives is None
+        else _tensor(negatives if negatives.ndim == 1 else np.pad(negatives, ((0, dummies), (0, 0)), mode="edge")),
+        log_weights=None if log_weights is None else torch.from_numpy(log_weights.astype(np.float32)),
     )
 
 
