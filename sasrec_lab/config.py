@@ -32,8 +32,8 @@ PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "normal"])
-LossName = Enum("LossName", ["softmax", "bce"])
-OptimizerName = Enum("OptimizerName", ["adam", "adamw"])
+LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce"])
+OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 
 
@@ -160,12 +160,22 @@ class ModelConfig:
 class LossConfig:
     name: LossName = MISSING
     negatives: int = MISSING
+    calibration: float = MISSING
 
     def __post_init__(self) -> None:
-        if self.name is LossName.softmax and self.negatives != 0:
-            raise InputError(f"loss.negatives={self.negatives}: loss=softmax ranks every item and draws none; use 0")
-        if self.name is LossName.bce:
+        if self.name is not LossName.softmax:
             _at_least("loss.negatives", self.negatives, 1)
+        elif self.negatives != 0:
+            raise InputError(
+                f"loss.negatives={self.negatives}: loss=softmax ranks every item and draws none; use 0,"
+                " or loss=sampled_softmax"
+            )
+        if not 0 <= self.calibration <= 1:
+            raise InputError(f"loss.calibration={self.calibration} is not a share from 0 to 1")
+        if self.name is not LossName.gbce and self.calibration != 0:
+            raise InputError(
+                f"loss.calibration={self.calibration} is t of loss=gbce; loss={self.name.name} has none: use 0"
+            )
 
 
 @dataclass
@@ -184,6 +194,11 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
         _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if self.name is OptimizerName.rowwise_adam and self.weight_decay != 0:
+            raise InputError(
+                f"optimizer.weight_decay={self.weight_decay}: optimizer.name=rowwise_adam sees no rows to decay but the"
+                " batch's; use 0, or adam"
+            )
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"optimizer.ema={self.ema} is not a decay between 0 and 1; null switches averaging off")
@@ -247,6 +262,20 @@ class TrainConfig:
                 raise InputError(f"trainer.{flag}={value} must be a whole number of at least 1, or -1 for no limit")
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the end of training: set trainer.max_epochs")
+        if self.optimizer.name is OptimizerName.rowwise_adam:
+            self._check_rowwise()
+
+    def _check_rowwise(self) -> None:
+        if self.loss.name is LossName.softmax:
+            raise InputError(
+                "optimizer.name=rowwise_adam updates the rows that a batch touches, and loss=softmax touches them all;"
+                " use adam, or loss=sampled_softmax"
+            )
+        if self.trainer.get("gradient_clip_val") is not None:
+            raise InputError(
+                f"trainer.gradient_clip_val={self.trainer['gradient_clip_val']} cannot clip the rows of"
+                " optimizer.name=rowwise_adam; leave it out, or use adam"
+            )
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)

@@ -297,8 +297,8 @@ void newest_attention(const float* q, const float* k, const float* v, const int6
     }
 }
 
-// Logits (R, V) to their softmax in place; losses (R,) = log sum e^logit - the target's logit.
-void softmax_loss(float* logits, int64_t R, int64_t V, const int64_t* targets, float* losses) {
+// Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
+void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < R; r++) {
         float* row = logits + r * V;
@@ -322,7 +322,7 @@ void softmax_loss(float* logits, int64_t R, int64_t V, const int64_t* targets, f
         for (int64_t j = whole; j < V; j++) all_of_it += row[j] = rest[j - whole];
         const float share = 1 / all_of_it;
         for (int64_t j = 0; j < V; j++) row[j] *= share;
-        losses[r] = shift + __builtin_logf(all_of_it) - target;
+        log_p[r] = (target - shift) - __builtin_logf(all_of_it);
     }
 }
 }

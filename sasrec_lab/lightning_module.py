@@ -16,6 +16,7 @@ from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.losses import LOSSES
 from sasrec_lab.metrics import HoldoutMetrics
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.optimizer import RowwiseAdam
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,17 @@ class SequentialRecommender(pl.LightningModule):
         self.cfg = cfg
         self.encoder = Encoder(num_items, cfg.model)
         self.loss = LOSSES[cfg.loss.name]
+        rowwise = (
+            cfg.optimizer.name is OptimizerName.rowwise_adam
+        )  # then the tables' gradients hold the batch's rows only
+        self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanMetric()
         self.metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.ranks = nn.ModuleDict({name: CatMetric() for name in ("user", "target", "rank", "sampled_rank")})
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.encoder(batch), self.encoder.item_table, batch)
+        loss = self.loss(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
         self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
         return loss
 
@@ -96,8 +101,12 @@ class SequentialRecommender(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         cfg = self.cfg.optimizer
-        kind = torch.optim.AdamW if cfg.name is OptimizerName.adamw else torch.optim.Adam
-        optimizer = kind(
+        kinds = {
+            OptimizerName.adam: torch.optim.Adam,
+            OptimizerName.adamw: torch.optim.AdamW,
+            OptimizerName.rowwise_adam: RowwiseAdam,
+        }
+        optimizer = kinds[cfg.name](
             self.encoder.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True
         )
         if not cfg.warmup_steps and not cfg.cosine:

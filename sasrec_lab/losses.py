@@ -1,17 +1,20 @@
 """Losses from states, never from logits. T tokens, D dim, V items, N negatives.
 
-Each takes `(states (T, D), item_table (V, D), batch)` and gives the mean over the tokens that have a target; the weight
-of a target's interaction multiplies its loss and does not change the number divided by (as RecTools).
+Each takes `(states (T, D), items, batch, cfg)`, where `items` has the vectors (V, D) that states are compared with, and
+gives the mean over the tokens that have a target; the weight of a target's interaction multiplies its loss and does not
+change the number divided by (as RecTools). A sampled loss looks up the batch's rows alone, so with `items.sparse` no
+gradient is made of the others.
 """
 
+from collections.abc import Callable
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab import kernels
-from sasrec_lab.config import LossName
+from sasrec_lab.config import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch
 
 # Logits at once. From 256 rows on products reach their rate (on two cores 174 of 215 GFLOP/s with all else, 130 with 64
@@ -20,20 +23,57 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 CHUNK_ROWS = {"cpu": 256, "cuda": 2**20}
 
 
-def softmax(states: Tensor, item_table: Tensor, batch: PackedBatch) -> Tensor:
+def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
     """Cross-entropy over the whole catalogue ("Turning Dross Into Gold Loss", RecTools)."""
-    return LinearCrossEntropy.apply(states, item_table, (batch.targets - 1).clamp(min=0), _shares(batch))
+    return LinearCrossEntropy.apply(states, items.weight, (batch.targets - 1).clamp(min=0), _shares(batch))
 
 
-def bce(states: Tensor, item_table: Tensor, batch: PackedBatch) -> Tensor:
+def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+    """log(exp s(target) + sum of w exp s(negative)) - s(target): cross-entropy with the catalogue's sum estimated.
+
+    w is how often an item was drawn over how often it was expected (logQ correction: Jean et al. 2015, arXiv 1412.2007,
+    section 3; Yi et al. 2019), and a negative that is the target is left out, as in TensorFlow's sampled_softmax_loss.
+    So the sum's expectation is the full softmax's, and the loss, a logarithm, is on average a little below it. The
+    target is certain to be there, so nothing corrects it (Khrylchenko et al. 2025, arXiv 2507.09331).
+    """
+    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[0])  # (T,) without one: any of the batch's
+    rows = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
+    places = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
+    hits = torch.where(batch.negatives[places] == targets, places, len(batch.negatives))  # (T,) N where there is none
+    return SampledCrossEntropy.apply(states, rows, hits, batch.log_weights, _shares(batch))
+
+
+def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
     """-log s(target) - sum of log s(-negative): the paper's eq. (7), as the authors' code normalises it (model.py)."""
-    positive = (states * F.embedding(batch.targets.clamp(min=1) - 1, item_table)).sum(-1)  # (T,)
-    negatives = F.embedding(batch.negatives - 1, item_table)  # (T, N, D)
-    negative = torch.einsum("td,tnd->tn", states, negatives)  # (T, N)
+    positive, negative = _target_and_negatives(states, items, batch)
     return ((F.softplus(-positive) + F.softplus(negative).sum(-1)) * _shares(batch)).sum()
 
 
-LOSSES = {LossName.softmax: softmax, LossName.bce: bce}
+def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+    """-(beta log s(target) + sum of log s(-negative)) / (N + 1): Petrov and Macdonald 2023, arXiv 2308.07192.
+
+    beta = a (t (1 - 1 / a) + 1 / a) with the calibration t and the share of items drawn a = N / (V - 1).
+    """
+    positive, negative = _target_and_negatives(states, items, batch)
+    share = cfg.negatives / max(1, items.num_embeddings - 1)
+    beta = 1 - cfg.calibration * (1 - share)
+    return ((beta * F.softplus(-positive) + F.softplus(negative).sum(-1)) * _shares(batch)).sum() / (cfg.negatives + 1)
+
+
+LOSSES = {
+    LossName.softmax: softmax,
+    LossName.sampled_softmax: sampled_softmax,
+    LossName.bce: bce,
+    LossName.gbce: gbce,
+}
+
+
+def _target_and_negatives(states: Tensor, items: nn.Embedding, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Logits of each token's target, or of any item where it has none, and of its negatives."""  # (T,), (T, N)
+    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])
+    rows = items(torch.cat([targets[:, None], batch.negatives], 1) - 1)  # (T, 1 + N, D)
+    logits = torch.einsum("td,tnd->tn", states, rows)
+    return logits[:, 0], logits[:, 1:]
 
 
 def _shares(batch: PackedBatch) -> Tensor:
@@ -55,11 +95,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
-            loss, states_grad, table_grad = _cross_entropy_and_gradients(
-                states, item_table, targets, shares, matmul_dtype=matmul_dtype
+            states, shares = states.detach().contiguous(), shares[:, None]
+            log_p, expected, columns_grad = _log_p_and_products(
+                states, item_table, targets, shares, _product, matmul_dtype=matmul_dtype
             )
+            states_grad = (expected - item_table.index_select(0, targets)).to(states.dtype) * shares
+            table_grad = columns_grad.T.contiguous().index_add_(0, targets, states * -shares)
         ctx.save_for_backward(states_grad, table_grad)
-        return loss
+        return -(shares * log_p).sum()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -67,52 +110,93 @@ class LinearCrossEntropy(torch.autograd.Function):
         return states_grad * grad_output, table_grad * grad_output, None, None
 
 
+class SampledCrossEntropy(torch.autograd.Function):
+    """sum of shares * cross_entropy of each token's target among itself and the N negatives, as LinearCrossEntropy.
+
+    `rows` are the targets' vectors and behind them the negatives'. The target's logit is one column more, behind the
+    negatives'; `hits` are the columns to leave out, that one where there is none.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, rows: Tensor, hits: Tensor, log_weights: Tensor, shares: Tensor) -> Tensor:
+        matmul_dtype = _matmul_dtype(states)
+        with torch.autocast(states.device.type, enabled=False):
+            states, shares = states.detach().contiguous(), shares[:, None]
+            own, table = rows[: len(states)], F.pad(rows[len(states) :], (0, 0, 0, 1))  # (T, D), (N + 1, D)
+            own_logits, log_weights = (states * own).sum(1), F.pad(log_weights, (0, 1))  # (T,), (N + 1,)
+
+            def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+                out = _product(h, columns, chunk, out).add_(log_weights)
+                out.scatter_(1, hits[chunk, None], float("-inf"))
+                out[:, -1] = own_logits[chunk]
+                return out
+
+            targets = torch.full_like(hits, len(table) - 1)
+            log_p, expected, columns_grad = _log_p_and_products(
+                states, table, targets, shares, logits, matmul_dtype=matmul_dtype
+            )
+            missing = -torch.expm1(log_p) * shares  # (T, 1): what the target's probability lacks to 1
+            states_grad = (expected * shares - own * missing).to(states.dtype)
+            rows_grad = torch.cat([states * -missing, columns_grad.T[:-1]])
+        ctx.save_for_backward(states_grad, rows_grad)
+        return -(shares * log_p).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        states_grad, rows_grad = ctx.saved_tensors
+        return states_grad * grad_output, rows_grad * grad_output, None, None, None
+
+
 def _matmul_dtype(states: Tensor) -> torch.dtype:
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def _cross_entropy_and_gradients(
-    states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor, *, matmul_dtype: torch.dtype
+def _log_p_and_products(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    logits: Callable[[Tensor, Tensor, slice, Tensor], Tensor],
+    *,
+    matmul_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states, shares = states.detach().contiguous(), shares[:, None]
-    table = item_table.detach().to(matmul_dtype)
+    """log p(target), p table and (states * shares)' p, where p is the softmax of `logits(h, columns, chunk, out)`."""
+    grad_dtype, table = table.dtype, table.detach().to(matmul_dtype)
     columns = table.T.contiguous()  # (D, V): with table and gradient this way round products are a fifth faster
-    columns_grad = torch.zeros_like(columns, dtype=item_table.dtype)
-    states_grad = torch.empty_like(states, dtype=matmul_dtype)
-    losses = torch.empty_like(shares)
+    columns_grad = torch.zeros_like(columns, dtype=grad_dtype)
+    expected = torch.empty_like(states, dtype=matmul_dtype)
+    log_p = torch.empty_like(shares)
     rows = _chunk_rows(len(states), len(table), "cuda" if states.is_cuda else "cpu")
     precise = torch.promote_types(matmul_dtype, torch.float32)
     buffer = table.new_empty(rows, len(table), dtype=precise)  # one for all chunks: it is in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)
         h, target, share = states[chunk].to(matmul_dtype), targets[chunk, None].contiguous(), shares[chunk]
-        p = _logits(h, columns, buffer[: len(h)])  # (rows, V)
-        losses[chunk] = share * softmax_and_loss(p, target)
+        p = logits(h, columns, chunk, buffer[: len(h)])  # (rows, V)
+        log_p[chunk] = softmax_and_log_p(p, target)
         p = p.to(matmul_dtype)
-        torch.mm(p, table, out=states_grad[chunk])
+        torch.mm(p, table, out=expected[chunk])
         _add_product(columns_grad, (h * share.to(matmul_dtype)).T, p)
-    states_grad = (states_grad - table[targets]).to(states.dtype) * shares
-    table_grad = columns_grad.T.contiguous().index_add_(0, targets, states * -shares)
-    return losses.sum(), states_grad, table_grad
+    return log_p, expected, columns_grad  # (T, 1), (T, D), (D, V)
 
 
-def softmax_and_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits (R, V) into probabilities in place; gives log sum exp(logits) - the target's, (R, 1).
+def softmax_and_log_p(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (R, V) into probabilities in place; gives the logarithm of each target's (R, 1), however small.
 
     The compiled form is a pass less and knows the sum: half the time of this part of the step.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and kernels.library() is not None:
-        losses = logits.new_empty(len(logits), 1)
-        kernels.call("softmax_loss", logits, *logits.shape, targets, losses)
-        return losses
+        log_p = logits.new_empty(len(logits), 1)
+        kernels.call("softmax_and_log_p", logits, *logits.shape, targets, log_p)
+        return log_p
     target_logits, largest = logits.gather(1, targets), logits.amax(1, keepdim=True)
     p = torch.softmax(logits, 1, out=logits)
-    return largest - p.amax(1, keepdim=True).log() - target_logits
+    return target_logits - largest + p.amax(1, keepdim=True).log()
 
 
-def _logits(states: Tensor, columns: Tensor, out: Tensor) -> Tensor:
-    """states @ columns in `out`, which may be of a wider type than they."""
+def _product(states: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+    """A chunk's logits, states @ columns, in `out`, which may be of a wider type than they."""
     return torch.mm(states, columns, out=out) if out.dtype == states.dtype else out.copy_(states @ columns)
 
 

@@ -62,11 +62,11 @@ def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     negatives = np.arange(2, 68).reshape(33, 2)
     batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), negatives)  # 15 + 6 * 3 tokens
     assert len(batch.items) == few_sizes(33) == 36
-    assert batch.items[33:].tolist() == [1, 1, 1]
+    assert batch.items[33:].tolist() == 3 * batch.items[32:33].tolist()
     assert batch.positions[33:].tolist() == [0, 0, 0]
     assert batch.targets[33:].tolist() == [0, 0, 0]
     assert batch.weights[33:].tolist() == [0, 0, 0]
-    assert batch.negatives[33:].tolist() == [[1, 1]] * 3
+    assert batch.negatives[33:].tolist() == [[66, 67]] * 3
     assert batch.targets[:33].min() > 0
     assert batch.negatives[:33].tolist() == negatives.tolist()
     assert batch.offsets[-1] == 33

@@ -74,8 +74,16 @@ MISTAKES = {
     "model.maxlen=0": "model.maxlen=0 must be at least 1",
     "model.dropout=1": "model.dropout=1.0 is not a probability from 0 to below 1",
     "model=sasrecc": "model=sasrecc does not exist; did you mean sasrec?; model is one of: sasrec, tiny",
-    "loss=bpr": "loss=bpr does not exist; loss is one of: bce, softmax",
-    "loss.negatives=5": "loss.negatives=5: loss=softmax ranks every item and draws none; use 0",
+    "loss=bpr": "loss=bpr does not exist; loss is one of: bce, gbce, sampled_softmax, softmax",
+    "loss.negatives=5": (
+        "loss.negatives=5: loss=softmax ranks every item and draws none; use 0, or loss=sampled_softmax"
+    ),
+    "loss.calibration=.5": "loss.calibration=0.5 is t of loss=gbce; loss=softmax has none: use 0",
+    "loss.calibration=2": "loss.calibration=2.0 is not a share from 0 to 1",
+    "optimizer.name=rowwise_adam": (
+        "optimizer.name=rowwise_adam updates the rows that a batch touches, and loss=softmax touches them all;"
+        " use adam, or loss=sampled_softmax"
+    ),
     "optimizer.lr=0": "optimizer.lr=0.0 must be above 0",
     "optimizer.ema=1": "optimizer.ema=1.0 is not a decay between 0 and 1; null switches averaging off",
     "trainer.max_epoch=3": "unknown key 'trainer.max_epoch'; did you mean trainer.max_epochs?",
@@ -154,7 +162,7 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
         [sys.executable, "-c", code + "\n"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 0
-    for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, softmax", "python -m sasrec_lab.train", "blocks: 2"):
+    for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, gbce,", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
 

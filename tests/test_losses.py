@@ -1,17 +1,19 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab import losses
-from sasrec_lab.config import LossName
+from sasrec_lab.config import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch, pack
-from sasrec_lab.losses import LOSSES, bce, softmax
+from sasrec_lab.data.negatives import draw_shared
+from sasrec_lab.losses import LOSSES
 
 TOKENS, DIM, ITEMS = 50, 8, 23
 
@@ -25,10 +27,49 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def batch_of(targets: Tensor, weights: Tensor | None = None, negatives: Tensor | None = None) -> PackedBatch:
+def batch_of(
+    targets: Tensor,
+    weights: Tensor | None = None,
+    negatives: Tensor | None = None,
+    log_weights: Tensor | None = None,
+) -> PackedBatch:
     """A batch in which nothing but these makes sense; a loss looks at nothing else."""
     batch, _ = pack(np.array([0]), np.array([1]), np.array([1]))
-    return replace(batch, targets=targets, weights=weights, negatives=negatives)
+    return replace(batch, targets=targets, weights=weights, negatives=negatives, log_weights=log_weights)
+
+
+def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
+    """An embedding whose weight is this very tensor."""
+    items = nn.Embedding(*table.shape, sparse=sparse, device="meta")
+    del items.weight
+    items.weight = table
+    return items
+
+
+def loss_of(name: LossName, states: Tensor, table: Tensor, batch: PackedBatch, calibration: float = 0.0) -> Tensor:
+    negatives = 0 if batch.negatives is None or name is LossName.softmax else batch.negatives.shape[-1]
+    return LOSSES[name](states, items_of(table), batch, LossConfig(name, negatives, calibration))
+
+
+def softmax(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+    return loss_of(LossName.softmax, states, table, batch)
+
+
+def bce(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+    return loss_of(LossName.bce, states, table, batch)
+
+
+def draws_for(name: LossName, tokens: int) -> list[Tensor]:
+    """Negatives, and log weights where they are shared, as the loss wants them."""
+    if name is LossName.sampled_softmax:
+        return shared_draws(range(2, ITEMS), count=12)
+    return [torch.randint(1, ITEMS + 1, (tokens, 2))]
+
+
+def shared_draws(counts: Sequence[int], count: int, seed: int = 0) -> list[Tensor]:
+    """Negatives drawn in proportion to the items' counts, and their log weights."""
+    negatives, log_weights = draw_shared(np.cumsum(counts), count, np.random.default_rng(seed))
+    return [torch.from_numpy(negatives), torch.from_numpy(log_weights).float()]
 
 
 def example(seed: int, *, tokens: int = TOKENS, items: int = ITEMS, scale: float = 1.0, dummies: int = 3):
@@ -175,7 +216,7 @@ def test_states_made_from_the_table_get_both_gradients():
 @pytest.mark.parametrize("name", list(LossName))
 def test_no_target_at_all_is_no_loss(name):
     states, table, targets = example(0)
-    loss = LOSSES[name](states, table, batch_of(0 * targets, negatives=torch.ones(TOKENS, 2, dtype=torch.long)))
+    loss = loss_of(name, states, table, batch_of(0 * targets, None, *draws_for(name, TOKENS)))
     assert loss.item() == 0
     assert not any(gradient.any() for gradient in gradients(loss, states, table))
 
@@ -184,10 +225,11 @@ def test_no_target_at_all_is_no_loss(name):
 def test_tokens_without_a_target_do_not_count(name):
     states, table, targets = example(0, dummies=20)
     weights = torch.rand(TOKENS)
-    negatives = torch.randint(1, ITEMS + 1, (TOKENS, 2))
     real = targets > 0
-    loss = LOSSES[name](states, table, batch_of(targets, weights, negatives))
-    alone = LOSSES[name](states[real], table, batch_of(targets[real], weights[real], negatives[real]))
+    draws = draws_for(name, TOKENS)
+    of_real = draws if name is LossName.sampled_softmax else [draws[0][real]]
+    loss = loss_of(name, states, table, batch_of(targets, weights, *draws))
+    alone = loss_of(name, states[real], table, batch_of(targets[real], weights[real], *of_real))
     torch.testing.assert_close(loss, alone, rtol=1e-6, atol=0)
     states_gradient, table_gradient = gradients(loss, states, table)
     assert not states_gradient[~real].any()
@@ -239,6 +281,115 @@ def test_all_logits_never_exist(monkeypatch):
     assert fast.elements == 20 * items == max(20 * items, tokens * DIM, items * DIM)
 
 
+# Sampled softmax
+
+
+def plain_sampled_softmax(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_weights: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The twin: of each token the logits of its target and of the negatives that are not it, and cross_entropy."""
+    total, count = states.sum() * 0, 0
+    for t, target in enumerate(targets.tolist()):
+        if target == 0:
+            continue
+        others = negatives != target
+        logits = table[negatives[others] - 1] @ states[t] + log_weights[others]
+        loss = torch.cat([(table[target - 1] @ states[t])[None], logits]).logsumexp(0) - table[target - 1] @ states[t]
+        total = total + loss * (1 if weights is None else weights[t])
+        count += 1
+    return total / count
+
+
+def sampled_softmax(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+    return loss_of(LossName.sampled_softmax, states, table, batch)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [16, 17, 1000])
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_sampled_softmax_against_a_loop(monkeypatch, seed, count, rows, weighted):
+    monkeypatch.setitem(losses.CHUNK_ROWS, "cpu", rows)
+    states, table, targets = example(seed)
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    draws = shared_draws(range(1, ITEMS + 1), count, seed)
+    assert count < 40 or draws[1].isinf().any()  # surplus entries are among them
+    loss = sampled_softmax(states, table, batch_of(targets, weights, *draws))
+    expected = plain_sampled_softmax(states, table, targets, *draws, weights)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+@pytest.mark.parametrize("surplus", [0, 3])
+def test_with_every_item_drawn_once_it_is_the_full_softmax(surplus):
+    states, table, targets = example(0)
+    negatives = torch.arange(1, ITEMS + 1 + surplus).clamp(max=ITEMS)
+    log_weights = torch.zeros(ITEMS + surplus)
+    log_weights[ITEMS:] = float("-inf")
+    loss = sampled_softmax(states, table, batch_of(targets, None, negatives, log_weights))
+    expected = softmax(states, table, batch_of(targets))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table), 1e-5)
+
+
+def test_loss_and_gradients_near_the_full_softmaxs_as_the_draws_grow():
+    states, table, targets = example(0)
+    expected = softmax(states, table, batch_of(targets))
+    expected_gradients = gradients(expected, states, table)
+    off = []
+    for count in (20, 20_000):
+        draws = shared_draws([1, 2, *range(1, ITEMS - 1)], count)
+        loss = sampled_softmax(states, table, batch_of(targets, None, *draws))
+        found = gradients(loss, states, table)
+        off += [
+            [
+                abs(loss / expected - 1),
+                *((x - y).norm() / y.norm() for x, y in zip(found, expected_gradients, strict=True)),
+            ]
+        ]
+    assert all(x < 0.02 for x in off[1])
+    assert all(x > 3 * y for x, y in zip(*off, strict=True))
+
+
+def test_sampled_softmax_of_large_logits_stays_finite_and_right():
+    states, table, targets = example(0, scale=40)
+    draws = shared_draws(range(1, ITEMS + 1), 40)
+    loss = sampled_softmax(states, table, batch_of(targets, None, *draws))
+    expected = plain_sampled_softmax(states, table, targets, *draws)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sampled_softmax_under_autocast_is_close(dtype):
+    states, table, targets = example(0)
+    draws = shared_draws(range(1, ITEMS + 1), 40)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = sampled_softmax(states, table, batch_of(targets, None, *draws))
+    expected = plain_sampled_softmax(states, table, targets, *draws)
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table), 1e-2)
+
+
+@pytest.mark.parametrize("name", [name for name in LossName if name is not LossName.softmax])
+def test_a_sampled_loss_touches_the_batchs_rows_alone(name):
+    states, table, targets = example(0)
+    targets = targets.clamp(max=3)
+    draws = [d.clamp(max=7) if d.dtype is torch.long else d for d in draws_for(name, TOKENS)]
+    batch = batch_of(targets, None, *draws)
+    cfg = LossConfig(name, draws[0].shape[-1], 0.0)
+    (sparse,) = gradients(LOSSES[name](states, items_of(table, sparse=True), batch, cfg), table)
+    (dense,) = gradients(LOSSES[name](states, items_of(table), batch, cfg), table)
+    torch.testing.assert_close(sparse.to_dense(), dense)
+    touched = {*targets.tolist(), *draws[0].flatten().tolist()} - {0}
+    assert {row + 1 for row in sparse.coalesce().indices()[0].tolist()} == touched
+
+
 # Binary cross-entropy
 
 
@@ -278,8 +429,36 @@ def test_bce_of_large_logits_stays_finite():
     assert gradients(loss, states)[0].tolist() == [[2.0]]
 
 
+# gBCE
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("calibration", [0.0, 0.3, 0.75, 1.0])
+def test_gbce_against_the_papers_formula(calibration, weighted):
+    states, table, targets = example(0)
+    drawn = torch.randint(1, ITEMS + 1, (TOKENS, 4))
+    weights = 3 * torch.rand(TOKENS) if weighted else torch.ones(TOKENS)
+    loss = loss_of(LossName.gbce, states, table, batch_of(targets, weights, drawn), calibration)
+    share = 4 / (ITEMS - 1)
+    beta = share * (calibration * (1 - 1 / share) + 1 / share)
+    real = targets > 0
+    probabilities = (states[real] @ table.T).sigmoid()
+    positive = probabilities.gather(1, targets[real, None] - 1) ** beta
+    negative = 1 - probabilities.gather(1, drawn[real] - 1)
+    each = -(positive.log().sum(1) + negative.log().sum(1)) / (4 + 1)
+    expected = (each * weights[real]).sum() / real.sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_gbce_without_calibration_is_bce():
+    states, table, targets = example(0)
+    batch = batch_of(targets, None, torch.randint(1, ITEMS + 1, (TOKENS, 3)))
+    torch.testing.assert_close(loss_of(LossName.gbce, states, table, batch) * 4, bce(states, table, batch))
+
+
 def test_every_loss_has_its_function():
     assert set(LOSSES) == set(LossName)
     states, table, targets = example(0)
-    batch = replace(batch_of(targets), negatives=torch.ones(TOKENS, 1, dtype=torch.long))
-    assert all(loss(states, table, batch).shape == () for loss in LOSSES.values())
+    for name in LossName:
+        assert loss_of(name, states, table, batch_of(targets, None, *draws_for(name, TOKENS))).shape == ()

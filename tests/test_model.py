@@ -20,6 +20,7 @@ from sasrec_lab.model.dropout import dropout, kept_share
 from sasrec_lab.model.encoder import Encoder
 
 DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # the authors' model
+SOFTMAX = load(["dataset=csv", "dataset.path=x.csv"]).loss
 SMALL = replace(DEFAULT, dim=12, maxlen=9, dropout=0.0)
 ITEMS = 20
 
@@ -159,7 +160,7 @@ def test_the_whole_training_step_equals_the_padded_one(seed, share_items):
     users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
     inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
     batch = packed(inputs, targets=targets)
-    loss = softmax(model(batch), model.item_table, batch)
+    loss = softmax(model(batch), model.output_items, batch, SOFTMAX)
     logits = twin.scores(twin(left_padded(inputs, cfg.maxlen)))
     expected = F.cross_entropy(logits.flatten(0, 1), left_padded(targets, cfg.maxlen).flatten() - 1, ignore_index=-1)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -246,7 +247,7 @@ def test_the_loss_reaches_every_parameter(norm, share_items):
     model = random_encoder(cfg).float()
     users = [[*range(1, 10)], [*range(10, 19)], [19, 20, 1, 2]]
     batch = packed(users, targets=[[*items[1:], 5] for items in users])
-    softmax(model(batch), model.item_table, batch).backward()
+    softmax(model(batch), model.output_items, batch, SOFTMAX).backward()
     for key, parameter in model.named_parameters():
         if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax takes away again
             assert parameter.grad.abs().max() < 1e-6

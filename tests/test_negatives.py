@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from small_data import holdout_of, random_users
 
-from sasrec_lab.config import Catalogue, Draw, Windows
+from sasrec_lab.config import Catalogue, Draw, LossConfig, LossName, Windows
 from sasrec_lab.data import negatives
+from sasrec_lab.data.batches import few_sizes
 from sasrec_lab.data.datamodule import TrainingData
-from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, training_counts, training_items
+from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, draw_shared, training_counts, training_items
 from sasrec_lab.data.sequences import Holdout
 
 USERS = [
@@ -100,7 +102,7 @@ def test_negatives_are_never_among_the_users_training_items(windows, count):
     holdout = holdout_of(random_users(0, users=40), maxlen=3, windows=windows)
     sets = training_sets(holdout)
     windows_of_batch = np.random.default_rng(1).permutation(len(holdout.window_users))
-    batch = TrainingData(holdout, count)[windows_of_batch, [0, 0, 0, 0]]
+    batch = TrainingData(holdout, LossConfig(LossName.bce, count, 0.0))[windows_of_batch, [0, 0, 0, 0]]
     lengths = (holdout.window_ends - holdout.window_starts - 1)[windows_of_batch]
     users = np.repeat(holdout.window_users[windows_of_batch], lengths)
     assert batch.negatives.shape == (len(batch.items), count)
@@ -108,6 +110,67 @@ def test_negatives_are_never_among_the_users_training_items(windows, count):
     assert batch.negatives.max() <= holdout.num_items
     for user, drawn in zip(users, batch.negatives.tolist(), strict=False):
         assert not sets[user] & set(drawn)
+
+
+def test_gbces_negatives_are_uniform_over_all_items():
+    holdout = holdout_of(random_users(0, users=40, items=20))
+    batch = TrainingData(holdout, LossConfig(LossName.gbce, 100, 0.75))[np.arange(len(holdout.window_users)), [0] * 4]
+    found = Counter(batch.negatives[: int((batch.targets > 0).sum())].flatten().tolist())
+    assert sorted(found) == list(range(1, 21))
+    expected = sum(found.values()) / 20
+    assert sum((count - expected) ** 2 / expected for count in found.values()) < 50  # 19 degrees of freedom: p < 1e-4
+
+
+# Negatives that a batch shares
+
+
+def test_shared_draws_are_in_proportion_to_counts_and_their_weights_make_up_for_it():
+    counts = np.array([50, 1, 9, 30, 2, 7])
+    values = np.array([0.1, 0.4, -1.0, 2.0, 0.5, 3.0])
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(2000):
+        items, log_weights = draw_shared(np.cumsum(counts), 40, rng)
+        assert np.all(np.diff(items) >= 0)
+        assert set(items[log_weights > -np.inf].tolist()) == set(items.tolist())
+        estimates.append(np.sum(values[items - 1] * np.exp(log_weights)))
+    error = np.std(estimates) / 2000**0.5
+    assert abs(np.mean(estimates) - values.sum()) < 4 * error
+    assert error < 0.1
+
+
+def test_an_items_weight_is_how_often_it_was_drawn_over_how_often_it_was_expected():
+    counts = np.array([5, 0, 3, 2])
+    points = np.random.default_rng(7).integers(0, 10, size=30)
+    times = [np.sum(points < 5), 0, np.sum((points >= 5) & (points < 8)), np.sum(points >= 8)]
+    items, log_weights = draw_shared(np.cumsum(counts), 30, np.random.default_rng(7))
+    assert items.tolist() == [1, 3, 4]
+    np.testing.assert_allclose(np.exp(log_weights), [times[0] / 15, times[2] / 9, times[3] / 6])
+
+
+@pytest.mark.parametrize("count", [1, 10, 100, 1000])
+def test_surplus_draws_repeat_the_last_one_with_weight_0(count):
+    items, log_weights = draw_shared(np.arange(1, 501), count, np.random.default_rng(0))
+    distinct = len(np.unique(items))
+    assert len(items) + 1 == few_sizes(distinct + 1)
+    assert np.all(items[distinct:] == items[distinct - 1])
+    assert np.all(log_weights[distinct:] == -np.inf)
+    assert np.isfinite(log_weights[:distinct]).all()
+
+
+def test_a_batch_shares_its_negatives_and_every_item_can_be_drawn():
+    holdout = holdout_of(USERS)
+    data = TrainingData(holdout, LossConfig(LossName.sampled_softmax, 200, 0.0))
+    batch = data[np.arange(len(holdout.window_users)), [0, 0, 0, 0]]
+    assert batch.negatives.tolist()[:8] == [1, 2, 3, 4, 5, 6, 7, 8]  # 4 is in no training window
+    assert batch.negatives.shape == batch.log_weights.shape
+    assert batch.log_weights.dtype == torch.float32
+    again, other = (data[np.arange(2), [0, 0, step, 0]] for step in (0, 1))
+    assert batch.log_weights.tolist() == again.log_weights.tolist() != other.log_weights.tolist()
+    expected = 200 * (training_counts(holdout) + 1) / (training_counts(holdout) + 1).sum()
+    times = batch.log_weights[:8].exp().numpy() * expected
+    np.testing.assert_allclose(times, np.rint(times), atol=1e-3)
+    assert times.sum() == pytest.approx(200)
 
 
 # Candidates

@@ -24,7 +24,8 @@ class PackedBatch:
     offsets: np.ndarray  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to offsets[s + 1] - 1
     targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
     weights: Tensor | None = None  # (T,) float32: of the target's interaction
-    negatives: Tensor | None = None  # (T, N) int64
+    negatives: Tensor | None = None  # (T, N) int64; or (N,), shared by all tokens and in order
+    log_weights: Tensor | None = None  # (N,) float32: of shared negatives, what to add to their logits
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         return _moved(self, device, non_blocking)
@@ -54,7 +55,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     places_in_items = np.repeat(starts, lengths) + within
     dummies = few_sizes(len(within)) - len(within)
     batch = PackedBatch(
-        items=_tensor(np.pad(items[places_in_items], (0, dummies), constant_values=1)),
+        items=_tensor(np.pad(items[places_in_items], (0, dummies), mode="edge")),  # no row of the table but the batch's
         positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
         last=_tensor(first + lengths - 1),
         offsets=np.append(first, len(within)),
@@ -62,7 +63,9 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     return batch, places_in_items
 
 
-def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray | None) -> PackedBatch:
+def training_batch(
+    holdout: Holdout, windows: np.ndarray, negatives: np.ndarray | None = None, log_weights: np.ndarray | None = None
+) -> PackedBatch:
     """The windows' items but the last as inputs, and behind each its next item as target."""
     batch, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
     dummies = len(batch.items) - len(places)
@@ -72,7 +75,10 @@ def training_batch(holdout: Holdout, windows: np.ndarray, negatives: np.ndarray 
         weights=None
         if holdout.weights is None
         else torch.from_numpy(np.pad(holdout.weights[places + 1], (0, dummies)).astype(np.float32)),
-        negatives=None if negatives is None else _tensor(np.pad(negatives, ((0, dummies), (0, 0)), constant_values=1)),
+        negatives=None
+        if negatives is None
+        else _tensor(negatives if negatives.ndim == 1 else np.pad(negatives, ((0, dummies), (0, 0)), mode="edge")),
+        log_weights=None if log_weights is None else torch.from_numpy(log_weights.astype(np.float32)),
     )
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sasrec_lab.config import LossName, TrainConfig
+from sasrec_lab.config import LossConfig, LossName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
-from sasrec_lab.data.negatives import draw, draw_candidates, training_items
+from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
 from sasrec_lab.data.sequences import Holdout
 
 
@@ -27,11 +27,10 @@ class SequenceData(pl.LightningDataModule):
                 )
 
     def train_dataloader(self) -> DataLoader:
-        negatives = self.cfg.loss.negatives if self.cfg.loss.name is LossName.bce else 0
         sampler = ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._place())
         if self.trainer:  # a resumed run takes its first batch before Lightning tells the sampler the epoch
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return DataLoader(TrainingData(self.holdout, negatives), batch_size=None, sampler=sampler)
+        return DataLoader(TrainingData(self.holdout, self.cfg.loss), batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self.evaluation_dataloader("val")
@@ -81,18 +80,26 @@ class ShuffledWindows(Sampler):
 class TrainingData(Dataset):
     """Windows -> packed batch, with negatives where the loss wants them."""
 
-    def __init__(self, holdout: Holdout, negatives: int):
-        self.holdout = holdout
-        self.negatives = negatives
-        self.had = training_items(holdout) if negatives else None
+    def __init__(self, holdout: Holdout, loss: LossConfig):
+        self.holdout, self.loss = holdout, loss
+        if loss.name is LossName.bce:
+            self.had = training_items(holdout)
+        elif loss.name is LossName.sampled_softmax:  # one count more than there is, so that every item can be drawn
+            self.cumulative = np.cumsum(training_counts(holdout) + 1)
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> PackedBatch:
         windows, seed = step
-        if self.had is None:
-            return training_batch(self.holdout, windows, None)
+        rng, count = np.random.default_rng(seed), self.loss.negatives
+        if self.loss.name is LossName.softmax:
+            return training_batch(self.holdout, windows)
+        if self.loss.name is LossName.sampled_softmax:
+            return training_batch(self.holdout, windows, *draw_shared(self.cumulative, count, rng))
         labels = self.holdout.window_ends[windows] - self.holdout.window_starts[windows] - 1
-        users = np.repeat(np.repeat(self.holdout.window_users[windows], labels), self.negatives)
-        negatives = draw(users, self.had, np.random.default_rng(seed)).reshape(-1, self.negatives)  # (tokens, N)
+        if self.loss.name is LossName.gbce:
+            negatives = rng.integers(1, self.holdout.num_items + 1, size=(labels.sum(), count))  # (tokens, N)
+        else:
+            users = np.repeat(np.repeat(self.holdout.window_users[windows], labels), count)
+            negatives = draw(users, self.had, rng).reshape(-1, count)
         return training_batch(self.holdout, windows, negatives)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sasrec_lab.config import Draw
+from sasrec_lab.data.batches import few_sizes
 from sasrec_lab.data.sequences import Holdout
 
 TRIES = 1000  # rounds of drawing anew; a user who has had nearly every item then keeps what came last
@@ -42,6 +43,21 @@ def draw(
         if not len(open_entries):
             break
     return items
+
+
+def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` draws with replacement in proportion to the increments of `cumulative` (V,), for all tokens of a batch.
+
+    Gives the distinct items drawn, in order, and of each log(times drawn / times expected): a sum over them, weighted
+    so, has the catalogue's as its expectation. Surplus entries, up to one of few sizes (with the target as one item
+    more), repeat the last item with weight 0.
+    """  # (N,) int64, (N,) float64
+    points = np.sort(rng.integers(0, cumulative[-1], size=count))  # in order: the search then stays in the cache
+    items, times = np.unique(np.searchsorted(cumulative, points, side="right"), return_counts=True)
+    share = (cumulative[items] - np.where(items > 0, cumulative[items - 1], 0)) / cumulative[-1]
+    surplus = (0, few_sizes(len(items) + 1) - 1 - len(items))
+    log_weights = np.log(times) - np.log(count * share)
+    return np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf)
 
 
 def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: str) -> np.ndarray:
