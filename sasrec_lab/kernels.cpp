@@ -297,6 +297,22 @@ void newest_attention(const float* q, const float* k, const float* v, const int6
     }
 }
 
+// counts (R,): how many of a row's V scores are not below its bound; NaN is not.
+void count_not_below(const float* scores, int64_t R, int64_t V, const float* bounds, int64_t* counts) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < R; r++) {
+        const float* row = scores + r * V;
+        const vec bound = all(bounds[r]);
+        const int64_t whole = V / W * W;
+        ivec below = {};  // minus one for each
+        for (int64_t j = 0; j < whole; j += W) below += load(row + j) < bound;
+        int64_t count = V;
+        for (int i = 0; i < W; i++) count += below[i];
+        for (int64_t j = whole; j < V; j++) count -= row[j] < bounds[r];
+        counts[r] = count;
+    }
+}
+
 // Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
 void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
 #pragma omp parallel for schedule(static)

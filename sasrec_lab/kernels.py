@@ -39,8 +39,13 @@ def library() -> ctypes.CDLL | None:
     return kernels
 
 
+def serve(x: Tensor) -> bool:
+    """Whether there are kernels for this tensor: on the CPU, in single precision."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and library() is not None
+
+
 def call(name: str, *arguments: Tensor | int | float) -> int:
-    """Call a kernel: tensors by address, whole numbers as int64. A `float` parameter takes a ctypes.c_float."""
+    """Call a kernel: tensors by address, whole numbers as int64, others as double."""
     return getattr(library(), name)(*map(_argument, arguments))
 
 

@@ -14,7 +14,7 @@ from torchmetrics import CatMetric, MeanMetric
 from sasrec_lab.config import InputError, OptimizerName, TrainConfig, plain
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.losses import LOSSES
-from sasrec_lab.metrics import HoldoutMetrics
+from sasrec_lab.metrics import HoldoutMetrics, Scores
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.optimizer import RowwiseAdam
 
@@ -76,7 +76,7 @@ class SequentialRecommender(pl.LightningModule):
         )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        self.metrics.update(self.score(batch), batch)
+        self.metrics.update(self.scores(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self.metrics.take("val")
@@ -86,7 +86,7 @@ class SequentialRecommender(pl.LightningModule):
         checkpoint["validation"] = self.validation
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        ranks = self.metrics.update(self.score(batch), batch)
+        ranks = self.metrics.update(self.scores(batch), batch)
         for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
             self.ranks[name].update(column.double())
 
@@ -115,16 +115,16 @@ class SequentialRecommender(pl.LightningModule):
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, cfg.warmup_steps, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def score(self, batch: EvaluationBatch) -> Tensor:
-        """Scores of all items for each user; a user without a known item gets NaN, the worst rank."""  # (U, V)
+    def scores(self, batch: EvaluationBatch) -> Scores:
+        """Of all items for each user; a user without a known item has a state of NaN."""
         table = self.encoder.item_table
-        scores = torch.full((len(batch.users), len(table)), float("nan"), device=table.device)
-        if batch.inputs is not None:
-            states = self.encoder.newest(batch.inputs)
-            if len(batch.ranked) == len(batch.users):
-                return (states @ table.T).float()
-            scores[batch.ranked] = (states @ table.T).float()
-        return scores
+        if batch.inputs is None:
+            return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
+        states = self.encoder.newest(batch.inputs)  # (ranked users, D)
+        if len(batch.ranked) < len(batch.users):
+            every = states.new_full((len(batch.users), states.shape[1]), float("nan"))
+            states = every.index_copy_(0, batch.ranked, states)
+        return Scores(states, table)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sasrec_lab import kernels
 from sasrec_lab.data.batches import few_sizes, pack
-from sasrec_lab.model import attention
 from sasrec_lab.model.attention import CompiledAttention, Plan, attend, attend_newest
 from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention, newest_attention
 
@@ -53,7 +52,7 @@ def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(attention, "_compiled", lambda q: False)
+        monkeypatch.setattr(kernels, "serve", lambda x: False)
     plan, tokens = plan_of(lengths)
     x = inputs(tokens, dim)
     out, expected = attend(*x, plan, heads, 0.0), plain_attention(*x, lengths, heads)

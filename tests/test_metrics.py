@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isnan, log2
 
 import numpy as np
@@ -11,15 +11,17 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
+from sasrec_lab import kernels
 from sasrec_lab.command_line import load
 from sasrec_lab.config import Catalogue, TrainConfig, Windows
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import hold_out, load_sequences
-from sasrec_lab.metrics import HoldoutMetrics, RankMetrics, full_ranks, metrics_from_counts, sampled_ranks
+from sasrec_lab.metrics import HoldoutMetrics, RankMetrics, Scores, full_ranks, metrics_from_counts, sampled_ranks
 from sasrec_lab.popularity import popularity_metrics
 
 NAN = float("nan")
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "evaluation.k=[1,5,10]"])
 
 
@@ -36,6 +38,29 @@ def batch_of(
         seen_items=torch.tensor([item for _, item in pairs], dtype=torch.long),
         candidates=None if candidates is None else torch.tensor(candidates),
     )
+
+
+@dataclass(frozen=True)
+class Given:
+    """Scores as they are given, in place of products."""
+
+    matrix: Tensor  # (U, V)
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def num_items(self) -> int:
+        return self.matrix.shape[1]
+
+    def block(self, begin: int, end: int) -> Tensor:
+        return self.matrix[:, begin:end].contiguous()
+
+    def of(self, items: Tensor) -> Tensor:
+        return self.matrix.gather(1, items - 1)
+
+    def rows(self, chosen: Tensor) -> "Given":
+        return Given(self.matrix[chosen])
 
 
 def sorted_rank(scores: list[float], target: int, candidates: list[int]) -> int:
@@ -73,15 +98,20 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
-@pytest.mark.parametrize("seed", range(5))
-def test_full_ranks_against_a_sort(seed, filter_seen):
+@pytest.mark.parametrize("at_once", [1200, 280, 40, 1])  # all items, blocks of 7, blocks of one
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("seed", range(3))
+def test_full_ranks_against_a_sort(seed, filter_seen, at_once, compiled, monkeypatch):
+    monkeypatch.setattr("sasrec_lab.metrics.SCORES_AT_ONCE", at_once)
+    if not compiled:
+        monkeypatch.setattr(kernels, "serve", lambda x: False)
     scores, batch = random_case(seed)
     expected = []
     for row, target in enumerate(batch.targets.tolist()):
         left_out = seen_of(batch, row) if filter_seen else set()
         candidates = [item for item in range(1, 31) if item not in left_out]
         expected.append(sorted_rank(scores[row].tolist(), target, candidates))
-    assert full_ranks(scores, batch, filter_seen).tolist() == expected
+    assert full_ranks(Given(scores), batch, filter_seen).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -92,7 +122,7 @@ def test_sampled_ranks_against_a_sort(seed):
         # items may be drawn twice and count twice; the target itself does not count again
         others = [item for item in batch.candidates[row].tolist() if item != target]
         expected.append(sorted_rank(scores[row].tolist(), target, [*others, target] if target else []))
-    assert sampled_ranks(scores, batch).tolist() == expected
+    assert sampled_ranks(Given(scores), batch).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -114,21 +144,41 @@ def test_sampled_ranks_against_a_sort(seed):
     ],
 )
 def test_one_rank(scores, target, seen, rank):
-    assert full_ranks(torch.tensor([scores]), batch_of([target], [seen]), filter_seen=True).tolist() == [rank]
+    assert full_ranks(Given(torch.tensor([scores])), batch_of([target], [seen]), filter_seen=True).tolist() == [rank]
 
 
 def test_nothing_is_left_out_unless_asked():
     scores = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
-    assert full_ranks(scores, batch_of([1], [[1, 2, 3]]), filter_seen=False).tolist() == [4]
+    assert full_ranks(Given(scores), batch_of([1], [[1, 2, 3]]), filter_seen=False).tolist() == [4]
 
 
 def test_ranking_leaves_scores_and_batch_as_they_are():
     scores, batch = random_case(0)
     copies = scores.clone(), batch.targets.clone()
-    full_ranks(scores, batch, filter_seen=True)
-    sampled_ranks(scores, batch)
+    full_ranks(Given(scores), batch, filter_seen=True)
+    sampled_ranks(Given(scores), batch)
     torch.testing.assert_close(scores, copies[0], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(batch.targets, copies[1])
+
+
+def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_among_all(monkeypatch):
+    class Rounded(Given):
+        def of(self, items: Tensor) -> Tensor:
+            return super().of(items) * (1 + 2**-20)
+
+    monkeypatch.setattr("sasrec_lab.metrics.SCORES_AT_ONCE", 8)
+    scores = torch.tensor([[0.5, 0.25, 0.5, 0.125, 0.5, 0.75], [0.5] * 6])
+    batch = batch_of([3, 1], [[1], [6]])
+    assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
+
+
+def test_scores_of_blocks_and_of_items_are_the_product():
+    states, table = torch.randn(5, 8), torch.randn(40, 8)
+    scores, expected = Scores(states, table), states @ table.T
+    torch.testing.assert_close(scores.block(7, 31), expected[:, 7:31])
+    items = torch.randint(1, 41, (5, 6))
+    torch.testing.assert_close(scores.of(items), expected.gather(1, items - 1))
+    torch.testing.assert_close(scores.rows(torch.tensor([3, 1])).block(0, 40), expected[[3, 1]])
 
 
 # Metrics
@@ -233,12 +283,12 @@ def test_full_and_sampled_metrics_have_names_of_their_own(sampled):
     expected: dict[str, list[int]] = {"": [], f"-sampled{sampled}": []}
     for seed in range(3):
         scores, batch = random_case(seed)
-        ranks = metrics.update(scores, batch)
-        expected[""] += full_ranks(scores, batch, filter_seen=True).tolist()
+        ranks = metrics.update(Given(scores), batch)
+        expected[""] += full_ranks(Given(scores), batch, filter_seen=True).tolist()
         assert ranks["rank"].tolist() == expected[""][-40:]
         assert ("sampled_rank" in ranks) == bool(sampled)
         if sampled:
-            expected[f"-sampled{sampled}"] += sampled_ranks(scores, batch).tolist()
+            expected[f"-sampled{sampled}"] += sampled_ranks(Given(scores), batch).tolist()
             assert ranks["sampled_rank"].tolist() == expected[f"-sampled{sampled}"][-40:]
     values = {
         f"val/{name}{ending}": value

@@ -97,7 +97,9 @@ def evaluation_batch(
     lengths = ends - starts
     seen_rows = np.repeat(np.arange(len(users)), lengths)
     seen_items = holdout.items[np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
-    seen = np.unique(seen_rows * (holdout.num_items + 1) + seen_items)  # a pair counts once, however often it occurred
+    seen = seen_rows * (holdout.num_items + 1) + seen_items
+    if holdout.repeats:  # a pair counts once, however often it occurred
+        seen = np.unique(seen)
     inputs = None
     if len(ranked):
         newest = np.maximum(starts[ranked], ends[ranked] - maxlen)

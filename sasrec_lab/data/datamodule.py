@@ -12,8 +12,11 @@ from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, traini
 from sasrec_lab.data.sequences import Holdout
 
 
+TOKENS_AT_ONCE = 8192  # of users to rank: their states lie in the second-level cache, twice as fast on MovieLens-1M
+
+
 class SequenceData(pl.LightningDataModule):
-    """Training windows shuffled anew each epoch; held-out users once, in batches of about equal length."""
+    """Training windows shuffled anew each epoch; held-out users once, in batches of like lengths."""
 
     def __init__(self, holdout: Holdout, cfg: TrainConfig):
         super().__init__()
@@ -117,4 +120,16 @@ class EvaluationData(Dataset):
         """Users of like history lengths together, which packs them best; each process takes its own."""
         lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
         order = np.argsort(lengths, kind="stable")[process::processes]
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        known = np.minimum(lengths[order], self.maxlen)
+        return np.split(order, cuts(known, batch_size))
+
+
+def cuts(tokens: np.ndarray, most: int) -> list[int]:
+    """Where to cut users with so many tokens each into batches of at most `most` users and about TOKENS_AT_ONCE tokens."""
+    ends, at = np.cumsum(tokens), []
+    begin = 0
+    while begin < len(tokens):
+        before = ends[begin - 1] if begin else 0
+        begin = max(begin + 1, min(begin + most, int(np.searchsorted(ends, before + TOKENS_AT_ONCE, side="right"))))
+        at.append(begin)
+    return at[:-1]

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ class Holdout:
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether any user has an item more than once, the test's target left out."""
+        lengths = self.val_ends - self.starts
+        places = np.repeat(self.val_ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
+        pairs = np.repeat(np.arange(len(lengths)) * (self.num_items + 1), lengths) + self.items[places]
+        pairs.sort()
+        return bool((pairs[1:] == pairs[:-1]).any())
 
 
 def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:

@@ -35,14 +35,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float)
     """  # all (T, D)
     if q.is_cuda:
         return fused_attention(q, k, v, plan.buckets, heads, rate)
-    if _compiled(q):
+    if kernels.serve(q):
         return CompiledAttention.apply(q, k, v, plan, heads, rate)
     return BucketedAttention.apply(q, k, v, plan.buckets, heads, rate)
 
 
 def attend_newest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int) -> Tensor:
     """What `attend` gives each sequence's newest token, whose queries alone are given, without dropout or gradients."""
-    if not _compiled(q):  # q (B, D), k and v (T, D)
+    if not kernels.serve(q):  # q (B, D), k and v (T, D)
         return newest_attention(q, k, v, plan.buckets, heads)
     out = torch.empty_like(q)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -77,10 +77,6 @@ class CompiledAttention(torch.autograd.Function):
         grad = grad.contiguous()
         kernels.call("attention_backward", q, k, v, out, grad, weights, ctx.plan.offsets, *ctx.sizes, *grads)
         return *grads, None, None, None
-
-
-def _compiled(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype == torch.float32 and kernels.library() is not None
 
 
 def _scale(q: Tensor, heads: int) -> float:
