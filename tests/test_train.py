@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sasrec_lab import run_folder
 from sasrec_lab.command_line import load
 from sasrec_lab.config import InputError
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.lightning_module import SequentialRecommender
+from sasrec_lab.trainer import build_trainer, interruptible
 
 TINY = [
     "dataset=synthetic",
@@ -290,6 +294,18 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment):
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
+def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypatch):
+    """Lightning makes a SystemExit of it and has the system ignore the next ones."""
+    cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
+    holdout = holdout_of([[1, 2, 3, 4]] * 3)
+    model = SequentialRecommender(holdout.num_items, cfg)
+    monkeypatch.setattr(model, "test_step", lambda batch, batch_idx: signal.raise_signal(signal.SIGINT))
+    trainer = build_trainer(cfg, tmp_path)
+    with pytest.raises(KeyboardInterrupt), interruptible(trainer):
+        trainer.test(model, SequenceData(holdout, cfg), verbose=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_an_interruption_as_the_program_starts(tmp_path):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -408,17 +424,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_disk_that_fills_up_keeps_what_was_finished(train_command, small_disk, tmp_path):
-    """The first checkpoint fits, the second does not."""
+@pytest.mark.parametrize("filled", [140_000, 150_000])
+def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, small_disk):
+    """The checkpoints of the first epoch fit, those of the second do not; the greater filling leaves no byte free."""
     settings = [*TINY[:-1], "hydra.run.dir=disk/run", "model.dim=16", "trainer.max_epochs=30", "optimizer.lr=0.001"]
-    (small_disk / "filler").write_bytes(bytes(150_000))
+    (small_disk / "filler").write_bytes(bytes(filled))
     done = train_command(*settings)
     assert done.returncode == 1
     assert re.fullmatch(r"error: .*disk/run.*: No space left on device; free some space[^\n]*\n", done.stderr)
     assert not list((small_disk / "run").rglob(".draft-*"))
     for file in (small_disk / "run" / "checkpoints").iterdir():
         torch.load(file, weights_only=True)
-    assert results(small_disk / "run")["status"] == "failed"
+    assert filled == 150_000 or results(small_disk / "run")["status"] == "failed"
 
 
 def test_a_full_disk_is_told_before_the_start(train_command, small_disk):
