@@ -2,8 +2,6 @@
 
 import inspect
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -263,17 +261,3 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, gbce,", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = re.findall(r"^python -m sasrec_lab\.train (.+)$|`python -m sasrec_lab\.train ([^`]+)`", README, re.M)
-
-
-@pytest.mark.parametrize("words", [first or second for first, second in COMMANDS])
-def test_every_command_of_the_readme_is_taken(words):
-    """That they are understood as they stand; test_train runs their like on data made for it."""
-    check_command_line(shlex.split(words.replace("<time>", "t"), comments=True))
-
-
-def test_the_readme_has_commands():
-    assert len(COMMANDS) >= 8
