@@ -256,8 +256,8 @@ def explain(error: Exception, folder: Path) -> str:
     if not isinstance(error, OSError):
         return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}".split("\n")[0]
     fix = "; free some space and start again" if _is_full(error) else ""
-    kept = f"; what was finished is in {folder}" if has_checkpoint(folder) else ""
-    return f"{error.filename or folder}: {error.strerror or error}{fix}{kept}"
+    kept = f"; what was finished is in {near(folder)}" if has_checkpoint(folder) else ""
+    return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"
 
 
 def _is_full(error: OSError) -> bool:

@@ -78,7 +78,8 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
         errors.error("interrupted")
-        print(f"interrupted; everything so far is in {folder}\ngo on with: {_go_on(folder)}", file=sys.stderr)
+        place = run_folder.near(folder)
+        print(f"interrupted; everything so far is in {place}\ngo on with: {_go_on(folder)}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -136,9 +137,10 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 def _go_on(folder: Path) -> str:
     """The command that goes on with the run, or with the sweep, in this folder."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        place, ckpt = f"hydra.sweep.dir={folder.parent}", []
+        place, ckpt = f"hydra.sweep.dir={run_folder.near(folder.parent)}", []
     else:
-        place, ckpt = f"hydra.run.dir={folder}", ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+        place = f"hydra.run.dir={run_folder.near(folder)}"
     replaced = tuple(f"{word.partition('=')[0]}=" for word in (place, *ckpt))
     return run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), place, *ckpt])
 

@@ -289,7 +289,7 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment):
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, tmp_path, signal.SIGINT)
     assert code == 130, error
-    assert error.splitlines()[0] == f"interrupted; everything so far is in {tmp_path / 'run'}"
+    assert error.splitlines()[0] == "interrupted; everything so far is in run"
     assert error.splitlines()[1].startswith("go on with: ")
     assert results(tmp_path / "run")["status"] == "interrupted"
 
@@ -431,7 +431,7 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, sma
     (small_disk / "filler").write_bytes(bytes(filled))
     done = train_command(*settings)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: .*disk/run.*: No space left on device; free some space[^\n]*\n", done.stderr)
+    assert re.fullmatch(r"error: disk/run: No space left on device; free some space[^\n]*\n", done.stderr)
     assert not list((small_disk / "run").rglob(".draft-*"))
     for file in (small_disk / "run" / "checkpoints").iterdir():
         torch.load(file, weights_only=True)
