@@ -24,14 +24,26 @@ class WholeFiles(TorchCheckpointIO):
             draft.write_bytes(content.getbuffer())
 
 
+class Checkpoint(ModelCheckpoint):
+    """Still knows the best score where the run folder has been moved, which Lightning tells by its path."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = self.format_checkpoint_name({})
+        if self.monitor and Path(path).is_file():
+            best = {"best_model_path": path, "kth_best_model_path": path}
+            best["best_k_models"] = {path: state_dict["best_model_score"]}
+            state_dict = state_dict | best | {"dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+
 def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
     """The best comes first: what is cut off between the two goes on from the epoch before and finds the best again.
 
-    One ModelCheckpoint with `save_last` would write last.ckpt only in the epochs that are the best so far.
+    A single one with `save_last` would write last.ckpt only in the epochs that are the best so far.
     """
     names = {"best": monitor, "last": None} if monitor else {"last": None}
     return [
-        ModelCheckpoint(
+        Checkpoint(
             folder / "checkpoints",
             filename=name,
             monitor=monitored,

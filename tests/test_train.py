@@ -234,7 +234,8 @@ def test_validation_on_some_users_is_told_in_the_protocol(train_command, tmp_pat
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
 def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
-    settings = [*TINY, "evaluation.patience=3", "optimizer.lr=0.05", f"optimizer.ema={ema}"]
+    tiny, folder = TINY[:-1], TINY[-1]
+    settings = [*tiny, "evaluation.patience=3", "optimizer.lr=0.05", f"optimizer.ema={ema}", folder]
     done = train_command(*settings, "trainer.max_epochs=200")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
@@ -246,6 +247,12 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
     again = train_command(*settings, "trainer.max_epochs=200", "ckpt=last")
     assert again.stdout.startswith("finished before, nothing is run again:\n")
     assert results(tmp_path / "run") == written
+
+    (tmp_path / "run").rename(tmp_path / "moved")
+    longer = train_command(*settings[:-1], "trainer.max_epochs=201", "ckpt=last", "hydra.run.dir=moved")
+    assert longer.returncode == 0, longer.stderr
+    assert results(tmp_path / "moved")["metrics"]["val/ndcg@10"] >= written["metrics"]["val/ndcg@10"]
+    assert results(tmp_path / "moved")["epochs"] > written["epochs"]
 
 
 def test_a_finished_run_is_made_longer(train_command, tmp_path):
