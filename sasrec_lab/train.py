@@ -38,7 +38,7 @@ def entry() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted before anything was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -275,23 +274,9 @@ def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-def test_a_checkpoint_of_another_model_or_data_set_is_refused(train_command, tmp_path):
-    assert train_command(*TINY, "trainer=fast").returncode == 0
-    start = [*TINY[:-1], "trainer=fast", "hydra.run.dir=other", "ckpt=run/checkpoints/last.ckpt"]
-    for changed, message in {
-        "model.dim=8": "ckpt=run/checkpoints/last.ckpt: its model.dim is 16, not 8; give the same model.dim",
-        "dataset.synthetic.items=50": (
-            "ckpt: run/checkpoints/last.ckpt knows 60 items, the data set has 50; give the same data set"
-        ),
-    }.items():
-        done = train_command(*start, changed)
-        assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
-        shutil.rmtree(tmp_path / "other")
-
-
-@pytest.mark.parametrize("moment", ["data ", "model ", "test"])
+@pytest.mark.parametrize("moment", ["model ", "test"])
 def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment):
-    """Where the data are there, before the first epoch, and as the test begins."""
+    """Before the first epoch, and as the test begins."""
     settings = [*TINY, "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20"]
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, tmp_path, signal.SIGINT)
@@ -473,19 +458,10 @@ def test_a_folder_without_permission(tmp_path):
             os.seteuid(0)
 
 
-def test_a_checkpoint_that_is_none_or_holds_code_is_refused(train_command, tmp_path):
-    class Code:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "executed"),))
-
-    torch.save({"state_dict": Code()}, tmp_path / "code.ckpt")
-    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
-        done = train_command(*TINY, f"ckpt={name}")
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"error: ckpt={name}: {name} is not a checkpoint of this project (")
-        assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "executed").exists()
+def test_a_checkpoint_that_is_not_there_is_one_line(train_command):
+    done = train_command(*TINY, "ckpt=nowhere.ckpt")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: ckpt=nowhere.ckpt: nowhere.ckpt is not a checkpoint of this project .*\n", done.stderr)
 
 
 def test_two_processes_test_every_user_once(train_command, tmp_path):
