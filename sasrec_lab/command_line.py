@@ -4,17 +4,36 @@ As config.py it imports neither torch nor Lightning.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, did_you_mean, hint_for, to_typed
+from sasrec_lab.config import CONF_DIR, InputError, MissingKey, TrainConfig, did_you_mean, hint_for, to_typed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration and where it runs; `cfg` is the mistake where it is none."""
+
+    cfg: TrainConfig | InputError
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """One job, or the jobs of a sweep (none where only its sweeper knows them) and the folder above them."""
+
+    jobs: list[Job]
+    sweep_folder: Path | None
 
 
 def compose_config(overrides: list[str], config_dir: Optional[str] = None) -> DictConfig:
@@ -23,53 +42,104 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None) -> Di
     Raises:
         InputError: anything that Hydra refuses, in one line, with the nearest name that exists.
     """
-    search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
-            return compose("train", overrides=search_path + overrides, return_hydra_config=True)
-    except Exception as error:  # Hydra's, OmegaConf's and the parser's exceptions share no base class
-        raise InputError(_explain(error)) from error
+    with _composing(config_dir) as search_path:
+        return compose("train", overrides=search_path + overrides, return_hydra_config=True)
 
 
 def load(overrides: list[str]) -> TrainConfig:
     """The typed config for these overrides, for notebooks and tests."""
-    cfg = compose_config(overrides)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return to_typed(cfg)
+    return _typed(compose_config(overrides))
 
 
-def check_command_line(argv: list[str]) -> tuple[TrainConfig, Path] | None:
+def check_command_line(argv: list[str]) -> Command | None:
     """What `train` would run for these arguments and where, before Hydra makes a folder for it.
 
-    None where nothing is trained (help, completion) or a sweep makes its own jobs, of which the first is checked.
+    None where nothing is trained: help, completion, a printed config, or one that another run wrote.
 
     Raises:
-        InputError: a mistake on the command line or in a config file.
+        InputError: a mistake on the command line or in a config file. A rule that only some jobs of a sweep break is
+            told as their `cfg`.
     """
     args = get_args_parser().parse_args(argv)
-    if args.help or args.hydra_help or args.info or args.shell_completion or args.config_name or args.config_path:
+    if args.help or args.hydra_help or args.info or args.shell_completion or args.config_path:
         return None
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise InputError(f"--config-dir {args.config_dir} is not a folder; give the one that holds your config groups")
-    overrides = [_first_of_sweep(override) for override in args.overrides] if args.multirun else args.overrides
-    cfg = compose_config([override for override in overrides if override], args.config_dir)
-    folder = None if args.multirun or args.cfg else Path(cfg.hydra.run.dir)
+    if args.config_name not in (None, "train", "train.yaml"):
+        raise InputError(
+            f"--config-name {args.config_name}: it is always train; choose a file of a group as group=name"
+        )
+    if args.multirun:
+        return _sweep(args.overrides, args.config_dir)
+    cfg = compose_config(args.overrides, args.config_dir)
+    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params"):
+        raise InputError("a sweep is chosen and would run as one job; add -m to run each of its jobs")
+    folder = _folder(cfg, "hydra.run.dir")
+    job = Job(_typed(cfg), folder)
+    return None if args.cfg else Command([job], None)
+
+
+def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
+    """Its jobs as Hydra's own sweeper numbers them."""
+    with _composing(config_dir) as search_path:
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(overrides)
+        common = search_path + [o.input_line for o in parsed if o.get_key_element().startswith("hydra.")]
+        swept = [o for o in parsed if not o.get_key_element().startswith("hydra.")]
+        fixed = [o.input_line for o in swept if not o.is_sweep_override()]
+        cfg = compose("train", overrides=common + fixed, return_hydra_config=True)
+        folder = _folder(cfg, "hydra.sweep.dir")
+        if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return Command([], folder)
+        params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(params) + swept, max_batch_size=None)
+        return Command([_job(number, common + job) for number, job in enumerate(grid)], folder)
+
+
+def _job(number: int, overrides: list[str]) -> Job:
+    cfg = compose("train", overrides=[*overrides, f"hydra.job.num={number}"], return_hydra_config=True)
+    folder = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir)
+    try:
+        return Job(_typed(cfg), folder)
+    except InputError as error:
+        return Job(error, folder)
+
+
+@contextmanager
+def _composing(config_dir: Optional[str]) -> Iterator[list[str]]:
+    """Inside, Hydra composes from conf/; gives the override that lets it look into the user's folder too."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
+            yield [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    except InputError:
+        raise
+    except Exception as error:  # Hydra's, OmegaConf's and the parser's exceptions share no base class
+        raise InputError(_explain(error)) from error
+
+
+def _folder(cfg: DictConfig, key: str) -> Path:
+    folder = OmegaConf.select(cfg, key)
+    if not folder:
+        raise InputError(f"{key} is empty; name the folder to write into, or leave the key out")
+    return Path(folder)
+
+
+def _typed(cfg: DictConfig) -> TrainConfig:
+    chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    typed = to_typed(cfg)
-    return None if folder is None else (typed, folder)
-
-
-def _first_of_sweep(override: str) -> str | None:
-    """`seed=1,2` -> `seed=1`; None for what only the sweeper can expand."""
-    parsed = OverridesParser.create().parse_override(override)
-    if not parsed.is_sweep_override():
-        return override
-    if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        return None
-    return f"{parsed.input_line.split('=')[0]}={next(parsed.sweep_string_iterator())}"
+    try:
+        return to_typed(cfg)
+    except MissingKey as error:
+        group = error.key.partition(".")[0]
+        if group not in chosen or Path(CONF_DIR, group, f"{chosen[group]}.yaml").is_file():
+            raise
+        base = next(Path(CONF_DIR, group).glob("[!_]*.yaml")).stem
+        raise InputError(
+            f"{group}/{chosen[group]}.yaml leaves out {error.key}; give it there,"
+            f" or begin the file with a 'defaults:' list of what it changes, such as [{base}]"
+        ) from error
 
 
 def _explain(error: Exception) -> str:
@@ -80,8 +150,12 @@ def _explain(error: Exception) -> str:
     where = f"{file[1]}.yaml: " if file and file[1] != "train" else ""
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key {found[1]!r}{hint_for(found[1])}"
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = found[1].partition("/")
+    if found := re.search(r"LexerNoViableAlt\w+: (.+)", text):
+        key, _, value = found[1].partition("=")
+        quoted = "'{}=\"{}\"'".format(key, value.strip("'\""))
+        return f"{found[1]} has a letter or a quote that needs quotes around the value, themselves quoted: {quoted}"
+    if found := re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']+)'", text):
+        group, name = found.groups()
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
         folder = Path(CONF_DIR, group)
         ours = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
@@ -89,11 +163,11 @@ def _explain(error: Exception) -> str:
         return f"{where}{group}={name} does not exist{did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
     if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
         name = key[1] if key else found[1]
+        if name == "experiment":
+            return f"{where}the keys of an experiment are those of the whole; begin the file with '# @package _global_'"
         return f"{where}unknown key {name!r}{hint_for(name)}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         return f"{found[1]} is chosen already; to choose another write {found[1]}=..., without '+'"
-    if "Unexpected type for root: NoneType" in text:
-        return "a key is given below one that is null here, such as dataset.weight; set that one: dataset.weight={...}"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]} has several values; add -m to run one job for each, or write [...] for a list"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

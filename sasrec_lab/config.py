@@ -7,12 +7,14 @@ The values stand in conf/; here is what they may be. This module imports neither
 import difflib
 import re
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 _PACKAGE = Path(__file__).parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -20,6 +22,14 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 
 class InputError(ValueError):
     """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
+
+
+class MissingKey(InputError):
+    """A key has no value."""
+
+    def __init__(self, key: str):
+        super().__init__(f"{key} has no value; give it one, in a file or on the command line")
+        self.key = key
 
 
 # Choices. A member's name is what the user writes.
@@ -57,10 +67,18 @@ class SourceConfig:
 class WeightConfig:
     """An interaction's weight: `then` where `column` > `above`, else `otherwise`; the column itself without `above`."""
 
-    column: str = MISSING
+    column: Optional[str] = None
     above: Optional[float] = None
     then: float = 1.0
     otherwise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.column is None and self.above is not None:
+            raise InputError(
+                f"dataset.weight.above={self.above} needs the column to compare: dataset.weight.column=..."
+            )
+        _at_least("dataset.weight.then", self.then, 0)
+        _at_least("dataset.weight.otherwise", self.otherwise, 0)
 
 
 @dataclass
@@ -71,6 +89,7 @@ class SyntheticConfig:
     seed: int = MISSING
 
     def __post_init__(self) -> None:
+        _seed("dataset.synthetic.seed", self.seed)
         _at_least("dataset.synthetic.users", self.users, 1)
         _at_least("dataset.synthetic.items", self.items, 2)
         _at_least("dataset.synthetic.mean_length", self.mean_length, 1)
@@ -104,12 +123,20 @@ class DatasetConfig:
     synthetic: Optional[SyntheticConfig] = MISSING
 
     def __post_init__(self) -> None:
+        _folder_names("dataset.name", self.name, "the folder and the cache of the data set")
+        if self.separator == r"\t":  # a tab as one types it
+            self.separator = "\t"
+        if self.user == self.item:
+            raise InputError(f"dataset.user and dataset.item are both {self.user!r}; they must be two columns")
         _at_least("dataset.min_user", self.min_user, 0)
         _at_least("dataset.min_item", self.min_item, 0)
-        if self.format is Format.synthetic:
-            if self.synthetic is None:
-                raise InputError("dataset.format=synthetic needs the keys of dataset.synthetic (users, items, ...)")
-        elif self.path is None:
+        if self.weight is not None and self.weight.column is None:
+            self.weight = None
+        if self.format is not Format.synthetic:
+            self.synthetic = None
+        elif self.synthetic is None:
+            raise InputError("dataset.format=synthetic needs the keys of dataset.synthetic (users, items, ...)")
+        if self.format is not Format.synthetic and self.path is None:
             raise InputError("dataset.path is empty; name the file to read: dataset.path=my/interactions.csv")
         if self.min_rating is not None and self.rating is None:
             raise InputError(
@@ -145,6 +172,8 @@ class ModelConfig:
         _at_least("model.heads", self.heads, 1)
         _at_least("model.dim", self.dim, 1)
         _at_least("model.maxlen", self.maxlen, 1)
+        if not self.norm_eps > 0:
+            raise InputError(f"model.norm_eps={self.norm_eps} must be above 0")
         if self.ff_dim is not None:
             _at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
@@ -220,6 +249,9 @@ class EvaluationConfig:
             raise InputError("evaluation.k is empty; give the list lengths to measure at, such as [10]")
         for k in self.k:
             _at_least("evaluation.k", k, 1)
+        if len(set(self.k)) < len(self.k):
+            raise InputError(f"evaluation.k={list(self.k)} has a length twice; give each once")
+        _seed("evaluation.seed", self.seed)
         _at_least("evaluation.sampled", self.sampled, 0)
         _at_least("evaluation.batch_size", self.batch_size, 1)
         if self.patience is not None:
@@ -248,18 +280,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
-        _at_least("seed", self.seed, 0)
-        if not re.fullmatch(r"[\w.+=@-]+(/[\w.+=@-]+)*", self.name) or ".." in self.name:
-            raise InputError(f"name={self.name!r} names a folder below outputs/; use letters, digits, '_', '-', '/'")
+        _seed("seed", self.seed)
+        _folder_names("name", self.name, "a folder below outputs/", nested=True)
         for flag, value in self.trainer.items():
-            if flag in _OURS:
-                raise InputError(f"trainer.{flag} is set by train.py and cannot be given")
-            if flag not in TRAINER_FLAGS:
-                raise InputError(
-                    f"trainer.{flag} is not a Lightning Trainer flag{did_you_mean(flag, list(TRAINER_FLAGS))}"
-                )
-            if flag in _WHOLE and value is not None and not (isinstance(value, int) and (value >= 1 or value == -1)):
-                raise InputError(f"trainer.{flag}={value} must be a whole number of at least 1, or -1 for no limit")
+            _check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the end of training: set trainer.max_epochs")
         if self.optimizer.name is OptimizerName.rowwise_adam:
@@ -280,6 +304,17 @@ class TrainConfig:
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
+
+def folder_name(text: str) -> str:
+    """Text such as a job's overrides as the name of one folder: no separators, not too long."""
+    return re.sub(r"[^\w.,=+@-]+", "-", text).encode()[:200].decode(errors="ignore")
+
+
+# Interpolations of conf/train.yaml. One process has one start, so that its folder is known before Hydra makes it.
+_STARTED = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
 # The flags of pytorch_lightning.Trainer, written out because importing it takes three seconds; a test compares them.
 TRAINER_FLAGS = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run", "max_epochs", "min_epochs",
@@ -296,6 +331,46 @@ _OURS = (
 )  # fmt: skip
 
 
+_TURNED_DOWN = {
+    "limit_test_batches": "a test on some of the users would be comparable to nothing",
+    "fast_dev_run": "it writes no checkpoint to test; for a short look use trainer=fast",
+    "overfit_batches": "it would validate on training data; for a small training set use trainer.limit_train_batches",
+    "val_check_interval": "validation comes at an epoch's end; for every n-th one use trainer.check_val_every_n_epoch",
+}
+_CHOICES = {
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
+    "precision": ("32-true", 32, "16-mixed", "bf16-mixed"),
+    "deterministic": (True, False, "warn", None),
+}
+
+
+def _check_trainer_flag(flag: str, value: Any) -> None:
+    """What can be told without importing Lightning, which takes three seconds."""
+    key = f"trainer.{flag}"
+    if flag in _OURS:
+        raise InputError(f"{key} is set by train.py and cannot be given")
+    if flag in _TURNED_DOWN:
+        raise InputError(f"{key} cannot be given: {_TURNED_DOWN[flag]}")
+    if flag not in TRAINER_FLAGS:
+        raise InputError(f"{key} is not a Lightning Trainer flag{did_you_mean(flag, list(TRAINER_FLAGS))}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = whole or isinstance(value, float)
+    counted = whole and (value >= 1 or value == -1)
+    if flag in _WHOLE and value is not None and not counted:
+        raise InputError(f"{key}={value} must be a whole number of at least 1, or -1 for no limit")
+    if flag in _CHOICES and not any(value is choice or value == choice for choice in _CHOICES[flag]):
+        raise InputError(f"{key}={value} is not one of {', '.join(str(choice) for choice in _CHOICES[flag])}")
+    if flag == "devices" and not (counted or value == "auto" or isinstance(value, list)):
+        raise InputError(f"{key}={value} must be a number of devices, -1 or auto for all, or a list of their numbers")
+    if flag.startswith("limit_"):
+        least = 0 if flag == "limit_val_batches" else 1e-9
+        if not number or not (least <= value <= 1 or (whole and value > 1)):
+            raise InputError(f"{key}={value} must be a part such as 0.1, up to 1.0, or a number of batches")
+    if flag == "gradient_clip_val" and value is not None and not (number and value > 0):
+        raise InputError(f"{key}={value} must be above 0; null switches clipping off")
+
+
 def metric_names(k: list[int], sampled: int) -> list[str]:
     """Names of all metrics of one evaluation, without `val/` or `test/`; sampled ones bear it in their name."""
     names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in ("ndcg", "recall", "mrr")]
@@ -308,10 +383,12 @@ def to_typed(cfg: DictConfig) -> TrainConfig:
     Raises:
         InputError: a value breaks a rule, is missing, or a key was appended that the schema does not have.
     """
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise InputError(f"{sorted(missing)[0]} has no value; give it one, in a file or on the command line")
-    typed = OmegaConf.to_object(cfg)
+    try:
+        if missing := OmegaConf.missing_keys(cfg):
+            raise MissingKey(sorted(missing)[0])
+        typed = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:  # an interpolation of nothing
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _refuse_appended(typed, "")
     return typed
 
@@ -369,6 +446,8 @@ def did_you_mean(word: str, options: list[str]) -> str:
 
 def hint_for(key: str) -> str:
     """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
+    if key.startswith("trainer.") and (reason := _TURNED_DOWN.get(key.removeprefix("trainer."))):
+        return f": {reason}"
     if key in known_keys():
         return f": it is a Lightning Trainer flag that this file leaves out; write +{key}=..."
     section = key.rpartition(".")[0] + "."
@@ -383,3 +462,16 @@ def hint_for(key: str) -> str:
 def _at_least(key: str, value: float, least: float) -> None:
     if not value >= least:
         raise InputError(f"{key}={value} must be at least {least}")
+
+
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value < 2**32:
+        raise InputError(f"{key}={value} must be from 0 to {2**32 - 1}")
+
+
+def _folder_names(key: str, value: str, what: str, nested: bool = False) -> None:
+    name = r"(?!\.\.?(?:/|$))[\w.+=@-]+"
+    if not re.fullmatch(f"{name}(/{name})*" if nested else name, value):
+        raise InputError(
+            f"{key}={value!r} names {what}; use letters, digits, '_', '-'{', ' + repr('/') if nested else ''}"
+        )

@@ -40,6 +40,7 @@ class SequentialRecommender(pl.LightningModule):
         self.train_loss = MeanMetric()
         self.metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
+        self.tested: dict[str, float] = {}
         self.ranks = nn.ModuleDict({name: CatMetric() for name in ("user", "target", "rank", "sampled_rank")})
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -64,7 +65,7 @@ class SequentialRecommender(pl.LightningModule):
                 f"training diverged in epoch {self.current_epoch}: the loss is {loss};"
                 f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
             )
-        self.log("train/loss", loss, rank_zero_only=True)
+        self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
@@ -80,7 +81,8 @@ class SequentialRecommender(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self.metrics.take("val")
-        self.log_dict(self.validation, rank_zero_only=True)
+        for name, value in self.validation.items():
+            self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validation"] = self.validation
@@ -91,7 +93,7 @@ class SequentialRecommender(pl.LightningModule):
             self.ranks[name].update(column.double())
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.metrics.take("test"), rank_zero_only=True)
+        self.tested = self.metrics.take("test")  # TensorBoard gets them once, with the hyper-parameters
 
     def test_ranks(self) -> dict[str, Tensor]:
         """Per tested user, in the order of user numbers: user, target, rank, and sampled_rank where asked."""

@@ -1,58 +1,78 @@
 """What the run stands on: the device, the backend of matrix products, versions, memory."""
 
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import pooch
 import torch
+
+from sasrec_lab.config import folder_name
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 
 
-def fastest_exact_matmul(device: torch.device) -> str:
-    """Choose how float32 matrices are multiplied and say so.
+def facts(device: torch.device, before: str | None = None) -> dict[str, Any]:
+    """What run.json says of the machine; chooses the backend of matrix products on the way.
 
-    On some CPUs (AMD's) torch's default library leaves speed unused, and the "medium" precision switch sends products
-    to oneDNN, which computes them in real float32; on CPUs with AMX the same switch computes in bfloat16. So both are
-    tried on a product of the kind that training makes: the switch stays only where it is exact and faster.
+    `before` is what an earlier session of the same run had, so that it goes on with the same.
     """
-    if device.type != "cpu":
-        torch.set_float32_matmul_precision("highest")
-        return f"{device.type} float32 without TF32"
-    random = torch.Generator().manual_seed(0)
-    a, b = torch.randn(320, 64, generator=random), torch.randn(64, 4096, generator=random)
-    exact = a.double() @ b.double()
-    best = dict.fromkeys(("highest", "medium"), float("inf"))
-    for _ in range(10):  # in turns, because other work on the machine comes and goes
-        for precision in best:
-            torch.set_float32_matmul_precision(precision)
-            best[precision] = min(best[precision], _seconds(a, b))
-    error = ((a @ b).double() - exact).norm() / exact.norm()  # of "medium", which was last
-    default, onednn = (f"{2 * exact.numel() * a.shape[1] / seconds / 1e9:.0f} GFLOP/s" for seconds in best.values())
-    if error < MAX_ERROR and best["medium"] < 0.95 * best["highest"]:
-        return f"oneDNN float32, {onednn} (torch's default: {default})"
-    torch.set_float32_matmul_precision("highest")
-    return f"torch's default float32, {default}"
-
-
-def facts(device: torch.device) -> dict[str, Any]:
-    """What run.json says of the machine; chooses the backend of matrix products on the way."""
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        "matmul": fastest_exact_matmul(device),
+        "matmul": use_fastest_exact_matmul(device, before),
         "versions": versions(),
         "system": platform.platform(),
     }
 
 
+def use_fastest_exact_matmul(device: torch.device, before: str | None = None) -> str:
+    """Choose how float32 matrices are multiplied and say so; the same in every run on one machine.
+
+    The two ways differ in the last bits, so a stopwatch must not choose anew in each run: what it said first is kept
+    in the user's cache folder for this processor, number of threads and torch.
+    """
+    if device.type != "cpu":
+        torch.set_float32_matmul_precision("highest")
+        return f"{device.type} float32 without TF32"
+    same = before and (before.startswith("torch") or (before.startswith("oneDNN") and _is_exact("medium")))
+    chosen = before if same else _remembered(fastest_exact_matmul)
+    torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")
+    return chosen
+
+
+def fastest_exact_matmul() -> str:
+    """Compare torch's default with oneDNN, which the "medium" precision switch chooses, by a stopwatch.
+
+    On some CPUs (AMD's) the default library leaves speed unused, and oneDNN computes in real float32; on CPUs with AMX
+    the same switch computes in bfloat16. So both are tried on a product of the kind that training makes, and oneDNN is
+    taken only where it is exact and faster.
+    """
+    a, b = _factors()
+    best = dict.fromkeys(("highest", "medium"), float("inf"))
+    for _ in range(10):  # in turns, because other work on the machine comes and goes
+        for precision in best:
+            torch.set_float32_matmul_precision(precision)
+            best[precision] = min(best[precision], _seconds(a, b))
+    operations = 2 * len(a) * a.shape[1] * b.shape[1]
+    default, onednn = (f"{operations / seconds / 1e9:.0f} GFLOP/s" for seconds in best.values())
+    if best["medium"] < 0.95 * best["highest"] and _is_exact("medium"):
+        return f"oneDNN float32, {onednn} (torch's default: {default})"
+    return f"torch's default float32, {default}"
+
+
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def versions() -> dict[str, str]:
@@ -73,6 +93,49 @@ def peak_memory_mb() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated() // 2**20
     return peak
+
+
+def processor() -> str:
+    """The CPU's model."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _remembered(choose: Callable[[], str]) -> str:
+    """What was chosen first on a machine like this; of two processes that choose at once the first one's stands."""
+    name = f"matmul {processor()} {torch.get_num_threads()} threads torch {torch.__version__}"
+    path = Path(pooch.os_cache("sasrec_lab")) / f"{folder_name(name)}.txt"
+    with suppress(OSError):
+        return path.read_text()
+    chosen = choose()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(chosen)
+        try:
+            os.link(draft, path)
+        finally:
+            draft.unlink()
+    except FileExistsError:
+        return path.read_text()
+    except OSError:  # nothing can be written there
+        pass
+    return chosen
+
+
+def _is_exact(precision: str) -> bool:
+    torch.set_float32_matmul_precision(precision)
+    a, b = _factors()
+    exact = a.double() @ b.double()
+    return bool(((a @ b).double() - exact).norm() / exact.norm() < MAX_ERROR)
+
+
+def _factors() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(320, 64, generator=random), torch.randn(64, 4096, generator=random)
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,11 +1,15 @@
 """The run folder's contract: written by train, read by report and recommend.
 
 run.json says what ran and on what; metrics.json how it ended, under which protocol, and what was measured; ranks.npz
-the rank of each test user's target; train.log, .hydra/, checkpoints/ and tb/ come from Hydra and Lightning.
+the rank of each test user's target; train.log, .hydra/, checkpoints/ and tb/ come from Hydra and Lightning. Files are
+written whole or not at all, and .lock belongs to the process that runs in the folder.
 """
 
+import errno
+import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -14,46 +18,75 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from sasrec_lab.config import InputError, TrainConfig, plain
 
+if TYPE_CHECKING:
+    from sasrec_lab.data.sequences import Sequences
+
 _NOT_COMPARED = ("ckpt", "data_dir")  # they say where things lie, not what is run
+_LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
+_SMALLEST = 2**16  # bytes that a run writes at the very least
 
 
 def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     """Whether this configuration may run in the folder; gives its metrics.json where it has finished there already.
 
     Raises:
-        InputError: the folder cannot be written, or holds another configuration's results, or this one's unfinished
-            ones and nothing says to go on with them.
+        InputError: the folder cannot be written, another process runs in it, or it holds another configuration's
+            results.
     """
-    _check_writable(folder)
+    check_writable(folder)
+    if (folder / ".lock").exists():
+        _lock(folder).close()
     before = _read(folder / "run.json")
     if before is None:
         if cfg.ckpt == "last":
             raise InputError(f"ckpt=last: {folder} holds no run; give the folder to go on in as hydra.run.dir=<folder>")
         return None
-    resumed = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time") if cfg.ckpt else ()
-    if differing := [key for key in _differences(before["config"], plain(cfg)) if key not in resumed]:
+    differing = _differences(before["config"], plain(cfg))
+    longer = [key for key in differing if key in _LENGTH]
+    if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
         raise InputError(
-            f"{folder} holds another configuration's results ({', '.join(differing[:3])}"
-            f"{', ...' if len(differing) > 3 else ''} differ{'s' if len(differing) == 1 else ''});"
+            f"{folder} holds another configuration's results ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''} differ{'s' if len(others) == 1 else ''});"
             " choose another hydra.run.dir"
         )
-    last = folder / "checkpoints" / "last.ckpt"
-    if cfg.ckpt == "last":
-        if not last.is_file():
-            raise InputError(f"ckpt=last: {last} does not exist (no epoch was finished); start anew without ckpt")
-        return None
     metrics = _read(folder / "metrics.json")
-    if metrics and metrics["status"] == "finished":
+    if metrics and metrics["status"] == "finished" and "end" in before and not longer:
         return metrics
-    if last.is_file():
-        raise InputError(f"{folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir")
+    if cfg.ckpt == "last" and not has_checkpoint(folder):
+        raise InputError(f"ckpt=last: {folder} has no checkpoint yet (no epoch was finished); start anew without ckpt")
     return None
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to go on from."""
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """No other process runs in the folder meanwhile; the system ends the claim however this process ends.
+
+    Raises:
+        InputError: another one does, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with lock:
+        yield
+
+
+def is_first_process() -> bool:
+    """Of a run on several devices; the others write nothing."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))
 
 
 class Run:
@@ -61,6 +94,7 @@ class Run:
 
     def __init__(self, folder: Path, cfg: TrainConfig):
         self.folder = folder
+        self.before = (_read(folder / "run.json") if cfg.ckpt else None) or {}
         self.facts: dict[str, Any] = {
             "git": code_version(),
             "command": command(),
@@ -69,6 +103,9 @@ class Run:
             "seconds": {},
             "config": plain(cfg),
         }
+        if self.before:
+            last = {key: value for key, value in self.before.items() if key not in ("config", "earlier")}
+            self.facts["earlier"] = [*self.before.get("earlier", []), last]
         self.results: dict[str, Any] = {
             "status": "failed",
             "error": None,
@@ -95,19 +132,21 @@ class Run:
     def end(self, status: str, error: str | None = None) -> None:
         """`status` is finished, failed or interrupted."""
         self.results |= {"status": status, "error": error}
-        self.write()
         _write(self.folder / "metrics.json", self.results)
+        self.facts["end"] = datetime.now(UTC).isoformat(timespec="seconds")  # without it metrics.json is of before
+        self.write()
 
 
 @contextmanager
 def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
     """However the block ends, the folder says so; a process that is not the first of several writes nothing."""
     run = Run(folder, cfg)
-    first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))
+    first = is_first_process()
     end = run.end if first else lambda status, error=None: None
     if first:
-        (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try that failed
         run.write()
+        if not run.before:
+            (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try that failed
     try:
         yield run
     except BaseException as error:
@@ -118,19 +157,36 @@ def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
     end("finished")
 
 
-def write_ranks(folder: Path, ranks: dict[str, Any], user_ids: np.ndarray, item_ids: np.ndarray) -> None:
-    """ranks.npz: of each test user the external ids of user and target and the target's rank, 0 for a miss.
+def mark_failed(folder: Path, error: Exception) -> None:
+    """metrics.json of a job of a sweep that has no valid configuration to record."""
+    _write(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
-    A target that the model does not know has no item number; its id is left as the empty one (0 or "").
-    """
+
+def status(folder: Path) -> dict[str, Any]:
+    """metrics.json, or that there is none."""
+    return _read(folder / "metrics.json") or {"status": "unfinished", "error": None}
+
+
+def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> None:
+    """ranks.npz: of each test user the external ids of user and target and the target's rank, 0 for a miss."""
     columns = {name: np.asarray(column) for name, column in ranks.items()}
-    unknown = np.zeros(1, dtype=item_ids.dtype)
-    columns["user"] = user_ids[columns["user"]]
-    columns["target"] = np.concatenate([unknown, item_ids])[columns["target"]]
-    draft = folder / ".ranks.npz"
-    try:
+    users = columns["user"]
+    columns["user"] = sequences.user_ids[users]
+    columns["target"] = sequences.item_ids[sequences.items[sequences.offsets[users + 1] - 1] - 1]  # known or not
+    with whole(folder / "ranks.npz") as draft:
         np.savez(draft, **columns)
-        draft.replace(folder / "ranks.npz")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.
+
+    Also where the disk fills up, or the process is killed, while the draft is written.
+    """
+    draft = path.with_name(f".draft-{path.name}")
+    try:
+        yield draft
+        draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -150,10 +206,19 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 
-def command() -> str:
-    module = Path(sys.argv[0]).name
-    start = "python -m sasrec_lab.train" if module == "train.py" else module
-    return " ".join([start, *(f"'{word}'" if set(word) & set(" ()*[]{},$'") else word for word in sys.argv[1:])])
+def command(words: list[str] | None = None) -> str:
+    """The command as it was called, or as it would be called with these words."""
+    words = sys.argv[1:] if words is None else words
+    program = Path(sys.argv[0]).name
+    if program == "train.py":
+        return shlex.join([near(Path(sys.executable)), "-m", "sasrec_lab.train", *words])
+    return shlex.join([program, *words])
+
+
+def near(path: Path) -> str:
+    """The path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
@@ -168,17 +233,50 @@ def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     return [] if before == now else [prefix[:-1]]
 
 
-def _check_writable(folder: Path) -> None:
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Raises InputError where nothing can be written below the folder, which need not be there yet."""
     try:
-        with tempfile.TemporaryDirectory(dir=there):
-            pass
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(_SMALLEST))
+            file.flush()
     except OSError as error:
+        raise _unwritable(folder, error, key) from error
+
+
+def _unwritable(folder: Path, error: OSError, key: str = "hydra.run.dir") -> InputError:
+    fix = f"free some space, or choose another {key}" if _is_full(error) else f"choose another {key}"
+    return InputError(f"{folder}: the run folder cannot be written: {error.strerror}; {fix}")
+
+
+def explain(error: Exception, folder: Path) -> str:
+    """In one line what ended the run in this folder, and what of it there is."""
+    if not isinstance(error, OSError):
+        return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}".split("\n")[0]
+    fix = "; free some space and start again" if _is_full(error) else ""
+    kept = f"; what was finished is in {near(folder)}" if has_checkpoint(folder) else ""
+    return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"
+
+
+def _is_full(error: OSError) -> bool:
+    """The disk, or the user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    file = open(folder / ".lock", "wb")  # noqa: SIM115  the claim lasts as long as the file is open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
         raise InputError(
-            f"{folder}: the run folder cannot be written: {error.strerror}; choose another hydra.run.dir"
+            f"another process is running in {folder}; wait for it, or choose another hydra.run.dir"
         ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -191,11 +289,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """In one atomic step, so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

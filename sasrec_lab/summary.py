@@ -1,12 +1,13 @@
 """What a run says in words: its protocol, the two lines it opens with and the table it closes with."""
 
-import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config import TrainConfig, plain
 from sasrec_lab.data.sequences import Holdout, Sequences
+from sasrec_lab.run_folder import near
 
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
 
@@ -14,7 +15,7 @@ _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "
 def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
     """Everything that makes two numbers comparable."""
     dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
-    validated = cfg.trainer.get("limit_val_batches", 1.0) != 0
+    part = cfg.trainer.get("limit_val_batches", 1.0)
     return {
         "dataset": dataset["name"],
         "file": sequences.file,
@@ -36,26 +37,38 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         if evaluation["filter_seen"]
         else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
-        "selected_by": evaluation["monitor"] if validated else "last epoch",
+        "selected_by": evaluation["monitor"] if part else "last epoch",
+        "validation": "all held-out users"
+        if part == 1.0 and isinstance(part, float)
+        else f"those of trainer.limit_val_batches={part}, the shortest histories first",
     }
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
     lengths = sequences.lengths
+    known = "" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model"
     return (
         f"data   {sequences.file}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
-        f" {len(sequences.items):,} interactions ({lengths.mean():.1f} a user, median"
-        f" {sorted(lengths)[len(lengths) // 2]:,}, longest {lengths.max():,}); {len(holdout.users):,} users held out"
-        + ("" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model")
+        f" {len(sequences.items):,} interactions\n"
+        f"       a user has {lengths.mean():.1f} (median {sorted(lengths)[len(lengths) // 2]:,}, longest"
+        f" {lengths.max():,}); {len(holdout.users):,} users held out{known}"
     )
 
 
 def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
     return (
-        f"model  {model.blocks} blocks, {model.heads} heads, dim {model.dim}, maxlen {model.maxlen}, loss"
-        f" {cfg.loss.name.name}: {facts['parameters']:,} parameters on {facts['device']}; products by {facts['matmul']}"
+        f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
+        f" {model.maxlen}, loss {cfg.loss.name.name}; {facts['parameters']:,} parameters\n"
+        f"       {facts['device']}, {facts['matmul']}"
     )
+
+
+def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
+    """What TensorBoard shows beside the hyper-parameters: the test, and what the checkpoint was chosen by."""
+    metrics, monitor = results["metrics"], cfg.evaluation.monitor
+    best = {f"best/{monitor}": metrics[monitor]} if monitor in metrics else {}
+    return {name: value for name, value in metrics.items() if name.startswith("test/")} | best
 
 
 def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
@@ -77,13 +90,14 @@ def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
         for row, metrics in rows.items():
             cells = (metrics.get(f"test/{name}{ending}") for name in names.values())
             lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    board = Path(sys.executable).with_name("tensorboard")
     best = results["best_epoch"]
     chosen = f"epoch {best} of {results['epochs']}, the best on validation" if best is not None else "the last epoch"
     lines += [
         "",
         f"checkpoint   {chosen}",
-        f"run folder   {_near(folder)}",
-        f"TensorBoard  {_near(Path(sys.executable).with_name('tensorboard'))} --logdir {_near(folder / 'tb')}",
+        f"run folder   {near(folder)}",
+        f"TensorBoard  {shlex.join([near(board), '--logdir', near(folder / 'tb')])}",
     ]
     return "\n".join(lines)
 
@@ -93,7 +107,5 @@ def _all_items(protocol: dict[str, Any]) -> str:
     return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
 
 
-def _near(path: Path) -> str:
-    """The path as one would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -6,24 +6,19 @@ python -m sasrec_lab.train --help                             what there is to c
 """
 
 import logging
-import shlex
 import signal
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sasrec_lab import run_folder
-from sasrec_lab.command_line import check_command_line
+from sasrec_lab import run_folder, sweep
+from sasrec_lab.command_line import Job, check_command_line
 from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, flat, plain, to_typed
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
 errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
@@ -31,194 +26,123 @@ errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen ge
 
 def entry() -> None:
     """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        composed = check_command_line(sys.argv[1:])
-        if composed is not None:
-            cfg, folder = composed
-            finished = run_folder.check(folder, cfg)
-            if finished is not None:
-                from sasrec_lab.summary import table
-
-                print(f"finished before, nothing is run again:\n{table(finished, cfg, folder)}")
-                return
+        command = check_command_line(sys.argv[1:]) if run_folder.is_first_process() else None
+        if command is None:  # help, or another process of a run on several devices
+            main()
+        elif command.sweep_folder:
+            _run_sweep(command.sweep_folder, command.jobs)
+        else:
+            _run_alone(command.jobs[0])
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run_alone(job: Job) -> None:
+    finished = run_folder.check(job.folder, job.cfg)
+    if finished:
+        from sasrec_lab.summary import table
+
+        print(f"finished before, nothing is run again:\n{table(finished, job.cfg, job.folder)}")
+    elif job.cfg.ckpt is None and run_folder.has_checkpoint(job.folder):
+        raise InputError(
+            f"{job.folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir"
+        )
+    else:
+        with run_folder.claimed(job.folder):
+            main()
+
+
+def _run_sweep(folder: Path, jobs: list[Job]) -> None:
+    sweep.check(folder, jobs)
     main()
+    if failed := sweep.failures(folder, jobs):
+        sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed]))
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Gives the monitored validation metric, for sweepers."""
+    """A run, or a job of a sweep, of which the sweeper gets the monitored validation metric."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        typed = to_typed(cfg)
-        return train(typed, folder)["metrics"].get(typed.evaluation.monitor)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return sweep.run_job(cfg, folder, train)
+        train(to_typed(cfg), folder)
     except (InputError, OSError) as error:
-        if isinstance(error, OSError):
-            error = f"{error.filename or folder}: {error.strerror or error}; what was finished is in {folder}"
-        errors.error(error)
-        if HydraConfig.get().mode is not RunMode.RUN:
-            raise  # the sweep goes on with its other jobs
-        sys.exit(f"error: {error}")
+        line = run_folder.explain(error, folder)
+        errors.error(line)
+        sys.exit(f"error: {line}")
     except KeyboardInterrupt:
         errors.error("interrupted")
-        print(f"interrupted; everything so far is in {folder}\ngo on with: {_resume_command(folder)}", file=sys.stderr)
+        place = run_folder.near(folder)
+        print(f"interrupted; everything so far is in {place}\ngo on with: {_go_on(folder)}", file=sys.stderr)
         sys.exit(130)
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test, write. Gives the content of metrics.json."""
-    # imported here, because help, --cfg and messages about mistakes need not wait for torch
-    import pytorch_lightning as pl
-
-    from sasrec_lab import machine, summary
-    from sasrec_lab.data.datamodule import SequenceData
-    from sasrec_lab.data.sequences import hold_out, load_sequences
-    from sasrec_lab.lightning_module import SequentialRecommender
-    from sasrec_lab.popularity import popularity_metrics
-
-    _quiet()
     with run_folder.recorded(folder, cfg) as run:
+        # imported here, because help, --cfg and messages about mistakes need not wait for torch
+        import pytorch_lightning as pl
+
+        from sasrec_lab import checkpoints, machine, summary
+        from sasrec_lab.data.datamodule import SequenceData
+        from sasrec_lab.data.sequences import hold_out, load_sequences
+        from sasrec_lab.lightning_module import SequentialRecommender
+        from sasrec_lab.popularity import popularity_metrics
+        from sasrec_lab.trainer import build_trainer, interruptible
+
         trainer = build_trainer(cfg, folder)
-        resumed = _checkpoint_to_resume(cfg, folder)
+        resumed = checkpoints.to_resume(cfg, folder)
         with run.phase("data"):
             sequences = load_sequences(cfg.dataset, cfg.data_dir)
             holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
             data = SequenceData(holdout, cfg)
         run.results["protocol"] = summary.protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
+        checkpoints.check_items(resumed, holdout.num_items)
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         model = SequentialRecommender(holdout.num_items, cfg)
-        run.facts |= machine.facts(trainer.strategy.root_device)
+        run.facts |= machine.facts(trainer.strategy.root_device, run.before.get("matmul"))
         run.facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         log.info(summary.model_line(cfg, run.facts))
 
         with run.phase("popularity"):
             run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
         try:
-            with run.phase("fit"):
-                fit(trainer, model, data, resumed)
+            with run.phase("fit"), interruptible(trainer):
+                trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
         finally:
             run.facts["peak_memory_mb"] = machine.peak_memory_mb()
-            run.results |= training_results(trainer, folder)
-        with run.phase("test"):
-            tested = trainer.test(model, data, ckpt_path=checkpoint(folder), weights_only=True, verbose=False)[0]
-        run.results["metrics"] |= tested
-        ranks = model.test_ranks()  # of all processes, so all have to ask
+            run.results |= checkpoints.results(trainer, folder)
+        best = checkpoints.chosen(folder)
+        if best.stem == "last":
+            run.results["protocol"]["selected_by"] = "last epoch"
+        with run.phase("test"), interruptible(trainer):
+            trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+            ranks = model.test_ranks()  # of all processes, so all have to ask
+        run.results["metrics"] |= model.tested
         if trainer.is_global_zero:
-            run_folder.write_ranks(folder, ranks, sequences.user_ids, holdout.item_ids)
-        shown = tested | {f"best/{cfg.evaluation.monitor}": run.results["metrics"].get(cfg.evaluation.monitor, 0.0)}
-        trainer.logger.log_hyperparams(flat(plain(cfg)), shown, step=trainer.global_step)
+            run_folder.write_ranks(folder, ranks, sequences)
+        trainer.logger.log_hyperparams(flat(plain(cfg)), summary.hparams(run.results, cfg), step=trainer.global_step)
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 
 
-def build_trainer(cfg: TrainConfig, folder: Path) -> "pl.Trainer":
-    """Lightning's Trainer with its own callbacks, as the config says.
-
-    Raises:
-        InputError: a flag that the Trainer refuses.
-    """
-    import pytorch_lightning as pl
-    import torch
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
-    flags = dict(cfg.trainer)
-    flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
-    monitor = cfg.evaluation.monitor if flags.get("limit_val_batches", 1.0) != 0 else None
-    callbacks: list[pl.Callback] = [
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="best" if monitor else "last",
-            monitor=monitor,
-            mode="max",
-            save_last=monitor is not None,
-            save_on_train_epoch_end=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-    ]
-    if monitor and cfg.evaluation.patience:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
-    if cfg.optimizer.ema:
-        callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
-    if flags["enable_progress_bar"]:
-        callbacks.append(TQDMProgressBar())
-    try:
-        return pl.Trainer(
-            **flags,
-            logger=TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False),
-            callbacks=callbacks,
-            default_root_dir=folder,
-            use_distributed_sampler=False,  # ours gives each process its own windows and users
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def fit(trainer: "pl.Trainer", model: "pl.LightningModule", data: "pl.LightningDataModule", ckpt: Path | None) -> None:
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
-            trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C, after it has told the system to ignore the next ones
-        signal.signal(signal.SIGINT, handler)
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
-def checkpoint(folder: Path) -> Path:
-    """The best on validation, or the last where nothing was validated."""
-    best = folder / "checkpoints" / "best.ckpt"
-    return best if best.is_file() else folder / "checkpoints" / "last.ckpt"
-
-
-def training_results(trainer: "pl.Trainer", folder: Path) -> dict[str, Any]:
-    """Epochs finished, and epoch and validation metrics of the best checkpoint so far."""
-    import torch
-
-    path = checkpoint(folder)
-    if not path.is_file():
-        return {"epochs": trainer.current_epoch}
-    saved = torch.load(path, weights_only=True, map_location="cpu")
-    best_epoch = saved["epoch"] if path.stem == "best" else None
-    return {"epochs": trainer.current_epoch, "best_epoch": best_epoch, "metrics": dict(saved["validation"])}
-
-
-def _checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
-    import torch
-
-    if cfg.ckpt is None:
-        return None
-    path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
-    try:
-        torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    except Exception as error:  # a missing, truncated or foreign file, or one that holds code: torch's errors vary
-        reason = str(error).split("\n")[0]
-        raise InputError(f"ckpt={cfg.ckpt}: {path} is not a checkpoint of this project ({reason})") from error
-    return path
-
-
-def _resume_command(folder: Path) -> str:
-    last = folder / "checkpoints" / "last.ckpt"
-    words = [word for word in sys.argv[1:] if not word.startswith(("ckpt=", "hydra.run.dir="))]
-    resume = ["ckpt=last"] if last.is_file() else []
-    return shlex.join(["python", "-m", "sasrec_lab.train", *words, f"hydra.run.dir={folder}", *resume])
-
-
-def _quiet() -> None:
-    """Warnings go into train.log; of Lightning's messages only warnings are heard."""
-    logging.captureWarnings(True)
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _go_on(folder: Path) -> str:
+    """The command that goes on with the run, or with the sweep, in this folder."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        place, ckpt = f"hydra.sweep.dir={run_folder.near(folder.parent)}", []
+    else:
+        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+        place = f"hydra.run.dir={run_folder.near(folder)}"
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in (place, *ckpt))
+    return run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), place, *ckpt])
 
 
 if __name__ == "__main__":

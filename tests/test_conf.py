@@ -2,8 +2,6 @@
 
 import inspect
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR, TRAINER_FLAGS, InputError, flat, plain
+from sasrec_lab.config import CONF_DIR, TRAINER_FLAGS, InputError, SyntheticConfig, WeightConfig, flat, plain
 
 
 def names_in(group: str) -> list[str]:
@@ -100,15 +98,68 @@ MISTAKES = {
     ),
     "dataset=csv": "dataset.path has no value; give it one, in a file or on the command line",
     "dataset.separator=''": "dataset.separator is empty; it is the text between two columns, such as ',' or '\\t'",
-    "dataset.weight.above=5": (
-        "a key is given below one that is null here, such as dataset.weight; set that one: dataset.weight={...}"
+    "dataset.weight.above=5": ("dataset.weight.above=5.0 needs the column to compare: dataset.weight.column=..."),
+    "dataset.weight={column: a, then: -1}": "dataset.weight.then=-1.0 must be at least 0",
+    "dataset.user=item_id": "dataset.user and dataset.item are both 'item_id'; they must be two columns",
+    "dataset.name=a/b": (
+        "dataset.name='a/b' names the folder and the cache of the data set; use letters, digits, '_', '-'"
     ),
+    "dataset.name=..": (
+        "dataset.name='..' names the folder and the cache of the data set; use letters, digits, '_', '-'"
+    ),
+    "dataset.synthetic.seed=-1": "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
+    "evaluation.seed=-1": "evaluation.seed=-1 must be from 0 to 4294967295",
+    "evaluation.k=[10,10]": "evaluation.k=[10, 10] has a length twice; give each once",
+    "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
+    "model.dim='${nothing}'": "model.dim: Interpolation key 'nothing' not found",
+    "trainer.max_epochs=true": "trainer.max_epochs=True must be a whole number of at least 1, or -1 for no limit",
+    "trainer.deterministic=abc": "trainer.deterministic=abc is not one of True, False, warn, None",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; null switches clipping off",
+    "trainer.precision=64-true": "trainer.precision=64-true is not one of 32-true, 32, 16-mixed, bf16-mixed",
+    "trainer.accelerator=cpus": "trainer.accelerator=cpus is not one of auto, cpu, gpu, cuda, mps",
+    "+trainer.strategy=ddpp": (
+        "trainer.strategy=ddpp is not one of auto, ddp,"
+        " ddp_find_unused_parameters_false, ddp_find_unused_parameters_true"
+    ),
+    "trainer.devices=0": (
+        "trainer.devices=0 must be a number of devices, -1 or auto for all, or a list of their numbers"
+    ),
+    "trainer.limit_train_batches=0": (
+        "trainer.limit_train_batches=0 must be a part such as 0.1, up to 1.0, or a number of batches"
+    ),
+    "trainer.limit_train_batches=abc": (
+        "trainer.limit_train_batches=abc must be a part such as 0.1, up to 1.0, or a number of batches"
+    ),
+    "trainer.limit_test_batches=0.5": (
+        "unknown key 'trainer.limit_test_batches': a test on some of the users would be comparable to nothing"
+    ),
+    "+trainer.limit_test_batches=0.5": (
+        "trainer.limit_test_batches cannot be given: a test on some of the users would be comparable to nothing"
+    ),
+    "+trainer.fast_dev_run=true": (
+        "trainer.fast_dev_run cannot be given: it writes no checkpoint to test; for a short look use trainer=fast"
+    ),
+    "+trainer.overfit_batches=1": (
+        "trainer.overfit_batches cannot be given: it would validate on training data;"
+        " for a small training set use trainer.limit_train_batches"
+    ),
+    "+trainer.val_check_interval=7": (
+        "trainer.val_check_interval cannot be given: validation comes at an epoch's end;"
+        " for every n-th one use trainer.check_val_every_n_epoch"
+    ),
+    "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
+    "hydra/launcher=foo": ("hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic"),
+    "name=имя": (
+        "name=имя has a letter or a quote that needs quotes around the value, themselves quoted: 'name=\"имя\"'"
+    ),
+    "--config-name=foo": "--config-name foo: it is always train; choose a file of a group as group=name",
     "experiment=quality/sasrec_ml1m": (
         "experiment=quality/sasrec_ml1m does not exist; did you mean quality/sasrec_ml_1m?;"
         " experiment is one of: quality/sasrec_ml_1m, sasrec_paper/beauty, sasrec_paper/ml_1m"
     ),
     "seed=1,2": "seed=1,2 has several values; add -m to run one job for each, or write [...] for a list",
-    "seed=-1": "seed=-1 must be at least 0",
+    "seed=-1": "seed=-1 must be from 0 to 4294967295",
+    "seed=99999999999": "seed=99999999999 must be from 0 to 4294967295",
     "+experiment=sasrec_paper/beauty": (
         "experiment is chosen already; to choose another write experiment=..., without '+'"
     ),
@@ -139,14 +190,59 @@ def test_a_mistake_in_a_file_names_file_and_key(tmp_path):
 def test_a_users_own_files_are_found(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - sasrec\n\ndim: 32\n")
-    cfg, _ = check_command_line(["--config-dir", str(tmp_path), "model=mine"])
-    assert cfg.model.dim == 32
+    (job,) = check_command_line(["--config-dir", str(tmp_path), "model=mine"]).jobs
+    assert job.cfg.model.dim == 32
 
 
-def test_of_a_sweep_the_first_job_is_checked():
-    assert check_command_line(["-m", "seed=range(3)", "model.heads=1,2"]) is None
-    with pytest.raises(InputError, match=r"model.dim=64 is not a multiple of model.heads=3"):
-        check_command_line(["-m", "seed=0,1", "model.heads=3,1"])
+def test_a_users_file_that_forgets_its_base_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("dim: 32\n")
+    with pytest.raises(InputError) as caught:
+        check_command_line(["--config-dir", str(tmp_path), "model=mine"])
+    assert str(caught.value) == (
+        "model/mine.yaml leaves out model.activation; give it there, or begin the file with a 'defaults:' list"
+        " of what it changes, such as [sasrec]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        (
+            "dataset.weight={column: watched_pct, above: 10, then: 3, otherwise: 1}",
+            WeightConfig("watched_pct", 10, 3, 1),
+        ),
+        ("dataset.weight.column=watched_pct", WeightConfig("watched_pct")),
+        ("dataset.weight=null", None),
+    ],
+)
+def test_weights_are_given_on_the_command_line(override, value):
+    assert load(["dataset=csv", "dataset.path=x.csv", override]).dataset.weight == value
+
+
+def test_a_generated_data_set_is_given_on_the_command_line():
+    cfg = load(["dataset=synthetic", "dataset.synthetic={users: 10, items: 5, mean_length: 4, seed: 1}"])
+    assert cfg.dataset.synthetic == SyntheticConfig(users=10, items=5, mean_length=4, seed=1)
+
+
+def test_a_tab_is_given_as_it_is_typed():
+    assert load(["dataset=csv", "dataset.path=x.tsv", r"dataset.separator='\t'"]).dataset.separator == "\t"
+    assert load(["dataset=csv", "dataset.path=x.tsv", r"dataset.separator=\t"]).dataset.separator == "\t"
+
+
+def test_every_job_of_a_sweep_is_composed_and_checked():
+    command = check_command_line(["-m", "hydra.sweep.dir=s", "seed=range(2)", "model.heads=1,3", "name=a/b"])
+    assert [str(job.folder) for job in command.jobs] == [
+        "s/0-model.heads=1,name=a-b,seed=0",
+        "s/1-model.heads=3,name=a-b,seed=0",
+        "s/2-model.heads=1,name=a-b,seed=1",
+        "s/3-model.heads=3,name=a-b,seed=1",
+    ]
+    assert [str(job.cfg)[:40] for job in command.jobs if isinstance(job.cfg, InputError)] == [
+        "model.dim=64 is not a multiple of model."
+    ] * 2
+    with pytest.raises(InputError, match="model=none does not exist"):
+        check_command_line(["-m", "model=sasrec,none"])
 
 
 def test_plain_values_are_json_and_weights_only_safe():
@@ -165,17 +261,3 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, gbce,", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = re.findall(r"^python -m sasrec_lab\.train (.+)$|`python -m sasrec_lab\.train ([^`]+)`", README, re.M)
-
-
-@pytest.mark.parametrize("words", [first or second for first, second in COMMANDS])
-def test_every_command_of_the_readme_is_taken(words):
-    """That they are understood as they stand; test_train runs their like on data made for it."""
-    check_command_line(shlex.split(words.replace("<time>", "t"), comments=True))
-
-
-def test_the_readme_has_commands():
-    assert len(COMMANDS) >= 8

@@ -13,8 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from sasrec_lab import run_folder
+from sasrec_lab.command_line import load
+from sasrec_lab.config import InputError
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.lightning_module import SequentialRecommender
+from sasrec_lab.trainer import build_trainer, interruptible
 
 TINY = [
     "dataset=synthetic",
@@ -40,6 +48,7 @@ def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
+        ".lock",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "metrics.json",
@@ -75,15 +84,15 @@ def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
         "seconds",
         "peak_memory_mb",
     } <= facts.keys()
-    assert facts["command"].startswith("python -m sasrec_lab.train dataset=synthetic")
+    assert " -m sasrec_lab.train dataset=synthetic" in facts["command"]
 
     ranks = np.load(run / "ranks.npz")
     assert len(ranks["user"]) == len(set(ranks["user"])) == protocol["held_out_users"]
     assert set(ranks["target"]) <= set(range(1, 61))
     gains = np.where((ranks["rank"] >= 1) & (ranks["rank"] <= 10), 1 / np.log2(np.maximum(ranks["rank"], 1) + 1), 0)
-    assert gains.mean() == pytest.approx(written["metrics"]["test/ndcg@10"], abs=1e-6)
+    assert gains.mean() == pytest.approx(written["metrics"]["test/ndcg@10"], abs=1e-12)
     assert (ranks["sampled_rank"] <= 10).mean() == pytest.approx(
-        written["metrics"]["test/recall@10-sampled20"], abs=1e-6
+        written["metrics"]["test/recall@10-sampled20"], abs=1e-12
     )
 
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
@@ -92,7 +101,8 @@ def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
 
     lines = done.stdout.splitlines()
     assert lines[0].startswith("data   (generated): 300 users, 60 items,")
-    assert lines[1].startswith("model  1 blocks, 1 heads, dim 16, maxlen 20, loss softmax:")
+    assert lines[2].startswith("model  1 block, 1 head, dim 16, maxlen 20, loss softmax;")
+    assert max(len(line) for line in lines[:4]) <= 80
     assert re.search(r"SASRec +0\.\d{4} +0\.\d{4} +0\.\d{4}\n +popularity +0\.\d{4}", done.stdout)
     assert "run folder   run\n" in done.stdout
     assert re.search(r"TensorBoard +\S*tensorboard --logdir run/tb$", done.stdout.strip())
@@ -104,7 +114,8 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
     assert len(events.Scalars("val/ndcg@10")) == len(events.Scalars("train/loss")) == 15
     for name, value in metrics.items():
         if name.startswith("test/"):
-            assert events.Scalars(name)[-1].value == pytest.approx(value)
+            (written,) = events.Scalars(name)
+            assert written.value == pytest.approx(value)
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     shown = HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert {"seed", "model/blocks", "model/heads", "loss/name", "optimizer/lr", "dataset/name"} <= shown.keys()
@@ -133,7 +144,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     whole = train_command(*settings, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
 
-    code, error = interrupt_after_an_epoch([*settings, "hydra.run.dir=run"], tmp_path, sent)
+    code, error = interrupt_at("epoch   1", [*settings, "hydra.run.dir=run"], tmp_path, sent)
     assert code == 130
     assert error.startswith("interrupted; everything so far is in ")
     assert "ckpt=last" in error.splitlines()[1]
@@ -152,9 +163,15 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     after, uninterrupted = results(tmp_path / "run"), results(tmp_path / "whole")
     assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
     assert (after["epochs"], after["best_epoch"]) == (80, uninterrupted["best_epoch"])
+    assert int(re.search(r"epoch +(\d+)  loss", resumed.stdout)[1]) == before["epochs"]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(facts["earlier"]) == 1
+    assert {"start", "end", "command", "seconds"} <= facts["earlier"][0].keys()
+    assert facts["matmul"] == facts["earlier"][0]["matmul"]
 
 
-def interrupt_after_an_epoch(settings: list[str], folder: Path, sent: signal.Signals) -> tuple[int, str]:
+def interrupt_at(start: str, settings: list[str], folder: Path, sent: signal.Signals) -> tuple[int, str]:
+    """Send the signal when a line with this start is printed."""
     env = {name: value for name, value in os.environ.items() if name != "SASREC_LAB_DATA"}
     env |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -166,7 +183,7 @@ def interrupt_after_an_epoch(settings: list[str], folder: Path, sent: signal.Sig
         text=True,
     )
     for line in process.stdout:
-        if line.startswith("epoch   1"):
+        if line.startswith(start):
             break
     process.send_signal(sent)
     _, error = process.communicate(timeout=120)
@@ -199,11 +216,100 @@ def test_without_validation_the_last_epoch_is_tested(train_command, tmp_path):
     assert "checkpoint   the last epoch" in done.stdout
 
 
-def test_training_stops_early_and_keeps_the_best(train_command, tmp_path):
-    done = train_command(*TINY, "trainer.max_epochs=200", "optimizer.lr=0.05", "evaluation.patience=3")
+def test_where_no_validation_came_the_last_epoch_is_tested(train_command, tmp_path):
+    done = train_command(*TINY, "trainer=fast", "trainer.check_val_every_n_epoch=5")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
+    assert (written["protocol"]["selected_by"], written["best_epoch"]) == ("last epoch", None)
+    assert "best/val/ndcg@10" not in EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Tags()["scalars"]
+
+
+def test_validation_on_some_users_is_told_in_the_protocol(train_command, tmp_path):
+    done = train_command(*TINY, "trainer=fast", "trainer.limit_val_batches=1")
+    assert done.returncode == 0, done.stderr
+    protocol = results(tmp_path / "run")["protocol"]
+    assert protocol["validation"] == "those of trainer.limit_val_batches=1, the shortest histories first"
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
+    tiny, folder = TINY[:-1], TINY[-1]
+    settings = [*tiny, "evaluation.patience=3", "optimizer.lr=0.05", f"optimizer.ema={ema}", folder]
+    done = train_command(*settings, "trainer.max_epochs=200")
+    assert done.returncode == 0, done.stderr
+    written = results(tmp_path / "run")
+    best, last = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
     assert written["epochs"] == written["best_epoch"] + 1 + 3 < 200
+    assert (best["epoch"], last["epoch"]) == (written["best_epoch"], written["epochs"] - 1)
+    assert best["validation"]["val/ndcg@10"] == written["metrics"]["val/ndcg@10"]
+
+    again = train_command(*settings, "trainer.max_epochs=200", "ckpt=last")
+    assert again.stdout.startswith("finished before, nothing is run again:\n")
+    assert results(tmp_path / "run") == written
+
+    (tmp_path / "run").rename(tmp_path / "moved")
+    longer = train_command(*settings[:-1], "trainer.max_epochs=201", "ckpt=last", "hydra.run.dir=moved")
+    assert longer.returncode == 0, longer.stderr
+    assert results(tmp_path / "moved")["metrics"]["val/ndcg@10"] >= written["metrics"]["val/ndcg@10"]
+    assert results(tmp_path / "moved")["epochs"] > written["epochs"]
+
+
+def test_a_finished_run_is_made_longer(train_command, tmp_path):
+    assert train_command(*TINY, "trainer.max_epochs=2").returncode == 0
+    done = train_command(*TINY, "trainer.max_epochs=3", "ckpt=last")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"epoch +(\d+)  loss", done.stdout) == ["2"]
+    assert results(tmp_path / "run")["epochs"] == 3
+    losses = EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Scalars("train/loss")
+    assert len(losses) == len({event.step for event in losses}) == 3
+
+
+def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
+    with run_folder.claimed(tmp_path / "run"):
+        done = train_command(*TINY)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: another process is running in run; wait for it, or choose another hydra.run.dir\n",
+    )
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("moment", ["model ", "test"])
+def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment):
+    """Before the first epoch, and as the test begins."""
+    settings = [*TINY, "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20"]
+    start = "epoch   3" if moment == "test" else moment
+    code, error = interrupt_at(start, settings, tmp_path, signal.SIGINT)
+    assert code == 130, error
+    assert error.splitlines()[0] == "interrupted; everything so far is in run"
+    assert error.splitlines()[1].startswith("go on with: ")
+    assert results(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypatch):
+    """Lightning makes a SystemExit of it and has the system ignore the next ones."""
+    cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
+    holdout = holdout_of([[1, 2, 3, 4]] * 3)
+    model = SequentialRecommender(holdout.num_items, cfg)
+    monkeypatch.setattr(model, "test_step", lambda batch, batch_idx: signal.raise_signal(signal.SIGINT))
+    trainer = build_trainer(cfg, tmp_path)
+    with pytest.raises(KeyboardInterrupt), interruptible(trainer):
+        trainer.test(model, SequenceData(holdout, cfg), verbose=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interruption_as_the_program_starts(tmp_path):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sasrec_lab.train", *TINY], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "run.json").exists():  # from here on torch and Lightning are imported
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.startswith("interrupted; everything so far is in ")
+    assert results(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
@@ -222,7 +328,7 @@ def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
 def test_warm_up_clipping_and_string_ids(train_command, tmp_path):
     rng = np.random.default_rng(0)
     rows = [f"u{u},i{(u + t) % 9 if rng.random() < 0.8 else rng.integers(9)},{t}" for u in range(40) for t in range(8)]
-    (tmp_path / "my.csv").write_text("who,what,when\n" + "\n".join(rows) + "\n")
+    (tmp_path / "my.csv").write_text("who,what,when\n" + "\n".join([*rows, "u39,new,9"]) + "\n")
     columns = ["dataset=csv", "dataset.path=my.csv", "dataset.user=who", "dataset.item=what", "dataset.time=when"]
     others = ["evaluation.filter_seen=false", "dataset.catalogue=train", "dataset.windows=all", "model.maxlen=3"]
     optimizer = ["trainer.gradient_clip_val=1", "optimizer.warmup_steps=5"]
@@ -230,7 +336,9 @@ def test_warm_up_clipping_and_string_ids(train_command, tmp_path):
     assert done.returncode == 0, done.stderr
     ranks = np.load(tmp_path / "r" / "ranks.npz")
     assert set(ranks["user"]) == {f"u{u}" for u in range(40)}
-    assert set(ranks["target"]) <= {f"i{i}" for i in range(9)}
+    last = {row.split(",")[0]: row.split(",")[1] for row in [*rows, "u39,new,9"]}
+    assert dict(zip(ranks["user"], ranks["target"], strict=True)) == last
+    assert ranks["rank"][list(ranks["user"]).index("u39")] == 0  # the model does not know the item
     rates = [event.value for event in EventAccumulator(str(tmp_path / "r" / "tb")).Reload().Scalars("train/lr")]
     assert rates == pytest.approx([2 / 5 * 1e-3, 3 / 5 * 1e-3])
 
@@ -294,19 +402,66 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert results(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_checkpoint_that_is_none_or_holds_code_is_refused(train_command, tmp_path):
-    class Code:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "executed"),))
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs a small file system, and here none can be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
-    torch.save({"state_dict": Code()}, tmp_path / "code.ckpt")
-    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
-        done = train_command(*TINY, f"ckpt={name}")
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"error: ckpt={name}: {name} is not a checkpoint of this project (")
-        assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "executed").exists()
+
+@pytest.mark.parametrize("filled", [140_000, 150_000])
+def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, small_disk):
+    """The checkpoints of the first epoch fit, those of the second do not; the greater filling leaves no byte free."""
+    settings = [*TINY[:-1], "hydra.run.dir=disk/run", "model.dim=16", "trainer.max_epochs=30", "optimizer.lr=0.001"]
+    (small_disk / "filler").write_bytes(bytes(filled))
+    done = train_command(*settings)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: disk/run: No space left on device; free some space[^\n]*\n", done.stderr)
+    assert not list((small_disk / "run").rglob(".draft-*"))
+    for file in (small_disk / "run" / "checkpoints").iterdir():
+        torch.load(file, weights_only=True)
+    assert filled == 150_000 or results(small_disk / "run")["status"] == "failed"
+
+
+def test_a_full_disk_is_told_before_the_start(train_command, small_disk):
+    (small_disk / "filler").write_bytes(bytes(290_000))
+    done = train_command(*TINY[:-1], "hydra.run.dir=disk/run")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: disk/run: the run folder cannot be written: No space left on device;"
+        " free some space, or choose another hydra.run.dir\n",
+    )
+    assert [file.name for file in small_disk.iterdir()] == ["filler"]
+
+
+def test_a_folder_without_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    cfg = load(TINY[:-1])
+    nobody = 65534
+    if os.geteuid() == 0:
+        os.seteuid(nobody)
+    else:
+        (tmp_path / "locked").chmod(0)
+    try:
+        with pytest.raises(InputError, match="the run folder cannot be written: Permission denied; choose another"):
+            run_folder.check(tmp_path / "locked" / "below" / "run", cfg)
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(train_command):
+    done = train_command(*TINY, "ckpt=nowhere.ckpt")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: ckpt=nowhere.ckpt: nowhere.ckpt is not a checkpoint of this project .*\n", done.stderr)
 
 
 def test_two_processes_test_every_user_once(train_command, tmp_path):

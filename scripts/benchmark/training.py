@@ -24,7 +24,7 @@ from sasrec_lab.config import InputError, TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
 from sasrec_lab.lightning_module import SequentialRecommender
-from sasrec_lab.train import build_trainer
+from sasrec_lab.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
 

@@ -1,0 +1,103 @@
+"""Checkpoints: best.ckpt by validation and last.ckpt of every epoch, each the old file or the new one, never a part."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from sasrec_lab.config import InputError, TrainConfig, plain
+from sasrec_lab.run_folder import whole
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes beside the target and renames; Lightning's own copies from /tmp, of which a full disk keeps a part."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)  # into a file it would make a RuntimeError of "no space left"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(Path(path)) as draft:
+            draft.write_bytes(content.getbuffer())
+
+
+class Checkpoint(ModelCheckpoint):
+    """Still knows the best score where the run folder has been moved, which Lightning tells by its path."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = self.format_checkpoint_name({})
+        if self.monitor and Path(path).is_file():
+            best = {"best_model_path": path, "kth_best_model_path": path}
+            best["best_k_models"] = {path: state_dict["best_model_score"]}
+            state_dict = state_dict | best | {"dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+
+def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
+    """The best comes first: what is cut off between the two goes on from the epoch before and finds the best again.
+
+    A single one with `save_last` would write last.ckpt only in the epochs that are the best so far.
+    """
+    names = {"best": monitor, "last": None} if monitor else {"last": None}
+    return [
+        Checkpoint(
+            folder / "checkpoints",
+            filename=name,
+            monitor=monitored,
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        for name, monitored in names.items()
+    ]
+
+
+def chosen(folder: Path) -> Path:
+    """The best on validation, or the last where nothing was validated."""
+    best = folder / "checkpoints" / "best.ckpt"
+    return best if best.is_file() else folder / "checkpoints" / "last.ckpt"
+
+
+def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    """Epochs finished, and epoch and validation metrics of the best checkpoint so far."""
+    path = chosen(folder)
+    if path.stem != "best":
+        return {"epochs": trainer.current_epoch}
+    best = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    return {"epochs": trainer.current_epoch, "best_epoch": best["epoch"], "metrics": dict(best["validation"])}
+
+
+def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
+    """The checkpoint that `ckpt` names.
+
+    Raises:
+        InputError: it is not there, not one of this project's, or of another model.
+    """
+    if cfg.ckpt is None:
+        return None
+    path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        model = saved["hyper_parameters"]["config"]["model"]
+    except Exception as error:  # a missing, truncated or foreign file, or one that holds code: torch's errors vary
+        reason = str(error).split("\n")[0]
+        raise InputError(f"ckpt={cfg.ckpt}: {path} is not a checkpoint of this project ({reason})") from error
+    now = plain(cfg.model)
+    if differing := [key for key in now if model.get(key) != now[key]]:
+        key = differing[0]
+        raise InputError(
+            f"ckpt={cfg.ckpt}: its model.{key} is {model.get(key)}, not {now[key]}; give the same model.{key}"
+        )
+    return path
+
+
+def check_items(path: Path | None, num_items: int) -> None:
+    """Raises InputError where the checkpoint to go on from knows another number of items."""
+    if path is None:
+        return
+    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]["num_items"]
+    if saved != num_items:
+        raise InputError(f"ckpt: {path} knows {saved:,} items, the data set has {num_items:,}; give the same data set")

@@ -1,0 +1,83 @@
+"""Lightning's Trainer as a config asks for it, and what it makes of Ctrl-C."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sasrec_lab import checkpoints
+from sasrec_lab.config import InputError, TrainConfig
+
+
+def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
+    """Lightning's Trainer with its own callbacks, as the config says.
+
+    Raises:
+        InputError: a flag that the Trainer refuses.
+    """
+    _quiet()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
+    flags = dict(cfg.trainer)
+    flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
+    monitor = cfg.evaluation.monitor if flags.get("limit_val_batches", 1.0) != 0 else None
+    callbacks = checkpoints.callbacks(folder, monitor)
+    if monitor and cfg.evaluation.patience:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
+    if cfg.optimizer.ema:
+        callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
+    if flags["enable_progress_bar"]:
+        callbacks.append(TQDMProgressBar())
+    try:
+        return pl.Trainer(
+            **flags,
+            logger=TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False),
+            callbacks=callbacks,
+            plugins=[checkpoints.WholeFiles()],
+            default_root_dir=folder,
+            use_distributed_sampler=False,  # ours gives each process its own windows and users
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt here as elsewhere.
+
+    Lightning makes a SystemExit of it, after it has told the system to ignore the next ones.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
+            yield
+    except SystemExit:
+        signal.signal(signal.SIGINT, handler)
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _quiet() -> None:
+    """Warnings go into train.log; of Lightning's messages only warnings are heard."""
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # where the disk is full, the lines that train.log has no room for are lost
+    threading.excepthook = _thread_failed
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _thread_failed(failure: Any) -> None:
+    """TensorBoard's writer stops on a full disk and raises the error again where it is next written to."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)

@@ -1,0 +1,64 @@
+"""Which checkpoints a run may go on from, and that a file is written whole or not at all."""
+
+import os
+
+import pytest
+import torch
+
+from sasrec_lab import checkpoints
+from sasrec_lab.command_line import load
+from sasrec_lab.config import InputError, plain
+
+
+def save(path, *words: str, num_items: int = 60) -> None:
+    config = plain(load(["model=tiny", *words]))
+    torch.save({"hyper_parameters": {"config": config, "num_items": num_items}}, path)
+
+
+def refused(path, *words: str) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", *words]), path.parent)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_one_of_the_same_model_is_taken(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save(path)
+    assert checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
+
+
+def test_one_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save(path)
+    assert refused(path, "model.dim=8") == f"ckpt={path}: its model.dim is 16, not 8; give the same model.dim"
+
+
+def test_one_of_another_data_set_is_refused(tmp_path):
+    save(tmp_path / "a.ckpt", num_items=60)
+    checkpoints.check_items(tmp_path / "a.ckpt", 60)
+    with pytest.raises(InputError, match=r"a\.ckpt knows 60 items, the data set has 50; give the same data set"):
+        checkpoints.check_items(tmp_path / "a.ckpt", 50)
+
+
+def test_what_is_none_or_holds_code_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"state_dict": Code()}, tmp_path / "code.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
+        path = tmp_path / name
+        assert refused(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoints.WholeFiles().save_checkpoint({"epoch": 0}, path)
+    monkeypatch.setattr("pathlib.Path.replace", lambda draft, target: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        checkpoints.WholeFiles().save_checkpoint({"epoch": 1}, path)
+    assert torch.load(path) == {"epoch": 0}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
