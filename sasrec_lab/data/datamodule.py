@@ -11,7 +11,6 @@ from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_bat
 from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
 from sasrec_lab.data.sequences import Holdout
 
-
 TOKENS_AT_ONCE = 8192  # of users to rank: their states lie in the second-level cache, twice as fast on MovieLens-1M
 
 
@@ -125,7 +124,7 @@ class EvaluationData(Dataset):
 
 
 def cuts(tokens: np.ndarray, most: int) -> list[int]:
-    """Where to cut users with so many tokens each into batches of at most `most` users and about TOKENS_AT_ONCE tokens."""
+    """Where to cut users of so many tokens each into batches of at most `most` users and TOKENS_AT_ONCE tokens."""
     ends, at = np.cumsum(tokens), []
     begin = 0
     while begin < len(tokens):
