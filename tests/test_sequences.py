@@ -268,7 +268,7 @@ def test_arrays_of_an_unsorted_table_are_refused():
 
 def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatch):
     first = read(tmp_path, ROWS)
-    monkeypatch.setattr(sequences, "read_interactions", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sequences, "read_file", lambda *_: pytest.fail("read again"))
     second = read(tmp_path, ROWS)
     assert cached(second) == cached(first)
     assert cached(first).parent == tmp_path / "data" / "cache"

@@ -16,7 +16,7 @@ import pooch
 from sasrec_lab.config import Catalogue, DatasetConfig, Format, InputError, Windows, plain
 from sasrec_lab.data import source
 from sasrec_lab.data.cleaning import clean
-from sasrec_lab.data.interactions import read_interactions
+from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.synthetic import make_interactions
 
 log = logging.getLogger(__name__)
@@ -81,31 +81,29 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
     """
     root = source.data_root(data_dir)
     if dataset.format is Format.synthetic:
-        path, data, sha256 = Path("(generated)"), b"", None
+        path, sha256 = Path("(generated)"), None
     else:
         path = source.find(dataset, root)
-        data, sha256 = source.read(path, dataset.sha256)
+        sha256 = source.digest(path, dataset.sha256)
     folder = _cache_folder(root) / f"{dataset.name}-{_cache_key(dataset, sha256)}"
     if not folder.is_dir():
-        table = make_interactions(dataset.synthetic) if dataset.synthetic else read_interactions(data, path, dataset)
+        table = make_interactions(dataset.synthetic) if dataset.synthetic else read_file(path, dataset)
         _write(to_arrays(clean(table, dataset)), folder)
     return Sequences(**_read(folder), file=path.name.removesuffix(".gz"), sha256=sha256)
 
 
 def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """The arrays of `Sequences` from a clean table, which is sorted by user and time."""
-    users, user_ids = pd.factorize(table["user"], sort=True)
-    items, item_ids = pd.factorize(table["item"], sort=True)
+    starts = _first_rows(table["user"])
+    items, item_ids = _numbered(table["item"])
     arrays = {
-        "items": (items + 1).astype(np.int32),
-        "offsets": np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64),
-        "user_ids": _ids(user_ids),
+        "items": items,
+        "offsets": np.append(starts, len(table)).astype(np.int64),
+        "user_ids": _ids(table["user"].iloc[starts]),
         "item_ids": _ids(item_ids),
     }
-    if np.any(np.diff(users) < 0):
-        raise AssertionError("the table is not sorted by user")
     if "time" in table:
-        arrays["times"] = table["time"].to_numpy()
+        arrays["times"] = table["time"].to_numpy(np.int64 if table["time"].dtype == np.int32 else None)
     if "weight" in table:
         arrays["weights"] = table["weight"].to_numpy(np.float32)
     return arrays
@@ -185,8 +183,32 @@ def _in_windows(sequences: Sequences, starts: np.ndarray, ends: np.ndarray) -> n
     return np.bincount(sequences.items[inside], minlength=len(sequences.item_ids) + 1)[1:] > 0
 
 
-def _ids(index: pd.Index) -> np.ndarray:
-    return index.to_numpy() if pd.api.types.is_integer_dtype(index) else index.to_numpy(dtype=str)
+def _first_rows(users: pd.Series) -> np.ndarray:
+    """The first row of each user."""
+    after, before = users.array[1:], users.array[:-1]
+    if np.any(after < before):
+        raise AssertionError("the table is not sorted by user")
+    return np.flatnonzero(np.append(True, after != before))
+
+
+def _numbered(ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """The number of each row's item, from 1 (int32), and the ids of 1, 2, ... in order.
+
+    Where the ids are whole numbers close together, a table of what there is does it: 0.04 s for 5.9 million rows, not
+    the 0.1 s of a hash table.
+    """
+    low, high = (int(ids.min()), int(ids.max())) if pd.api.types.is_integer_dtype(ids) else (0, 2**64)
+    if high - low > len(ids):
+        numbers, different = pd.factorize(ids, sort=True)
+        return (numbers + 1).astype(np.int32), pd.Index(different)
+    places = ids.to_numpy(np.int64) - low
+    there = np.zeros(high - low + 1, dtype=bool)
+    there[places] = True
+    return np.cumsum(there, dtype=np.int32)[places], pd.Index(np.flatnonzero(there) + low)
+
+
+def _ids(values: pd.Series | pd.Index) -> np.ndarray:
+    return values.to_numpy(np.int64 if pd.api.types.is_integer_dtype(values) else str)
 
 
 def _cache_folder(root: Path) -> Path:

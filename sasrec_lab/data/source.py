@@ -10,7 +10,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pooch
 import requests
@@ -19,6 +22,7 @@ from sasrec_lab.config import DatasetConfig, InputError, SourceConfig
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 4 << 20  # bytes of a block: 2 to 8 MiB are as fast, larger ones only need more memory
 _TIMEOUT = (10, 60)  # seconds to connect and to wait for the next bytes: a dead network is noticed at once
 
 
@@ -46,27 +50,61 @@ def find(dataset: DatasetConfig, root: Path) -> Path:
     return found
 
 
+def digest(path: Path, sha256: str | None) -> str:
+    """The sha256 of the content, gunzipped if it is a .gz.
+
+    Raises:
+        InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
+    """
+    with _opened(path) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    _check_content(path, found, sha256)
+    return found
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The content, gunzipped if it is a .gz, some million bytes at a time: whole lines each.
+
+    Raises:
+        InputError: unreadable or a broken gzip.
+    """
+    with _opened(path) as file:
+        while block := file.read(_BLOCK):
+            yield block + file.readline()
+
+
 def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
     """The whole content, gunzipped if it is a .gz, and its sha256.
 
     Raises:
         InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
     """
+    with _opened(path) as file:
+        data = file.read()
+    found = hashlib.sha256(data).hexdigest()
+    _check_content(path, found, sha256)
+    return data, found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is a broken gzip file ({error}); delete it and put a whole one there") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); dataset.path must name a readable file") from error
-    if not data:
+
+
+def _check_content(path: Path, found: str, expected: str | None) -> None:
+    if found == hashlib.sha256(b"").hexdigest():
         raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
+    if expected is not None and found != expected:
         raise InputError(
-            f"{path} has sha256 {found}, expected {sha256};"
+            f"{path} has sha256 {found}, expected {expected};"
             " delete it to fetch it again, or set dataset.sha256=null to use it as it is"
         )
-    return data, found
 
 
 def _plain_or_gz(path: Path) -> Path | None:
