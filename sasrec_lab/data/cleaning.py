@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config import DatasetConfig, InputError, Repeats
-
-_DAY = 86_400  # seconds
+from sasrec_lab.data.order import in_order
 
 
 def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
@@ -30,8 +29,7 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     if dataset.until is not None:
         keep = table["time"] <= _bound("dataset.until", dataset.until)
         table = _keep(table, keep, "time", f"dataset.until={dataset.until}")
-    order = stable_order(table["user"], table.get("time"))
-    table = pd.DataFrame({name: column.array.take(order) for name, column in table.items()}, copy=False)
+    table = in_order(table)
     if dataset.repeats is Repeats.drop:
         table = table.drop_duplicates(["user", "item"])
     table = _drop_rare(table, dataset)
@@ -60,35 +58,6 @@ def _bound(key: str, text: str) -> float:
     if key == "dataset.until" and len(text) == len("2021-05-11"):
         date += timedelta(days=1, microseconds=-1)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-
-
-def stable_order(users: pd.Series, times: pd.Series | None) -> np.ndarray:
-    """Row numbers sorted by user, then time where there is one, then row.
-
-    User and time become one whole number, sorted 16 bits at a time from the lowest, for numpy sorts 16 bits in linear
-    time by counting: 5.9 million rows of KION, 29 bits, take 0.15 s (np.lexsort 1.8 s, scipy's COO to CSR 0.22 s).
-    """
-    key, size = _from_zero(users)
-    if times is not None:
-        time, span = _from_zero(times)
-        if not (time % _DAY).any():  # dates without hours
-            time, span = time // _DAY, (span - 1) // _DAY + 1
-        key, size = key * span + time, size * span
-    order = np.argsort(key.astype(np.uint16), kind="stable").astype(np.int32 if len(key) < 2**31 else np.int64)
-    for shift in range(16, (size - 1).bit_length(), 16):
-        digits = (key >> shift).astype(np.uint16)
-        order = order[np.argsort(digits[order], kind="stable")]
-    return order
-
-
-def _from_zero(values: pd.Series) -> tuple[np.ndarray, int]:
-    """Whole numbers from 0 in the order of the values, at most 32 bits each; and one more than the largest."""
-    whole = pd.api.types.is_integer_dtype(values)
-    low, high = (int(values.min()), int(values.max())) if whole else (0, 2**64)
-    if high - low < 2**32:
-        return (values.to_numpy(np.int64) - low).view(np.uint64), high - low + 1
-    ranks, different = pd.factorize(values, sort=True)
-    return ranks.view(np.uint64), len(different)
 
 
 def _drop_rare(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
