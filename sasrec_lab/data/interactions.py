@@ -61,10 +61,10 @@ def _is_simple(dataset: DatasetConfig) -> bool:
 
 def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) -> pd.DataFrame | None:
     """The table, or None where a block has anything that only the whole file can settle."""
-    try:
-        header, first = cut_header(next(blocks), path, dataset)
-    except InputError:
+    cut = cut_header(next(blocks, b""), path, dataset)
+    if cut is None:
         return None
+    header, first = cut
     dataset = replace(dataset, names=header)
     threads = min(pa.cpu_count(), _MOST_THREADS)
     parts: list[dict[str, np.ndarray]] = []
@@ -79,7 +79,9 @@ def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) ->
         parts += [future.result() for future in pending]
     if None in parts or len({part.pop("kind of time", None) for part in parts}) > 1:
         return None
-    return pd.DataFrame({name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}, copy=False)
+    return pd.DataFrame(
+        {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}, copy=False
+    )
 
 
 def _read_block(block: bytes, path: Path, dataset: DatasetConfig) -> dict | None:
@@ -126,7 +128,7 @@ def _plain_whole(values: pa.StringArray) -> np.ndarray | None:
     if whole is None or b"x" in (text := values.buffers()[2].to_pybytes()) or b"X" in text:
         return None
     whole = whole.to_numpy()
-    size, largest = np.abs(whole), max(whole.max(), -whole.min())
+    size, largest = np.abs(whole), max(int(whole.max()), -int(whole.min()))
     digits = sum(np.count_nonzero(size >= 10**power) for power in range(1, len(str(largest))))
     length = len(whole) + digits + np.count_nonzero(whole < 0)
     return whole if length == pc.sum(pc.binary_length(values)).as_py() else None
