@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from sasrec_lab.command_line import load
 from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, Repeats, WeightConfig
-from sasrec_lab.data import source
+from sasrec_lab.data import interactions, source
 from sasrec_lab.data.cleaning import clean
-from sasrec_lab.data.interactions import read_interactions
+from sasrec_lab.data.interactions import read_file, read_interactions
 
 FILE = Path("x.csv")
 TIMED = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
@@ -297,6 +298,105 @@ def test_lists_have_no_times():
     assert refused("1 5 6\n", TIMED, format=Format.lists) == (
         "dataset.time is set, but dataset.format=lists has users and items only; set it to null"
     )
+
+
+# Block by block: the plain twin is the whole file at once
+
+
+def both(tmp_path: Path, text: str | bytes, dataset: DatasetConfig, **changes) -> tuple:
+    """What the file gives in blocks and at once: a table's columns, or the message."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    dataset = replace(dataset, **changes)
+
+    def outcome(read) -> dict | str:
+        try:
+            return {name: column.tolist() for name, column in read().items()}
+        except InputError as error:
+            return str(error)
+
+    return outcome(lambda: read_file(path, dataset)), outcome(
+        lambda: read_interactions(source.read(path, None)[0], path, dataset)
+    )
+
+
+IDS = ["0", "7", "-12", "123456", "9223372036854775807", "-9223372036854775807"]
+ODD_IDS = [
+    "-9223372036854775808",
+    "007",
+    " 7",
+    "7 ",
+    "-0",
+    "+7",
+    "0x1F",
+    "0X3B9ACA00",
+    "1.5",
+    "",
+    "x",
+    "9223372036854775808",
+    '"7"',
+    "é",
+]
+TIMES = [["10", "9", "-3", "5000000000"], ["1.5", "2", "1e3"], ["2021-05-11", "2021-05-12 10:00:00.25"]]
+TIMES += [["2021-05-11T10:00:00Z", "2021-05-11T10:00:00+02:00"]]
+ODD_TIMES = ["", "nan", "soon", "2021-13-01", "2021-05-11", "7"]
+ODD_LINES = ["", "1", "1,2,3,4,5,6", '1,2,"3', "\r", "1,2,3\r4,5,6"]
+
+
+@pytest.mark.parametrize("separator", [",", "::", " "])
+def test_blocks_give_what_the_whole_file_gives(tmp_path, monkeypatch, separator):
+    random = np.random.default_rng(0)
+    weighted = replace(RATED, weight=WeightConfig("rating", above=2, then=3, otherwise=1))
+    at_once, outcomes = [], []
+    monkeypatch.setattr(
+        interactions, "read_interactions", lambda *given: at_once.append(1) or read_interactions(*given)
+    )
+    for round_ in range(300):
+        monkeypatch.setattr(source, "_BLOCK", int(random.integers(30, 200)))
+        times = TIMES[random.integers(len(TIMES))]
+        lines = [
+            [
+                random.choice(IDS[: random.integers(1, 7)]),
+                random.choice(IDS),
+                random.choice(times),
+                random.choice(["1", "2.5"]),
+            ]
+            for _ in range(random.integers(1, 30))
+        ]
+        if round_ % 2:
+            column = random.integers(3)
+            lines[random.integers(len(lines))][column] = random.choice(ODD_TIMES if column == 2 else ODD_IDS)
+        written = ["user_id,item_id,timestamp,rating", *(",".join(line) for line in lines)]
+        if round_ % 5 == 1:
+            written.insert(random.integers(len(written) + 1), random.choice(ODD_LINES))
+        text = random.choice(["\n", "\r\n"]).join(written).replace(",", separator)
+        kind = IdType.int if round_ % 3 else IdType.auto
+        inside, whole = both(tmp_path, text, weighted, separator=separator, user_type=kind, item_type=kind)
+        assert inside == whole, text
+        outcomes.append(type(inside))
+    assert outcomes.count(dict) > 100
+    assert outcomes.count(str) > 50
+    assert 100 < len(at_once) < 200
+
+
+def test_whole_numbers_and_one_kind_of_time_need_no_second_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_BLOCK", 60)  # the header line and a row
+    monkeypatch.setattr(interactions, "read_interactions", lambda *_: pytest.fail("read at once"))
+    path = tmp_path / "x.csv"
+    path.write_text(KION)
+    read = read_file(path, load(["dataset=kion"]).dataset)
+    assert rows(read) == [(176549, 9506, 1620691200, 3), (699317, 1659, 1622246400, 1)]
+
+
+@pytest.mark.parametrize("value", ["007", " 7", "7 ", "-0", "0x1F", "0x3B9ACA00", "0XE8D4A51000", "1.0", "", "x"])
+def test_only_plain_whole_numbers_are_taken_at_once(value):
+    assert interactions._plain_whole(pa.array(["-5", "1000000000", value])) is None
+
+
+def test_plain_whole_numbers_of_every_length():
+    edges = [sign * (10**power + more) for power in range(19) for more in (-1, 0, 1) for sign in (-1, 1)]
+    edges += [2**63 - 1, 1 - 2**63]
+    assert interactions._plain_whole(pa.array([str(edge) for edge in edges])).tolist() == edges
 
 
 # Cleaning

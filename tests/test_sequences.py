@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.command_line import load
 from sasrec_lab.config import Catalogue, DatasetConfig, InputError, Repeats, WeightConfig, Windows
-from sasrec_lab.data import sequences
+from sasrec_lab.data import sequences, source, stamp
+from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
 
 CSV = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
@@ -268,13 +270,96 @@ def test_arrays_of_an_unsorted_table_are_refused():
 
 def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatch):
     first = read(tmp_path, ROWS)
-    monkeypatch.setattr(sequences, "read_interactions", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sequences, "read_file", lambda *_: pytest.fail("read again"))
     second = read(tmp_path, ROWS)
     assert cached(second) == cached(first)
     assert cached(first).parent == tmp_path / "data" / "cache"
     for name in ("items", "offsets", "user_ids", "item_ids", "times"):
         np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
     assert second.sha256 == first.sha256
+
+
+@pytest.fixture
+def settled(tmp_path: Path, monkeypatch) -> Path:
+    """A file that was last changed an hour ago, as the clock here has it; its arrays are built."""
+    monkeypatch.setattr(stamp.time, "time_ns", lambda now=stamp.time.time_ns: now() + 3_600 * 10**9)
+    read(tmp_path, ROWS)
+    return tmp_path / "x.csv"
+
+
+def load_again(settled: Path, **changes) -> Sequences:
+    return load_sequences(replace(CSV, path=str(settled), **changes), str(settled.parent / "data"))
+
+
+def test_an_unchanged_file_is_not_opened(settled, monkeypatch):
+    first = load_again(settled)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "_opened", lambda *_: pytest.fail("opened"))
+        assert load_again(settled).sha256 == first.sha256
+        with pytest.raises(InputError, match=f"has sha256 {first.sha256}, expected {'0' * 64};"):
+            load_again(settled, sha256="0" * 64)
+    assert load_again(settled, min_user=3).sha256 == first.sha256  # another folder, from the same file
+    assert [path.name for path in cached(first).glob("*.json*")] == ["stamp.json"]
+
+
+@pytest.mark.parametrize("change", ["size", "time", "content behind its time", "inode"])
+def test_a_changed_file_is_read_again(settled, change):
+    first = load_again(settled)
+    was = settled.stat()
+    if change == "size":
+        settled.write_text(ROWS + "8,9,2\n")
+    elif change == "time":
+        os.utime(settled, ns=(was.st_atime_ns, was.st_mtime_ns - 1))
+    elif change == "content behind its time":
+        settled.write_text(ROWS.replace("9", "8"))
+        os.utime(settled, ns=(was.st_atime_ns, was.st_mtime_ns))
+    else:
+        copy = settled.with_name("copy")
+        copy.write_text(ROWS)
+        os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
+        copy.replace(settled)
+    assert stamp.recall(stamp.of(settled), cached(first).parent) is None
+    again = load_again(settled)
+    assert (again.sha256 == first.sha256) == (change in ("time", "inode"))
+    assert (cached(again) == cached(first)) == (change in ("time", "inode"))
+    assert stamp.recall(stamp.of(settled), cached(first).parent) == again.sha256
+
+
+def test_a_file_changed_just_now_gets_no_stamp(tmp_path):
+    loaded = read(tmp_path, ROWS)
+    assert not list(cached(loaded).glob("*.json*"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 1}'])
+def test_a_spoilt_stamp_is_none(settled, content):
+    folder = cached(load_again(settled))
+    (folder / "stamp.json").write_text(content)
+    load_again(settled)
+    assert stamp.recall(stamp.of(settled), folder.parent) == load_again(settled).sha256
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    def read_while_it_grows(path, dataset):
+        with path.open("a") as file:
+            file.write("8,9,2\n")
+        return read_file(path, dataset)
+
+    monkeypatch.setattr(sequences, "read_file", read_while_it_grows)
+    with pytest.raises(InputError, match=r"x\.csv was changed while it was read; run this again when it is whole"):
+        read(tmp_path, ROWS)
+    assert not list((tmp_path / "data" / "cache").iterdir())
+
+
+@pytest.mark.parametrize("ids", ["close", "far apart", "text"])
+def test_numbers_of_ids(ids):
+    random = np.random.default_rng(0)
+    there = random.choice({"close": 60, "far apart": 2**62, "text": 60}[ids], 40) - 10
+    values = pd.Series(random.choice(there, 200))
+    values = values.astype(str) if ids == "text" else values
+    numbers, different = sequences._numbered(values)
+    codes, plain = pd.factorize(values, sort=True)
+    np.testing.assert_array_equal(numbers, codes + 1)
+    assert list(different) == list(plain)
 
 
 def test_what_decides_the_arrays_decides_the_cache_folder(tmp_path):

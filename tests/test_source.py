@@ -161,7 +161,7 @@ def gives_nothing(tmp_path: Path, *sources: SourceConfig) -> str:
     """What each source said, of a fetch that must fail and leave nothing."""
     root = tmp_path / "root"
     message = refusal(source.find, published(*sources), root)
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     start, end = f"ml/u.data is not in {root} and no source gives it (", f"); put the file at {root}/ml/u.data, or set"
     assert message.startswith(start)
     assert message.endswith(end + " data_dir=... or SASREC_LAB_DATA to the folder that has it")
@@ -219,7 +219,13 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         source.find(published(SourceConfig(url="http://127.0.0.1:1/u.data")), tmp_path)
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_fetch_leaves_folders_that_were_there(tmp_path):
+    (tmp_path / "root" / "ml").mkdir(parents=True)
+    refusal(source.find, published(SourceConfig(url="http://127.0.0.1:1/u.data")), tmp_path / "root")
+    assert list((tmp_path / "root").iterdir()) == [tmp_path / "root" / "ml"]
 
 
 def pip(monkeypatch, wheels: dict[str, bytes], stderr: str = "", returncode: int = 0) -> list[list[str]]:
@@ -281,6 +287,19 @@ def test_a_wrong_checksum(tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_digest_and_the_blocks_are_those_of_the_whole(tmp_path, monkeypatch, suffix):
+    content = b"1,2\r\n\n" + 30 * b"3,4\n" + b"a line longer than a block\n5,6"
+    path = tmp_path / f"u.data{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert source.digest(path) == source.read(path, None)[1] == hashlib.sha256(content).hexdigest()
+    for size in (1, 7, 1000):
+        monkeypatch.setattr(source, "_BLOCK", size)
+        blocks = list(source.blocks(path))
+        assert b"".join(blocks) == content
+        assert all(block.endswith(b"\n") for block in blocks[:-1])
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -291,9 +310,9 @@ def test_a_wrong_checksum(tmp_path):
 def test_a_broken_gzip(tmp_path, content, said):
     path = tmp_path / "u.data.gz"
     path.write_bytes(content)
-    assert refusal(source.read, path, None) == (
-        f"{path} is a broken gzip file ({said}); delete it and put a whole one there"
-    )
+    message = f"{path} is a broken gzip file ({said}); delete it and put a whole one there"
+    assert refusal(source.read, path, None) == message
+    assert refusal(source.digest, path) == message
 
 
 @pytest.mark.parametrize(("name", "content"), [("u.data", b""), ("u.data.gz", gzip.compress(b""))])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config import DatasetConfig, InputError, Repeats
+from sasrec_lab.data.order import in_order
 
 
 def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
@@ -28,12 +29,12 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     if dataset.until is not None:
         keep = table["time"] <= _bound("dataset.until", dataset.until)
         table = _keep(table, keep, "time", f"dataset.until={dataset.until}")
-    table = table.iloc[_order(table)]
+    table = in_order(table)
     if dataset.repeats is Repeats.drop:
         table = table.drop_duplicates(["user", "item"])
     table = _drop_rare(table, dataset)
-    if (items := table["item"].nunique()) < 2:
-        raise InputError(f"dataset {dataset.name}: {items} item is left after cleaning; a ranking needs at least two")
+    if (table["item"] == table["item"].iloc[0]).all():
+        raise InputError(f"dataset {dataset.name}: 1 item is left after cleaning; a ranking needs at least two")
     return table.drop(columns="rating", errors="ignore").reset_index(drop=True)
 
 
@@ -59,13 +60,9 @@ def _bound(key: str, text: str) -> float:
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
-def _order(table: pd.DataFrame) -> np.ndarray:
-    """Row numbers sorted stably by user, then time where there is one."""
-    users = table["user"].to_numpy() if table["user"].dtype == np.int64 else pd.factorize(table["user"], sort=True)[0]
-    return np.lexsort((table["time"], users)) if "time" in table else np.argsort(users, kind="stable")
-
-
 def _drop_rare(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
+    if dataset.min_item <= 1 and dataset.min_user <= 1:
+        return table
     while True:
         left = table[_count(table["item"]) >= dataset.min_item]
         left = left[_count(left["user"]) >= dataset.min_user]

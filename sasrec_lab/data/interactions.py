@@ -4,36 +4,34 @@ Columns: `user` and `item` (int64, or pandas `str` for text), `time` (int64 or f
 1970, UTC), `rating` (int64 or float64) and `weight` (float32); the last three only where the data set has them.
 """
 
-import io
-import re
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import islice
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv
 
 from sasrec_lab.config import DatasetConfig, Format, IdType, InputError, WeightConfig
+from sasrec_lab.data import source
+from sasrec_lab.data.columns import Column, cut_header, read_lists, read_table, refuse_blank
+
+_MOST_THREADS = 8  # more wait for the one that reads the file
+_KINDS_OF_TIME = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
 
-@dataclass
-class _Column:
-    """A column as text, so that a value that is refused can be shown as it stands, with its line."""
+def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
+    """What `read_interactions` gives of the file's content, block by block where that suffices.
 
-    name: str
-    values: pa.StringArray  # (rows,), an empty text where the value is missing
-    place: Callable[[int], str]  # row -> "file, line n"
-
-    def refuse(self, row: int, rule: str, fix: str) -> InputError:
-        value = self.values[row].as_py()
-        said = f"is {value!r}, {rule}" if value else "is missing"
-        return InputError(f"{self.place(row)}: column {self.name} {said}; {fix}")
+    Raises:
+        InputError: the file cannot be read, or a column or a value is missing or is not what the config says.
+    """
+    table = _read_blocks(source.blocks(path), path, dataset) if _is_simple(dataset) else None
+    return read_interactions(source.read(path, None)[0], path, dataset) if table is None else table
 
 
 def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.DataFrame:
@@ -42,171 +40,101 @@ def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.Dat
     Raises:
         InputError: a column or a value is missing or is not what the data set's config says.
     """
-    if re.search(rb"\S", data) is None:
-        raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
-    columns = _read_lists(data, path, dataset) if dataset.format is Format.lists else _read_table(data, path, dataset)
+    refuse_blank(data, path)
+    columns = read_lists(data, path, dataset) if dataset.format is Format.lists else read_table(data, path, dataset)
     table = {
         "user": _ids(columns["user"], dataset.user_type, "dataset.user_type"),
         "item": _ids(columns["item"], dataset.item_type, "dataset.item_type"),
     }
-    if "time" in columns:
-        table["time"] = _times(columns["time"])
-    if "rating" in columns:
-        table["rating"] = _numbers(columns["rating"])
-    if "weight" in columns:
-        table["weight"] = _weights(columns["weight"], dataset.weight)
-    return pd.DataFrame(table, copy=False)
+    return pd.DataFrame(table | _facts(columns, dataset), copy=False)
 
 
-# Reading: bytes -> columns of text
+# Blocks: the same values from a few million bytes at a time, on all cores, while the next are read. A file of KION's
+# schema (193 MB, 5.9 million rows) takes 0.45 s on two cores, not 3.2 s, and adds 250 MB to its table, not 1,000. A
+# block knows nothing of the others, so it is for files where each decides alike: whole numbers as ids and one kind of
+# time. Anything else, a value to be refused above all, sends the file to `read_interactions`, which says what is wrong.
 
 
-def _read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _Column]:
-    data, separator = _one_character_separator(data, dataset.separator)
-    wanted = _wanted(dataset)
-    _check_header(_header(data, path, dataset, separator), wanted, path, dataset)
-    table = _parse(data, path, dataset, separator, sorted(set(wanted.values())))
-    above = 0 if dataset.names else 1  # lines above the first row
-    _check_quotes(data, path, len(table) + above)
-
-    def place(row: int) -> str:
-        return f"{path}, line {_line_number(data, row + above)}"
-
-    return {role: _Column(name, table.column(name).combine_chunks(), place) for role, name in wanted.items()}
+def _is_simple(dataset: DatasetConfig) -> bool:
+    return dataset.format is Format.table and IdType.str not in (dataset.user_type, dataset.item_type)
 
 
-def _wanted(dataset: DatasetConfig) -> dict[str, str]:
-    columns = {"user": dataset.user, "item": dataset.item, "time": dataset.time, "rating": dataset.rating}
-    columns["weight"] = dataset.weight.column if dataset.weight else None
-    return {role: name for role, name in columns.items() if name is not None}
+def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) -> pd.DataFrame | None:
+    """The table, or None where a block has anything that only the whole file can settle."""
+    cut = cut_header(next(blocks, b""), path, dataset)
+    if cut is None:
+        return None
+    header, first = cut
+    dataset = replace(dataset, names=header)
+    threads = min(pa.cpu_count(), _MOST_THREADS)
+    parts: list[dict[str, np.ndarray]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        for block in chain([first], blocks):
+            pending.append(pool.submit(_read_block, block, path, dataset))
+            if len(pending) > threads:  # one waits, so that no thread has to, and no more, to hold few bytes at once
+                parts.append(pending.popleft().result())
+                if parts[-1] is None:
+                    return None
+        parts += [future.result() for future in pending]
+    if None in parts or len({part.pop("kind of time", None) for part in parts}) > 1:
+        return None
+    return pd.DataFrame(
+        {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}, copy=False
+    )
 
 
-def _one_character_separator(data: bytes, separator: str) -> tuple[bytes, str]:
-    """The CSV reader takes one character, so a longer separator becomes one that the data does not have."""
-    if separator == " ":  # a blank at the end of a line separates nothing
-        while b" \n" in data or b" \r\n" in data:
-            data = data.replace(b" \n", b"\n").replace(b" \r\n", b"\r\n")
-        return data.rstrip(b" "), separator
-    if len(separator) == 1:
-        return data, separator
-    free = next(chr(code) for code in (31, 30, 29, 28, *range(1, 9), 127) if bytes([code]) not in data)
-    return data.replace(separator.encode(), free.encode()), free
-
-
-def _header(data: bytes, path: Path, dataset: DatasetConfig, separator: str) -> list[str]:
-    if dataset.names:
-        return list(dataset.names)
-    filled = (line for line in io.BytesIO(data) if line.strip(b"\r\n"))
-    line = next(filled)
-    if next(filled, None) is None:
-        raise InputError(f"{path} has a header line and no interactions; dataset.path must name a file with some")
+def _read_block(block: bytes, path: Path, dataset: DatasetConfig) -> dict | None:
     try:
-        return csv.read_csv(io.BytesIO(line), parse_options=csv.ParseOptions(delimiter=separator)).column_names
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: the header line cannot be read ({error}); it must be UTF-8 text") from error
+        columns = read_table(block, path, dataset)
+        ids = {role: _plain_whole(columns[role].values) for role in ("user", "item")}
+        if ids["user"] is None or ids["item"] is None:
+            return None
+        kind = {"kind of time": _kind_of_time(columns["time"])} if "time" in columns else {}
+        values = ids | _facts(columns, dataset)
+        return {name: _narrow(column) for name, column in values.items()} | kind
+    except InputError:
+        return None
 
 
-def _check_header(header: list[str], wanted: dict[str, str], path: Path, dataset: DatasetConfig) -> None:
-    for role, name in wanted.items():
-        if header.count(name) == 1:
-            continue
-        if name in header:
-            raise InputError(f"{path}: column {name!r} stands twice in the header; rename one of the two")
-        has = "dataset.names has" if dataset.names else "the file has"
-        raise InputError(f"{path}: no column {name!r}; {has} {', '.join(header)}; {_column_fix(header, role, name)}")
-
-
-def _column_fix(header: list[str], role: str, name: str) -> str:
-    key = "dataset.weight.column" if role == "weight" else f"dataset.{role}"
-    if len(header) == 1:
-        return "dataset.separator may be another than the file's"
-    if all(re.fullmatch(r"[\d.]+", column) for column in header):
-        return "if that is no header line, name the columns: dataset.names=[...]"
-    simple = {re.sub(r"\W|_", "", column).lower(): column for column in header}
-    near = get_close_matches(re.sub(r"\W|_", "", name).lower(), list(simple), n=1)
-    return f"did you mean {key}={simple[near[0]]}?" if near else f"say which one it is: {key}=..."
-
-
-def _parse(data: bytes, path: Path, dataset: DatasetConfig, separator: str, wanted: list[str]) -> pa.Table:
-    refused: list[csv.InvalidRow] = []
-
-    def refuse(row: csv.InvalidRow) -> str:
-        refused.append(row)
-        return "error"
-
-    def parse(threads: bool) -> pa.Table:
-        return csv.read_csv(
-            pa.BufferReader(data),
-            csv.ReadOptions(use_threads=threads, column_names=dataset.names and list(dataset.names)),
-            csv.ParseOptions(delimiter=separator, invalid_row_handler=refuse),
-            csv.ConvertOptions(include_columns=wanted, column_types={name: pa.string() for name in wanted}),
-        )
-
-    try:
-        return parse(threads=True)
-    except pa.ArrowInvalid as error:
-        if not refused:
-            raise InputError(
-                f"{path} cannot be read ({error}); it must be UTF-8 text, with a quote closed on its line"
-            ) from error
-    refused.clear()
-    with suppress(pa.ArrowInvalid):
-        parse(threads=False)  # once more, because rows are numbered only without threads
-    row = refused[0]
-    count = f"{row.actual_columns} column{'s' if row.actual_columns > 1 else ''}, not {row.expected_columns}"
-    model = "dataset.names; correct dataset.names, or" if dataset.names else "the header;"
-    line = _line_number(data, row.number - 1)
-    raise InputError(f"{path}, line {line}: {count} as in {model} correct the line or leave it out")
-
-
-def _check_quotes(data: bytes, path: Path, lines: int) -> None:
-    """An open quote would swallow the rows below it without a word; so no value may go over several lines."""
-    if b'"' not in data or lines >= sum(1 for line in io.BytesIO(data) if line.strip(b"\r\n")):
-        return
-    number = next(number for number, line in enumerate(io.BytesIO(data), 1) if line.count(b'"') % 2)
-    raise InputError(f"{path}, line {number}: a quote is not closed on its line; close it or leave the line out")
-
-
-def _line_number(data: bytes, index: int) -> int:
-    """The number, from 1, of the line that is number `index`, from 0, among those that are not empty."""
-    filled = (number for number, line in enumerate(io.BytesIO(data), 1) if line.strip(b"\r\n"))
-    return next(islice(filled, index, None))
-
-
-def _read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, _Column]:
-    """Lines of `user item item ...`."""
-    for key, value in {"time": dataset.time, "rating": dataset.rating, "weight": dataset.weight}.items():
-        if value is not None:
-            raise InputError(f"dataset.{key} is set, but dataset.format=lists has users and items only; set it to null")
-    try:
-        lines = pc.utf8_trim_whitespace(pa.array(data.decode().split("\n"), pa.string()))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read ({error}); it must be UTF-8 text") from error
-    filled = pc.not_equal(lines, "")
-    numbers = np.flatnonzero(filled.to_numpy(zero_copy_only=False)) + 1
-    words = pc.utf8_split_whitespace(lines.filter(filled))
-    counts = pc.list_value_length(words).to_numpy() - 1  # items of each line
-    if not counts.all():
-        raise InputError(f"{path}, line {numbers[counts.argmin()]}: a user without an item; leave the line out")
-    numbers = np.repeat(numbers, counts)
-
-    def place(row: int) -> str:
-        return f"{path}, line {numbers[row]}"
-
-    words = words.flatten()
-    users = np.cumsum(counts + 1) - counts - 1  # where in `words` the user of each line stands
-    items = np.ones(len(words), dtype=bool)
-    items[users] = False
-    return {
-        "user": _Column(dataset.user, words.take(pa.array(np.repeat(users, counts))), place),
-        "item": _Column(dataset.item, words.filter(pa.array(items)), place),
-    }
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """int64 as int32 where that holds every value."""
+    narrow = values.astype(np.int32) if values.dtype == np.int64 else values
+    return narrow if np.array_equal(narrow, values) else values
 
 
 # Values: text -> ids, times, numbers, weights
 
 
-def _ids(column: _Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
+def _facts(columns: dict[str, Column], dataset: DatasetConfig) -> dict[str, np.ndarray]:
+    """The columns besides the ids."""
+    facts = {}
+    if "time" in columns:
+        facts["time"] = _times(columns["time"])
+    if "rating" in columns:
+        facts["rating"] = _numbers(columns["rating"])
+    if "weight" in columns:
+        facts["weight"] = _weights(columns["weight"], dataset.weight)
+    return facts
+
+
+def _plain_whole(values: pa.StringArray) -> np.ndarray | None:
+    """The values where each is a whole number as Python writes it ("7", not "007", " 7" or "0x7"), else None.
+
+    Any other decimal writing of a number is longer, so the lengths need only add up: a sixth of the time of writing
+    the numbers out to compare (0.02 s and 0.12 s for 6 million).
+    """
+    whole = _cast(values, pa.int64())
+    if whole is None or b"x" in (text := values.buffers()[2].to_pybytes()) or b"X" in text:
+        return None
+    whole = whole.to_numpy()
+    size, largest = np.abs(whole), max(int(whole.max()), -int(whole.min()))
+    digits = sum(np.count_nonzero(size >= 10**power) for power in range(1, len(str(largest))))
+    length = len(whole) + digits + np.count_nonzero(whole < 0)
+    return whole if length == pc.sum(pc.binary_length(values)).as_py() else None
+
+
+def _ids(column: Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
     encoded = column.values.dictionary_encode()
     ids, codes = encoded.dictionary, encoded.indices.to_numpy()  # ids in order of first appearance
     if (missing := ids.index("").as_py()) >= 0:
@@ -222,7 +150,7 @@ def _ids(column: _Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
     return whole.to_numpy()[codes]
 
 
-def _are_whole(column: _Column, ids: pa.StringArray, codes: np.ndarray, key: str) -> bool:
+def _are_whole(column: Column, ids: pa.StringArray, codes: np.ndarray, key: str) -> bool:
     """Whether `auto` takes these for numbers: "007" is text, or else it would come back as "7"."""
     if pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]*)$")).as_py():
         return _cast(ids, pa.int64()) is not None
@@ -233,14 +161,9 @@ def _are_whole(column: _Column, ids: pa.StringArray, codes: np.ndarray, key: str
     return False
 
 
-def _times(column: _Column) -> np.ndarray:
+def _times(column: Column) -> np.ndarray:
     """Numbers, or dates in seconds since 1970: the first row shows which."""
-    kinds = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
-    kind = next((kind for kind in kinds if _cast(column.values[:1], kind) is not None), None)
-    if kind is None:
-        raise column.refuse(
-            0, "neither a number nor an ISO date", "correct it, or give the column of the times: dataset.time=..."
-        )
+    kind = _kind_of_time(column)
     if kind == pa.float64():
         return _numbers(column)
     times = _cast(column.values, kind)
@@ -252,7 +175,16 @@ def _times(column: _Column) -> np.ndarray:
     return microseconds / 1_000_000 if rest.any() else seconds
 
 
-def _numbers(column: _Column) -> np.ndarray:
+def _kind_of_time(column: Column) -> pa.DataType:
+    kind = next((kind for kind in _KINDS_OF_TIME if _cast(column.values[:1], kind) is not None), None)
+    if kind is None:
+        raise column.refuse(
+            0, "neither a number nor an ISO date", "correct it, or give the column of the times: dataset.time=..."
+        )
+    return kind
+
+
+def _numbers(column: Column) -> np.ndarray:
     whole = _cast(column.values, pa.int64())
     if whole is not None:
         return whole.to_numpy()
@@ -268,7 +200,7 @@ def _numbers(column: _Column) -> np.ndarray:
 _NUMBER = ("not a number", "correct the line or leave it out")
 
 
-def _weights(column: _Column, weight: WeightConfig) -> np.ndarray:
+def _weights(column: Column, weight: WeightConfig) -> np.ndarray:
     if weight.above is None:
         numbers = _numbers(column)
         if (numbers < 0).any():

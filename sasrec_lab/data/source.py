@@ -10,7 +10,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pooch
 import requests
@@ -19,6 +22,7 @@ from sasrec_lab.config import DatasetConfig, InputError, SourceConfig
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 4 << 20  # bytes of a block: 2 to 8 MiB are as fast, larger ones only need more memory
 _TIMEOUT = (10, 60)  # seconds to connect and to wait for the next bytes: a dead network is noticed at once
 
 
@@ -46,27 +50,60 @@ def find(dataset: DatasetConfig, root: Path) -> Path:
     return found
 
 
+def digest(path: Path) -> str:
+    """The sha256 of the content, gunzipped if it is a .gz.
+
+    Raises:
+        InputError: unreadable or a broken gzip.
+    """
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check(path: Path, found: str, expected: str | None) -> None:
+    """Refuse an empty file (`found` is its sha256), or one that is not the expected."""
+    if found == hashlib.sha256(b"").hexdigest():
+        raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
+    if expected is not None and found != expected:
+        raise InputError(
+            f"{path} has sha256 {found}, expected {expected};"
+            " delete it to fetch it again, or set dataset.sha256=null to use it as it is"
+        )
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The content, gunzipped if it is a .gz, some million bytes at a time: whole lines each.
+
+    Raises:
+        InputError: unreadable or a broken gzip.
+    """
+    with _opened(path) as file:
+        while block := file.read(_BLOCK):
+            yield block + file.readline()
+
+
 def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
     """The whole content, gunzipped if it is a .gz, and its sha256.
 
     Raises:
         InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
     """
+    with _opened(path) as file:
+        data = file.read()
+    found = hashlib.sha256(data).hexdigest()
+    check(path, found, sha256)
+    return data, found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is a broken gzip file ({error}); delete it and put a whole one there") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); dataset.path must name a readable file") from error
-    if not data:
-        raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise InputError(
-            f"{path} has sha256 {found}, expected {sha256};"
-            " delete it to fetch it again, or set dataset.sha256=null to use it as it is"
-        )
-    return data, found
 
 
 def _plain_or_gz(path: Path) -> Path | None:
@@ -89,16 +126,15 @@ def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:
     """Ask the sources in turn and put the file of the first that gives it at `target`, in one atomic step."""
     refusals = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+        with _folder_to_keep(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as draft:
             for source in dataset.sources:
                 try:
-                    data = _ask(source, dataset.sha256, Path(temporary))
+                    data = _ask(source, dataset.sha256, Path(draft))
                 except (InputError, requests.RequestException) as error:
                     refusals.append(f"{_place(source)}: {_reason(error)}")
                     log.info("no %s from %s", dataset.path, refusals[-1])
                     continue
-                whole = Path(temporary) / "whole"
+                whole = Path(draft) / "whole"
                 whole.write_bytes(data)
                 os.replace(whole, target)
                 log.info("%s fetched from %s to %s", dataset.path, _place(source), target)
@@ -112,6 +148,19 @@ def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:
         f"{dataset.path} is not in {root} and no source gives it ({'; '.join(refusals)}); put the file at {target},"
         " or set data_dir=... or SASREC_LAB_DATA to the folder that has it"
     )
+
+
+@contextmanager
+def _folder_to_keep(folder: Path) -> Iterator[None]:
+    """Make the folder and those above it; in the end, those of them that stayed empty go again."""
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for above in made:
+                above.rmdir()
 
 
 def _ask(source: SourceConfig, sha256: str | None, folder: Path) -> bytes:

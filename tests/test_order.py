@@ -1,0 +1,49 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from sasrec_lab.data.order import in_order
+
+INT64 = np.iinfo(np.int64)
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values([name for name in ("user", "time") if name in table], kind="stable", ignore_index=True)
+
+
+USERS = {
+    "few": lambda random, rows: random.integers(-3, 4, rows),
+    "int32": lambda random, rows: random.integers(-(2**31), 2**31, rows).astype(np.int32),
+    "exactly 32 bits": lambda random, rows: np.append(random.integers(5, 2**32, rows - 2), [5, 2**32 + 4]),
+    "any": lambda random, rows: random.integers(INT64.min, INT64.max, rows, endpoint=True),
+    "text": lambda random, rows: pd.Series(random.integers(0, 30, rows)).astype(str),
+}
+TIMES = {
+    "none": None,
+    "all one": lambda random, rows: np.full(rows, 7),
+    "days": lambda random, rows: 86_400 * random.integers(-100, 100, rows).astype(np.int32),
+    "days, then an hour": lambda random, rows: np.append(86_400 * random.integers(0, 3, rows - 1), 3_600),
+    "seconds": lambda random, rows: random.integers(0, 2**32, rows),
+    "any": lambda random, rows: random.integers(INT64.min, INT64.max, rows, endpoint=True),
+    "fractions": lambda random, rows: random.choice([-1.5, -0.0, 0.0, 2.25, 1e300], rows),
+}
+
+
+@pytest.mark.parametrize("rows", [2, 3, 50, 3000])
+@pytest.mark.parametrize("times", list(TIMES))
+@pytest.mark.parametrize("users", list(USERS))
+def test_the_order_is_that_of_a_stable_sort(users, times, rows):
+    random = np.random.default_rng(rows)
+    table = pd.DataFrame({"item": np.arange(rows, dtype=np.int32), "user": USERS[users](random, rows)})
+    if TIMES[times]:
+        table["time"] = TIMES[times](random, rows)
+    table["weight"] = random.random(rows).astype(np.float32)
+    before = table.copy()
+    pd.testing.assert_frame_equal(in_order(table), plain(table))
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_one_row_and_an_index_with_holes():
+    table = pd.DataFrame({"user": [3, 1, 3], "item": [1, 2, 3], "time": [5, 5, 4]}, index=[4, 9, 2])
+    assert in_order(table)["item"].tolist() == [2, 3, 1]
+    assert in_order(table[:1])["item"].tolist() == [1]
