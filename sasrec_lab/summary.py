@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config import TrainConfig, plain
+from sasrec_lab.config import LossName, OptimizerName, TrainConfig, plain
 from sasrec_lab.data.sequences import Holdout, Sequences
 from sasrec_lab.run_folder import near
 
@@ -59,9 +59,18 @@ def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
-        f" {model.maxlen}, loss {cfg.loss.name.name}; {facts['parameters']:,} parameters\n"
+        f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"
         f"       {facts['device']}, {facts['matmul']}"
     )
+
+
+def _loss(cfg: TrainConfig) -> str:
+    """With what it draws, and the optimiser where that is not Adam."""
+    name = cfg.loss.name.name
+    if cfg.loss.negatives:
+        what = "batch" if cfg.loss.name is LossName.sampled_softmax else "position"
+        name += f" ({_count(cfg.loss.negatives, 'negative')} a {what})"
+    return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
 
 
 def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
