@@ -110,8 +110,8 @@ static void tile_of_rows(int M, int64_t K, const float* a, int64_t a_row, int64_
 static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b,
                          int64_t b_row, float* c, int64_t c_row) {
     int64_t n = 0;
-    for (; n + NR * W <= N; n += NR * W) tile_of_rows<NR>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
-    const int64_t left = (N - n + W - 1) / W;
+    for (; n + (NR - 1) * W < N; n += NR * W) tile_of_rows<NR>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
+    const int64_t left = (N - n + W - 1) / W;  // fewer than NR registers
     if (left == 3) tile_of_rows<3>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
     if (left == 2) tile_of_rows<2>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
     if (left == 1) tile_of_rows<1>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
