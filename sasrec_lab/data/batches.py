@@ -115,9 +115,10 @@ def evaluation_batch(
     )
 
 
-def few_sizes(n: int) -> int:
-    """Round up to a multiple of an eighth of the power of two below: at most eight sizes between n and 2n."""
-    step = 2 ** max(0, floor(log2(max(n, 1))) - 3)
+def few_sizes(n: int, an_octave: int = 8) -> int:
+    """Round up to a multiple of an eighth of the power of two below, so at most eight sizes between n and 2n; or of
+    another power of two's part."""
+    step = max(1, 2 ** floor(log2(max(n, 1))) // an_octave)
     return ceil(n / step) * step
 
 

@@ -39,7 +39,7 @@ class Buckets:
         end = 0
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            n, steps = few_sizes(len(rows)), np.arange(width)
+            n, steps = few_sizes(len(rows), an_octave=2), np.arange(width)
             real = steps < lengths[rows][:, None]  # (sequences, L)
             table = np.zeros((n, width), dtype=np.int64)
             table[: len(rows)][real] = (offsets[rows][:, None] + steps)[real]
