@@ -36,7 +36,7 @@ class Sequences:
     offsets: np.ndarray  # (num_users + 1,) int64
     user_ids: np.ndarray  # (num_users,) int64 or text
     item_ids: np.ndarray  # (num_items,) int64 or text; item i is item_ids[i - 1]
-    times: np.ndarray | None  # (N,)
+    times: np.ndarray | None  # (N,) int32, or int64 or float64 where that does not hold them
     weights: np.ndarray | None  # (N,) float32
     file: str
     sha256: str | None  # of the unzipped file; None for a generated data set
@@ -130,7 +130,7 @@ def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "item_ids": _ids(item_ids),
     }
     if "time" in table:
-        arrays["times"] = table["time"].to_numpy(np.int64 if table["time"].dtype == np.int32 else None)
+        arrays["times"] = table["time"].to_numpy()
     if "weight" in table:
         arrays["weights"] = table["weight"].to_numpy(np.float32)
     return arrays
