@@ -50,8 +50,8 @@ def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.Dat
 
 
 # Blocks: the same values from a few million bytes at a time, on all cores, while the next are read. 5.9 million rows of
-# KION's schema (193 MB) take 0.65 s on two cores, at once 2.6 s; memory peaks at 380 MB, not at 1,190. A block knows
-# nothing of the others, so this is for files where each decides alike: whole numbers as ids and one kind of time.
+# KION's schema (193 MB) take 0.6 to 0.9 s on two cores, at once 2.3 to 3 s; memory peaks at 385 MB, not at 930. A block
+# knows nothing of the others, so this is for files where each decides alike: whole numbers as ids and one kind of time.
 # Anything else, a value to be refused above all, sends the file to `read_interactions`, which says what is wrong.
 
 
