@@ -7,33 +7,34 @@ import pandas as pd
 import pyarrow as pa
 
 _DAY = 86_400  # seconds
-_PART_BITS = 6
+_PART_BITS = 4  # KION: 0.25 s with 4, 0.38 s with 6
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by user, then time where there is one, then as they stood; numbered anew.
 
     User and time become one whole number of as few bits as hold it (KION: 21 of the user, 8 of the day). Its highest
-    bits part the rows, and the parts, which stay in a core's cache, are sorted at the same time. With four columns,
-    5.9 million rows of KION take 0.35 s on two cores (0.5 s in fresh memory); np.lexsort and pandas' take 2.2 s.
+    bits part the rows, and the parts are sorted at the same time. With four columns, 5.9 million rows of KION's schema
+    take 0.25 to 0.3 s on two cores (up to 0.55 s where the memory is fresh), in one part 0.6 to 0.9 s, by np.lexsort
+    1.8 to 2.1 s.
     """
     key, bits = _key(table)
     low = max(0, bits - _PART_BITS)
     part = (key >> low).astype(np.uint8)
-    rows = np.argsort(part, kind="stable").astype(np.int32 if len(key) < 2**31 else np.int64)
     ends = np.cumsum(np.bincount(part, minlength=1 << _PART_BITS))
+    rows = np.empty(len(key), np.int32 if len(key) < 2**31 else np.int64)
     columns = {name: column.to_numpy() for name, column in table.items() if isinstance(column.dtype, np.dtype)}
     ordered = {name: np.empty_like(column) for name, column in columns.items()}
 
-    def sort(start: int, end: int) -> None:
-        inside = rows[start:end]
+    def sort(number: int, start: int, end: int) -> None:
+        inside = np.flatnonzero(part == number)
         order = _by_counting(key[inside], low)
         for name, column in columns.items():
             ordered[name][start:end] = column[inside][order]
         rows[start:end] = inside[order]
 
     with ThreadPoolExecutor(pa.cpu_count()) as pool:  # numpy lets go of the interpreter while it sorts and takes
-        list(pool.map(sort, [0, *ends[:-1]], ends))
+        list(pool.map(sort, range(len(ends)), [0, *ends[:-1]], ends))
     texts = {name: table[name].array.take(rows) for name in table if name not in columns}
     return pd.DataFrame({name: (ordered | texts)[name] for name in table}, copy=False)
 
