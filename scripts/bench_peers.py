@@ -32,6 +32,10 @@ def main() -> None:
         failures += failed
     if args.json:
         write_json(args.json, results)
+    if args.figure:
+        from benchmark.figure import draw_speed  # at the end: a child's peak memory starts at its parent's
+
+        draw_speed(results, args.figure)
     sys.exit(1 if failures else 0)
 
 
@@ -42,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=positive, default=10, metavar="N", help="steps that are timed of a peer (10)")
     parser.add_argument("--small", action="store_true", help="a hundredth of the made-up data: does everything run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them there: .svg, .png or .pdf")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of python -m sasrec_lab.train")
     return parser.parse_intermixed_args()
 
