@@ -14,6 +14,7 @@ from typing import Any
 import pooch
 import torch
 
+from sasrec_lab import kernels
 from sasrec_lab.config import folder_name
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
@@ -28,6 +29,7 @@ def facts(device: torch.device, before: str | None = None) -> dict[str, Any]:
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "matmul": use_fastest_exact_matmul(device, before),
+        "kernels": "compiled" if device.type == "cpu" and kernels.library() else "torch's",
         "versions": versions(),
         "system": platform.platform(),
     }
