@@ -249,6 +249,11 @@ def test_a_header_line_only(text):
     assert refused(text) == ("x.csv has a header line and no interactions; dataset.path must name a file with some")
 
 
+def test_a_file_that_is_not_utf_8():
+    message = refused("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16"))
+    assert "must be UTF-8 text" in message
+
+
 @pytest.mark.parametrize("changes", [{}, {"names": ["user_id", "item_id"]}, {"format": Format.lists}])
 def test_empty_lines_only(changes):
     assert refused("\n\r\n\n", **changes) == (

@@ -91,7 +91,7 @@ def _header(data: bytes, path: Path, dataset: DatasetConfig, separator: str) -> 
 def _names(line: bytes, separator: str, path: Path) -> list[str]:
     try:
         return csv.read_csv(io.BytesIO(line), parse_options=csv.ParseOptions(delimiter=separator)).column_names
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the header line cannot be read ({error}); it must be UTF-8 text") from error
 
 
