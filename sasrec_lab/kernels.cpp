@@ -54,9 +54,8 @@ static inline vec exponential(vec x) {
 struct Random {
     uvec state;
     Random(uint64_t seed, uint64_t stream) {
-        uint64_t x = seed + stream * 0x9E3779B97F4A7C15u;
         for (int i = 0; i < W; i++) {
-            x += 0x9E3779B97F4A7C15u;
+            const uint64_t x = seed + (stream * W + i + 1) * 0x9E3779B97F4A7C15u;  // no two lanes of a call alike
             uint64_t z = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
             z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
             state[i] = uint32_t(z ^ (z >> 31)) | 1u;

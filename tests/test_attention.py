@@ -1,5 +1,6 @@
 """The two forms of attention on the CPU against a plain loop over sequences and heads."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -121,6 +122,23 @@ def test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed(
     torch.testing.assert_close(share_kept * n, kept, rtol=1e-4, atol=1e-3)  # whole numbers of weights
     draws = 2 * int(n.sum())
     assert abs(kept.sum() / draws - (1 - rate)) < 5 * sqrt(rate * (1 - rate) / draws)
+
+
+@needs_compiler
+@pytest.mark.parametrize("heads", [1, 2])
+def test_masks_of_neighbouring_sequences_and_heads_are_independent(heads):
+    """Also when one is moved along the other, as random generators side by side may be."""
+    length, count = 64, 6
+    plan, _ = plan_of([length] * count)
+    q = torch.zeros(length * count, length * heads)
+    v = torch.eye(length).repeat(count, heads)  # the output is the weights that were used
+    torch.manual_seed(0)
+    kept = (attend(q, q, v, plan, heads, 0.5) > 0).view(count, length, heads, length).transpose(1, 2).flatten(0, 1)
+    rows = torch.arange(48, length)  # whose first 48 weights are all drawn
+    for one, other in itertools.combinations(range(len(kept)), 2):
+        for lag in range(-16, 17):
+            a, b = kept[one][rows, 16:32], kept[other][rows, 16 + lag : 32 + lag]
+            assert abs((a == b).double().mean() - 0.5) < 5 * sqrt(0.25 / a.numel()), (one, other, lag)
 
 
 @needs_compiler
