@@ -33,7 +33,7 @@ static inline float largest(vec x) { float s = x[0]; for (int i = 1; i < W; i++)
 // e^x for x <= 88, relative error below 2e-7; anything below -87 counts as -87. Coefficients: Taylor's to the sixth power
 // on [-ln 2 / 2, ln 2 / 2].
 static inline vec exponential(vec x) {
-    x = larger(x, all(-87.0f));
+    x = x < -87.0f ? all(-87.0f) : x;  // NaN stays
     const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     const vec n = (x * 1.44269504f + magic) - magic;
     const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;

@@ -58,7 +58,10 @@ def _argument(value):
 
 
 def _command() -> list[str] | None:
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+    except ValueError:  # a quote without its other
+        return None
     if not compiler or shutil.which(compiler[0]) is None:
         return None
     # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way

@@ -122,7 +122,7 @@ class SequentialRecommender(pl.LightningModule):
         table = self.encoder.item_table
         if batch.inputs is None:
             return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
-        states = self.encoder.newest(batch.inputs)  # (ranked users, D)
+        states = self.encoder.newest(batch.inputs).to(table.dtype)  # (ranked users, D)
         if len(batch.ranked) < len(batch.users):
             every = states.new_full((len(batch.users), states.shape[1]), float("nan"))
             states = every.index_copy_(0, batch.ranked, states)

@@ -48,7 +48,10 @@ class HoldoutMetrics(nn.Module):
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every item for each user, states @ table', made in parts; a user whose state is NaN has the worst ranks."""
+    """Of every item for each user, states @ table', made in parts; a user whose state is NaN has the worst ranks.
+
+    In the table's own precision under autocast too: half as many digits make ties, which rank the target last.
+    """
 
     states: Tensor  # (U, D)
     table: Tensor  # (V, D)
@@ -62,11 +65,18 @@ class Scores:
 
     def block(self, begin: int, end: int) -> Tensor:
         """Of items begin + 1 to end."""
-        return (self.states @ self.table[begin:end].T).float()  # (U, end - begin)
+        with torch.autocast(self.states.device.type, enabled=False):
+            return self.states @ self.table[begin:end].T  # (U, end - begin)
+
+    def of_one(self, items: Tensor) -> Tensor:
+        """Of one item for each user (U,): by a product like the blocks', so that it rounds like theirs."""
+        with torch.autocast(self.states.device.type, enabled=False):
+            return (self.states @ self.table[items - 1].T).diagonal()[:, None]  # (U, 1)
 
     def of(self, items: Tensor) -> Tensor:
         """Of each user's own items (U, N)."""
-        return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2).float()  # (U, N)
+        with torch.autocast(self.states.device.type, enabled=False):
+            return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)  # (U, N)
 
     def rows(self, chosen: Tensor) -> "Scores":
         return replace(self, states=self.states[chosen])
@@ -90,7 +100,7 @@ def _not_below_target(scores: Scores, targets: Tensor, seen_rows: Tensor, seen_i
     width = max(1, SCORES_AT_ONCE // max(1, len(scores)))
     if scores.num_items <= width:
         return _not_below_target_at_once(scores, targets, seen_rows, seen_items)
-    expected = scores.of(targets[:, None])  # (U, 1)
+    expected = scores.of_one(targets).contiguous()  # (U, 1)
     counts, found = torch.zeros_like(targets), expected.clone()
     for begin in range(0, scores.num_items, width):
         block = scores.block(begin, min(begin + width, scores.num_items))

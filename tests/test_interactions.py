@@ -249,6 +249,16 @@ def test_a_header_line_only(text):
     assert refused(text) == ("x.csv has a header line and no interactions; dataset.path must name a file with some")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_header_and_blank_lines_are_one_line_also_of_a_file_read_in_blocks(tmp_path, end):
+    (tmp_path / "x.csv").write_text(f"user_id,item_id,timestamp{end}{end}", newline="")
+    with pytest.raises(InputError, match="no interactions"):
+        read_file(tmp_path / "x.csv", PLAIN)
+    (tmp_path / "x.csv").write_text(f"{end}{end}", newline="")
+    with pytest.raises(InputError, match="only empty lines"):
+        read_file(tmp_path / "x.csv", replace(PLAIN, names=["user_id", "item_id", "timestamp"]))
+
+
 def test_a_file_that_is_not_utf_8():
     message = refused("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16"))
     assert "must be UTF-8 text" in message

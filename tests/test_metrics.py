@@ -59,6 +59,9 @@ class Given:
     def of(self, items: Tensor) -> Tensor:
         return self.matrix.gather(1, items - 1)
 
+    def of_one(self, items: Tensor) -> Tensor:
+        return self.of(items[:, None])
+
     def rows(self, chosen: Tensor) -> "Given":
         return Given(self.matrix[chosen])
 
@@ -178,6 +181,12 @@ def test_scores_of_blocks_and_of_items_are_the_product():
     torch.testing.assert_close(scores.block(7, 31), expected[:, 7:31])
     items = torch.randint(1, 41, (5, 6))
     torch.testing.assert_close(scores.of(items), expected.gather(1, items - 1))
+    torch.testing.assert_close(scores.of_one(items[:, 0]), expected.gather(1, items[:, :1] - 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scores.block(7, 31), Scores(states, table).block(7, 31))
+        for part in (scores.block(0, 40), scores.of(items), scores.of_one(items[:, 0])):
+            assert part.dtype == torch.float32
+        torch.testing.assert_close(scores.block(0, 40), expected)
     torch.testing.assert_close(scores.rows(torch.tensor([3, 1])).block(0, 40), expected[[3, 1]])
 
 

@@ -87,6 +87,8 @@ def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) ->
 def _read_block(block: bytes, path: Path, dataset: DatasetConfig) -> dict | None:
     try:
         columns = read_table(block, path, dataset)
+        if not len(columns["user"].values):  # blank lines
+            return None
         ids = {role: _plain_whole(columns[role].values) for role in ("user", "item")}
         if ids["user"] is None or ids["item"] is None:
             return None
