@@ -340,7 +340,7 @@ _TURNED_DOWN = {
 _CHOICES = {
     "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "strategy": ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
-    "precision": ("32-true", 32, "16-mixed", "bf16-mixed"),
+    "precision": ("32-true", 32, "bf16-mixed"),
     "deterministic": (True, False, "warn", None),
 }
 

@@ -108,8 +108,10 @@ class SequentialRecommender(pl.LightningModule):
             OptimizerName.adamw: torch.optim.AdamW,
             OptimizerName.rowwise_adam: RowwiseAdam,
         }
+        mixed = "mixed" in str(self.cfg.trainer.get("precision"))
+        fused = not (mixed and self.cfg.trainer.get("gradient_clip_val"))  # Lightning clips no fused one under autocast
         optimizer = kinds[cfg.name](
-            self.encoder.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True
+            self.encoder.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=fused
         )
         if not cfg.warmup_steps and not cfg.cosine:
             return {"optimizer": optimizer}

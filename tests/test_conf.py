@@ -115,7 +115,7 @@ MISTAKES = {
     "trainer.max_epochs=true": "trainer.max_epochs=True must be a whole number of at least 1, or -1 for no limit",
     "trainer.deterministic=abc": "trainer.deterministic=abc is not one of True, False, warn, None",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; null switches clipping off",
-    "trainer.precision=64-true": "trainer.precision=64-true is not one of 32-true, 32, 16-mixed, bf16-mixed",
+    "trainer.precision=64-true": "trainer.precision=64-true is not one of 32-true, 32, bf16-mixed",
     "trainer.accelerator=cpus": "trainer.accelerator=cpus is not one of auto, cpu, gpu, cuda, mps",
     "+trainer.strategy=ddpp": (
         "trainer.strategy=ddpp is not one of auto, ddp,"

@@ -205,6 +205,11 @@ def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(tra
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
 
+def test_gradients_are_clipped_in_mixed_precision_too(train_command):
+    done = train_command(*TINY, "trainer=fast", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_without_validation_the_last_epoch_is_tested(train_command, tmp_path):
     done = train_command(*TINY, "trainer=fast", "trainer.limit_val_batches=0")
     assert done.returncode == 0, done.stderr
