@@ -8,7 +8,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config import InputError, TrainConfig, plain
+from sasrec_lab.config import TrainConfig, plain
+from sasrec_lab.errors import InputError
 from sasrec_lab.run_folder import whole
 
 

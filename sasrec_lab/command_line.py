@@ -17,7 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sasrec_lab.config import CONF_DIR, InputError, MissingKey, TrainConfig, did_you_mean, hint_for, to_typed
+from sasrec_lab.config import CONF_DIR, TrainConfig, hint_for, to_typed
+from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
 
 @dataclass(frozen=True)

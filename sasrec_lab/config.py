@@ -4,7 +4,6 @@ The values stand in conf/; here is what they may be. This module imports neither
 `--cfg job` and every message about a typo come at once.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
@@ -16,20 +15,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sasrec_lab.errors import InputError, MissingKey, did_you_mean
+from sasrec_lab.trainer_flags import TRAINER_FLAGS, TURNED_DOWN, check_trainer_flag
+
 _PACKAGE = Path(__file__).parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
-
-
-class InputError(ValueError):
-    """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
-
-
-class MissingKey(InputError):
-    """A key has no value."""
-
-    def __init__(self, key: str):
-        super().__init__(f"{key} has no value; give it one, in a file or on the command line")
-        self.key = key
 
 
 # Choices. A member's name is what the user writes.
@@ -283,7 +273,7 @@ class TrainConfig:
         _seed("seed", self.seed)
         _folder_names("name", self.name, "a folder below outputs/", nested=True)
         for flag, value in self.trainer.items():
-            _check_trainer_flag(flag, value)
+            check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the end of training: set trainer.max_epochs")
         if self.optimizer.name is OptimizerName.rowwise_adam:
@@ -314,61 +304,6 @@ def folder_name(text: str) -> str:
 _STARTED = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-
-# The flags of pytorch_lightning.Trainer, written out because importing it takes three seconds; a test compares them.
-TRAINER_FLAGS = (
-    "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run", "max_epochs", "min_epochs",
-    "max_steps", "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
-    "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
-    "num_sanity_val_steps", "log_every_n_steps", "enable_progress_bar", "enable_model_summary",
-    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
-    "inference_mode", "profiler", "detect_anomaly", "sync_batchnorm", "reload_dataloaders_every_n_epochs",
-)  # fmt: skip
-_WHOLE = ("max_epochs", "min_epochs", "max_steps", "check_val_every_n_epoch", "accumulate_grad_batches")
-_OURS = (
-    "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "enable_checkpointing",
-    "barebones", "enable_autolog_hparams", "model_registry",
-)  # fmt: skip
-
-
-_TURNED_DOWN = {
-    "limit_test_batches": "a test on some of the users would be comparable to nothing",
-    "fast_dev_run": "it writes no checkpoint to test; for a short look use trainer=fast",
-    "overfit_batches": "it would validate on training data; for a small training set use trainer.limit_train_batches",
-    "val_check_interval": "validation comes at an epoch's end; for every n-th one use trainer.check_val_every_n_epoch",
-}
-_CHOICES = {
-    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
-    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
-    "precision": ("32-true", 32, "bf16-mixed"),
-    "deterministic": (True, False, "warn", None),
-}
-
-
-def _check_trainer_flag(flag: str, value: Any) -> None:
-    """What can be told without importing Lightning, which takes three seconds."""
-    key = f"trainer.{flag}"
-    if flag in _OURS:
-        raise InputError(f"{key} is set by train.py and cannot be given")
-    if flag in _TURNED_DOWN:
-        raise InputError(f"{key} cannot be given: {_TURNED_DOWN[flag]}")
-    if flag not in TRAINER_FLAGS:
-        raise InputError(f"{key} is not a Lightning Trainer flag{did_you_mean(flag, list(TRAINER_FLAGS))}")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    number = whole or isinstance(value, float)
-    counted = whole and (value >= 1 or value == -1)
-    if flag in _WHOLE and value is not None and not counted:
-        raise InputError(f"{key}={value} must be a whole number of at least 1, or -1 for no limit")
-    if flag in _CHOICES and not any(value is choice or value == choice for choice in _CHOICES[flag]):
-        raise InputError(f"{key}={value} is not one of {', '.join(str(choice) for choice in _CHOICES[flag])}")
-    if flag == "devices" and not (counted or value == "auto" or isinstance(value, list)):
-        raise InputError(f"{key}={value} must be a number of devices, -1 or auto for all, or a list of their numbers")
-    if flag.startswith("limit_"):
-        least = 0 if flag == "limit_val_batches" else 1e-9
-        if not number or not (least <= value <= 1 or (whole and value > 1)):
-            raise InputError(f"{key}={value} must be a part such as 0.1, up to 1.0, or a number of batches")
-    if flag == "gradient_clip_val" and value is not None and not (number and value > 0):
-        raise InputError(f"{key}={value} must be above 0; null switches clipping off")
 
 
 def metric_names(k: list[int], sampled: int) -> list[str]:
@@ -438,15 +373,9 @@ def _refuse_appended(typed: Any, prefix: str) -> None:
             _refuse_appended(value, f"{prefix}{name}.")
 
 
-def did_you_mean(word: str, options: list[str]) -> str:
-    """`; did you mean x?` for the nearest option, or nothing."""
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def hint_for(key: str) -> str:
     """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
-    if key.startswith("trainer.") and (reason := _TURNED_DOWN.get(key.removeprefix("trainer."))):
+    if key.startswith("trainer.") and (reason := TURNED_DOWN.get(key.removeprefix("trainer."))):
         return f": {reason}"
     if key in known_keys():
         return f": it is a Lightning Trainer flag that this file leaves out; write +{key}=..."

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import CatMetric, MeanMetric
 
-from sasrec_lab.config import InputError, OptimizerName, TrainConfig, plain
+from sasrec_lab.config import OptimizerName, TrainConfig, plain
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.errors import InputError
 from sasrec_lab.losses import LOSSES
 from sasrec_lab.metrics import HoldoutMetrics, Scores
 from sasrec_lab.model.encoder import Encoder
@@ -33,9 +34,7 @@ class SequentialRecommender(pl.LightningModule):
         self.cfg = cfg
         self.encoder = Encoder(num_items, cfg.model)
         self.loss = LOSSES[cfg.loss.name]
-        rowwise = (
-            cfg.optimizer.name is OptimizerName.rowwise_adam
-        )  # then the tables' gradients hold the batch's rows only
+        rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanMetric()
         self.metrics = HoldoutMetrics(num_items, cfg.evaluation)

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from sasrec_lab.config import InputError, TrainConfig, plain
+from sasrec_lab.config import TrainConfig, plain
+from sasrec_lab.errors import InputError
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from sasrec_lab import run_folder
 from sasrec_lab.command_line import Job
-from sasrec_lab.config import InputError, TrainConfig, to_typed
+from sasrec_lab.config import TrainConfig, to_typed
+from sasrec_lab.errors import InputError
 
 errors = logging.getLogger("sasrec_lab.errors")
 

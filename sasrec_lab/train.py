@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
 from sasrec_lab.command_line import Job, check_command_line
-from sasrec_lab.config import CONF_DIR, InputError, TrainConfig, flat, plain, to_typed
+from sasrec_lab.config import CONF_DIR, TrainConfig, flat, plain, to_typed
+from sasrec_lab.errors import InputError
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
 errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends

@@ -17,7 +17,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sasrec_lab import checkpoints
-from sasrec_lab.config import InputError, TrainConfig
+from sasrec_lab.config import TrainConfig
+from sasrec_lab.errors import InputError
 
 
 def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:

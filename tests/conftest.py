@@ -1,12 +1,14 @@
 """What several test modules need: the command as a user runs it, and the real data where they are."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +33,39 @@ def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return run
+
+
+@pytest.fixture
+def interrupt_at(tmp_path: Path) -> Callable[[str, list[str], signal.Signals], tuple[int, str]]:
+    """As `train_command`, with a signal sent when a line with the start is printed; gives exit code and errors."""
+
+    def run(start: str, settings: list[str], sent: signal.Signals) -> tuple[int, str]:
+        clean = {name: value for name, value in os.environ.items() if name not in ("SASREC_LAB_DATA", "PYTHONPATH")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sasrec_lab.train", *settings],
+            cwd=tmp_path,
+            env=clean | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stdout:
+            if line.startswith(start):
+                break
+        process.send_signal(sent)
+        _, error = process.communicate(timeout=120)
+        return process.returncode, error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tensors too small to share: on a busy machine two threads take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

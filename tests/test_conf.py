@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR, TRAINER_FLAGS, InputError, SyntheticConfig, WeightConfig, flat, plain
+from sasrec_lab.config import CONF_DIR, SyntheticConfig, WeightConfig, flat, plain
+from sasrec_lab.errors import InputError
+from sasrec_lab.trainer_flags import TRAINER_FLAGS
 
 
 def names_in(group: str) -> list[str]:
@@ -56,7 +58,7 @@ def test_the_paper_preset_has_every_later_addition_off():
 def test_trainer_flags_are_lightnings():
     import pytorch_lightning as pl
 
-    from sasrec_lab.config import _OURS
+    from sasrec_lab.trainer_flags import _OURS
 
     real = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     assert set(TRAINER_FLAGS) | set(_OURS) == real

@@ -15,16 +15,9 @@ from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.losses import LOSSES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS, DIM, ITEMS = 50, 8, 23
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These tensors are too small to share: on a busy machine two threads take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def batch_of(

@@ -19,19 +19,12 @@ from sasrec_lab.model import dropout as dropout_module
 from sasrec_lab.model.dropout import dropout, kept_share
 from sasrec_lab.model.encoder import Encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # the authors' model
 SOFTMAX = load(["dataset=csv", "dataset.path=x.csv"]).loss
 SMALL = replace(DEFAULT, dim=12, maxlen=9, dropout=0.0)
 ITEMS = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These tensors are too small to share: on a busy machine two threads take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_encoder(cfg: ModelConfig) -> Encoder:

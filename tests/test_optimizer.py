@@ -14,17 +14,10 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.lightning_module import SequentialRecommender
 from sasrec_lab.optimizer import RowwiseAdam
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ITEMS, DIM, STEPS = 12, 4, 6
 HYPER = {"lr": 0.05, "betas": (0.9, 0.98), "eps": 1e-8}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These tensors are too small to share: on a busy machine two threads take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Toy(nn.Module):

@@ -1,17 +1,14 @@
 """Sweeps as a user runs them: jobs that fail, sweeps that are cut off and taken up again, folders that are taken."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sasrec_lab.command_line import check_command_line
-from sasrec_lab.config import InputError
+from sasrec_lab.errors import InputError
 
 TINY = [
     "dataset=synthetic",
@@ -62,23 +59,10 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_sweep_that_was_cut_off_goes_on(train_command, tmp_path, sent, code):
+def test_a_sweep_that_was_cut_off_goes_on(train_command, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sasrec_lab.train", *command],
-        cwd=tmp_path,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("epoch   5"):
-            break
-    process.send_signal(sent)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == code
+    stopped, error = interrupt_at("epoch   5", command, sent)
+    assert stopped == code
     if sent is signal.SIGINT:
         assert error.splitlines()[1].endswith("evaluation.patience=null hydra.sweep.dir=sweep")
     done = train_command(*command)

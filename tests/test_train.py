@@ -19,8 +19,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sasrec_lab import run_folder
 from sasrec_lab.command_line import load
-from sasrec_lab.config import InputError
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.errors import InputError
 from sasrec_lab.lightning_module import SequentialRecommender
 from sasrec_lab.trainer import build_trainer, interruptible
 
@@ -132,7 +132,7 @@ def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path, sent):
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path, sent, interrupt_at):
     settings = [
         *TINY[:-1],
         "trainer.max_epochs=80",
@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     whole = train_command(*settings, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
 
-    code, error = interrupt_at("epoch   1", [*settings, "hydra.run.dir=run"], tmp_path, sent)
+    code, error = interrupt_at("epoch   1", [*settings, "hydra.run.dir=run"], sent)
     assert code == 130
     assert error.startswith("interrupted; everything so far is in ")
     assert "ckpt=last" in error.splitlines()[1]
@@ -168,26 +168,6 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert len(facts["earlier"]) == 1
     assert {"start", "end", "command", "seconds"} <= facts["earlier"][0].keys()
     assert facts["matmul"] == facts["earlier"][0]["matmul"]
-
-
-def interrupt_at(start: str, settings: list[str], folder: Path, sent: signal.Signals) -> tuple[int, str]:
-    """Send the signal when a line with this start is printed."""
-    env = {name: value for name, value in os.environ.items() if name != "SASREC_LAB_DATA"}
-    env |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sasrec_lab.train", *settings],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith(start):
-            break
-    process.send_signal(sent)
-    _, error = process.communicate(timeout=120)
-    return process.returncode, error
 
 
 def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(train_command, tmp_path):
@@ -280,11 +260,11 @@ def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["model ", "test"])
-def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment):
+def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test begins."""
     settings = [*TINY, "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20"]
     start = "epoch   3" if moment == "test" else moment
-    code, error = interrupt_at(start, settings, tmp_path, signal.SIGINT)
+    code, error = interrupt_at(start, settings, signal.SIGINT)
     assert code == 130, error
     assert error.splitlines()[0] == "interrupted; everything so far is in run"
     assert error.splitlines()[1].startswith("go on with: ")

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.config import DatasetConfig, InputError, Repeats
+from sasrec_lab.config import DatasetConfig, Repeats
 from sasrec_lab.data.order import in_order
+from sasrec_lab.errors import InputError
 
 
 def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:

@@ -18,7 +18,8 @@ from typing import BinaryIO
 import pooch
 import requests
 
-from sasrec_lab.config import DatasetConfig, InputError, SourceConfig
+from sasrec_lab.config import DatasetConfig, SourceConfig
+from sasrec_lab.errors import InputError
 
 log = logging.getLogger(__name__)
 

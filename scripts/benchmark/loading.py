@@ -6,8 +6,8 @@ import sys
 import time
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import InputError
 from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.errors import InputError
 
 
 def main() -> None:
