@@ -255,8 +255,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class PublishedConfig:
+    """What a paper's table says of one data set: row -> metric -> value. A sweep's row is its override."""
+
+    dataset: str = MISSING
+    source: str = MISSING
+    cells: dict[str, dict[str, float]] = MISSING
+
+
+@dataclass
 class TrainConfig:
     name: str = MISSING
+    row: Optional[str] = MISSING
+    published: Optional[PublishedConfig] = MISSING
     seed: int = MISSING
     batch_size: int = MISSING
     data_dir: Optional[str] = MISSING

@@ -28,7 +28,7 @@ from sasrec_lab.errors import InputError
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
-_NOT_COMPARED = ("ckpt", "data_dir")  # they say where things lie, not what is run
+_NOT_COMPARED = ("ckpt", "data_dir", "published")  # where things lie and what stands beside, not what is run
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 _SMALLEST = 2**16  # bytes that a run writes at the very least
 

@@ -19,9 +19,12 @@ def names_in(group: str) -> list[str]:
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
+GROUPS = ("model", "loss", "trainer", "experiment", "ablation", "sweep")
+
+
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={name}" for group in ("model", "loss", "trainer", "experiment") for name in names_in(group)],
+    [f"{group}={name}" for group in GROUPS for name in names_in(group)],
 )
 def test_every_file_composes(override):
     load([override])
@@ -53,6 +56,33 @@ def test_the_paper_preset_has_every_later_addition_off():
         100,
         "paper",
     )
+
+
+@pytest.mark.parametrize("name", [name for name in names_in("experiment") if name.startswith("sasrec_paper/")])
+def test_every_row_of_an_ablation_has_its_published_cell(name):
+    cfg = load([f"experiment={name}"])
+    assert set(names_in("ablation")) <= set(cfg.published.cells)
+    assert cfg.published.dataset == cfg.dataset.name
+
+
+def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
+    without = flat(plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic"])))
+    changed = {}
+    for name in names_in("ablation"):
+        cfg = flat(plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic", f"ablation={name}"])))
+        assert cfg["row"] == name
+        changed[name] = {key: value for key, value in cfg.items() if value != without[key] and key != "row"}
+    assert changed == {
+        "default": {},
+        "no_pos_emb": {"model/pos_emb": "none"},
+        "unshared_items": {"model/share_items": False},
+        "no_residual": {"model/residual": False},
+        "no_dropout": {"model/dropout": 0.0},
+        "blocks_0": {"model/blocks": 0},
+        "blocks_1": {"model/blocks": 1},
+        "blocks_3": {"model/blocks": 3},
+        "heads_2": {"model/heads": 2},
+    }
 
 
 def test_trainer_flags_are_lightnings():
@@ -157,7 +187,7 @@ MISTAKES = {
     "--config-name=foo": "--config-name foo: it is always train; choose a file of a group as group=name",
     "experiment=quality/sasrec_ml1m": (
         "experiment=quality/sasrec_ml1m does not exist; did you mean quality/sasrec_ml_1m?;"
-        " experiment is one of: quality/sasrec_ml_1m, sasrec_paper/beauty, sasrec_paper/ml_1m"
+        f" experiment is one of: {', '.join(names_in('experiment'))}"
     ),
     "seed=1,2": "seed=1,2 has several values; add -m to run one job for each, or write [...] for a list",
     "seed=-1": "seed=-1 must be from 0 to 4294967295",
