@@ -130,7 +130,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.results["metrics"] |= model.tested
         if trainer.is_global_zero:
             run_folder.write_ranks(folder, ranks, sequences)
-        trainer.logger.log_hyperparams(flat(plain(cfg)), summary.hparams(run.results, cfg), step=trainer.global_step)
+        keys = flat({key: value for key, value in plain(cfg).items() if key != "published"})
+        trainer.logger.log_hyperparams(keys, summary.hparams(run.results, cfg), step=trainer.global_step)
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 
