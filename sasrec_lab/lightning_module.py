@@ -37,7 +37,8 @@ class SequentialRecommender(pl.LightningModule):
         rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanMetric()
-        self.metrics = HoldoutMetrics(num_items, cfg.evaluation)
+        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, monitored_alone=True)
+        self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
         self.ranks = nn.ModuleDict({name: CatMetric() for name in ("user", "target", "rank", "sampled_rank")})
@@ -76,10 +77,10 @@ class SequentialRecommender(pl.LightningModule):
         )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        self.metrics.update(self.scores(batch), batch)
+        self.validation_metrics.update(self.scores(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.validation = self.metrics.take("val")
+        self.validation = self.validation_metrics.take("val")
         for name, value in self.validation.items():
             self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, rank_zero_only=True)
 
@@ -87,12 +88,12 @@ class SequentialRecommender(pl.LightningModule):
         checkpoint["validation"] = self.validation
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        ranks = self.metrics.update(self.scores(batch), batch)
+        ranks = self.test_metrics.update(self.scores(batch), batch)
         for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
             self.ranks[name].update(column.double())
 
     def on_test_epoch_end(self) -> None:
-        self.tested = self.metrics.take("test")  # TensorBoard gets them once, with the hyper-parameters
+        self.tested = self.test_metrics.take("test")  # TensorBoard gets them once, with the hyper-parameters
 
     def test_ranks(self) -> dict[str, Tensor]:
         """Per tested user, in the order of user numbers: user, target, rank, and sampled_rank where asked."""

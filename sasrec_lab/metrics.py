@@ -18,19 +18,26 @@ SCORES_AT_ONCE = 2**22  # 16 MiB, which lie in the last-level cache
 
 
 class HoldoutMetrics(nn.Module):
-    """What is measured on one pass over the held-out users: the full ranking, and the sampled one where asked."""
+    """What is measured on one pass over the held-out users: the full ranking, and the sampled one where asked.
 
-    def __init__(self, num_items: int, evaluation: EvaluationConfig):
+    With `monitored_alone` only the one that `evaluation.monitor` names: the full ranking of a long catalogue is two
+    thirds of an epoch on the paper's Beauty, and chooses nothing where the monitor is a sampled metric.
+    """
+
+    def __init__(self, num_items: int, evaluation: EvaluationConfig, monitored_alone: bool = False):
         super().__init__()
         self.filter_seen = evaluation.filter_seen
         self.ending = f"-sampled{evaluation.sampled}"
-        self.full = RankMetrics(num_items, evaluation.k)
+        unwanted = monitored_alone and evaluation.sampled and evaluation.monitor.endswith(self.ending)
+        self.full = None if unwanted else RankMetrics(num_items, evaluation.k)
         self.sampled = RankMetrics(evaluation.sampled + 1, evaluation.k) if evaluation.sampled else None
 
     def update(self, scores: "Scores", batch: EvaluationBatch) -> dict[str, Tensor]:
         """Count the ranks that these scores give, and return them, each (U,)."""
-        ranks = {"rank": full_ranks(scores, batch, self.filter_seen)}
-        self.full.update(ranks["rank"])
+        ranks = {}
+        if self.full is not None:
+            ranks["rank"] = full_ranks(scores, batch, self.filter_seen)
+            self.full.update(ranks["rank"])
         if self.sampled is not None:
             ranks["sampled_rank"] = sampled_ranks(scores, batch)
             self.sampled.update(ranks["sampled_rank"])
@@ -38,11 +45,11 @@ class HoldoutMetrics(nn.Module):
 
     def take(self, stage: str) -> dict[str, float]:
         """The metrics so far under their full names, `val/ndcg@10`, and start anew."""
-        values = {f"{stage}/{name}": value for name, value in self.full.compute().items()}
-        self.full.reset()
-        if self.sampled is not None:
-            values |= {f"{stage}/{name}{self.ending}": value for name, value in self.sampled.compute().items()}
-            self.sampled.reset()
+        values = {}
+        for ranks, ending in ((self.full, ""), (self.sampled, self.ending)):
+            if ranks is not None:
+                values |= {f"{stage}/{name}{ending}": value for name, value in ranks.compute().items()}
+                ranks.reset()
         return values
 
 

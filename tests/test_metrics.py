@@ -310,6 +310,19 @@ def test_full_and_sampled_metrics_have_names_of_their_own(sampled):
     assert set(metrics.take("test").values()) == {0.0}  # taken is gone
 
 
+@pytest.mark.parametrize(("monitor", "full"), [("val/ndcg@10", True), ("val/ndcg@10-sampled10", False)])
+def test_validation_leaves_out_the_full_ranking_where_it_chooses_nothing(monitor, full):
+    evaluation = replace(CONFIG.evaluation, sampled=10, monitor=monitor)
+    scores, batch = random_case(0)
+    values = {}
+    for alone in (False, True):
+        metrics = HoldoutMetrics(30, evaluation, monitored_alone=alone)
+        metrics.update(Given(scores), batch)
+        values[alone] = metrics.take("val")
+    assert values[True] == {name: value for name, value in values[False].items() if full or "sampled" in name}
+    assert len(values[True]) == (20 if full else 10)
+
+
 # The popularity baseline
 
 
