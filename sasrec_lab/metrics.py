@@ -88,6 +88,31 @@ class Scores:
     def rows(self, chosen: Tensor) -> "Scores":
         return replace(self, states=self.states[chosen])
 
+    def not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        """How many unseen items do not score below the target, the target among them."""  # (U,) int64
+        width = max(1, SCORES_AT_ONCE // max(1, len(self)))
+        if self.num_items <= width:
+            return self._not_below_target_at_once(targets, seen_rows, seen_items)
+        expected = self.of_one(targets).contiguous()  # (U, 1)
+        counts, found = torch.zeros_like(targets), expected.clone()
+        for begin in range(0, self.num_items, width):
+            block = self.block(begin, min(begin + width, self.num_items))
+            here = (seen_items > begin) & (seen_items <= begin + width)
+            counts += _count(block, expected, seen_rows[here], seen_items[here] - 1 - begin)
+            rows = torch.nonzero((targets > begin) & (targets <= begin + width)).squeeze(1)
+            found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
+        # a product of other shape may round otherwise: such users are counted again with the score that the block gave
+        off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
+        for row in off.tolist():
+            own = seen_items[seen_rows == row]
+            whole = self.rows(torch.tensor([row], device=targets.device))
+            counts[row] = whole._not_below_target_at_once(targets[row : row + 1], torch.zeros_like(own), own)[0]
+        return counts
+
+    def _not_below_target_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        block = self.block(0, self.num_items)
+        return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
+
 
 def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
     """The target's rank in the whole catalogue: 1 + the other candidates that do not score below it.
@@ -97,36 +122,9 @@ def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Ten
     """  # (U,) int64
     known = batch.targets > 0
     seen = (batch.seen_rows, batch.seen_items) if filter_seen else (batch.seen_rows[:0], batch.seen_items[:0])
-    ranks = _not_below_target(scores, batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
+    ranks = scores.not_below_target(batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
     known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
     return torch.where(known, ranks, 0)
-
-
-def _not_below_target(scores: Scores, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-    """How many unseen items do not score below the target, the target among them."""  # (U,) int64
-    width = max(1, SCORES_AT_ONCE // max(1, len(scores)))
-    if scores.num_items <= width:
-        return _not_below_target_at_once(scores, targets, seen_rows, seen_items)
-    expected = scores.of_one(targets).contiguous()  # (U, 1)
-    counts, found = torch.zeros_like(targets), expected.clone()
-    for begin in range(0, scores.num_items, width):
-        block = scores.block(begin, min(begin + width, scores.num_items))
-        here = (seen_items > begin) & (seen_items <= begin + width)
-        counts += _count(block, expected, seen_rows[here], seen_items[here] - 1 - begin)
-        rows = torch.nonzero((targets > begin) & (targets <= begin + width)).squeeze(1)
-        found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
-    # a product of other shape may round otherwise: such users are counted again with the score that the block gave
-    off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
-    for row in off.tolist():
-        own = seen_items[seen_rows == row]
-        whole = scores.rows(torch.tensor([row], device=targets.device))
-        counts[row] = _not_below_target_at_once(whole, targets[row : row + 1], torch.zeros_like(own), own)[0]
-    return counts
-
-
-def _not_below_target_at_once(scores: Scores, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-    block = scores.block(0, scores.num_items)
-    return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
 
 
 def _count(block: Tensor, target_score: Tensor, seen_rows: Tensor, seen_columns: Tensor) -> Tensor:

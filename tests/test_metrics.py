@@ -45,6 +45,8 @@ class Given:
     """Scores as they are given, in place of products."""
 
     matrix: Tensor  # (U, V)
+    not_below_target = Scores.not_below_target
+    _not_below_target_at_once = Scores._not_below_target_at_once
 
     def __len__(self) -> int:
         return len(self.matrix)
