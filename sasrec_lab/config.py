@@ -35,6 +35,7 @@ Init = Enum("Init", ["xavier_normal", "xavier_uniform", "normal"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
+Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 
 @dataclass
@@ -337,6 +338,18 @@ def to_typed(cfg: DictConfig) -> TrainConfig:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _refuse_appended(typed, "")
     return typed
+
+
+def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
+    """A section of a config that `plain` made plain, such as a run folder keeps it, as a typed object again.
+
+    Raises:
+        InputError: a value or a key is not one of this version.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+    except (OmegaConfBaseException, KeyError) as error:
+        raise InputError(f"the run's {name} is not this version's: {str(error).splitlines()[0]}") from error
 
 
 def plain(typed: Any) -> Any:

@@ -106,6 +106,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.results["protocol"] = summary.protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         checkpoints.check_items(resumed, holdout.num_items)
+        if trainer.is_global_zero:
+            run_folder.write_items(folder, holdout.item_ids)
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         model = SequentialRecommender(holdout.num_items, cfg)
