@@ -86,7 +86,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        saved["hyper_parameters"]["config"]["model"], saved["hyper_parameters"]["num_items"], saved["state_dict"]
+        saved["hyper_parameters"]["config"]["model"]
     except Exception as error:  # torch's errors vary
         raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)})") from error
     return saved

@@ -1,6 +1,6 @@
 """What users have had, as flat arrays of the items that a model knows: what its lists are made from."""
 
-import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,8 @@ import pandas as pd
 
 from sasrec_lab.config import DatasetConfig
 from sasrec_lab.data.sequences import Sequences
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.ids import Ids, listed
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
     name = next((name for name in (dataset.time, "datetime") if name in table), None)
     if name is None:
         if dataset.time is not None:
-            log.info("interactions has no column %r: a user's rows are taken in their order", dataset.time)
+            line = f"interactions has no column {dataset.time}: a user's rows are taken in their order"
+            warnings.warn(line, InputWarning, stacklevel=5)
         return None
     times = table[name]
     if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):

@@ -6,7 +6,6 @@ recommender.recommend_to_items([50], k=10)  # of items: target_item_id, item_id,
 """
 
 import warnings
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported, section_o
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import cuts
 from sasrec_lab.data.sequences import load_sequences
-from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.errors import InputError, InputWarning, did_you_mean
 from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids, listed, some
+from sasrec_lab.lists import Lists
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.topk import Best, best_items
 
-AT_ONCE = 8192  # users, or items, of a block of lists: so much memory is needed, however many lists there are
 USERS_A_BATCH = 512
 
 
@@ -44,11 +43,12 @@ class Recommender:
         self.items = items
         self.maxlen = model.maxlen
         self.dataset = dataset
+        self.titles: np.ndarray | None = None  # (num_items,) text
         self.data_dir: str | None = None
         self.sha256: str | None = None  # of the data set's file when it was trained on
 
     @classmethod
-    def from_run(cls, folder: str | Path, *, data_dir: str | None = None, device: str = "cpu") -> "Recommender":
+    def from_run(cls, folder: str | Path, *, data_dir: str | None = None, device: str = "auto") -> "Recommender":
         """With the best checkpoint of a finished run. `data_dir` says where its data set lies now.
 
         Raises:
@@ -56,9 +56,11 @@ class Recommender:
         """
         folder = Path(folder)
         config, results = run_folder.finished(folder)
-        items = Ids(run_folder.read_items(folder)["ids"])
+        known = run_folder.read_items(folder)
+        items = Ids(known["ids"])
         encoder, model = _load(checkpoints.chosen(folder), items)
-        self = cls(folder, encoder.to(device), items, model, section_of(config, "dataset", DatasetConfig))
+        self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
+        self.titles = known.get("titles")
         self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
         return self
 
@@ -92,7 +94,7 @@ class Recommender:
         are left to recommend.
 
         Args:
-            users: external ids, each once.
+            users: external ids, each once, or "all".
             interactions: histories in the place of the data set's. Columns user_id and item_id, or as the data set
                 names them; the time in datetime, or as the data set names it, else a user's rows stand in order. They
                 are taken as they are: the data set's filters are not applied.
@@ -105,7 +107,7 @@ class Recommender:
             InputError: one line that says what is wrong.
         """
         options = interactions, filter_viewed, items_to_recommend, on_unsupported_targets
-        return pd.concat(self.user_blocks(users, k, *options), ignore_index=True)
+        return self.lists_of_users(users, k, *options).table()
 
     def recommend_to_items(
         self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True
@@ -114,12 +116,17 @@ class Recommender:
 
         The vectors are those that users' states are compared with (with model.share_items=false: not the input's).
 
+        Args:
+            items: external ids, each once, or "all".
+            items_to_recommend: nothing else is recommended.
+            filter_itself: leave an item out of its own list.
+
         Raises:
             InputError: one line that says what is wrong.
         """
-        return pd.concat(self.item_blocks(items, k, items_to_recommend, filter_itself), ignore_index=True)
+        return self.lists_of_items(items, k, items_to_recommend, filter_itself).table()
 
-    def user_blocks(
+    def lists_of_users(
         self,
         users: Any,
         k: int,
@@ -127,35 +134,38 @@ class Recommender:
         filter_viewed: bool = True,
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
-    ) -> Iterator[pd.DataFrame]:
-        """What `recommend` gives, in the same order, AT_ONCE users at a time; at least one block, which may be empty."""
+    ) -> Lists:
+        """What `recommend` gives, table by table, for more users than fit in memory."""
         k = self._checked(k)
         candidates = self._candidates(items_to_recommend)
         if interactions is None:
             histories = self.histories
         else:
             histories = Histories.of_table(interactions, self.dataset, self.items)
-        rows = _supported(users, histories, on_unsupported_targets)
-        for block in _blocks(rows):
+
+        def make(block: np.ndarray) -> pd.DataFrame:
             seen = histories.places(block) if filter_viewed else None
             best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
-            yield self._table("user_id", histories.users.ids[block], best)
+            return self._table("user_id", histories.users.ids[block], best)
 
-    def item_blocks(
-        self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True
-    ) -> Iterator[pd.DataFrame]:
-        """What `recommend_to_items` gives, AT_ONCE items at a time."""
+        return Lists(_supported(users, histories, on_unsupported_targets), make)
+
+    def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
+        """What `recommend_to_items` gives, table by table."""
         k = self._checked(k)
         candidates = self._candidates(items_to_recommend)
         rows = _numbers(self.items, items, "items")
         if (rows < 0).any():
             unknown = listed(items, "items")[rows < 0]
-            raise InputError(f"items: {some(unknown)}: the model knows no such item; leave unknown items out")
-        table = F.normalize(self.encoder.item_table.detach(), dim=1)
-        for block in _blocks(rows):
+            raise InputError(f"items: {some(unknown)}: the model knows no such item; leave it out")
+        vectors = F.normalize(self.encoder.item_table.detach(), dim=1)
+
+        def make(block: np.ndarray) -> pd.DataFrame:
             itself = (np.arange(len(block)), block + 1) if filter_itself else None
-            best = self._best(table[block], table, k, candidates, itself)
-            yield self._table("target_item_id", self.items.ids[block], best)
+            best = self._best(vectors[block], vectors, k, candidates, itself)
+            return self._table("target_item_id", self.items.ids[block], best)
+
+        return Lists(rows, make)
 
     def _checked(self, k: int) -> int:
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool):
@@ -177,7 +187,8 @@ class Recommender:
             warnings.warn(
                 f"items_to_recommend: {len(unknown)} of {len(numbers)} are unknown to the model and not recommended:"
                 f" {some(unknown)}",
-                stacklevel=3,
+                InputWarning,
+                stacklevel=4,
             )
         return np.unique(numbers[numbers >= 0]) + 1
 
@@ -228,10 +239,19 @@ class Recommender:
         )
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name}: {str(error).splitlines()[0]}") from error
+
+
 def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
-    """The encoder of a checkpoint, which is read weights-only: one that holds code is refused, and nothing of it run."""
+    """The encoder of a checkpoint, of which only weights are read: one that holds code is refused and not run."""
     saved = checkpoints.load(path)
-    num_items = saved["hyper_parameters"]["num_items"]
+    num_items = saved["hyper_parameters"].get("num_items", 0)
     if num_items != len(items):
         raise InputError(
             f"{path} knows {num_items:,} items, {path.parent.parent / run_folder.ITEMS} has {len(items):,}; they are of"
@@ -239,7 +259,7 @@ def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
         )
     model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
     encoder = Encoder(num_items, model)
-    weights = {name[len("encoder.") :]: x for name, x in saved["state_dict"].items() if name.startswith("encoder.")}
+    weights = {name[len("encoder.") :]: x for name, x in saved.get("state_dict", {}).items() if name.startswith("encoder.")}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
@@ -249,7 +269,7 @@ def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
 
 
 def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndarray:
-    """Which rows of the histories belong to the users that a list can be made for; the others follow the rule."""
+    """The numbers of the users that a list can be made for; the others follow the rule."""
     if on_unsupported not in Unsupported.__members__:
         options = list(Unsupported.__members__)
         hint = did_you_mean(str(on_unsupported), options)
@@ -265,12 +285,14 @@ def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndar
         line = f"users: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
         if on_unsupported == "raise":
             raise InputError(f"{line}; leave them out, or set on_unsupported_targets=warn")
-        warnings.warn(line, stacklevel=4)
+        warnings.warn(line, InputWarning, stacklevel=4)
     return rows[~unsupported]
 
 
 def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
     """Of targets: at least one, and each once."""
+    if isinstance(given, str) and given == "all":
+        return np.arange(len(ids))
     numbers = ids.numbers(given, what)
     if not len(numbers):
         raise InputError(f"{what} is empty; name at least one")
@@ -278,7 +300,3 @@ def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
     if known.duplicated().any():
         raise InputError(f"{what}: {known[known.duplicated()].iloc[0]} stands there more than once; give each once")
     return numbers
-
-
-def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[begin : begin + AT_ONCE] for begin in range(0, max(len(rows), 1), AT_ONCE)]

@@ -181,10 +181,11 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
         np.savez(draft, **columns)
 
 
-def write_items(folder: Path, ids: np.ndarray) -> None:
-    """items.npz: the external ids of the items that the model knows; number i + 1 is ids[i]."""
+def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
+    """items.npz: the external ids of the items that the model knows, number i + 1 is ids[i]; and titles, if any."""
+    arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
     with whole(folder / ITEMS) as draft, draft.open("wb") as file:
-        np.savez(file, ids=ids)
+        np.savez(file, **arrays)
 
 
 def read_items(folder: Path) -> dict[str, np.ndarray]:
