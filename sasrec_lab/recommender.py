@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab import checkpoints, run_folder
+from sasrec_lab import checkpoints, machine, run_folder
 from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported, section_of
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import cuts
@@ -63,6 +63,10 @@ class Recommender:
         self.titles = known.get("titles")
         self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
         return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.item_table.device
 
     @cached_property
     def histories(self) -> Histories:
@@ -145,7 +149,8 @@ class Recommender:
 
         def make(block: np.ndarray) -> pd.DataFrame:
             seen = histories.places(block) if filter_viewed else None
-            best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
+            with machine.matmul_chosen(self.device):
+                best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
             return self._table("user_id", histories.users.ids[block], best)
 
         return Lists(_supported(users, histories, on_unsupported_targets), make)
@@ -162,7 +167,8 @@ class Recommender:
 
         def make(block: np.ndarray) -> pd.DataFrame:
             itself = (np.arange(len(block)), block + 1) if filter_itself else None
-            best = self._best(vectors[block], vectors, k, candidates, itself)
+            with machine.matmul_chosen(self.device):
+                best = self._best(vectors[block], vectors, k, candidates, itself)
             return self._table("target_item_id", self.items.ids[block], best)
 
         return Lists(rows, make)
@@ -259,12 +265,16 @@ def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
         )
     model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
     encoder = Encoder(num_items, model)
-    weights = {name[len("encoder.") :]: x for name, x in saved.get("state_dict", {}).items() if name.startswith("encoder.")}
+    weights = {
+        name[len("encoder.") :]: x for name, x in saved.get("state_dict", {}).items() if name.startswith("encoder.")
+    }
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{path} does not fit its own configuration: {reason}") from error
+    if not all(weights.isfinite().all() for weights in encoder.parameters()):
+        raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
     return encoder, model
 
 

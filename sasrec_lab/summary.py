@@ -39,7 +39,9 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
         "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
-        "validation": "all held-out users"
+        "validation": "none"
+        if cfg.dataset.holdout is HeldOut.none
+        else "all held-out users"
         if part == 1.0 and isinstance(part, float)
         else f"those of trainer.limit_val_batches={part}, the shortest histories first",
     }

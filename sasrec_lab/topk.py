@@ -8,66 +8,63 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCORES_AT_ONCE = 2**22  # 16 MiB, which lie in the last-level cache
-BLOCK = 64  # items whose highest score stands for them
+from sasrec_lab import kernels
+
+ROWS_AT_ONCE, ITEMS_AT_ONCE = 512, 8192  # 16 MiB of scores, which lie in the last-level cache
 
 
 @dataclass(frozen=True)
 class Best:
-    """Of each row the best items; where it has fewer than k candidates the rest are 0, with a score of -inf."""
+    """The best items of each row so far. Where it has fewer than k candidates the rest are 0, with a score of -inf."""
 
     items: Tensor  # (R, k) int64, 1..V
     scores: Tensor  # (R, k) float32
 
-    @property
-    def lengths(self) -> Tensor:
-        return (self.items > 0).sum(1)  # (R,)
-
 
 def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> Best:
-    """The k items with the highest dot products, those that a row has seen left out.
+    """The k items with the highest dot products with each state, those that its row has seen left out.
 
-    `seen_rows` is in order; row r of `table` is item r + 1.
+    Row r of `table` is item r + 1; `seen_rows` (S,) is in order.
     """
-    rows = max(32, SCORES_AT_ONCE // len(table))
-    parts = []
-    for begin in range(0, len(states), rows):
-        end = min(begin + rows, len(states))
-        scores = states[begin:end] @ table.T  # (R, V)
-        first, last = torch.searchsorted(seen_rows, torch.tensor([begin, end], device=seen_rows.device)).tolist()
-        scores[seen_rows[first:last] - begin, seen_items[first:last] - 1] = float("-inf")
-        parts.append(top_k(scores, k))
-    return Best(torch.cat([part.items for part in parts]), torch.cat([part.scores for part in parts]))
+    best = Best(
+        torch.zeros(len(states), k, dtype=torch.long, device=states.device),
+        states.new_full((len(states), k), float("-inf")),
+    )
+    for begin in range(0, len(states), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        first, last = torch.searchsorted(seen_rows, seen_rows.new_tensor([rows.start, rows.stop])).tolist()
+        own_rows, own_items = seen_rows[first:last] - begin, seen_items[first:last] - 1
+        part = Best(best.items[rows], best.scores[rows])
+        for item in range(0, len(table), ITEMS_AT_ONCE):
+            scores = states[rows] @ table[item : item + ITEMS_AT_ONCE].T
+            here = (own_items >= item) & (own_items < item + ITEMS_AT_ONCE)
+            scores[own_rows[here], own_items[here] - item] = float("-inf")
+            take_best(part, scores, item)
+    return best
 
 
-def top_k(scores: Tensor, k: int) -> Best:
-    """Of each row (R, V); a score of -inf is no candidate."""
-    k = min(k, scores.shape[1])
-    if k * BLOCK > scores.shape[1]:
-        values, places = scores.sort(dim=1, descending=True, stable=True)
-        values, places = values[:, :k], places[:, :k]
-    else:
-        values, places = _by_block_maxima(scores, k)
-    return Best(torch.where(values > float("-inf"), places + 1, 0), values)
+def take_best(best: Best, scores: Tensor, before: int) -> None:
+    """Update the best so far, in place, by the scores (R, n) of the items before + 1, before + 2, ...; -inf is none."""
+    if kernels.serve(scores) and best.scores.is_contiguous():
+        kernels.call("take_best", scores, *scores.shape, before, best.scores.shape[1], best.scores, best.items)
+        return
+    k = best.scores.shape[1]
+    values, places = _top(scores, min(k, scores.shape[1]))
+    items = torch.where(values > float("-inf"), places + before + 1, 0)
+    # the sort is stable and the old ones stand first: of equal scores they, with the lower numbers, stay ahead
+    values, order = torch.cat([best.scores, values], 1).sort(dim=1, descending=True, stable=True)
+    best.items.copy_(torch.cat([best.items, items], 1).gather(1, order)[:, :k])
+    best.scores.copy_(values[:, :k])
 
 
-def _by_block_maxima(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best lie in the k blocks with the highest maxima: three times as fast as torch.topk on a million items.
-
-    Where an item just outside is as good as the last one inside, the row is sorted, because which of the two torch
-    chose is not said.
-    """
-    rows, items = scores.shape
-    padded = torch.nn.functional.pad(scores, (0, -items % BLOCK), value=float("-inf")).view(rows, -1, BLOCK)
-    blocks = padded.amax(2).topk(k, sorted=False).indices.sort(1).values  # (R, k)
-    inside = padded.gather(1, blocks[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # (R, k * BLOCK), in item order
-    values, within = inside.topk(k)
-    within, order = within.sort(1)
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and places of the k best (R, k). Which of equal ones torch.topk takes is not said, so such rows are sorted."""
+    values, places = scores.topk(k)
+    places, order = places.sort(1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    places = within.gather(1, order)
-    places = blocks.gather(1, places // BLOCK) * BLOCK + places % BLOCK
+    places = places.gather(1, order)
     tied = torch.nonzero((scores >= values[:, -1:]).sum(1) > k).squeeze(1)
     if len(tied):
-        some, at = scores[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], places[tied] = some[:, :k], at[:, :k]
+        ranked, at = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], places[tied] = ranked[:, :k], at[:, :k]
     return values, places
