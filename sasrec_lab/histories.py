@@ -81,14 +81,12 @@ def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
             line = f"interactions has no column {dataset.time}: a user's rows are taken in their order"
             warnings.warn(line, InputWarning, stacklevel=5)
         return None
-    times = table[name]
-    if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
-        try:
-            times = pd.to_datetime(times, format="ISO8601", utc=True)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"interactions, column {name}: {error}; write all as numbers or all as ISO dates"
-            ) from error
-    if times.isna().any():
-        raise InputError(f"interactions, column {name}: row {int(times.isna().argmax()) + 1} has no time")
+    given = table[name]
+    times = given
+    if not pd.api.types.is_numeric_dtype(given) and not pd.api.types.is_datetime64_any_dtype(given):
+        times = pd.to_datetime(given, format="ISO8601", utc=True, errors="coerce")
+    if (broken := times.isna()).any():
+        row = int(broken.argmax())
+        what = "has no time" if pd.isna(given.iloc[row]) else f"has {given.iloc[row]!r}, which is no ISO date"
+        raise InputError(f"interactions, column {name}: row {row + 1} {what}; give all as numbers or all as dates")
     return times.to_numpy()

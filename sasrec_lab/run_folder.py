@@ -217,11 +217,10 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         what = f"it holds {len(inner)}; give one, such as {near(folder / inner[-1])}" if inner else "it has no run.json"
         raise InputError(f"run={folder} is no run's folder: {what}")
     if results["status"] != "finished" or "end" not in facts:
-        how = {"finished": "is being made longer", "unfinished": "has not finished"}.get(
-            results["status"], results["status"]
-        )
+        ends = {"failed": "failed", "interrupted": "was interrupted"}
         why = f" ({results['error']})" if results["error"] else ""
-        raise InputError(f"run={folder}: the run {how}{why}; go on with it, or give one that has finished")
+        end = ends.get(results["status"], "has not finished") + why
+        raise InputError(f"run={folder}: the run {end}; go on with it, or give one that has finished")
     return facts["config"], results
 
 
