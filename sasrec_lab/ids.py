@@ -65,6 +65,11 @@ def listed(given: Any, what: str) -> np.ndarray:
     return values.astype(str).to_numpy(str)
 
 
+def whole_if_all(text: pd.Series) -> pd.Series:
+    """Ids in text as whole numbers where every one is written as such."""
+    return text.astype(np.int64) if text.str.fullmatch(_WHOLE).eq(True).all() else text
+
+
 def some(ids: Any, shown: int = 5) -> str:
     """The first few, for a message: `3, 7, 8 and 12 more`."""
     ids = list(ids)

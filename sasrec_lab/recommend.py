@@ -109,15 +109,18 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
 
 
 def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
-    """A .csv, plain or .gz, or a .parquet; ids as text, so that 007 stays what it is."""
+    """A .csv, plain or .gz, or a .parquet. Ids become numbers where all are, so that 007 stays what it is."""
     import pandas as pd
+
+    from sasrec_lab.ids import whole_if_all
 
     if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise InputError(f"{key}={path} is no .csv or .parquet file")
     with _readable(path, key):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
+    return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def take_best(best: Best, scores: Tensor, before: int) -> None:
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and places of the k best (R, k). Which of equal ones torch.topk takes is not said: such a row is sorted."""
+    """Values and places of the k best (R, k). Which of equal ones torch.topk takes is not said: it is sorted then."""
     values, places = scores.topk(k)
     places, order = places.sort(1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
