@@ -115,6 +115,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         with run.phase("popularity"):
             run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
+        machine.keep_freed_memory()
         try:
             with run.phase("fit"), interruptible(trainer):
                 trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
