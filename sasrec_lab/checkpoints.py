@@ -78,6 +78,20 @@ def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     return {"epochs": trainer.current_epoch, "best_epoch": best["epoch"], "metrics": dict(best["validation"])}
 
 
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint of this project, weights-only: of one that holds code nothing is run.
+
+    Raises:
+        InputError: it is not there, truncated, broken, foreign, or holds code.
+    """
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        saved["hyper_parameters"]["config"]["model"]
+    except Exception as error:  # torch's errors vary
+        raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)})") from error
+    return saved
+
+
 def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     """The checkpoint that `ckpt` names.
 
@@ -88,11 +102,9 @@ def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         return None
     path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        model = saved["hyper_parameters"]["config"]["model"]
-    except Exception as error:  # a missing, truncated or foreign file, or one that holds code: torch's errors vary
-        reason = str(error).split("\n")[0]
-        raise InputError(f"ckpt={cfg.ckpt}: {path} is not a checkpoint of this project ({reason})") from error
+        model = load(path)["hyper_parameters"]["config"]["model"]
+    except InputError as error:
+        raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
     now = plain(cfg.model)
     if differing := [key for key in now if model.get(key) != now[key]]:
         key = differing[0]
@@ -109,3 +121,9 @@ def check_items(path: Path | None, num_items: int) -> None:
     saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]["num_items"]
     if saved != num_items:
         raise InputError(f"ckpt: {path} knows {saved:,} items, the data set has {num_items:,}; give the same data set")
+
+
+def _reason(error: Exception) -> str:
+    if "Weights only load failed" in str(error):
+        return "it holds more than weights, such as code, and nothing of it was run"
+    return str(error).split("\n")[0] or type(error).__name__

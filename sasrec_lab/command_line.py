@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sasrec_lab.config import CONF_DIR, TrainConfig, hint_for, to_typed
+from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig, hint_for, to_typed
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
 
@@ -25,7 +25,7 @@ from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 class Job:
     """One configuration and where it runs; `cfg` is the mistake where it is none."""
 
-    cfg: TrainConfig | InputError
+    cfg: TrainConfig | RecommendConfig | InputError
     folder: Path
 
 
@@ -37,14 +37,14 @@ class Command:
     sweep_folder: Path | None
 
 
-def compose_config(overrides: list[str], config_dir: Optional[str] = None) -> DictConfig:
-    """Compose `train` with these overrides, Hydra's own keys included, as the command line would.
+def compose_config(overrides: list[str], config_dir: Optional[str] = None, name: str = "train") -> DictConfig:
+    """Compose conf/<name>.yaml with these overrides, Hydra's own keys included, as the command line would.
 
     Raises:
         InputError: anything that Hydra refuses, in one line, with the nearest name that exists.
     """
-    with _composing(config_dir) as search_path:
-        return compose("train", overrides=search_path + overrides, return_hydra_config=True)
+    with _composing(config_dir, name) as search_path:
+        return compose(name, overrides=search_path + overrides, return_hydra_config=True)
 
 
 def load(overrides: list[str]) -> TrainConfig:
@@ -52,10 +52,10 @@ def load(overrides: list[str]) -> TrainConfig:
     return _typed(compose_config(overrides))
 
 
-def check_command_line(argv: list[str]) -> Command | None:
-    """What `train` would run for these arguments and where, before Hydra makes a folder for it.
+def check_command_line(argv: list[str], name: str = "train") -> Command | None:
+    """What the command `name` would run for these arguments and where, before Hydra makes a folder for it.
 
-    None where nothing is trained: help, completion, a printed config, or one that another run wrote.
+    None where nothing is run: help, completion, a printed config, or one that another run wrote.
 
     Raises:
         InputError: a mistake on the command line or in a config file. A rule that only some jobs of a sweep break is
@@ -66,13 +66,15 @@ def check_command_line(argv: list[str]) -> Command | None:
         return None
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise InputError(f"--config-dir {args.config_dir} is not a folder; give the one that holds your config groups")
-    if args.config_name not in (None, "train", "train.yaml"):
+    if args.config_name not in (None, name, f"{name}.yaml"):
         raise InputError(
-            f"--config-name {args.config_name}: it is always train; choose a file of a group as group=name"
+            f"--config-name {args.config_name}: it is always {name}; choose a file of a group as group=name"
         )
+    if args.multirun and name != "train":
+        raise InputError(f"{name} has no sweeps; leave {'-m' if '-m' in argv else '--multirun'} out")
     if args.multirun:
         return _sweep(args.overrides, args.config_dir)
-    cfg = compose_config(args.overrides, args.config_dir)
+    cfg = compose_config(args.overrides, args.config_dir, name)
     if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params"):
         raise InputError("a sweep is chosen and would run as one job; add -m to run each of its jobs")
     folder = _folder(cfg, "hydra.run.dir")
@@ -107,7 +109,7 @@ def _job(number: int, overrides: list[str]) -> Job:
 
 
 @contextmanager
-def _composing(config_dir: Optional[str]) -> Iterator[list[str]]:
+def _composing(config_dir: Optional[str], name: str = "train") -> Iterator[list[str]]:
     """Inside, Hydra composes from conf/; gives the override that lets it look into the user's folder too."""
     GlobalHydra.instance().clear()
     try:
@@ -116,7 +118,7 @@ def _composing(config_dir: Optional[str]) -> Iterator[list[str]]:
     except InputError:
         raise
     except Exception as error:  # Hydra's, OmegaConf's and the parser's exceptions share no base class
-        raise InputError(_explain(error)) from error
+        raise InputError(_explain(error, name)) from error
 
 
 def _folder(cfg: DictConfig, key: str) -> Path:
@@ -126,7 +128,7 @@ def _folder(cfg: DictConfig, key: str) -> Path:
     return Path(folder)
 
 
-def _typed(cfg: DictConfig) -> TrainConfig:
+def _typed(cfg: DictConfig) -> TrainConfig | RecommendConfig:
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
@@ -143,34 +145,36 @@ def _typed(cfg: DictConfig) -> TrainConfig:
         ) from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, name: str) -> str:
     """Hydra's message about a config that does not compose, in one line, with the nearest name that exists."""
     text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)
     key = re.search(r"full_key: (\S+)", text)
     file = re.search(r"In '([^']+)'", text)
-    where = f"{file[1]}.yaml: " if file and file[1] != "train" else ""
+    where = f"{file[1]}.yaml: " if file and file[1] != name else ""
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"unknown key {found[1]!r}{hint_for(found[1])}"
+        return f"unknown key {found[1]!r}{hint_for(found[1], SCHEMAS[name])}"
     if found := re.search(r"LexerNoViableAlt\w+: (.+)", text):
         key, _, value = found[1].partition("=")
         quoted = "'{}=\"{}\"'".format(key, value.strip("'\""))
         return f"{found[1]} has a letter or a quote that needs quotes around the value, themselves quoted: {quoted}"
     if found := re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']+)'", text):
-        group, name = found.groups()
+        group, choice = found.groups()
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
         folder = Path(CONF_DIR, group)
         ours = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
-        names = sorted(ours | set(options[1].split() if options and "/" not in name else []))
-        return f"{where}{group}={name} does not exist{did_you_mean(name, names)}; {group} is one of: {', '.join(names)}"
+        names = sorted(ours | set(options[1].split() if options and "/" not in choice else []))
+        near = did_you_mean(choice, names)
+        return f"{where}{group}={choice} does not exist{near}; {group} is one of: {', '.join(names)}"
     if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
-        name = key[1] if key else found[1]
-        if name == "experiment":
+        unknown = key[1] if key else found[1]
+        if unknown == "experiment":
             return f"{where}the keys of an experiment are those of the whole; begin the file with '# @package _global_'"
-        return f"{where}unknown key {name!r}{hint_for(name)}"
+        return f"{where}unknown key {unknown!r}{hint_for(unknown, SCHEMAS[name])}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         return f"{found[1]} is chosen already; to choose another write {found[1]}=..., without '+'"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{found[1]} has several values; add -m to run one job for each, or write [...] for a list"
+        several = "add -m to run one job for each, or write" if name == "train" else "write"
+        return f"{found[1]} has several values; {several} [...] for a list"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
     return where + (f"{key[1]}: " if key else "") + "; ".join(dict.fromkeys(x for x in lines if not re.match(noise, x)))

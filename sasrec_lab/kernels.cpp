@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -312,6 +313,58 @@ void count_not_below(const float* scores, int64_t R, int64_t V, const float* bou
         for (int i = 0; i < W; i++) count += below[i];
         for (int64_t j = whole; j < V; j++) count -= row[j] < bounds[r];
         counts[r] = count;
+    }
+}
+
+// The k best of each row so far, best first and of equal ones the lower item first, brought up to date by the scores
+// (R, V) of the items before + 1, before + 2, ...: best_scores and best_items (R, k). An item of 0 is none, -inf counts as
+// none. The k best lie in the k blocks with the highest maxima, so the k-th highest maximum is a bound: what is below it
+// is looked at once.
+void take_best(const float* scores, int64_t R, int64_t V, int64_t before, int64_t k, float* best_scores,
+               int64_t* best_items) {
+    constexpr int64_t BLOCK = 4 * W;
+    const int64_t blocks = (V + BLOCK - 1) / BLOCK;
+    const float none = -__builtin_inff();
+    struct Item { float score; int64_t number; };
+    const auto ahead = [](const Item& a, const Item& b) {
+        return a.score > b.score || (a.score == b.score && a.number < b.number);
+    };
+#pragma omp parallel
+    {
+        std::vector<float> maxima(blocks), sorted(blocks);
+        std::vector<Item> found;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            const float* row = scores + r * V;
+            for (int64_t b = 0; b < blocks; b++) {
+                const float* from = row + b * BLOCK;
+                if ((b + 1) * BLOCK > V)
+                    maxima[b] = *std::max_element(from, row + V);
+                else
+                    maxima[b] = largest(larger(larger(load(from), load(from + W)),
+                                               larger(load(from + 2 * W), load(from + 3 * W))));
+            }
+            float bound = best_scores[r * k + k - 1];
+            if (k <= blocks) {
+                sorted = maxima;
+                std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.end(), std::greater<float>());
+                bound = std::max(bound, sorted[k - 1]);
+            }
+            found.clear();
+            for (int64_t i = 0; i < k && best_items[r * k + i]; i++)
+                found.push_back({best_scores[r * k + i], best_items[r * k + i]});
+            for (int64_t b = 0; b < blocks; b++) {
+                if (!(maxima[b] >= bound)) continue;
+                for (int64_t j = b * BLOCK; j < std::min(V, (b + 1) * BLOCK); j++)
+                    if (row[j] >= bound && row[j] > none) found.push_back({row[j], before + j + 1});
+            }
+            const int64_t n = std::min<int64_t>(k, found.size());
+            std::partial_sort(found.begin(), found.begin() + n, found.end(), ahead);
+            for (int64_t i = 0; i < n; i++) {
+                best_scores[r * k + i] = found[i].score;
+                best_items[r * k + i] = found[i].number;
+            }
+        }
     }
 }
 

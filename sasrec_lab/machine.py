@@ -7,8 +7,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,17 @@ def use_fastest_exact_matmul(device: torch.device, before: str | None = None) ->
     chosen = before if same else _remembered(fastest_exact_matmul)
     torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")
     return chosen
+
+
+@contextmanager
+def matmul_chosen(device: torch.device) -> Iterator[None]:
+    """Inside, products are as in a run; behind it as they were, for a caller who has other work for torch."""
+    before = torch.get_float32_matmul_precision()
+    use_fastest_exact_matmul(device)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def fastest_exact_matmul() -> str:

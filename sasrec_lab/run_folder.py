@@ -5,6 +5,7 @@ the rank of each test user's target; train.log, .hydra/, checkpoints/ and tb/ co
 written whole or not at all, and .lock belongs to the process that runs in the folder.
 """
 
+import difflib
 import errno
 import fcntl
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _NOT_COMPARED = ("ckpt", "data_dir", "published")  # where things lie and what stands beside, not what is run
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
+ITEMS = "items.npz"
 _SMALLEST = 2**16  # bytes that a run writes at the very least
 
 
@@ -176,6 +179,58 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
     columns["target"] = sequences.item_ids[sequences.items[sequences.offsets[users + 1] - 1] - 1]  # known or not
     with whole(folder / "ranks.npz") as draft:
         np.savez(draft, **columns)
+
+
+def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
+    """items.npz: the external ids of the items that the model knows, number i + 1 is ids[i]; and titles, if any."""
+    arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
+    with whole(folder / ITEMS) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_items(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_items` wrote.
+
+    Raises:
+        InputError: it is not there or broken.
+    """
+    try:
+        with np.load(folder / ITEMS) as arrays:
+            return dict(arrays)
+    except FileNotFoundError as error:
+        raise InputError(f"{near(folder)} has no {ITEMS}: an older version made it; train it again") from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{near(folder / ITEMS)} is broken ({error}); train the run again") from error
+
+
+def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a finished run, as plain values, and its metrics.json.
+
+    Raises:
+        InputError: there is no such folder, it holds no run, or the run has not finished.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run={folder}: there is no such folder{_near_miss(folder)}")
+    facts, results = _read(folder / "run.json"), status(folder)
+    if facts is None:
+        inner = sorted(path.parent.name for path in folder.glob("*/run.json"))
+        what = f"it holds {len(inner)}; give one, such as {near(folder / inner[-1])}" if inner else "it has no run.json"
+        raise InputError(f"run={folder} is no run's folder: {what}")
+    if results["status"] != "finished" or "end" not in facts:
+        ends = {"failed": "failed", "interrupted": "was interrupted"}
+        why = f" ({results['error']})" if results["error"] else ""
+        end = ends.get(results["status"], "has not finished") + why
+        raise InputError(f"run={folder}: the run {end}; go on with it, or give one that has finished")
+    return facts["config"], results
+
+
+def _near_miss(folder: Path) -> str:
+    try:
+        names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    except OSError:
+        return ""
+    near_names = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {folder.parent / near_names[0]}?" if near_names else ""
 
 
 @contextmanager

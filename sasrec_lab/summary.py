@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config import LossName, OptimizerName, TrainConfig, plain
+from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig, plain
 from sasrec_lab.data.sequences import Holdout, Sequences
 from sasrec_lab.run_folder import near
 
@@ -16,6 +16,7 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
     """Everything that makes two numbers comparable."""
     dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
     part = cfg.trainer.get("limit_val_batches", 1.0)
+    last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
     return {
         "dataset": dataset["name"],
         "file": sequences.file,
@@ -25,7 +26,7 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         "interactions": len(sequences.items),
         "filters": {key: dataset[key] for key in _FILTERS},
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
-        "holdout": "last item: test = last, validation = the one before, of users with 3 interactions or more",
+        "holdout": "none: all is trained on" if cfg.dataset.holdout is HeldOut.none else last,
         "held_out_users": len(holdout.users),
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
@@ -37,8 +38,10 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         if evaluation["filter_seen"]
         else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
-        "selected_by": evaluation["monitor"] if part else "last epoch",
-        "validation": "all held-out users"
+        "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
+        "validation": "none"
+        if cfg.dataset.holdout is HeldOut.none
+        else "all held-out users"
         if part == 1.0 and isinstance(part, float)
         else f"those of trainer.limit_val_batches={part}, the shortest histories first",
     }
@@ -84,8 +87,10 @@ def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
     cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
     endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
+    if cfg.dataset.holdout is HeldOut.none:
+        endings = []
     rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
-    lines = []
+    lines = [] if endings else ["", "Nothing was held out, so nothing is measured."]
     for ending in endings:
         candidates = (
             f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])

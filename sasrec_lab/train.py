@@ -93,6 +93,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab import checkpoints, machine, summary
         from sasrec_lab.data.datamodule import SequenceData
         from sasrec_lab.data.sequences import hold_out, load_sequences
+        from sasrec_lab.data.titles import read_titles
         from sasrec_lab.lightning_module import SequentialRecommender
         from sasrec_lab.popularity import popularity_metrics
         from sasrec_lab.trainer import build_trainer, interruptible
@@ -101,11 +102,15 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         resumed = checkpoints.to_resume(cfg, folder)
         with run.phase("data"):
             sequences = load_sequences(cfg.dataset, cfg.data_dir)
-            holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
+            dataset = cfg.dataset
+            holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
+            titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
             data = SequenceData(holdout, cfg)
         run.results["protocol"] = summary.protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         checkpoints.check_items(resumed, holdout.num_items)
+        if trainer.is_global_zero:
+            run_folder.write_items(folder, holdout.item_ids, titles)
 
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         model = SequentialRecommender(holdout.num_items, cfg)
@@ -113,8 +118,10 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         log.info(summary.model_line(cfg, run.facts))
 
-        with run.phase("popularity"):
-            run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
+        measured = len(holdout.users) > 0
+        if measured:
+            with run.phase("popularity"):
+                run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
         machine.keep_freed_memory()
         try:
             with run.phase("fit"), interruptible(trainer):
@@ -125,12 +132,13 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         best = checkpoints.chosen(folder)
         if best.stem == "last":
             run.results["protocol"]["selected_by"] = "last epoch"
-        with run.phase("test"), interruptible(trainer):
-            trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
-            ranks = model.test_ranks()  # of all processes, so all have to ask
-        run.results["metrics"] |= model.tested
-        if trainer.is_global_zero:
-            run_folder.write_ranks(folder, ranks, sequences)
+        if measured:
+            with run.phase("test"), interruptible(trainer):
+                trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+                ranks = model.test_ranks()  # of all processes, so all have to ask
+            run.results["metrics"] |= model.tested
+            if trainer.is_global_zero:
+                run_folder.write_ranks(folder, ranks, sequences)
         keys = flat({key: value for key, value in plain(cfg).items() if key != "published"})
         trainer.logger.log_hyperparams(keys, summary.hparams(run.results, cfg), step=trainer.global_step)
     log.info(summary.table(run.results, cfg, folder))

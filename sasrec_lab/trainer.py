@@ -31,7 +31,9 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
-    monitor = cfg.evaluation.monitor if flags.get("limit_val_batches", 1.0) != 0 else None
+    monitor = cfg.evaluation.monitor if cfg.validates else None
+    if monitor is None:
+        flags["limit_val_batches"] = 0
     callbacks = checkpoints.callbacks(folder, monitor)
     if monitor and cfg.evaluation.patience:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))

@@ -13,9 +13,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`python -m sasrec_lab.train` in a fresh process, in the test's own folder and with a cache there.
+def in_a_fresh_process(module: str, folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python -m module` in a fresh process, in this folder and with a cache there.
 
     `env` adds variables; without it the process has no SASREC_LAB_DATA, so nothing depends on the machine's data.
     """
@@ -23,16 +22,28 @@ def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
     def run(*args: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if name not in ("SASREC_LAB_DATA", "PYTHONPATH")}
         return subprocess.run(
-            [sys.executable, "-m", "sasrec_lab.train", *args],
-            cwd=tmp_path,
+            [sys.executable, "-m", module, *args],
+            cwd=folder,
             # one thread: several of them wait for each other on a busy machine, and these runs are tiny
-            env=clean | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"} | (env or {}),
+            env=clean | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"} | (env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,
         )
 
     return run
+
+
+@pytest.fixture
+def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command as a user runs it, in the test's own folder."""
+    return in_a_fresh_process("sasrec_lab.train", tmp_path)
+
+
+@pytest.fixture
+def recommend_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command as a user runs it, in the test's own folder."""
+    return in_a_fresh_process("sasrec_lab.recommend", tmp_path)
 
 
 @pytest.fixture

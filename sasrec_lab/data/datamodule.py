@@ -22,7 +22,7 @@ class SequenceData(pl.LightningDataModule):
         self.holdout = holdout
         self.cfg = cfg
         self.candidates: dict[str, np.ndarray] = {}
-        if cfg.evaluation.sampled:
+        if cfg.evaluation.sampled and len(holdout.users):
             for stage in ("val", "test"):
                 self.candidates[stage] = draw_candidates(
                     holdout, cfg.evaluation.draw, cfg.evaluation.sampled, cfg.evaluation.seed, stage

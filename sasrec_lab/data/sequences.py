@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pooch
 
-from sasrec_lab.config import Catalogue, DatasetConfig, Format, Windows, plain
+from sasrec_lab.config import Catalogue, DatasetConfig, Format, HeldOut, Windows, plain
 from sasrec_lab.data import source, stamp
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
@@ -53,6 +53,7 @@ class Holdout:
 
     Users with two interactions serve training only, users with fewer nothing: their range is empty. `items` holds what
     the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
+    With `holdout=none` every interaction is training and no user is held out.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
@@ -137,7 +138,9 @@ def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return arrays
 
 
-def hold_out(sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int) -> Holdout:
+def hold_out(
+    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, held: HeldOut = HeldOut.last
+) -> Holdout:
     """Split every sequence and cut the training windows.
 
     Raises:
@@ -145,9 +148,9 @@ def hold_out(sequences: Sequences, windows: Windows, catalogue: Catalogue, maxle
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     lengths = ends - starts  # (num_users,)
-    held_out = lengths >= 3
+    held_out = (lengths >= 3) & (held is HeldOut.last)
     users = np.flatnonzero(held_out)
-    if not len(users):
+    if held is HeldOut.last and not len(users):
         raise InputError(
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
             f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
@@ -155,8 +158,9 @@ def hold_out(sequences: Sequences, windows: Windows, catalogue: Catalogue, maxle
     train_ends = np.where(lengths < 2, starts, ends - 2 * held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
     if not len(window_users):
+        held_back = " with the last two of each held out," if held is HeldOut.last else ""
         raise InputError(
-            f"{sequences.file}: no user has 2 training interactions; with the last two of each held out,"
+            f"{sequences.file}: no user has 2 training interactions;{held_back}"
             f" the longest of {len(lengths)} users has {lengths.max()}"
         )
     if catalogue is Catalogue.train:
@@ -260,7 +264,16 @@ def _writable(folder: Path) -> bool:
 
 
 def _folder(cache: Path, dataset: DatasetConfig, sha256: str | None) -> Path:
-    elsewhere = ("name", "path", "sources", "sha256", "windows", "catalogue")  # not about the arrays' content
+    elsewhere = (
+        "name",
+        "path",
+        "sources",
+        "sha256",
+        "titles",
+        "holdout",
+        "windows",
+        "catalogue",
+    )  # not about the arrays' content
     kept = {key: value for key, value in plain(dataset).items() if key not in elsewhere}
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sha256, kept], sort_keys=True).encode()).hexdigest()
     return cache / f"{dataset.name}-{key[:16]}"

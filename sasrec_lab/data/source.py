@@ -44,10 +44,28 @@ def find(dataset: DatasetConfig, root: Path) -> Path:
     target = root / dataset.path
     if dataset.sources:
         return _plain_or_gz(target) or _fetch(dataset, root, target)
-    own = Path(dataset.path).expanduser()
-    found = _plain_or_gz(own) or _plain_or_gz(target)
+    return _own(dataset.path, root, "dataset.path")
+
+
+def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
+    """The file of the items' titles; None where the data set has none, or a published one came without.
+
+    Raises:
+        InputError: the user's own is not there.
+    """
+    if dataset.titles is None:
+        return None
+    if dataset.sources:
+        return _plain_or_gz(root / dataset.titles.path)
+    return _own(dataset.titles.path, root, "dataset.titles.path")
+
+
+def _own(path: str, root: Path, key: str) -> Path:
+    """A file of the user's: the path as the shell understands it, or below `root`."""
+    own = Path(path).expanduser()
+    found = _plain_or_gz(own) or _plain_or_gz(root / path)
     if found is None:
-        raise InputError(f"dataset.path={dataset.path}: there is no such file{_near_miss(own)} (nor is it in {root})")
+        raise InputError(f"{key}={path}: there is no such file{_near_miss(own)} (nor is it in {root})")
     return found
 
 
@@ -130,14 +148,15 @@ def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:
         with _folder_to_keep(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as draft:
             for source in dataset.sources:
                 try:
-                    data = _ask(source, dataset.sha256, Path(draft))
+                    data, archive = _ask(source, dataset.sha256, Path(draft))
+                    titles = _member(archive, source.titles) if dataset.titles and source.titles else None
                 except (InputError, requests.RequestException) as error:
                     refusals.append(f"{_place(source)}: {_reason(error)}")
                     log.info("no %s from %s", dataset.path, refusals[-1])
                     continue
-                whole = Path(draft) / "whole"
-                whole.write_bytes(data)
-                os.replace(whole, target)
+                if titles is not None:
+                    _put(titles, root / dataset.titles.path, Path(draft))
+                _put(data, target, Path(draft))
                 log.info("%s fetched from %s to %s", dataset.path, _place(source), target)
                 return target
     except OSError as error:
@@ -149,6 +168,12 @@ def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:
         f"{dataset.path} is not in {root} and no source gives it ({'; '.join(refusals)}); put the file at {target},"
         " or set data_dir=... or SASREC_LAB_DATA to the folder that has it"
     )
+
+
+def _put(data: bytes, target: Path, draft: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (draft / "whole").write_bytes(data)
+    os.replace(draft / "whole", target)
 
 
 @contextmanager
@@ -164,8 +189,8 @@ def _folder_to_keep(folder: Path) -> Iterator[None]:
                 above.rmdir()
 
 
-def _ask(source: SourceConfig, sha256: str | None, folder: Path) -> bytes:
-    """The file as we keep it, from one source.
+def _ask(source: SourceConfig, sha256: str | None, folder: Path) -> tuple[bytes, Path]:
+    """The file as we keep it, from one source, and what came from there.
 
     Raises:
         InputError, requests.RequestException: this source does not have it; the message says why.
@@ -181,7 +206,7 @@ def _ask(source: SourceConfig, sha256: str | None, folder: Path) -> bytes:
         data = data.replace(b"\r\n", b"\n")
     if sha256 is not None:
         _check(source.member or "it", hashlib.sha256(data).hexdigest(), sha256)
-    return data
+    return data, fetched
 
 
 def _download(url: str, folder: Path) -> Path:

@@ -1,0 +1,77 @@
+"""External ids, as the user writes them, and the numbers they have inside."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sasrec_lab.errors import InputError
+
+_WHOLE = r"(?:0|-?[1-9][0-9]{0,17})"  # 007 is text, as where the data set is read
+
+
+class Ids:
+    """Ids in the order of their numbers from 0: whole numbers, or text."""
+
+    def __init__(self, ids: np.ndarray):
+        self.ids = ids  # (n,) int64 or text
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.ids)
+
+    def numbers(self, given: Any, what: str) -> np.ndarray:
+        """The number of each given id, -1 where there is none; 7 and "7" are the same id.
+
+        Raises:
+            InputError: `given` is no list of ids, or one is missing in it; `what` names it.
+        """  # (len(given),) int64
+        ids = listed(given, what)
+        if self.ids.dtype.kind != "i":
+            return self._index.get_indexer(pd.Index(ids if ids.dtype.kind == "U" else ids.astype(str)))
+        if ids.dtype.kind == "U":
+            text = pd.Series(ids)
+            whole = text.str.fullmatch(_WHOLE).to_numpy(bool)
+            numbers = np.full(len(ids), -1)
+            numbers[whole] = self._index.get_indexer(text[whole].astype(np.int64))
+            return numbers
+        return self._index.get_indexer(ids)
+
+
+def listed(given: Any, what: str) -> np.ndarray:
+    """The ids as an array of whole numbers or of text.
+
+    Raises:
+        InputError: `given` is no list, or an id is missing or is no id.
+    """
+    if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__len__"):
+        raise InputError(f"{what}={given!r} is no list of ids; write [{given}]")
+    values = pd.Series(list(given) if isinstance(given, (set, frozenset)) else given)
+    if values.isna().any():
+        raise InputError(f"{what}: id number {int(values.isna().argmax()) + 1} is missing; leave it out")
+    if pd.api.types.is_bool_dtype(values):
+        raise InputError(f"{what} holds true and false, which are no ids")
+    if pd.api.types.is_integer_dtype(values):
+        return values.to_numpy(np.int64)
+    if pd.api.types.is_float_dtype(values):  # whole numbers that stood in a column with a gap
+        broken = values != values.round()
+        if broken.any():
+            raise InputError(f"{what} holds {values[broken].iloc[0]}, a decimal number and no id")
+        return values.to_numpy(np.int64)
+    return values.astype(str).to_numpy(str)
+
+
+def whole_if_all(text: pd.Series) -> pd.Series:
+    """Ids in text as whole numbers where every one is written as such."""
+    return text.astype(np.int64) if text.str.fullmatch(_WHOLE).eq(True).all() else text
+
+
+def some(ids: Any, shown: int = 5) -> str:
+    """The first few, for a message: `3, 7, 8 and 12 more`."""
+    ids = list(ids)
+    rest = f" and {len(ids) - shown:,} more" if len(ids) > shown else ""
+    return ", ".join(map(str, ids[:shown])) + rest

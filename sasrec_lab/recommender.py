@@ -1,0 +1,312 @@
+"""Top-k lists from a finished run, in Python.
+
+recommender = Recommender.from_run("outputs/ml_100k/<time>")
+recommender.recommend([1, 2], k=10)         # of users: user_id, item_id, score, rank
+recommender.recommend_to_items([50], k=10)  # of items: target_item_id, item_id, score, rank
+"""
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasrec_lab import checkpoints, machine, run_folder
+from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported, section_of
+from sasrec_lab.data.batches import pack
+from sasrec_lab.data.datamodule import cuts
+from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.errors import InputError, InputWarning, did_you_mean
+from sasrec_lab.histories import Histories
+from sasrec_lab.ids import Ids, listed, some
+from sasrec_lab.lists import Lists
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.topk import Best, best_items
+
+USERS_A_BATCH = 512
+
+
+class Recommender:
+    """A trained encoder with the ids of its items; made by `from_run`.
+
+    Of equal scores the item that comes first in the order of ids leads.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder, items: Ids, model: ModelConfig, dataset: DatasetConfig):
+        self.folder = folder
+        self.encoder = encoder.eval()
+        self.items = items
+        self.maxlen = model.maxlen
+        self.dataset = dataset
+        self.titles: np.ndarray | None = None  # (num_items,) text
+        self.data_dir: str | None = None
+        self.sha256: str | None = None  # of the data set's file when it was trained on
+
+    @classmethod
+    def from_run(cls, folder: str | Path, *, data_dir: str | None = None, device: str = "auto") -> "Recommender":
+        """With the best checkpoint of a finished run. `data_dir` says where its data set lies now.
+
+        Raises:
+            InputError: the run is not there or has not finished, or its checkpoint is broken or not its own.
+        """
+        folder = Path(folder)
+        config, results = run_folder.finished(folder)
+        known = run_folder.read_items(folder)
+        items = Ids(known["ids"])
+        encoder, model = _load(checkpoints.chosen(folder), items)
+        self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
+        self.titles = known.get("titles")
+        self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.item_table.device
+
+    @cached_property
+    def histories(self) -> Histories:
+        """All that the run's data set knows of its users, what was held out of training among it.
+
+        Raises:
+            InputError: the data set is gone, or is another one now.
+        """
+        sequences = load_sequences(self.dataset, self.data_dir)
+        if sequences.sha256 != self.sha256:
+            raise InputError(
+                f"{sequences.file} has sha256 {sequences.sha256}, but {run_folder.near(self.folder)} was trained on"
+                f" {self.sha256}; put that file back, or give the histories as interactions"
+            )
+        return Histories.of_sequences(sequences, self.items)
+
+    def recommend(
+        self,
+        users: Any,
+        k: int,
+        interactions: pd.DataFrame | None = None,
+        filter_viewed: bool = True,
+        items_to_recommend: Any = None,
+        on_unsupported_targets: str = "raise",
+    ) -> pd.DataFrame:
+        """The k best items of each user by dot product: columns user_id, item_id, score, rank (from 1).
+
+        A list is made from the `maxlen` newest items of a user that the model knows; it is shorter than k where fewer
+        are left to recommend.
+
+        Args:
+            users: external ids, each once, or "all".
+            interactions: histories in the place of the data set's. Columns user_id and item_id, or as the data set
+                names them; the time in datetime, or as the data set names it, else a user's rows stand in order. They
+                are taken as they are: the data set's filters are not applied.
+            filter_viewed: leave out what a user has had.
+            items_to_recommend: nothing else is recommended.
+            on_unsupported_targets: what becomes of users who are unknown or have no item that the model knows:
+                "raise", or leave them out and "warn", or "ignore" them.
+
+        Raises:
+            InputError: one line that says what is wrong.
+        """
+        options = interactions, filter_viewed, items_to_recommend, on_unsupported_targets
+        return self.lists_of_users(users, k, *options).table()
+
+    def recommend_to_items(
+        self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True
+    ) -> pd.DataFrame:
+        """The k items most like each item by the cosine of their vectors: target_item_id, item_id, score, rank.
+
+        The vectors are those that users' states are compared with (with model.share_items=false: not the input's).
+
+        Args:
+            items: external ids, each once, or "all".
+            items_to_recommend: nothing else is recommended.
+            filter_itself: leave an item out of its own list.
+
+        Raises:
+            InputError: one line that says what is wrong.
+        """
+        return self.lists_of_items(items, k, items_to_recommend, filter_itself).table()
+
+    def lists_of_users(
+        self,
+        users: Any,
+        k: int,
+        interactions: pd.DataFrame | None = None,
+        filter_viewed: bool = True,
+        items_to_recommend: Any = None,
+        on_unsupported_targets: str = "raise",
+    ) -> Lists:
+        """What `recommend` gives, table by table, for more users than fit in memory."""
+        k = self._checked(k)
+        candidates = self._candidates(items_to_recommend)
+        if interactions is None:
+            histories = self.histories
+        else:
+            histories = Histories.of_table(interactions, self.dataset, self.items)
+
+        def make(block: np.ndarray) -> pd.DataFrame:
+            seen = histories.places(block) if filter_viewed else None
+            with machine.matmul_chosen(self.device):
+                best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
+            return self._table("user_id", histories.users.ids[block], best)
+
+        return Lists(_supported(users, histories, on_unsupported_targets), make)
+
+    def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
+        """What `recommend_to_items` gives, table by table."""
+        k = self._checked(k)
+        candidates = self._candidates(items_to_recommend)
+        rows = _numbers(self.items, items, "items")
+        if (rows < 0).any():
+            unknown = listed(items, "items")[rows < 0]
+            raise InputError(f"items: {some(unknown)}: the model knows no such item; leave it out")
+        vectors = F.normalize(self.encoder.item_table.detach(), dim=1)
+
+        def make(block: np.ndarray) -> pd.DataFrame:
+            itself = (np.arange(len(block)), block + 1) if filter_itself else None
+            with machine.matmul_chosen(self.device):
+                best = self._best(vectors[block], vectors, k, candidates, itself)
+            return self._table("target_item_id", self.items.ids[block], best)
+
+        return Lists(rows, make)
+
+    def _checked(self, k: int) -> int:
+        if not isinstance(k, (int, np.integer)) or isinstance(k, bool):
+            raise InputError(f"k={k!r} is no whole number")
+        if not 1 <= k <= len(self.items):
+            raise InputError(f"k={k} must be from 1 to {len(self.items)}, the number of items that the model knows")
+        return int(k)
+
+    def _candidates(self, allowed: Any) -> np.ndarray | None:
+        """Item numbers from 1, in order; None for all."""
+        if allowed is None:
+            return None
+        numbers = self.items.numbers(allowed, "items_to_recommend")
+        unknown = listed(allowed, "items_to_recommend")[numbers < 0]
+        if len(unknown) == len(numbers):
+            known = "is empty" if not len(numbers) else f"has no item that the model knows ({some(unknown)})"
+            raise InputError(f"items_to_recommend {known}; give some that it does, or leave it out for all")
+        if len(unknown):
+            warnings.warn(
+                f"items_to_recommend: {len(unknown)} of {len(numbers)} are unknown to the model and not recommended:"
+                f" {some(unknown)}",
+                InputWarning,
+                stacklevel=4,
+            )
+        return np.unique(numbers[numbers >= 0]) + 1
+
+    @torch.inference_mode()
+    def _states(self, histories: Histories, users: np.ndarray) -> Tensor:
+        """Users of like history lengths together, which packs them best."""
+        lengths = np.minimum(histories.lengths[users], self.maxlen)
+        order = np.argsort(lengths, kind="stable")
+        states = self.encoder.item_table.new_empty(len(users), self.encoder.item_table.shape[1])
+        for rows in np.split(order, cuts(lengths[order], USERS_A_BATCH)) if len(users) else []:
+            ends = histories.offsets[users[rows] + 1]
+            batch, _ = pack(ends - lengths[rows], ends, histories.items)
+            states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))
+        return states  # (len(users), D)
+
+    @torch.inference_mode()
+    def _best(
+        self,
+        states: Tensor,
+        table: Tensor,
+        k: int,
+        candidates: np.ndarray | None,
+        seen: tuple[np.ndarray, np.ndarray] | None,
+    ) -> Best:
+        rows, items = seen or (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if candidates is not None:  # from here on an item's number is its place among the candidates
+            places = np.searchsorted(candidates, items)
+            among = candidates[np.minimum(places, len(candidates) - 1)] == items
+            rows, items = rows[among], places[among] + 1
+            table = table[torch.from_numpy(candidates - 1).to(table.device)]
+        rows, items = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
+        best = best_items(states, table, k, rows, items)
+        if candidates is None:
+            return best
+        return Best(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
+
+    def _table(self, target: str, targets: np.ndarray, best: Best) -> pd.DataFrame:
+        items, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()  # (targets, k)
+        there = items > 0
+        return pd.DataFrame(
+            {
+                target: np.repeat(targets, there.sum(1)),
+                "item_id": self.items.ids[items[there] - 1],
+                "score": scores[there],
+                "rank": np.nonzero(there)[1] + 1,
+            },
+            copy=False,
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name}: {str(error).splitlines()[0]}") from error
+
+
+def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
+    """The encoder of a checkpoint, of which only weights are read: one that holds code is refused and not run."""
+    saved = checkpoints.load(path)
+    num_items = saved["hyper_parameters"].get("num_items", 0)
+    if num_items != len(items):
+        raise InputError(
+            f"{path} knows {num_items:,} items, {path.parent.parent / run_folder.ITEMS} has {len(items):,}; they are of"
+            " two runs"
+        )
+    model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
+    encoder = Encoder(num_items, model)
+    weights = {
+        name[len("encoder.") :]: x for name, x in saved.get("state_dict", {}).items() if name.startswith("encoder.")
+    }
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
+        raise InputError(f"{path} does not fit its own configuration: {reason}") from error
+    if not all(weights.isfinite().all() for weights in encoder.parameters()):
+        raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
+    return encoder, model
+
+
+def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndarray:
+    """The numbers of the users that a list can be made for; the others follow the rule."""
+    if on_unsupported not in Unsupported.__members__:
+        options = list(Unsupported.__members__)
+        hint = did_you_mean(str(on_unsupported), options)
+        raise InputError(f"on_unsupported_targets={on_unsupported!r} is none of {', '.join(options)}{hint}")
+    rows = _numbers(histories.users, users, "users")
+    unknown = rows < 0
+    without = ~unknown & (histories.lengths[np.where(unknown, 0, rows)] == 0)
+    unsupported = unknown | without
+    if unsupported.any() and on_unsupported != "ignore":
+        given = listed(users, "users")
+        kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
+        which = "; ".join(f"{what}: {some(ids)}" for what, ids in kinds.items() if len(ids))
+        line = f"users: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
+        if on_unsupported == "raise":
+            raise InputError(f"{line}; leave them out, or set on_unsupported_targets=warn")
+        warnings.warn(line, InputWarning, stacklevel=4)
+    return rows[~unsupported]
+
+
+def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
+    """Of targets: at least one, and each once."""
+    if isinstance(given, str) and given == "all":
+        return np.arange(len(ids))
+    numbers = ids.numbers(given, what)
+    if not len(numbers):
+        raise InputError(f"{what} is empty; name at least one")
+    known = pd.Series(listed(given, what))
+    if known.duplicated().any():
+        raise InputError(f"{what}: {known[known.duplicated()].iloc[0]} stands there more than once; give each once")
+    return numbers

@@ -1,0 +1,240 @@
+"""The recommend command, in fresh processes, on made-up data in KION's files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sasrec_lab.command_line import check_command_line, load
+from sasrec_lab.config import CONF_DIR
+from sasrec_lab.errors import InputError
+from sasrec_lab.recommend import recommend
+from sasrec_lab.recommender import Recommender
+from sasrec_lab.train import train
+
+MAKE = Path(CONF_DIR).parent / "scripts" / "make_synthetic.py"
+ONE_INTERACTION, UNKNOWN_ITEM_ONLY, UNKNOWN_ITEM = 324373, 14630, 8871
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A data root with the files of the tutorial's replay, smaller."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, str(MAKE), str(folder), "--users", "60", "--items", "40"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data) -> Path:
+    """A finished run of the tutorial's job, smaller."""
+    folder = data / "run"
+    folder.mkdir()
+    small = ["model.dim=8", "trainer.max_epochs=2", f"data_dir={data}"]
+    train(load(["experiment=rectools/kion", *small]), folder)
+    return folder
+
+
+@pytest.fixture
+def here(run, tmp_path, monkeypatch) -> str:
+    """In an empty folder; gives the word that names the run."""
+    monkeypatch.chdir(tmp_path)
+    return f"run={run}"
+
+
+def recommended(*words: str) -> None:
+    """As the command, in this process."""
+    recommend(check_command_line(list(words), "recommend").jobs[0].cfg)
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(InputError) as error:
+        recommended(*words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_made_up_data_are_kions(data):
+    interactions = pd.read_csv(data / "kion" / "interactions.csv")
+    assert list(interactions) == ["user_id", "item_id", "last_watch_dt", "total_dur", "watched_pct"]
+    assert interactions["watched_pct"].isna().any()
+    assert interactions["last_watch_dt"].is_monotonic_increasing
+    counts = interactions["user_id"].value_counts()
+    assert counts[ONE_INTERACTION] == counts[UNKNOWN_ITEM_ONLY] == 1
+    assert interactions.loc[interactions["item_id"] == UNKNOWN_ITEM, "user_id"].tolist() == [UNKNOWN_ITEM_ONLY]
+    titles = pd.read_csv(data / "kion" / "items_en.csv").set_index("item_id")["title_orig"]
+    assert titles.is_unique
+    assert set(interactions["item_id"]) <= set(titles.index)
+    assert set(interactions["user_id"]) == set(pd.read_csv(data / "kion" / "users_en.csv")["user_id"])
+
+
+def test_the_tutorials_job_trains_on_everything(run):
+    results = json.loads((run / "metrics.json").read_text())
+    assert (results["status"], results["epochs"], results["metrics"]) == ("finished", 2, {})
+    assert results["protocol"]["holdout"] == "none: all is trained on"
+    assert results["protocol"]["items"] == results["protocol"]["candidates"]["full"] + 1  # but the unknown one
+    assert not (run / "ranks.npz").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_lists_are_printed_with_titles(here, run, data, recommend_command, tmp_path):
+    done = recommend_command(
+        here, f"users=[{UNKNOWN_ITEM_ONLY},{ONE_INTERACTION}]", "k=3", "on_unsupported_targets=warn"
+    )
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"warning: users: 1 of 2 get no list (without an item that the model knows: {UNKNOWN_ITEM_ONLY})\n"
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first == f"user_id {ONE_INTERACTION}"
+    table = Recommender.from_run(run).recommend([ONE_INTERACTION], k=3)
+    titles = pd.read_csv(data / "kion" / "items_en.csv").set_index("item_id")["title_orig"]
+    words = [line.split(maxsplit=3) for line in lines]
+    assert [(int(rank), int(item), title) for rank, item, _, title in words] == [
+        (row.rank, row.item_id, titles[row.item_id]) for row in table.itertuples()
+    ]
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # neither Hydra's folder nor a log
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_lists_of_all_users_are_written(ending, here, run, capsys, tmp_path):
+    recommended(here, "users=all", "on_unsupported_targets=ignore", f"output=lists{ending}")
+    assert capsys.readouterr() == (f"61 lists in lists{ending}\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == [f"lists{ending}"]  # no draft is left
+    written = pd.read_csv(f"lists{ending}") if ending == ".csv" else pd.read_parquet(f"lists{ending}")
+    table = Recommender.from_run(run).recommend("all", k=10, on_unsupported_targets="ignore")
+    pd.testing.assert_frame_equal(written, table, check_dtype=False, rtol=1e-5)
+
+
+def test_lists_of_no_user_are_an_empty_file(here):
+    recommended(here, f"users=[{UNKNOWN_ITEM_ONLY}]", "on_unsupported_targets=ignore", "output=lists.csv")
+    assert Path("lists.csv").read_text() == "user_id,item_id,score,rank\n"
+
+
+def test_ids_and_histories_come_from_files(here, run, capsys):
+    recommender = Recommender.from_run(run)
+    first, second = recommender.items.ids[:2].tolist()
+    Path("histories.csv").write_text(
+        f"user_id,item_id,datetime\n7,{first},2021-05-11\n8,99999,2021-05-11\n8,{second},2021-05-12\n"
+    )
+    Path("ids.txt").write_text("8\n7\n")
+    Path("ids.csv").write_text("user_id,age\n8,30\n7,40\n8,30\n")
+    pd.DataFrame({"user_id": [8, 7]}).to_parquet("ids.parquet")
+    table = pd.read_csv("histories.csv")
+    wanted = recommender.recommend([8, 7], k=2, interactions=table)
+    for file in ("ids.txt", "ids.csv", "ids.parquet", "[8,7]"):
+        recommended(here, f"users={file}", "interactions=histories.csv", "k=2", "output=lists.parquet")
+        pd.testing.assert_frame_equal(pd.read_parquet("lists.parquet"), wanted)
+    table.to_parquet("histories.parquet")
+    recommended(here, "users=histories.csv", "interactions=histories.parquet", "k=2", "output=lists.parquet")
+    pd.testing.assert_frame_equal(
+        pd.read_parquet("lists.parquet"), recommender.recommend([7, 8], k=2, interactions=table)
+    )
+    Path("allowed.txt").write_text(f"{first}\n{second}\n")
+    recommended(here, "users=[7]", "interactions=histories.csv", "items_to_recommend=allowed.txt", "output=lists.csv")
+    assert pd.read_csv("lists.csv")["item_id"].tolist() == [second]
+    capsys.readouterr()
+
+
+def test_items_most_like_an_item(here, run, capsys):
+    recommender = Recommender.from_run(run)
+    item = recommender.items.ids[0]
+    recommended(here, f"items=[{item}]", "k=2", "filter_itself=false")
+    first, own, _ = capsys.readouterr().out.splitlines()
+    assert first == f"target_item_id {item}"
+    assert own.split()[:3] == ["1", str(item), "1.0000"]
+    recommended(here, "items=all", "k=2", "output=lists.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet("lists.parquet"), recommender.recommend_to_items("all", k=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"),
+        (["users=[1]", "items=[2]"], "give either users=... or items=..."),
+        (["users=1"], "users=1 is no .txt, .csv or .parquet file; ids stand in brackets: users=[1]"),
+        (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
+        (["users=[]"], "users is empty; name at least one"),
+        (["users=[5,5]"], "users: 5 stands there more than once; give each once"),
+        (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
+        (["items=[5]"], "items: 5: the model knows no such item; leave it out"),
+        (["users=[5]", "k=0"], "k=0 must be from 1 to 40, the number of items that the model knows"),
+        (["users=[5]", "k=41"], "k=41 must be from 1 to 40"),
+        (["users=[5]", "k=ten"], "k: Value 'ten' of type 'str' could not be converted to Integer"),
+        (["user=[5]"], "unknown key 'user'; did you mean users?"),
+        (["+user=[5]", "users=[5]"], "unknown key '+user'; did you mean users?"),
+        (["users=[5]", "model=tiny"], "unknown key 'model'"),
+        (["users=[5]", "on_unsupported_targets=skip"], "on_unsupported_targets: Invalid value 'skip'"),
+        (["users=[5]", "-m"], "recommend has no sweeps; leave -m out"),
+        (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; without it lists are"),
+        (["users=[5]", "output=no/where.csv"], "output=no/where.csv cannot be written: No such file or directory"),
+        (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; name a file in it"),
+        (["users=none.txt"], "users=none.txt: there is no such file"),
+        (["users=folder.csv"], "users=folder.csv cannot be read: "),
+        (["users=other.csv"], "users=other.csv has no column user_id; it has uid, item_id"),
+        (["users=[5]", "interactions=other.csv"], "interactions: no column 'user_id'; it has uid, item_id"),
+        (["users=[5]", "interactions=ids.txt"], "interactions=ids.txt is no .csv or .parquet file"),
+        (["users=[5]", "interactions=empty.csv"], "interactions=empty.csv cannot be read: No columns to parse"),
+        (["users=[5]", "interactions=broken.parquet"], "interactions=broken.parquet cannot be read: "),
+        (
+            ["items=[5]", "interactions=other.csv"],
+            "interactions=other.csv are histories of users; items=... needs none",
+        ),
+        (["users=[5]", "items_to_recommend=[1,2]"], "items_to_recommend has no item that the model knows (1, 2)"),
+        (["users=[5]", "device=gpu"], "device=gpu: "),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, here, tmp_path):
+    Path("folder.csv").mkdir()
+    Path("other.csv").write_text("uid,item_id\n1,2\n")
+    Path("empty.csv").write_text("")
+    Path("broken.parquet").write_bytes(b"PAR1")
+    before = sorted(tmp_path.iterdir())
+    assert refused(here, *words).startswith(message)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_must_be_named(here):
+    assert refused("users=[5]") == "run has no value; give it one, in a file or on the command line"
+    assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_the_command_with_one_line(here, recommend_command):
+    done = recommend_command(here, "users=[5]")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: users: 1 of 1 get no list")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_finished_is_not_there(here, recommend_command, tmp_path):
+    """/dev/full takes no byte: a disk that is full where the writing begins."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    (tmp_path / ".draft-lists.csv").symlink_to("/dev/full")
+    done = recommend_command(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
+    assert done.returncode == 1
+    assert done.stderr == "error: output=lists.csv cannot be written: No space left on device; choose another place\n"
+    assert not list(tmp_path.glob("*lists.csv"))
+
+
+@pytest.mark.slow
+def test_help_is_a_menu_and_imports_no_torch(tmp_path):
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "from sasrec_lab.recommend import entry\n"
+        "try: entry()\n"
+        "finally: print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert "python -m sasrec_lab.recommend run=" in done.stdout
+    assert "on_unsupported_targets: raise" in done.stdout
+    assert done.stdout.rstrip().endswith("False False")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,390 @@
+"""Lists against a slow reference: one user at a time through the whole encoder, and a sort."""
+
+import json
+import pickle
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_data import random_users, sequences_of
+
+from sasrec_lab import lists, run_folder
+from sasrec_lab.command_line import load
+from sasrec_lab.data.batches import pack
+from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.histories import Histories
+from sasrec_lab.ids import Ids
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.recommender import Recommender
+from sasrec_lab.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MAXLEN, ITEMS = 5, 20
+
+
+def recommender_of(users: list[list[int]], items: int = ITEMS, text: bool = False) -> Recommender:
+    """An untrained encoder that knows the items 1 to `items`; item i has the id 10 i, user u the id 100 + u."""
+    cfg = load(["dataset=csv", "dataset.path=x.csv", "model.dim=8", f"model.maxlen={MAXLEN}"])
+    torch.manual_seed(0)
+    sequences = sequences_of(users)
+    if text:
+        sequences = replace(
+            sequences, user_ids=np.array([f"u{u}" for u in range(len(users))]), item_ids=sequences.item_ids.astype(str)
+        )
+    known = Ids(sequences.item_ids[:items])
+    recommender = Recommender(Path("run"), Encoder(items, cfg.model), known, cfg.model, cfg.dataset)
+    recommender.histories = Histories.of_sequences(sequences, known)
+    return recommender
+
+
+@torch.no_grad()
+def expected(recommender: Recommender, history: list[int], k: int, allowed=None, filter_viewed=True) -> list[list]:
+    """[item id, score] of one user, from the item numbers that the user had."""
+    known = np.array([item for item in history if item <= len(recommender.items)])
+    newest = known[-MAXLEN:]
+    batch, _ = pack(np.array([0]), np.array([len(newest)]), newest)
+    scores = recommender.encoder(batch)[len(newest) - 1] @ recommender.encoder.item_table.T
+    best = sorted(range(1, len(scores) + 1), key=lambda item: (-scores[item - 1].item(), item))
+    kept = [x for x in best if not (filter_viewed and x in known) and (allowed is None or x in allowed)]
+    return [[recommender.items.ids[x - 1], scores[x - 1].item()] for x in kept[:k]]
+
+
+def assert_lists(table: pd.DataFrame, wanted: dict) -> None:
+    """Of each target, in order, the [item id, score] of its list."""
+    assert list(table.columns[1:]) == ["item_id", "score", "rank"]
+    assert list(dict.fromkeys(table.iloc[:, 0])) == [target for target, rows in wanted.items() if rows]
+    for target, rows in wanted.items():
+        own = table[table.iloc[:, 0] == target]
+        assert own["item_id"].tolist() == [item for item, _ in rows]
+        assert own["rank"].tolist() == list(range(1, len(rows) + 1))
+        np.testing.assert_allclose(own["score"], [score for _, score in rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("filter_viewed", [True, False])
+def test_lists_are_those_of_one_user_at_a_time(filter_viewed):
+    users = random_users(seed=1)
+    recommender = recommender_of(users)
+    order = np.random.default_rng(0).permutation(len(users))
+    table = recommender.recommend(100 + order, k=4, filter_viewed=filter_viewed)
+    wanted = {100 + u: expected(recommender, users[u], 4, filter_viewed=filter_viewed) for u in order}
+    assert_lists(table, wanted)
+    assert [str(kind) for kind in table.dtypes] == ["int64", "int64", "float32", "int64"]
+
+
+def test_ids_may_be_text_and_numbers_may_be_given_as_text():
+    users = random_users(seed=2)
+    recommender = recommender_of(users, text=True)
+    wanted = {"u3": expected(recommender, users[3], 3), "u0": expected(recommender, users[0], 3)}
+    assert_lists(recommender.recommend(pd.Series(["u3", "u0"]), k=3), wanted)
+    allowed = recommender.recommend(["u3"], k=3, items_to_recommend=[10, 20, 30, 40])
+    assert_lists(allowed, {"u3": expected(recommender, users[3], 3, allowed=[1, 2, 3, 4])})
+
+    recommender = recommender_of(users)
+    assert_lists(recommender.recommend(["103"], k=3), {103: expected(recommender, users[3], 3)})
+    assert_lists(recommender.recommend(np.array([103.0]), k=3), {103: expected(recommender, users[3], 3)})
+    with pytest.raises(InputError, match=r"get no list \(unknown: 0103\)"):
+        recommender.recommend(["0103"], k=3)
+
+
+def test_items_that_the_model_does_not_know_are_passed_over():
+    users = [[1, 5, 20], [20], [2], [7, 19, 18, 3, 17, 2, 6, 20]]
+    recommender = recommender_of(users, items=16)
+    with pytest.warns(InputWarning) as warned:
+        table = recommender.recommend([103, 101, 7, 100, 102], k=6, on_unsupported_targets="warn")
+    assert_lists(table, {100 + u: expected(recommender, users[u], 6) for u in (3, 0, 2)})
+    assert len(warned) == 1
+    line = "users: 2 of 5 get no list (unknown: 7; without an item that the model knows: 101)"
+    assert str(warned[0].message) == line
+    assert warned[0].filename == __file__
+    with pytest.raises(InputError) as error:
+        recommender.recommend([103, 101, 7], k=6)
+    assert str(error.value).startswith("users: 2 of 3 get no list (unknown: 7; without an item that the model knows")
+    with warnings.catch_warnings(action="error"):
+        assert recommender.recommend([101], k=6, on_unsupported_targets="ignore").empty
+
+
+def test_many_unsupported_users_are_counted_and_some_named():
+    with pytest.raises(InputError, match=r"users: 20 of 20 get no list \(unknown: 0, 1, 2, 3, 4 and 15 more\)"):
+        recommender_of([[1, 2, 3]]).recommend(range(20), k=1)
+
+
+def test_a_list_is_shorter_where_fewer_are_left():
+    users = [list(range(1, 19)), list(range(1, 21))]
+    recommender = recommender_of(users)
+    table = recommender.recommend([100, 101], k=5)
+    assert_lists(table, {100: expected(recommender, users[0], 5), 101: []})
+    assert sorted(table["item_id"]) == [190, 200]
+
+
+def test_an_allow_list():
+    users = random_users(seed=3)
+    recommender = recommender_of(users)
+    allowed = [40, 90, 20, 20, 130]
+    table = recommender.recommend([105, 102], k=3, items_to_recommend=allowed)
+    assert_lists(table, {100 + u: expected(recommender, users[u], 3, allowed=[2, 4, 9, 13]) for u in (5, 2)})
+    with pytest.warns(InputWarning, match="items_to_recommend: 2 of 3 are unknown to the model .*: 5, 7"):
+        table = recommender.recommend([105], k=3, items_to_recommend=[5, 40, 7], filter_viewed=False)
+    assert table["item_id"].tolist() == [40]
+
+
+def test_histories_that_the_run_has_never_seen():
+    users = random_users(seed=4)
+    recommender = recommender_of(users)
+    table = pd.DataFrame(
+        {
+            "user_id": [1, 100, 1, 2, 1, 2],
+            "item_id": [30, 50, 10, 999, 20, 70],
+            "timestamp": [3, 1, 1, 1, 2, 2],
+            "price": 9.9,
+        }
+    )
+    wanted = {
+        1: expected(recommender, [1, 2, 3], 4),
+        2: expected(recommender, [7], 4),
+        100: expected(recommender, [5], 4),
+    }
+    assert_lists(recommender.recommend([1, 2, 100], 4, interactions=table), wanted)
+    dated = table.assign(timestamp=pd.to_datetime("2021-05-11") + pd.to_timedelta(table["timestamp"], "D"))
+    assert_lists(recommender.recommend([1, 2, 100], 4, interactions=dated), wanted)
+    named = dated.rename(columns={"timestamp": "datetime"}).assign(datetime=dated["timestamp"].astype(str))
+    assert_lists(recommender.recommend("all", 4, interactions=named), {u: wanted[u] for u in (1, 100, 2)})
+    with pytest.raises(InputError, match="unknown: 101"):  # not in these histories, though in the run's
+        recommender.recommend([101], 4, interactions=table)
+
+    with pytest.warns(InputWarning, match="no column timestamp: a user's rows are taken in their order"):
+        table = recommender.recommend([1], 4, interactions=table.drop(columns="timestamp"))
+    assert_lists(table, {1: expected(recommender, [3, 1, 2], 4)})
+
+
+def test_blocks_change_nothing(monkeypatch):
+    recommender = recommender_of(random_users(seed=5))
+    whole = recommender.recommend("all", 3), recommender.recommend_to_items("all", 3)
+    monkeypatch.setattr(lists, "AT_ONCE", 7)
+    parts = recommender.recommend("all", 3), recommender.recommend_to_items("all", 3)
+    for one, other in zip(whole, parts, strict=True):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-5)
+    assert len(list(recommender.lists_of_users("all", 3))) == 5
+
+
+def test_items_most_like_an_item():
+    recommender = recommender_of(random_users(seed=6))
+    vectors = recommender.encoder.item_table.detach().double()
+    wanted = {}
+    for item in (7, 3):
+        cosines = torch.nn.functional.cosine_similarity(vectors[item - 1 : item], vectors)
+        order = sorted(range(1, ITEMS + 1), key=lambda other: (-cosines[other - 1].item(), other))
+        wanted[10 * item] = [[10 * other, cosines[other - 1].item()] for other in order]
+    itself_out = {item: rows[1:5] for item, rows in wanted.items()}
+    assert_lists(recommender.recommend_to_items([70, 30], 4), itself_out)
+    assert_lists(
+        recommender.recommend_to_items([70, 30], 4, filter_itself=False),
+        {item: rows[:4] for item, rows in wanted.items()},
+    )
+    table = recommender.recommend_to_items([70], 4, items_to_recommend=[10, 70, 200])
+    assert_lists(table, {70: [row for row in wanted[70] if row[0] in (10, 200)]})
+    assert table.columns[0] == "target_item_id"
+
+
+def test_of_equal_items_the_one_with_the_lower_id_leads():
+    recommender = recommender_of(random_users(seed=7))
+    with torch.no_grad():
+        recommender.encoder.item_table[:] = recommender.encoder.item_table[0].clone()
+    assert recommender.recommend([100], 4, filter_viewed=False)["item_id"].tolist() == [10, 20, 30, 40]
+    assert recommender.recommend_to_items([30], 4)["item_id"].tolist() == [10, 20, 40, 50]
+
+
+TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": 0}, "k=0 must be from 1 to 20, the number of items that the model knows"),
+        ({"k": -3}, "k=-3 must be from 1 to 20"),
+        ({"k": 21}, "k=21 must be from 1 to 20"),
+        ({"k": 2.5}, "k=2.5 is no whole number"),
+        ({"users": []}, "users is empty; name at least one"),
+        ({"users": [100, 101, 100]}, "users: 100 stands there more than once; give each once"),
+        ({"users": [100, None]}, "users: id number 2 is missing; leave it out"),
+        ({"users": [100.5]}, "users holds 100.5, a decimal number and no id"),
+        ({"users": [True]}, "users holds true and false, which are no ids"),
+        ({"users": 100}, "users=100 is no list of ids; write [100]"),
+        ({"users": "100"}, "users='100' is no list of ids; write [100]"),
+        ({"items_to_recommend": [1, 2]}, "items_to_recommend has no item that the model knows (1, 2); give some"),
+        ({"items_to_recommend": []}, "items_to_recommend is empty; give some"),
+        (
+            {"on_unsupported_targets": "warning"},
+            "on_unsupported_targets='warning' is none of raise, warn, ignore; did you mean warn?",
+        ),
+        ({"interactions": [1]}, "interactions is a list, no pandas DataFrame"),
+        (
+            {"interactions": TABLE.rename(columns={"user_id": "uid"})},
+            "interactions: no column 'user_id'; it has uid, item_id, timestamp",
+        ),
+        ({"interactions": TABLE[:0]}, "interactions has no rows; give at least one, or leave it out"),
+        (
+            {"interactions": TABLE.assign(item_id=[10, None])},
+            "interactions, column item_id: id number 2 is missing; leave it out",
+        ),
+        (
+            {"interactions": TABLE.assign(timestamp=[1, None])},
+            "interactions, column timestamp: row 2 has no time; give all",
+        ),
+        (
+            {"interactions": TABLE.assign(timestamp=["2021-05-11", "soon"])},
+            "interactions, column timestamp: row 2 has 'soon', which is no ISO date",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(wrong, message):
+    recommender = recommender_of(random_users(seed=8))
+    with pytest.raises(InputError) as error:
+        recommender.recommend(**{"users": [100], "k": 3} | wrong)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_an_item_that_the_model_does_not_know_has_no_list():
+    with pytest.raises(InputError, match="items: 5, 7: the model knows no such item; leave it out"):
+        recommender_of(random_users(seed=8)).recommend_to_items([10, 5, 7], 3)
+
+
+# From a run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished run over a file with text ids."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = [f"u{user},i{(user * 7 + time * time) % 23},{time}" for user in range(30) for time in range(6)]
+    (folder / "my.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, "single,i3,1"]))
+    (folder / "titles.csv").write_text('item_id,title\ni3,"Three, or so"\nother,Nothing\ni4,\n')
+    files = [f"dataset.path={folder / 'my.csv'}", f"dataset.titles.path={folder / 'titles.csv'}"]
+    settings = ["dataset=csv", *files, "model=tiny", "trainer=fast", f"data_dir={folder / 'data'}"]
+    run = folder / "run"
+    run.mkdir()
+    train(load(settings), run)
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    """A copy of the run's folder to be spoilt."""
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
+
+
+def test_a_run_gives_its_ids_histories_and_titles_back(trained):
+    recommender = Recommender.from_run(trained / "run")
+    table = recommender.recommend(["u3", "single"], k=4)
+    assert table["user_id"].tolist() == ["u3"] * 4 + ["single"] * 4
+    had = {f"i{(21 + time * time) % 23}" for time in range(6)}  # also the two that were held out
+    assert not had & set(table["item_id"][:4])
+    titles = dict(zip(recommender.items.ids.tolist(), recommender.titles.tolist(), strict=True))
+    assert (titles["i3"], titles["i4"], titles["i5"]) == ("Three, or so", "", "")
+
+
+def test_the_best_checkpoint_is_taken(copied):
+    """The last one is made another."""
+    before = Recommender.from_run(copied).recommend(["u3"], k=4)
+    (copied / "checkpoints" / "last.ckpt").write_bytes(b"")
+    pd.testing.assert_frame_equal(before, Recommender.from_run(copied).recommend(["u3"], k=4))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as error:
+        Recommender.from_run(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folders_that_hold_no_finished_run(copied, tmp_path):
+    assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
+    near = run_folder.near(copied)
+    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as {near}"
+    assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
+    metrics = copied / "metrics.json"
+    whole = json.loads(metrics.read_text())
+    for status, error, told in [
+        ("failed", "InputError: the loss is nan", "the run failed (InputError: the loss is nan)"),
+        ("interrupted", None, "the run was interrupted"),
+    ]:
+        metrics.write_text(json.dumps(whole | {"status": status, "error": error}))
+        assert refused(copied).startswith(f"run={copied}: {told}; go on with it")
+    metrics.unlink()
+    assert refused(copied).startswith(f"run={copied}: the run has not finished; go on with it")
+    (copied / "run.json").write_text("{")
+    assert "run.json is not what a run writes" in refused(copied)
+
+
+class Code:
+    """Makes a file where it is unpickled by a loader that runs code."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_checkpoints_that_are_broken_or_hold_code_are_refused_and_not_run(copied, tmp_path):
+    best = copied / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    content = torch.load(best, weights_only=True)
+    mark = tmp_path / "mark"
+    torch.save(content | {"state_dict": Code(mark)}, best)
+    assert refused(copied).endswith(
+        "best.ckpt is not a checkpoint of this project (it holds more than weights, such as"
+        " code, and nothing of it was run)"
+    )
+    best.write_bytes(pickle.dumps(Code(mark)))
+    assert "best.ckpt is not a checkpoint of this project" in refused(copied)
+    assert not mark.exists()
+    for broken in (whole[: len(whole) // 2], whole[:10], b"", b"not a checkpoint"):
+        best.write_bytes(broken)
+        assert "best.ckpt is not a checkpoint of this project" in refused(copied)
+    torch.save({"weights": torch.zeros(3)}, best)
+    assert "best.ckpt is not a checkpoint of this project" in refused(copied)
+
+
+def test_checkpoints_that_do_not_fit_the_run(copied):
+    best = copied / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    state, parameters = content["state_dict"], content["hyper_parameters"]
+    torch.save(content | {"hyper_parameters": parameters | {"num_items": 9}}, best)
+    assert "best.ckpt knows 9 items" in refused(copied)
+    torch.save(content | {"state_dict": {name: x for name, x in state.items() if "query" not in name}}, best)
+    assert "does not fit its own configuration: Missing key(s)" in refused(copied)
+    torch.save(content | {"state_dict": {name: x * float("nan") for name, x in state.items()}}, best)
+    assert "holds weights that are no numbers" in refused(copied)
+    best.unlink()
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    assert "last.ckpt is not a checkpoint of this project" in refused(copied)
+
+
+def test_a_run_without_its_ids(copied):
+    (copied / "items.npz").write_bytes(b"PK")
+    assert "items.npz is broken" in refused(copied)
+    (copied / "items.npz").unlink()
+    assert refused(copied).endswith("has no items.npz: an older version made it; train it again")
+
+
+def test_a_data_set_that_is_gone_or_another(trained, monkeypatch):
+    file = trained / "my.csv"
+    text = file.read_text()
+    try:
+        file.write_text(text + "\nu1,i1,9")
+        with pytest.raises(InputError, match=r"was trained on .*; put that file back, or give the histories as"):
+            Recommender.from_run(trained / "run").recommend(["u3"], k=4)
+        file.unlink()
+        recommender = Recommender.from_run(trained / "run")
+        with pytest.raises(InputError, match=r"my\.csv: there is no such file"):
+            recommender.recommend(["u3"], k=4)
+        histories = pd.DataFrame({"user_id": ["new"], "item_id": ["i3"], "timestamp": [1]})
+        assert len(recommender.recommend(["new"], k=4, interactions=histories)) == 4  # these need no file
+    finally:
+        file.write_text(text)

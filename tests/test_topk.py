@@ -1,0 +1,66 @@
+"""The best items against a full stable sort, with and without compiled kernels."""
+
+import pytest
+import torch
+
+from sasrec_lab import kernels, topk
+from sasrec_lab.topk import Best, best_items
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def by_sorting(states, table, k, rows, items) -> Best:
+    scores = states @ table.T
+    scores[rows, items - 1] = float("-inf")
+    values, places = scores.sort(dim=1, descending=True, stable=True)
+    return Best(torch.where(values > float("-inf"), places + 1, 0)[:, :k], values[:, :k])
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def _kernels(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "serve", lambda x: False)
+    elif kernels.library() is None:
+        pytest.skip("needs a C++ compiler")
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("whole_numbers", [False, True])  # whole numbers make many ties
+@pytest.mark.parametrize(
+    ("users", "items", "dim", "k"),
+    [(40, 1000, 8, 10), (1, 2, 1, 1), (3, 20, 4, 20), (20, 9000, 6, 10), (5, 130, 3, 100), (600, 300, 2, 3)],
+)
+def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers):
+    random = torch.Generator().manual_seed(users * items)
+    states, table = torch.randn(users, dim, generator=random), torch.randn(items, dim, generator=random)
+    if whole_numbers:
+        states, table = states.round(), table.round()
+    rows = torch.randint(users, (users * 7,), generator=random).sort().values
+    seen = torch.randint(1, items + 1, (users * 7,), generator=random)
+    best, expected = best_items(states, table, k, rows, seen), by_sorting(states, table, k, rows, seen)
+    torch.testing.assert_close(best.scores, expected.scores, rtol=0, atol=1e-5)
+    if whole_numbers:
+        assert torch.equal(best.items, expected.items)
+    else:  # products of another shape may round otherwise, which moves neighbours that are as good as equal
+        assert (best.items == expected.items).float().mean() > 0.999
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
+    monkeypatch.setattr(topk, "ITEMS_AT_ONCE", 3)
+    monkeypatch.setattr(topk, "ROWS_AT_ONCE", 2)
+    table = torch.tensor([[1.0], [2.0], [2.0], [1.0], [2.0], [3.0], [2.0]])
+    none = torch.zeros(0, dtype=torch.long)
+    best = best_items(torch.ones(3, 1), table, 4, none, none)
+    assert best.items.tolist() == [[6, 2, 3, 5]] * 3
+    best = best_items(torch.ones(3, 1), table, 4, torch.tensor([1, 1]), torch.tensor([2, 6]))
+    assert best.items.tolist() == [[6, 2, 3, 5], [3, 5, 7, 1], [6, 2, 3, 5]]
+    assert best.scores[1].tolist() == [2, 2, 2, 1]
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_where_too_few_are_left_the_rest_is_zero():
+    rows, seen = torch.tensor([0, 0]), torch.tensor([1, 3])
+    best = best_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)
+    assert best.items.tolist() == [[2, 0], [3, 2]]
+    assert best.scores[0].tolist() == [2.0, float("-inf")]
