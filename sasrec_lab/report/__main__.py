@@ -32,7 +32,11 @@ def entry() -> None:
         _print(formats.terminal(report))
         if not report.parts:
             raise InputError("no run has finished, so there is no table")
-        for path, text in ((args.markdown, formats.markdown), (args.csv, formats.csv_text), (args.latex, formats.latex)):
+        for path, text in (
+            (args.markdown, formats.markdown),
+            (args.csv, formats.csv_text),
+            (args.latex, formats.latex),
+        ):
             if path:
                 _write(path, text(report))
         if args.html or args.figures:
@@ -47,7 +51,10 @@ def entry() -> None:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = _Parser(
-        prog="sasrec-report", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="sasrec-report",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, sweeps, or folders above them")
     parser.add_argument(

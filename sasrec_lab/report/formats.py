@@ -67,9 +67,7 @@ def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
     return line
 
 
-def _document(
-    report: Report, table: Callable[[Table], str], heading: Callable[[str, int], str], bullet: str
-) -> str:
+def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str, int], str], bullet: str) -> str:
     blocks = [table(report.protocols)] if report.protocols else []
     for number, part in enumerate(report.parts, 1):
         blocks.append(heading(f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading, 0))

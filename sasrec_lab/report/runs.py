@@ -41,6 +41,7 @@ class Run:
 
 @dataclass
 class Found:
+    folders: list[Path]
     runs: list[Run] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # jobs that a sweep's command names and no folder holds
     skipped: list[str] = field(default_factory=list)  # what is no run, and why
@@ -60,7 +61,7 @@ def find(folders: list[Path]) -> Found:
     Raises:
         InputError: a folder does not exist, or there is no run in any.
     """
-    found, seen = Found(), {}
+    found, seen = Found(folders), {}
     for folder in folders:
         if not folder.is_dir():
             there = [str(path) for path in folder.parent.glob("*") if path.is_dir()]

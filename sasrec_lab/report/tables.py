@@ -138,7 +138,7 @@ def _metric_table(part: Part, metric: str) -> Table:
     tests = {row: test for (row, name), test in part.tests.items() if name == metric}
     if tests and baseline:
         columns[f"vs {baseline.label}"] = lambda row: (
-            f"{tests[row.label].difference:+.4f} ± {tests[row.label].margin:.4f}" if row.label in tests else NONE
+            f"{tests[row.label].difference:+z.4f} ± {tests[row.label].margin:.4f}" if row.label in tests else NONE
         )
         columns["p"] = lambda row: _number(tests[row.label].p_holm) if row.label in tests else NONE
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return NONE if value is None else f"{value:+.4f}"
+    return NONE if value is None else f"{value:+z.4f}"
 
 
 def protocol_table(comparison: Comparison) -> Table:
