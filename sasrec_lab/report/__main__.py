@@ -1,6 +1,7 @@
 """The command `python -m sasrec_lab.report`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -92,9 +93,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Also where the terminal's encoding has no `±`."""
+    """Also where the terminal's encoding has no `±`, or where `| head` has read enough."""
     sys.stdout.reconfigure(errors="replace")
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what is left to flush at exit goes there
 
 
 if __name__ == "__main__":

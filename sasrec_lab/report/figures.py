@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sasrec_lab.report.tables import Part, Report
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
 BASELINE, GREY, PUBLISHED = "#222222", "#b8bcc2", "#9aa3ad"
 _BARS = 30  # more are no figure
+_TICKS = 12
 _IN_ONE_FRAME = 4  # learning curves whose bands can be told apart
 _STYLE = {
     "font.size": 9,
@@ -51,7 +52,7 @@ class Figure:
         """As the address of an `<img>`, so that no two figures of a page share an id."""
         text = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
-            self.canvas.savefig(text, format="svg", metadata={"Date": None})
+            self.canvas.savefig(text, format="svg", dpi=160, metadata={"Date": None})
         return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue()).decode()}"
 
 
@@ -68,7 +69,8 @@ def draw(report: Report) -> list[Figure]:
 def _figures(part: Part) -> Iterator[tuple[str, str, Canvas]]:
     if not part.metrics:
         return
-    rows, metric = [row for row in part.comparison.rows if row.spread(part.metrics[0]).n], part.metrics[0]
+    metric = part.metrics[0]
+    rows = [row for row in part.comparison.rows if math.isfinite(row.spread(metric).mean)]
     left = rows
     for keys, members in _sweeps(rows).items():
         drawing = _line if len(keys) == 1 else _heat_map
@@ -140,8 +142,10 @@ def _line(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -> Ca
         axes.legend()
     if min(x) > 0 and max(x) / min(x) >= 8:
         axes.set_xscale("log")
-    axes.set_xticks(x, [f"{value:g}" for value in x])
-    axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:g}")
+    if len(x) <= _TICKS:
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.minorticks_off()
     axes.set(xlabel=keys[0], ylabel=metric)
     return canvas
 
@@ -156,12 +160,12 @@ def _heat_map(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -
     axes.set_xticks(range(len(across)), map(_word, across))
     axes.set_yticks(range(len(down)), map(_word, down))
     axes.set(xlabel=keys[1], ylabel=keys[0])
-    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+    bright = 0.4 * np.nanmin(means) + 0.6 * np.nanmax(means)
     for (y, x), mean in np.ndenumerate(means):
         if not math.isnan(mean):
             std = cells[down[y], across[x]].std
             text = f"{mean:.4f}" + (f"\n± {std:.4f}" if std is not None else "")
-            colour = "black" if mean > middle else "white"
+            colour = "black" if mean > bright else "white"
             axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=7.5)
     canvas.colorbar(image, label=metric)
     return canvas
@@ -224,7 +228,7 @@ def _curves(part: Part, rows: list[Row], colours: dict[str, str]) -> Canvas | No
     for label, axes in zip(named, frames, strict=False):
         behind = LineCollection([list(zip(c.epochs, c.mean, strict=True)) for c in curves.values()])
         axes.add_collection(behind)
-        behind.set(color=GREY, linewidth=0.6, alpha=0.6)
+        behind.set(color=GREY, linewidth=0.6, alpha=0.6, rasterized=True)
         curves[label].draw(axes, colours[label])
         axes.set_title(_short(label), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -284,13 +288,13 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
 
 
 def _legend(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    order = [labels.index(_short(row.label)) for row in rows if _short(row.label) in labels]
-    if others := len(rows) - len(colours):
-        axes.plot([], [], color=GREY, marker="o", label=f"{others} others")
-        handles, labels = axes.get_legend_handles_labels()
-        order.append(len(labels) - 1)
-    axes.legend([handles[at] for at in order], [labels[at] for at in order], loc="upper left", bbox_to_anchor=(1, 1))
+    """In the order of the table, beside the frame."""
+    rest = f"{len(rows) - len(colours)} others"
+    if len(rows) > len(colours):
+        axes.plot([], [], "o", color=GREY, markersize=3, label=rest)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = [name for name in (*(_short(row.label) for row in rows), rest) if name in handles]
+    axes.legend([handles[name] for name in names], names, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
@@ -311,5 +315,6 @@ def _word(value: float | str | None) -> str:
 
 
 def _in_order(values: set[float | str | None]) -> list[float | str | None]:
-    key: Callable = lambda value: (isinstance(value, str), value if isinstance(value, float) else 0.0, str(value))
-    return sorted(values, key=key)
+    return sorted(
+        values, key=lambda value: (isinstance(value, str), value if isinstance(value, float) else 0.0, str(value))
+    )

@@ -10,10 +10,9 @@ from sasrec_lab.report.tables import Part, Report, Table, difference
 
 _LATEX = {**{c: f"\\{c}" for c in "_%&#$"}, "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"}
-_COLUMNS = (
-    "protocol dataset row metric n seeds mean std published difference baseline vs_baseline margin_95 p p_holm"
-    " training_seconds parameters epochs best_epoch"
-).split()
+_COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
+_COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
+_COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
 
 
 def terminal(report: Report) -> str:

@@ -21,10 +21,11 @@ code { font: .87em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow
 .chips li { padding: .15rem .7rem; border-radius: 1rem; background: var(--tint); border: 1px solid var(--line); }
 .chips b { color: var(--ink); }
 .chips .bad { background: #fdf0ee; border-color: #f2c9c2; }
-.wide { overflow-x: auto; }
+.wide { overflow: auto; max-height: 44rem; }
+.wide th { position: sticky; top: 0; background: #fff; box-shadow: inset 0 -1px var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; border-bottom-color: var(--soft); }
+th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 tr.baseline td { background: var(--tint); font-weight: 600; }
@@ -34,7 +35,7 @@ figure { margin: 0 0 1.5rem; padding: 1rem; border: 1px solid var(--line); borde
 figure img { display: block; width: 100%; min-width: 27rem; height: auto; }
 figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
 details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
-@media print { body { max-width: none; padding: 0; } table { break-inside: avoid; } }
+@media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; } }
 """
 
 
@@ -78,9 +79,9 @@ def _part(part: Part, figures: list[Figure]) -> list[str]:
     if part.legend():
         blocks.append(_list(part.legend()))
     drawn = [
-        f'<figure><figcaption>{escape(figure.title)}</figcaption><img alt="{escape(figure.title)}" src="{figure.svg()}">'
-        "</figure>"
+        f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="{figure.svg()}"></figure>'
         for figure in figures
+        for title in [escape(figure.title)]
     ]
     blocks.append(f'<div class="figures">{"".join(drawn)}</div>' if drawn else "")
     blocks += [_table(table, baseline) for table in [*tables[1:], took]]
@@ -92,7 +93,7 @@ def _part(part: Part, figures: list[Figure]) -> list[str]:
 def _table(table: Table, baseline: str | None = None) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = [
-        f"<tr{' class=baseline' if row[0] == baseline else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
         for row in table.rows
     ]
     kind = "wide" if table.columns[0] == "row" else "wide words"

@@ -155,7 +155,7 @@ def _is_published_for(run: Run) -> bool:
 
 
 def _published(label: str, run: Run) -> dict[str, float]:
-    return run.config["published"]["cells"].get(label, {}) if _is_published_for(run) else {}
+    return run.config["published"].get("cells", {}).get(label, {}) if _is_published_for(run) else {}
 
 
 def _grouped(members: Iterable[Any], key: Callable[[Any], str]) -> list[list[Any]]:

@@ -12,6 +12,7 @@ import yaml
 from sasrec_lab.errors import InputError, did_you_mean
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # what tables tell
 _DEPTH = 5  # outputs/<name>/<name>/<sweep>/<job>
 
 
@@ -122,6 +123,8 @@ def _read_run(folder: Path) -> Run:
         status = "running"
     facts, results = facts or {}, results or {}
     finished = status == "finished"
+    if finished and (lacking := _PROTOCOL - results["protocol"].keys()):
+        raise InputError(f"of another version of this program: its protocol does not tell {', '.join(sorted(lacking))}")
     return Run(
         folder=folder,
         status=status,

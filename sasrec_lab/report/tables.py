@@ -8,7 +8,7 @@ from typing import Any
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, flat, protocol_differences
 from sasrec_lab.report.runs import Found
-from sasrec_lab.report.significance import FLIPS, Test, compare
+from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 
 NONE = "-"
 
@@ -27,7 +27,7 @@ class Part:
     comparison: Comparison
     metrics: list[str]  # the first is the one that figures show
     baseline: Row | None
-    tests: dict[tuple[str, str], Test]
+    tests: dict[tuple[str, str], PairedTest]
     notes: list[str]
 
     @property
@@ -47,8 +47,8 @@ class Part:
             lines.append(f"published: {self.comparison.source}; difference: ours less theirs")
         if self.tests:
             lines.append(
-                f"vs {self.baseline.label}: mean difference over users, with its 95 % interval; p: paired sign-flip test"
-                f" over users ({FLIPS:,} flips), each averaged over the seeds, with Holm's correction for the rows"
+                f"baseline: {self.baseline.label}; vs baseline: mean difference over users, with its 95 % interval;"
+                f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, Holm's correction"
             )
         return lines
 
@@ -137,10 +137,10 @@ def _metric_table(part: Part, metric: str) -> Table:
         columns["difference"] = lambda row: _signed(difference(row, metric))
     tests = {row: test for (row, name), test in part.tests.items() if name == metric}
     if tests and baseline:
-        columns[f"vs {baseline.label}"] = lambda row: (
+        columns["vs baseline"] = lambda row: (
             f"{tests[row.label].difference:+z.4f} ± {tests[row.label].margin:.4f}" if row.label in tests else NONE
         )
-        columns["p"] = lambda row: _number(tests[row.label].p_holm) if row.label in tests else NONE
+        columns["p"] = lambda row: _p(tests[row.label].p_holm) if row.label in tests else NONE
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
     popularity = comparison.rows[0].runs[0].popularity.get(metric)
     if popularity is not None:
@@ -186,6 +186,10 @@ def clock(seconds: float) -> str:
 
 def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
 
 
 def _signed(value: float | None) -> str:
