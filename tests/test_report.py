@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import yaml
 
-from sasrec_lab.errors import InputError
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find
 from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
