@@ -7,6 +7,10 @@ class InputError(ValueError):
     """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
 
 
+class Taken(InputError):
+    """Another process runs in the folder."""
+
+
 class MissingKey(InputError):
     """A key has no value."""
 

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
-from sasrec_lab.command_line import Job, check_command_line
+from sasrec_lab.command_line import Command, Job, check_command_line
 from sasrec_lab.config import CONF_DIR, TrainConfig, flat, plain, to_typed
 from sasrec_lab.errors import InputError
 
@@ -33,7 +33,7 @@ def entry() -> None:
         if command is None:  # help, or another process of a run on several devices
             main()
         elif command.sweep_folder:
-            _run_sweep(command.sweep_folder, command.jobs)
+            _run_sweep(command)
         else:
             _run_alone(command.jobs[0])
     except InputError as error:
@@ -58,11 +58,25 @@ def _run_alone(job: Job) -> None:
             main()
 
 
-def _run_sweep(folder: Path, jobs: list[Job]) -> None:
+def _run_sweep(command: Command) -> None:
+    folder, jobs = command.sweep_folder, command.jobs
     sweep.check(folder, jobs)
-    main()
+    stopped = None
+    try:
+        with run_folder.claimed(folder, "hydra.sweep.dir"):
+            sweep.prepare(command)
+            main()
+    except KeyboardInterrupt:
+        _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder)}")
+    except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
+        if error.code == 130:
+            raise
+        stopped = error
     if failed := sweep.failures(folder, jobs):
         sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed]))
+    if stopped:
+        raise stopped
+    print(sweep.summary(folder, jobs))
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
@@ -79,9 +93,10 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
         errors.error("interrupted")
-        place = run_folder.near(folder)
-        print(f"interrupted; everything so far is in {place}\ngo on with: {_go_on(folder)}", file=sys.stderr)
-        sys.exit(130)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder.parent)}")
+        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+        _say_how_to_go_on(folder, f"hydra.run.dir={run_folder.near(folder)}", *ckpt)
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -136,15 +151,12 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     return run.results
 
 
-def _go_on(folder: Path) -> str:
-    """The command that goes on with the run, or with the sweep, in this folder."""
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        place, ckpt = f"hydra.sweep.dir={run_folder.near(folder.parent)}", []
-    else:
-        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
-        place = f"hydra.run.dir={run_folder.near(folder)}"
-    replaced = tuple(f"{word.partition('=')[0]}=" for word in (place, *ckpt))
-    return run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), place, *ckpt])
+def _say_how_to_go_on(folder: Path, *words: str) -> NoReturn:
+    """The command that goes on with the run, or with the sweep, is this one with the words."""
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
+    command = run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words])
+    print(f"interrupted; everything so far is in {run_folder.near(folder)}\ngo on with: {command}", file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == "__main__":
