@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -77,9 +78,11 @@ def _take_up(sweeper: DictConfig, folder: Path) -> None:
     if sweeper.storage != f"sqlite:///{folder}/study.db" or not (folder / "study.db").is_file():
         return
     study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
 
 
 def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], dict[str, Any]]) -> float | None:
@@ -135,10 +138,11 @@ def failures(folder: Path, jobs: list[Job]) -> list[str]:
 def summary(folder: Path, jobs: list[Job]) -> str:
     """What ends a sweep without failures."""
     board = Path(sys.executable).with_name("tensorboard")
+    count = len(_folders(folder, jobs))
     return "\n".join(
         [
             "",
-            f"all {len(_folders(folder, jobs))} jobs have finished",
+            f"all {count} jobs have finished" if count > 1 else "the job has finished",
             f"sweep folder {run_folder.near(folder)}",
             f"TensorBoard  {shlex.join([run_folder.near(board), '--logdir', run_folder.near(folder)])}",
         ]

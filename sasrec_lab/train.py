@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
 from sasrec_lab.command_line import Command, Job, check_command_line
-from sasrec_lab.config import CONF_DIR, TrainConfig, flat, plain, to_typed
+from sasrec_lab.config import CONF_DIR, TrainConfig, to_typed
 from sasrec_lab.errors import InputError
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
@@ -105,7 +105,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         # imported here, because help, --cfg and messages about mistakes need not wait for torch
         import pytorch_lightning as pl
 
-        from sasrec_lab import checkpoints, machine, summary
+        from sasrec_lab import checkpoints, machine, summary, tensorboard
         from sasrec_lab.data.datamodule import SequenceData
         from sasrec_lab.data.sequences import hold_out, load_sequences
         from sasrec_lab.lightning_module import SequentialRecommender
@@ -145,8 +145,11 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.results["metrics"] |= model.tested
         if trainer.is_global_zero:
             run_folder.write_ranks(folder, ranks, sequences)
-        keys = flat({key: value for key, value in plain(cfg).items() if key != "published"})
-        trainer.logger.log_hyperparams(keys, summary.hparams(run.results, cfg), step=trainer.global_step)
+        metrics = summary.hparams(run.results, cfg)
+        trainer.logger.log_hyperparams(summary.hyperparameters(cfg), metrics, step=trainer.global_step)
+        if trainer.is_global_zero:
+            tensorboard.draw(trainer.logger.experiment, model.encoder, holdout, sequences.user_ids, None, cfg)
+        trainer.logger.finalize("success")
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 
