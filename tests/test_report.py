@@ -89,17 +89,6 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-@pytest.fixture
-def report_command(tmp_path: Path):
-    """`python -m sasrec_lab.report` in a fresh process, in the test's own folder."""
-
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sasrec_lab.report", *map(str, args)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
-    return run
-
-
 def one(folder: Path, baseline: str | None = None, wanted: tuple[str, ...] = ()):
     (part,) = build(find([folder]), list(wanted), baseline).parts
     return part
