@@ -169,20 +169,21 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
     if len(rows) > _BARS:
         best = sorted(rows, key=lambda row: -row.spread(metric).mean)[:_BARS]
         rows = [row for row in rows if row in best or row is part.baseline]
-    published = any(metric in row.published for row in rows)
+    published = [row for row in rows if metric in row.published]
     canvas, axes = _canvas(6.4, 0.9 + len(rows) * (0.5 if published else 0.3))
-    height, shift = (0.38, 0.2) if published else (0.64, 0.0)
+    height = 0.38 if published else 0.64
     most = max(max(row.spread(metric).mean, row.published.get(metric, 0)) for row in rows)
     for place, row in enumerate(rows):
         spread, cell = row.spread(metric), row.published.get(metric)
-        colour = BASELINE if row is part.baseline else COLOURS[0]
-        axes.barh(place - shift, spread.mean, height, color=colour, label="ours" if row is rows[-1] else None)
+        shift = 0 if cell is None else 0.2
+        axes.barh(place - shift, spread.mean, height, color=BASELINE if row is part.baseline else COLOURS[0])
         if spread.std is not None:
             axes.errorbar(spread.mean, place - shift, xerr=spread.std, color="#d55e00", capsize=2, linewidth=1.2)
         end = spread.mean + (spread.std or 0) + 0.012 * most
         axes.text(end, place - shift, mean_and_std(spread), va="center", fontsize=7.5)
         if cell is not None:
-            axes.barh(place + shift, cell, height, color="#d5dae0", label="published" if row is rows[-1] else None)
+            bar = axes.barh(place + shift, cell, height, color="#d5dae0")
+            bar.set_label("published" if row is published[0] else None)
             axes.text(cell + 0.012 * most, place + shift, f"{cell:.4f}", va="center", fontsize=7.5, color="#667077")
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.invert_yaxis()
@@ -190,7 +191,7 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
     axes.set_xlim(0, most * 1.3)
     axes.set_xlabel(metric)
     if published:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return canvas
 
 
@@ -222,10 +223,12 @@ def _curves(part: Part, rows: list[Row], colours: dict[str, str]) -> Canvas | No
         axes.add_collection(behind)
         behind.set(color=GREY, linewidth=0.6, alpha=0.6, rasterized=True)
         curves[label].draw(axes, colours[label])
-        axes.set_title(_short(label), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
+        axes.set_title(_short(label, 26), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in frames[len(named) :]:
         axes.remove()
+    for axes in frames[max(0, len(named) - across) : len(named)]:
+        axes.tick_params(labelbottom=True)
     canvas.supxlabel("epoch", fontsize=9)
     canvas.supylabel(_monitor(part), fontsize=9)
     return canvas
@@ -271,6 +274,7 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
         )
     if min(times.values()) > 0 and longest / min(times.values()) > 10:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(left=0)
     axes.set(xlabel=f"training time of a run in {unit}, mean over seeds", ylabel=metric)
@@ -293,10 +297,10 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     return canvas, canvas.subplots()
 
 
-def _short(label: str) -> str:
+def _short(label: str, most: int = 40) -> str:
     """Without the sections of keys, which the table has."""
     words = re.sub(r"[\w.]*\.(\w+=)", r"\1", label)
-    return words if len(words) <= 40 else words[:39] + "…"
+    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def _in_order(value: float | str) -> tuple[bool, float, str]:
