@@ -61,7 +61,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metric", action="append", default=[], help="a table for it; may be repeated, the first is drawn"
     )
-    parser.add_argument("--baseline", metavar="ROW", help="the row to test the others against (default: default)")
+    parser.add_argument("--baseline", metavar="ROW", help="the row to test the others against (without it: default)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="the tables, for \\input")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="every metric in full precision")

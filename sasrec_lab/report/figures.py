@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 
 from sasrec_lab.report.curves import learning_curve
-from sasrec_lab.report.rows import Row, flat
-from sasrec_lab.report.tables import Part, Report
+from sasrec_lab.report.rows import DEFAULT, Row, flat
+from sasrec_lab.report.tables import Part, Report, mean_and_std
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
 BASELINE, GREY, PUBLISHED = "#222222", "#b8bcc2", "#9aa3ad"
@@ -110,22 +111,18 @@ def _is_sweep(keys: tuple[str, ...], members: list[Row]) -> bool:
 
 def _with_default(keys: tuple[str, ...], members: list[Row], rows: list[Row]) -> list[Row]:
     """The unchanged row is a point of a line too, where its value is not swept anyway."""
-    default = next((row for row in rows if row.label == "default"), None)
-    if (
-        len(keys) > 1
-        or default is None
-        or _setting(default, keys[0]) in (None, *(_setting(r, keys[0]) for r in members))
-    ):
-        return members
-    return [*members, default]
+    taken = [_setting(row, keys[0]) for row in members]
+    default = [row for row in rows if row.label == DEFAULT and len(keys) == 1]
+    return members + [row for row in default if isinstance(at := _setting(row, keys[0]), float) and at not in taken]
 
 
-def _setting(row: Row, key: str) -> float | str | None:
-    value = row.settings.get(key, flat(row.runs[0].config).get(key))
+def _setting(row: Row, key: str) -> float | str:
+    """The key's value in a row, from the config where the row does not override it."""
+    value = str(row.settings.get(key, flat(row.runs[0].config).get(key)))
     try:
-        return None if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return str(value)
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _line(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
@@ -151,22 +148,19 @@ def _line(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -> Ca
 
 
 def _heat_map(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
-    down, across = (_in_order({_setting(row, key) for row in rows}) for key in keys)
+    down, across = (sorted({_setting(row, key) for row in rows}, key=_in_order) for key in keys)
     cells = {(_setting(row, keys[0]), _setting(row, keys[1])): row.spread(metric) for row in rows}
     means = np.array([[cells[y, x].mean if (y, x) in cells else math.nan for x in across] for y in down])
     canvas, axes = _canvas(1.9 + 0.85 * len(across), 1.1 + 0.55 * len(down))
     image = axes.imshow(means, cmap="viridis", aspect="auto")
     axes.grid(False)
-    axes.set_xticks(range(len(across)), map(_word, across))
-    axes.set_yticks(range(len(down)), map(_word, down))
+    axes.set_xticks(range(len(across)), [f"{x:g}" if isinstance(x, float) else x for x in across])
+    axes.set_yticks(range(len(down)), [f"{y:g}" if isinstance(y, float) else y for y in down])
     axes.set(xlabel=keys[1], ylabel=keys[0])
     bright = 0.4 * np.nanmin(means) + 0.6 * np.nanmax(means)
-    for (y, x), mean in np.ndenumerate(means):
-        if not math.isnan(mean):
-            std = cells[down[y], across[x]].std
-            text = f"{mean:.4f}" + (f"\n± {std:.4f}" if std is not None else "")
-            colour = "black" if mean > bright else "white"
-            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=7.5)
+    for (y, x), spread in cells.items():
+        text, colour = mean_and_std(spread).replace(" ±", "\n±"), "black" if spread.mean > bright else "white"
+        axes.text(across.index(x), down.index(y), text, ha="center", va="center", color=colour, fontsize=7.5)
     canvas.colorbar(image, label=metric)
     return canvas
 
@@ -175,22 +169,21 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
     if len(rows) > _BARS:
         best = sorted(rows, key=lambda row: -row.spread(metric).mean)[:_BARS]
         rows = [row for row in rows if row in best or row is part.baseline]
-    published = any(metric in row.published for row in rows)
+    published = [row for row in rows if metric in row.published]
     canvas, axes = _canvas(6.4, 0.9 + len(rows) * (0.5 if published else 0.3))
-    height, shift = (0.38, 0.2) if published else (0.64, 0.0)
+    height = 0.38 if published else 0.64
     most = max(max(row.spread(metric).mean, row.published.get(metric, 0)) for row in rows)
     for place, row in enumerate(rows):
         spread, cell = row.spread(metric), row.published.get(metric)
-        colour = BASELINE if row is part.baseline else COLOURS[0]
-        axes.barh(place - shift, spread.mean, height, color=colour, label="ours" if row is rows[-1] else None)
+        shift = 0 if cell is None else 0.2
+        axes.barh(place - shift, spread.mean, height, color=BASELINE if row is part.baseline else COLOURS[0])
         if spread.std is not None:
             axes.errorbar(spread.mean, place - shift, xerr=spread.std, color="#d55e00", capsize=2, linewidth=1.2)
-        text = f"{spread.mean:.4f}" + (f" ± {spread.std:.4f}" if spread.std is not None else "")
-        axes.text(
-            max(spread.mean + (spread.std or 0), 0) + 0.012 * most, place - shift, text, va="center", fontsize=7.5
-        )
+        end = spread.mean + (spread.std or 0) + 0.012 * most
+        axes.text(end, place - shift, mean_and_std(spread), va="center", fontsize=7.5)
         if cell is not None:
-            axes.barh(place + shift, cell, height, color="#d5dae0", label="published" if row is rows[-1] else None)
+            bar = axes.barh(place + shift, cell, height, color="#d5dae0")
+            bar.set_label("published" if row is published[0] else None)
             axes.text(cell + 0.012 * most, place + shift, f"{cell:.4f}", va="center", fontsize=7.5, color="#667077")
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.invert_yaxis()
@@ -198,7 +191,7 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
     axes.set_xlim(0, most * 1.3)
     axes.set_xlabel(metric)
     if published:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return canvas
 
 
@@ -224,16 +217,18 @@ def _curves(part: Part, rows: list[Row], colours: dict[str, str]) -> Canvas | No
     across = 3
     down = math.ceil(len(named) / across)
     canvas = Canvas(figsize=(7, 0.4 + 1.75 * down))
-    frames = canvas.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
+    frames = list(canvas.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for label, axes in zip(named, frames, strict=False):
         behind = LineCollection([list(zip(c.epochs, c.mean, strict=True)) for c in curves.values()])
         axes.add_collection(behind)
         behind.set(color=GREY, linewidth=0.6, alpha=0.6, rasterized=True)
         curves[label].draw(axes, colours[label])
-        axes.set_title(_short(label), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
+        axes.set_title(_short(label, 26), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in list(frames)[len(named) :]:
-        axes.set_visible(False)
+    for axes in frames[len(named) :]:
+        axes.remove()
+    for axes in frames[max(0, len(named) - across) : len(named)]:
+        axes.tick_params(labelbottom=True)
     canvas.supxlabel("epoch", fontsize=9)
     canvas.supylabel(_monitor(part), fontsize=9)
     return canvas
@@ -262,9 +257,8 @@ class Curves:
 def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
     canvas, axes = _canvas(7, 3.6)
     times = {row.label: row.mean(lambda run: run.seconds) for row in rows}
-    unit, seconds = next(
-        u for u in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if max(times.values()) > 2 * u[1] or u[1] == 1
-    )
+    longest = max(times.values())
+    unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
     for row in sorted(rows, key=lambda row: row.label in colours):
         spread, named = row.spread(metric), row.label in colours
         axes.errorbar(
@@ -278,8 +272,9 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
             capsize=2,
             linewidth=1,
         )
-    if min(times.values()) > 0 and max(times.values()) / min(times.values()) > 10:
+    if min(times.values()) > 0 and longest / min(times.values()) > 10:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(left=0)
     axes.set(xlabel=f"training time of a run in {unit}, mean over seeds", ylabel=metric)
@@ -302,19 +297,12 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     return canvas, canvas.subplots()
 
 
-def _short(label: str) -> str:
+def _short(label: str, most: int = 40) -> str:
     """Without the sections of keys, which the table has."""
-    words = " ".join(
-        word.rpartition(".")[2] if "=" in word and "." in word.split("=")[0] else word for word in label.split()
-    )
-    return words if len(words) <= 40 else words[:39] + "…"
+    words = re.sub(r"[\w.]*\.(\w+=)", r"\1", label)
+    return words if len(words) <= most else words[: most - 1] + "…"
 
 
-def _word(value: float | str | None) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _in_order(values: set[float | str | None]) -> list[float | str | None]:
-    return sorted(
-        values, key=lambda value: (isinstance(value, str), value if isinstance(value, float) else 0.0, str(value))
-    )
+def _in_order(value: float | str) -> tuple[bool, float, str]:
+    """Numbers by size, then words."""
+    return isinstance(value, str), value if isinstance(value, float) else 0.0, str(value)
