@@ -289,7 +289,7 @@ def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndar
     without = ~unknown & (histories.lengths[np.where(unknown, 0, rows)] == 0)
     unsupported = unknown | without
     if unsupported.any() and on_unsupported != "ignore":
-        given = listed(users, "users")
+        given = histories.users.ids if _are_all(users) else listed(users, "users")
         kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
         which = "; ".join(f"{what}: {some(ids)}" for what, ids in kinds.items() if len(ids))
         line = f"users: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
@@ -301,7 +301,7 @@ def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndar
 
 def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
     """Of targets: at least one, and each once."""
-    if isinstance(given, str) and given == "all":
+    if _are_all(given):
         return np.arange(len(ids))
     numbers = ids.numbers(given, what)
     if not len(numbers):
@@ -310,3 +310,7 @@ def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
     if known.duplicated().any():
         raise InputError(f"{what}: {known[known.duplicated()].iloc[0]} stands there more than once; give each once")
     return numbers
+
+
+def _are_all(given: Any) -> bool:
+    return isinstance(given, str) and given == "all"

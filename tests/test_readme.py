@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ COMMANDS = re.findall(r"^python -m sasrec_lab\.train(.*)$", README, re.M) + re.f
     r"`python -m sasrec_lab\.train([^`]*)`", README
 )
 REPORTS = re.findall(r"^python -m sasrec_lab\.report(.*)$", README, re.M)
+RECOMMENDED = re.findall(r"^python -m sasrec_lab\.recommend(.*)$", README, re.M)
+TUTORIAL = README.partition("## The RecTools tutorial")[2].partition("\n## ")[0]
 SHORT = ["trainer.max_epochs=1", "model.dim=8", "model.maxlen=5"]
 GENERATED = ["dataset=synthetic", "dataset.synthetic.users=50", "dataset.synthetic.items=200", "name=generated"]
 
@@ -61,3 +65,42 @@ def test_reports_run(train_command, report_command):
         done = report_command(*words_of(command))
         assert (done.returncode, done.stderr) == (0, "")
         assert re.search(r"model\.blocks=1 +2 +0\.\d{4} ± 0\.\d{4}", done.stdout)
+
+
+@pytest.mark.parametrize("command", RECOMMENDED)
+def test_a_recommendation_is_taken_as_it_stands(command):
+    check_command_line(words_of(command), "recommend")
+
+
+@pytest.mark.slow
+def test_recommendations_run(train_command, recommend_command, tmp_path):
+    """From a run on made-up data in the place of MovieLens."""
+    assert train_command(*SHORT, *GENERATED, "hydra.run.dir=outputs/ml_100k/time").returncode == 0
+    (tmp_path / "ids.txt").write_text("7\n8\n")
+    (tmp_path / "new.csv").write_text("user_id,item_id,timestamp\n7,3,1\n8,4,1\n8,5,2\n")
+    (tmp_path / "stock.csv").write_text("item_id\n1\n2\n")
+    commands = [words_of(command) for command in RECOMMENDED if "run=outputs/ml_100k/" in command]
+    assert len(commands) >= 4
+    for words in commands:
+        done = recommend_command(*words)
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert done.stdout
+    python = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("<time>", "time")
+    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_tutorial_is_replayed(train_command, recommend_command, tmp_path):
+    """Each of its commands as it stands, after the other; scores are a machine's own, so only the form is compared."""
+    make, trained, *listed = re.findall(r"^python (.*)$", TUTORIAL, re.M)
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, root / shlex.split(make)[0], *shlex.split(make)[1:]], cwd=tmp_path, check=True)
+    assert train_command(*shlex.split(trained)[2:]).returncode == 0
+    printed = [recommend_command(*shlex.split(words)[2:]) for words in listed]
+    shown = re.findall(r"^python -m sasrec_lab\.recommend.*\n```\n```\n(.*?)```", TUTORIAL, re.S | re.M)
+    assert len(shown) == len(printed) == 3
+    for text, done in zip(shown, printed, strict=True):
+        assert done.returncode == 0
+        form = [re.sub(r"[\d.]+ .*", "", line) for line in text.splitlines()]
+        assert [re.sub(r"[\d.]+ .*", "", line) for line in (done.stdout + done.stderr).splitlines()] == form

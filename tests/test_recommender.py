@@ -104,6 +104,8 @@ def test_items_that_the_model_does_not_know_are_passed_over():
     with pytest.raises(InputError) as error:
         recommender.recommend([103, 101, 7], k=6)
     assert str(error.value).startswith("users: 2 of 3 get no list (unknown: 7; without an item that the model knows")
+    with pytest.raises(InputError, match=r"1 of 4 get no list \(without an item that the model knows: 101\)"):
+        recommender.recommend("all", k=6)
     with warnings.catch_warnings(action="error"):
         assert recommender.recommend([101], k=6, on_unsupported_targets="ignore").empty
 

@@ -51,6 +51,7 @@ def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
         ".lock",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "items.npz",
         "metrics.json",
         "ranks.npz",
         "run.json",
