@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sasrec_lab.config import CONF_DIR, TrainConfig, hint_for, to_typed
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
-
 # Hydra's plugins, which are extras of this package.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
 
