@@ -30,14 +30,11 @@ from sasrec_lab.errors import InputError, Taken
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
-_NOT_COMPARED = (
-    "ckpt",
-    "data_dir",
-    "published",
-    "tensorboard",
-)  # where things lie and what stands beside, not what is run
+# where things lie, what stands beside and what is shown, not what is run
+_NOT_COMPARED = ("ckpt", "data_dir", "published", "tensorboard")
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 ITEMS = "items.npz"
+COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
 _SMALLEST = 2**16  # bytes that a run writes at the very least
 
 
@@ -107,7 +104,7 @@ class Run:
         self.before = (_read(folder / "run.json") if cfg.ckpt else None) or {}
         self.facts: dict[str, Any] = {
             "git": code_version(),
-            "command": command(),
+            "command": os.environ.get(COMMAND) or command(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": cfg.seed,
             "seconds": {},

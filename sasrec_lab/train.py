@@ -6,6 +6,7 @@ python -m sasrec_lab.train --help                             what there is to c
 """
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def _run_alone(job: Job) -> None:
 def _run_sweep(command: Command) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     sweep.check(folder, jobs)
+    os.environ[run_folder.COMMAND] = run_folder.command()
     stopped = None
     try:
         with run_folder.claimed(folder, "hydra.sweep.dir"):

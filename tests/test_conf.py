@@ -181,7 +181,8 @@ MISTAKES = {
     ),
     "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
     "hydra/launcher=foo": (
-        "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic, joblib_shared, ray_shared, slurm"
+        "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic, joblib_shared,"
+        " ray_shared, slurm"
     ),
     "name=имя": (
         "name=имя has a letter or a quote that needs quotes around the value, themselves quoted: 'name=\"имя\"'"
