@@ -20,6 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig, hint_for, to_typed
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
+# Hydra's plugins, which are extras of this package.
+_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,7 +37,9 @@ class Command:
     """One job, or the jobs of a sweep (none where only its sweeper knows them) and the folder above them."""
 
     jobs: list[Job]
-    sweep_folder: Path | None
+    sweep_folder: Path | None = None
+    sweeper: DictConfig | None = None
+    launcher: DictConfig | None = None
 
 
 def compose_config(overrides: list[str], config_dir: Optional[str] = None, name: str = "train") -> DictConfig:
@@ -79,7 +84,7 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
         raise InputError("a sweep is chosen and would run as one job; add -m to run each of its jobs")
     folder = _folder(cfg, "hydra.run.dir")
     job = Job(_typed(cfg), folder)
-    return None if args.cfg else Command([job], None)
+    return None if args.cfg else Command([job])
 
 
 def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
@@ -93,10 +98,11 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
         cfg = compose("train", overrides=common + fixed, return_hydra_config=True)
         folder = _folder(cfg, "hydra.sweep.dir")
         if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return Command([], folder)
+            return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher)
         params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(params) + swept, max_batch_size=None)
-        return Command([_job(number, common + job) for number, job in enumerate(grid)], folder)
+        jobs = [_job(number, common + job) for number, job in enumerate(grid)]
+        return Command(jobs, folder, cfg.hydra.sweeper, cfg.hydra.launcher)
 
 
 def _job(number: int, overrides: list[str]) -> Job:
@@ -157,6 +163,9 @@ def _explain(error: Exception, name: str) -> str:
         key, _, value = found[1].partition("=")
         quoted = "'{}=\"{}\"'".format(key, value.strip("'\""))
         return f"{found[1]} has a letter or a quote that needs quotes around the value, themselves quoted: {quoted}"
+    found = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/(\w+)'", text)
+    if found and found[1] in _EXTRAS:
+        return f"Hydra's plugin for {found[1]} is not installed; pip install 'sasrec-lab[{_EXTRAS[found[1]]}]'"
     if found := re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']+)'", text):
         group, choice = found.groups()
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, Optional, get_args, get_type_hints
 
@@ -274,6 +275,15 @@ class EvaluationConfig:
 
 
 @dataclass
+class TensorBoardConfig:
+    attention_users: int = MISSING
+    projector: bool = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("tensorboard.attention_users", self.attention_users, 0)
+
+
+@dataclass
 class PublishedConfig:
     """What a paper's table says of one data set: row -> metric -> value. A sweep's row is its override."""
 
@@ -296,6 +306,7 @@ class TrainConfig:
     loss: LossConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
+    tensorboard: TensorBoardConfig = MISSING
     trainer: dict[str, Any] = MISSING
 
     def __post_init__(self) -> None:
@@ -359,14 +370,26 @@ for _name, _schema in SCHEMAS.items():
 
 
 def folder_name(text: str) -> str:
-    """Text such as a job's overrides as the name of one folder: no separators, not too long."""
-    return re.sub(r"[^\w.,=+@-]+", "-", text).encode()[:200].decode(errors="ignore")
+    """Text such as a job's overrides as the name of one folder: no separators, not too long, another text another."""
+    name = re.sub(r"[^\w.,=+@-]+", "-", text).encode()
+    if len(name) <= 200:
+        return name.decode()
+    return f"{name[:191].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
+
+
+def job_folder(sweeper: str, number: int, overrides: str) -> str:
+    """`<number>-<overrides>`; of a search the overrides alone.
+
+    It counts from 0 each time it is taken up, and what it tries again has been tried already.
+    """
+    name = folder_name(overrides)
+    return f"{number}-{name}" if sweeper.endswith(".BasicSweeper") else name
 
 
 # Interpolations of conf/train.yaml. One process has one start, so that its folder is known before Hydra makes it.
 _STARTED = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 def metric_names(k: list[int], sampled: int) -> list[str]:

@@ -11,6 +11,10 @@ class InputWarning(UserWarning):
     """What a user should know of the input and need not mend. The message is one line."""
 
 
+class Taken(InputError):
+    """Another process runs in the folder."""
+
+
 class MissingKey(InputError):
     """A key has no value."""
 

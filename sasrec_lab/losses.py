@@ -6,7 +6,7 @@ change the number divided by (as RecTools). A sampled loss looks up the batch's 
 gradient is made of the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 
 import torch
@@ -21,6 +21,7 @@ from sasrec_lab.data.batches import PackedBatch
 # rows); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the last-level cache.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 CHUNK_ROWS = {"cpu": 256, "cuda": 2**20}
+PAIR_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of vectors looked up at once: 2 MiB
 
 
 def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
@@ -45,8 +46,7 @@ def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg
 
 def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
     """-log s(target) - sum of log s(-negative): the paper's eq. (7), as the authors' code normalises it (model.py)."""
-    positive, negative = _target_and_negatives(states, items, batch)
-    return ((F.softplus(-positive) + F.softplus(negative).sum(-1)) * _shares(batch)).sum()
+    return _binary(states, items, batch, 1.0)
 
 
 def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
@@ -54,10 +54,9 @@ def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfi
 
     beta = a (t (1 - 1 / a) + 1 / a) with the calibration t and the share of items drawn a = N / (V - 1).
     """
-    positive, negative = _target_and_negatives(states, items, batch)
     share = cfg.negatives / max(1, items.num_embeddings - 1)
     beta = 1 - cfg.calibration * (1 - share)
-    return ((beta * F.softplus(-positive) + F.softplus(negative).sum(-1)) * _shares(batch)).sum() / (cfg.negatives + 1)
+    return _binary(states, items, batch, beta) / (cfg.negatives + 1)
 
 
 LOSSES = {
@@ -68,12 +67,14 @@ LOSSES = {
 }
 
 
-def _target_and_negatives(states: Tensor, items: nn.Embedding, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Logits of each token's target, or of any item where it has none, and of its negatives."""  # (T,), (T, N)
-    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])
-    rows = items(torch.cat([targets[:, None], batch.negatives], 1) - 1)  # (T, 1 + N, D)
-    logits = torch.einsum("td,tnd->tn", states, rows)
-    return logits[:, 0], logits[:, 1:]
+def _binary(states: Tensor, items: nn.Embedding, batch: PackedBatch, beta: float) -> Tensor:
+    """beta times the target's part, and each negative's, of the mean over targets."""
+    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])  # (T,) without one: any item
+    places, table = torch.cat([targets[:, None], batch.negatives], 1) - 1, items.weight  # (T, 1 + N)
+    if items.sparse:
+        rows, places = torch.unique(places, return_inverse=True)
+        table = items(rows)
+    return LinearBinaryCrossEntropy.apply(states, table, places, beta, _shares(batch))
 
 
 def _shares(batch: PackedBatch) -> Tensor:
@@ -145,6 +146,52 @@ class SampledCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, rows_grad = ctx.saved_tensors
         return states_grad * grad_output, rows_grad * grad_output, None, None, None
+
+
+class LinearBinaryCrossEntropy(torch.autograd.Function):
+    """sum of shares * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)), s = table[places] @ states.
+
+    Looked up a chunk of tokens at a time, so (T, 1 + N, D) vectors never exist: memory grows with T * N, as the
+    negatives themselves do, and no more. Half the time of one lookup and autograd. The plain twin is in the tests.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, table: Tensor, places: Tensor, beta: float, shares: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            h, table = states.detach().to(table.dtype), table.detach()
+            slopes = table.new_empty(places.shape)  # (T, 1 + N) the loss's by each logit
+            states_grad = torch.empty_like(h)
+            losses = []
+            for chunk in _chunks_of_pairs(places, h):
+                rows = F.embedding(places[chunk], table)  # (t, 1 + N, D)
+                logits = torch.bmm(rows, h[chunk, :, None]).squeeze(2)
+                share = shares[chunk, None].expand_as(logits).contiguous()
+                share[:, 0] *= beta
+                logits[:, 0].neg_()
+                losses.append(torch.sum(F.softplus(logits) * share))
+                slope = torch.mul(logits.sigmoid_(), share, out=slopes[chunk])
+                slope[:, 0].neg_()
+                torch.bmm(slope[:, None], rows, out=states_grad[chunk, None])
+        ctx.save_for_backward(h, slopes, states_grad, places)
+        ctx.items, ctx.states_dtype = len(table), states.dtype
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """The table's gradient is made only here: to scale it would be one more pass over the catalogue."""
+        h, slopes, states_grad, places = ctx.saved_tensors
+        slopes = slopes * grad_output
+        table_grad = h.new_zeros(ctx.items, h.shape[1])
+        for chunk in _chunks_of_pairs(places, h):
+            table_grad.index_add_(0, places[chunk].flatten(), (slopes[chunk, :, None] * h[chunk, None]).flatten(0, 1))
+        return (states_grad * grad_output).to(ctx.states_dtype), table_grad, None, None, None
+
+
+def _chunks_of_pairs(places: Tensor, states: Tensor) -> Iterator[slice]:
+    """Tokens of which all vectors looked up, (1 + N, D) each, together have at most PAIR_ELEMENTS elements."""
+    most = PAIR_ELEMENTS["cuda" if states.is_cuda else "cpu"]
+    rows = max(1, most // (places.shape[1] * states.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(states), rows))
 
 
 def _matmul_dtype(states: Tensor) -> torch.dtype:

@@ -25,14 +25,16 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from sasrec_lab.config import TrainConfig, plain
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, Taken
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
-_NOT_COMPARED = ("ckpt", "data_dir", "published")  # where things lie and what stands beside, not what is run
+# where things lie, what stands beside and what is shown, not what is run
+_NOT_COMPARED = ("ckpt", "data_dir", "published", "tensorboard")
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 ITEMS = "items.npz"
+COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
 _SMALLEST = 2**16  # bytes that a run writes at the very least
 
 
@@ -73,17 +75,18 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
     """No other process runs in the folder meanwhile; the system ends the claim however this process ends.
 
     Raises:
-        InputError: another one does, or the folder cannot be made.
+        Taken: another one does.
+        InputError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        lock = _lock(folder, key)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, key) from error
     with lock:
         yield
 
@@ -101,7 +104,7 @@ class Run:
         self.before = (_read(folder / "run.json") if cfg.ckpt else None) or {}
         self.facts: dict[str, Any] = {
             "git": code_version(),
-            "command": command(),
+            "command": os.environ.get(COMMAND) or command(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": cfg.seed,
             "seconds": {},
@@ -321,15 +324,13 @@ def _is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _lock(folder: Path) -> IO[bytes]:
+def _lock(folder: Path, key: str = "hydra.run.dir") -> IO[bytes]:
     file = open(folder / ".lock", "wb")  # noqa: SIM115  the claim lasts as long as the file is open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise InputError(
-            f"another process is running in {folder}; wait for it, or choose another hydra.run.dir"
-        ) from error
+        raise Taken(f"another process is running in {folder}; wait for it, or choose another {key}") from error
     except OSError:  # a file system without locks
         pass
     return file

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig, plain
+from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig, flat, known_keys, plain
 from sasrec_lab.data.sequences import Holdout, Sequences
 from sasrec_lab.run_folder import near
 
@@ -74,6 +74,15 @@ def _loss(cfg: TrainConfig) -> str:
         what = "batch" if cfg.loss.name is LossName.sampled_softmax else "position"
         name += f" ({_count(cfg.loss.negatives, 'negative')} a {what})"
     return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
+
+
+def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
+    """Every key that says how the run was made, the same for every run: TensorBoard shows only the first run's keys."""
+    given = flat({key: value for key, value in plain(cfg).items() if key not in ("published", "tensorboard")})
+    keys = [key.replace(".", "/") for key in known_keys()]
+    inside = [key for key in keys if key.startswith(("dataset/weight/", "dataset/synthetic/"))]  # or null as a whole
+    given = {key: value for key, value in given.items() if key not in ("dataset/weight", "dataset/synthetic")}
+    return dict.fromkeys(inside) | given
 
 
 def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:

@@ -1,17 +1,22 @@
 """A sweep: one folder, a run below it for each job, of which each ends on its own; the same command goes on with it."""
 
 import logging
+import os
+import shlex
 import sys
+import warnings
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder
-from sasrec_lab.command_line import Job
+from sasrec_lab.command_line import Command, Job
 from sasrec_lab.config import TrainConfig, to_typed
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, Taken
 
 errors = logging.getLogger("sasrec_lab.errors")
 
@@ -41,36 +46,109 @@ def check(folder: Path, jobs: list[Job]) -> None:
         print(f"job {job.name} will fail: {mistake}", file=sys.stderr)
 
 
-def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], dict[str, Any]]) -> float:
+def prepare(command: Command) -> None:
+    """Say how a launcher shares out the machine, and let a stored search go on with the trials that were cut off."""
+    if command.launcher._target_.endswith(".JoblibLauncher"):
+        print(_shares(command.launcher.n_jobs))
+    if command.sweeper._target_.endswith(".OptunaSweeper"):
+        _take_up(command.sweeper, command.sweep_folder)
+
+
+def _shares(n_jobs: int) -> str:
+    """joblib gives each of its processes a share of the cores, unless the user has set OMP_NUM_THREADS."""
+    import joblib
+
+    jobs, cores = joblib.effective_n_jobs(n_jobs), joblib.cpu_count()
+    given = os.environ.get("OMP_NUM_THREADS")
+    threads = given or max(1, cores // jobs) if jobs > 1 else cores
+    why = "OMP_NUM_THREADS" if given else f"of {cores} core{'' if cores == 1 else 's'}"
+    at_once = f"{jobs} jobs at a time" if jobs > 1 else "one job at a time"
+    return f"joblib  {at_once}, {threads} thread{'' if str(threads) == '1' else 's'} each ({why})"
+
+
+def _take_up(sweeper: DictConfig, folder: Path) -> None:
+    """Trials that were cut off come next, with the same values: so in their own folders, from their last checkpoint.
+
+    Only of a study in the sweep's own folder, which one process at a time uses: in another the trials may be running.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra says the same
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if sweeper.storage != f"sqlite:///{folder}/study.db" or not (folder / "study.db").is_file():
+        return
+    study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+
+
+def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], dict[str, Any]]) -> float | None:
     """Run one job, go on with it where it was cut off, or leave it where it has finished.
 
-    Gives the monitored validation metric. A job that fails says so in its folder and lets the others go on.
+    Gives the monitored validation metric, or None where another process is at it. A job that fails says so in its
+    folder and lets the others go on.
     """
+    _number_lines()
     try:
-        typed = to_typed(cfg)
+        typed = _typed(cfg, folder)
+        results = run_folder.check(folder, typed)
+        if results is None:
+            if run_folder.has_checkpoint(folder):
+                typed.ckpt = "last"
+            with run_folder.claimed(folder):
+                results = train(typed, folder)
+    except Exception as error:
+        errors.error(run_folder.explain(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
+        print(f"job {folder.name} failed: {run_folder.explain(error, folder)}", file=sys.stderr)
+        return None if isinstance(error, Taken) else WORST
+    value = results["metrics"].get(typed.evaluation.monitor, WORST)
+    return value if isfinite(value) else WORST
+
+
+def _typed(cfg: DictConfig, folder: Path) -> TrainConfig:
+    try:
+        return to_typed(cfg)
     except InputError as error:
         run_folder.mark_failed(folder, error)
-        return _failed(folder, error)
-    results = run_folder.check(folder, typed)
-    if results is None:
-        if run_folder.has_checkpoint(folder):
-            typed.ckpt = "last"
-        with run_folder.claimed(folder):
-            try:
-                results = train(typed, folder)
-            except Exception as error:
-                return _failed(folder, error)
-    return results["metrics"].get(typed.evaluation.monitor, WORST)
+        raise
+
+
+def _number_lines() -> None:
+    """Jobs that run side by side say which of them speaks."""
+    hydra = HydraConfig.get()
+    if not hydra.launcher._target_.endswith(".BasicLauncher"):
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setFormatter(logging.Formatter(f"#{hydra.job.num:<3d} %(message)s"))
 
 
 def failures(folder: Path, jobs: list[Job]) -> list[str]:
     """A line for each job that has not finished."""
-    folders = [job.folder for job in jobs] or sorted(path.parent for path in folder.glob("*/.hydra"))
-    ends = {job: run_folder.status(job) for job in folders}
-    return [f"{job.name}: {end['error'] or end['status']}" for job, end in ends.items() if end["status"] != "finished"]
+    lines = []
+    for job in _folders(folder, jobs):
+        end = run_folder.status(job)
+        if end["status"] != "finished":
+            lines.append(f"{job.name}: {end['error'] or end['status']}")
+    return lines
 
 
-def _failed(folder: Path, error: Exception) -> float:
-    errors.error(run_folder.explain(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
-    print(f"job {folder.name} failed: {run_folder.explain(error, folder)}", file=sys.stderr)
-    return WORST
+def summary(folder: Path, jobs: list[Job]) -> str:
+    """What ends a sweep without failures."""
+    board = Path(sys.executable).with_name("tensorboard")
+    count = len(_folders(folder, jobs))
+    return "\n".join(
+        [
+            "",
+            f"all {count} jobs have finished" if count > 1 else "the job has finished",
+            f"sweep folder {run_folder.near(folder)}",
+            f"TensorBoard  {shlex.join([run_folder.near(board), '--logdir', run_folder.near(folder)])}",
+        ]
+    )
+
+
+def _folders(folder: Path, jobs: list[Job]) -> list[Path]:
+    """Of the jobs; where only the sweeper knows them, those that have begun."""
+    return [job.folder for job in jobs] or sorted(path.parent for path in folder.glob("*/.hydra"))

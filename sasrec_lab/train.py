@@ -6,10 +6,11 @@ python -m sasrec_lab.train --help                             what there is to c
 """
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
-from sasrec_lab.command_line import Job, check_command_line
-from sasrec_lab.config import CONF_DIR, TrainConfig, flat, plain, to_typed
+from sasrec_lab.command_line import Command, Job, check_command_line
+from sasrec_lab.config import CONF_DIR, TrainConfig, to_typed
 from sasrec_lab.errors import InputError
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
@@ -33,7 +34,7 @@ def entry() -> None:
         if command is None:  # help, or another process of a run on several devices
             main()
         elif command.sweep_folder:
-            _run_sweep(command.sweep_folder, command.jobs)
+            _run_sweep(command)
         else:
             _run_alone(command.jobs[0])
     except InputError as error:
@@ -58,11 +59,26 @@ def _run_alone(job: Job) -> None:
             main()
 
 
-def _run_sweep(folder: Path, jobs: list[Job]) -> None:
+def _run_sweep(command: Command) -> None:
+    folder, jobs = command.sweep_folder, command.jobs
     sweep.check(folder, jobs)
-    main()
+    os.environ[run_folder.COMMAND] = run_folder.command()
+    stopped = None
+    try:
+        with run_folder.claimed(folder, "hydra.sweep.dir"):
+            sweep.prepare(command)
+            main()
+    except KeyboardInterrupt:
+        _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder)}")
+    except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
+        if error.code == 130:
+            raise
+        stopped = error
     if failed := sweep.failures(folder, jobs):
         sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed]))
+    if stopped:
+        raise stopped
+    print(sweep.summary(folder, jobs))
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
@@ -79,9 +95,10 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
         errors.error("interrupted")
-        place = run_folder.near(folder)
-        print(f"interrupted; everything so far is in {place}\ngo on with: {_go_on(folder)}", file=sys.stderr)
-        sys.exit(130)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder.parent)}")
+        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+        _say_how_to_go_on(folder, f"hydra.run.dir={run_folder.near(folder)}", *ckpt)
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -90,7 +107,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         # imported here, because help, --cfg and messages about mistakes need not wait for torch
         import pytorch_lightning as pl
 
-        from sasrec_lab import checkpoints, machine, summary
+        from sasrec_lab import checkpoints, machine, summary, tensorboard
         from sasrec_lab.data.datamodule import SequenceData
         from sasrec_lab.data.sequences import hold_out, load_sequences
         from sasrec_lab.data.titles import read_titles
@@ -122,6 +139,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         if measured:
             with run.phase("popularity"):
                 run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
+        machine.keep_freed_memory()
         try:
             with run.phase("fit"), interruptible(trainer):
                 trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
@@ -138,21 +156,21 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             run.results["metrics"] |= model.tested
             if trainer.is_global_zero:
                 run_folder.write_ranks(folder, ranks, sequences)
-        keys = flat({key: value for key, value in plain(cfg).items() if key != "published"})
-        trainer.logger.log_hyperparams(keys, summary.hparams(run.results, cfg), step=trainer.global_step)
+        metrics = summary.hparams(run.results, cfg)
+        trainer.logger.log_hyperparams(summary.hyperparameters(cfg), metrics, step=trainer.global_step)
+        if trainer.is_global_zero:
+            tensorboard.draw(trainer.logger.experiment, model.encoder, holdout, sequences.user_ids, titles, cfg)
+        trainer.logger.finalize("success")
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 
 
-def _go_on(folder: Path) -> str:
-    """The command that goes on with the run, or with the sweep, in this folder."""
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        place, ckpt = f"hydra.sweep.dir={run_folder.near(folder.parent)}", []
-    else:
-        ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
-        place = f"hydra.run.dir={run_folder.near(folder)}"
-    replaced = tuple(f"{word.partition('=')[0]}=" for word in (place, *ckpt))
-    return run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), place, *ckpt])
+def _say_how_to_go_on(folder: Path, *words: str) -> NoReturn:
+    """The command that goes on with the run, or with the sweep, is this one with the words."""
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
+    command = run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words])
+    print(f"interrupted; everything so far is in {run_folder.near(folder)}\ngo on with: {command}", file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def recommend_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProce
 
 
 @pytest.fixture
+def report_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command as a user runs it, in the test's own folder."""
+    return in_a_fresh_process("sasrec_lab.report", tmp_path)
+
+
+@pytest.fixture
 def interrupt_at(tmp_path: Path) -> Callable[[str, list[str], signal.Signals], tuple[int, str]]:
     """As `train_command`, with a signal sent when a line with the start is printed; gives exit code and errors."""
 

@@ -180,7 +180,10 @@ MISTAKES = {
         " for every n-th one use trainer.check_val_every_n_epoch"
     ),
     "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
-    "hydra/launcher=foo": ("hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic"),
+    "hydra/launcher=foo": (
+        "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic, joblib_shared,"
+        " ray_shared, slurm"
+    ),
     "name=имя": (
         "name=имя has a letter or a quote that needs quotes around the value, themselves quoted: 'name=\"имя\"'"
     ),

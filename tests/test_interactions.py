@@ -1,4 +1,5 @@
 import gzip
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from sasrec_lab.command_line import load
 from sasrec_lab.config import DatasetConfig, Format, IdType, Repeats, WeightConfig
-from sasrec_lab.data import interactions, source
+from sasrec_lab.data import columns, interactions, source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file, read_interactions
 from sasrec_lab.errors import InputError
@@ -564,3 +565,23 @@ def test_published_formats(tmp_path, name, path, text, read):
     frame = read_interactions(data, found, cfg.dataset)
     assert rows(frame) == read
     assert len(clean(frame, cfg.dataset)) == len(read)
+
+
+@pytest.mark.parametrize("header", ['"user_id","item_id","timestamp","rating"', '"user_id",item_id,timestamp,"rating"'])
+def test_a_quoted_header_is_read_in_blocks_too(tmp_path, monkeypatch, header):
+    rows = "\n1,2,10,3\n4,5,11,2.5\n"
+    expected, _ = both(tmp_path, "user_id,item_id,timestamp,rating" + rows, RATED)
+    monkeypatch.setattr(interactions, "read_interactions", None)  # the whole file at once is not asked
+    path = tmp_path / "x.csv"
+    path.write_text(header + rows)
+    assert {name: column.tolist() for name, column in read_file(path, RATED).items()} == expected
+
+
+def test_lines_with_something_in_them_are_counted_as_a_loop_does():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        data = random.choice(list(b"a\n\r"), random.integers(1, 30)).astype(np.uint8).tobytes()
+        assert columns._filled_lines(data) == len([line for line in re.split(rb"[\r\n]", data) if line])
+    whole = b"ab\n" * 2**19  # parts end within a line and behind one
+    for data in (whole, b"x" + whole, b"\n\n" + whole, whole + b"\n"):
+        assert columns._filled_lines(data) == 2**19

@@ -383,6 +383,86 @@ def test_a_sampled_loss_touches_the_batchs_rows_alone(name):
     assert {row + 1 for row in sparse.coalesce().indices()[0].tolist()} == touched
 
 
+# Binary cross-entropies: what both share
+
+
+def plain_binary(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    beta: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The twin: every vector looked up at once, and autograd."""
+    positive = (states * table[targets - 1]).sum(1)  # (T,) of any item where there is none
+    negative = torch.einsum("td,tnd->tn", states, table[negatives - 1])
+    each = beta * F.softplus(-positive) + F.softplus(negative).sum(1)
+    real = (targets > 0).float() * (1 if weights is None else weights)
+    return (each * real).sum() / (targets > 0).sum()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
+@pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
+def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
+    monkeypatch.setitem(losses.PAIR_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
+    states, table, targets = example(0)
+    drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    calibration = 0.75 if name is LossName.gbce else 0.0
+    cfg = LossConfig(name, 3, calibration)
+    loss = LOSSES[name](states, items_of(table, sparse), batch_of(targets, weights, drawn), cfg)
+    beta, divisor = (1 - 0.75 * (1 - 3 / (ITEMS - 1)), 4) if name is LossName.gbce else (1.0, 1)
+    expected = plain_binary(states, table, targets, drawn, beta, weights) / divisor
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    of_states, of_table = gradients(loss, states, table)
+    assert of_table.is_sparse == sparse
+    found = (of_states, of_table.to_dense())
+    assert_close_gradients(found, gradients(expected, states, table), 1e-5)
+
+
+def test_a_scaled_binary_loss_scales_its_gradients_and_gradients_add_up():
+    states, table, targets = example(0)
+    drawn = torch.randint(1, ITEMS + 1, (TOKENS, 2))
+    batch = batch_of(targets, None, drawn)
+    items = torch.randint(0, ITEMS, (TOKENS,))  # the shared table is input and output at once
+    found = gradients(3 * bce(table[items].sin(), table, batch) - bce(states, table, batch), states, table)
+    plain = 3 * plain_binary(table[items].sin(), table, targets, drawn) - plain_binary(states, table, targets, drawn)
+    assert_close_gradients(found, gradients(plain, states, table))
+
+
+@pytest.mark.parametrize("low_precision_states", [False, True])
+@pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
+def test_binary_losses_under_autocast_are_exact_for_their_states(name, low_precision_states):
+    states, table, targets = example(0)
+    if low_precision_states:
+        states = states.detach().bfloat16().requires_grad_()
+    batch = batch_of(targets, None, torch.randint(1, ITEMS + 1, (TOKENS, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(name, states, table, batch)
+    exact_states = states.detach().float().requires_grad_()
+    expected = loss_of(name, exact_states, table, batch)
+    torch.testing.assert_close(loss, expected)
+    of_states, of_table = gradients(loss, states, table)
+    assert (of_states.dtype, of_table.dtype) == (states.dtype, torch.float32)
+    assert_close_gradients((of_states.float(), of_table), gradients(expected, exact_states, table), 1e-2)
+
+
+def test_many_negatives_are_never_looked_up_at_once(monkeypatch):
+    tokens, negatives = 200, 40
+    monkeypatch.setitem(losses.PAIR_ELEMENTS, "cpu", 10 * 41 * DIM)
+    states, table, targets = example(0, tokens=tokens)
+    drawn = torch.randint(1, ITEMS + 1, (tokens, negatives))
+    with Largest() as plain:
+        plain_binary(states, table, targets, drawn).backward()
+    assert plain.elements == tokens * negatives * DIM
+    with Largest() as fast:
+        loss_of(LossName.gbce, states, table, batch_of(targets, None, drawn), 0.5).backward()
+    assert fast.elements == tokens * (1 + negatives)  # what the draws themselves have
+
+
 # Binary cross-entropy
 
 

@@ -14,6 +14,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m sasrec_lab\.train(.*)$", README, re.M) + re.findall(
     r"`python -m sasrec_lab\.train([^`]*)`", README
 )
+REPORTS = re.findall(r"^python -m sasrec_lab\.report(.*)$", README, re.M)
 RECOMMENDED = re.findall(r"^python -m sasrec_lab\.recommend(.*)$", README, re.M)
 TUTORIAL = README.partition("## The RecTools tutorial")[2].partition("\n## ")[0]
 SHORT = ["trainer.max_epochs=1", "model.dim=8", "model.maxlen=5"]
@@ -52,6 +53,18 @@ def test_it_runs(command, train_command, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     jobs = len(check_command_line(words).jobs)
     assert len(list(tmp_path.rglob("metrics.json"))) == done.stdout.count("\ncheckpoint ") == jobs
+
+
+@pytest.mark.slow
+def test_reports_run(train_command, report_command):
+    """Each over one small sweep."""
+    sweep = ["-m", *SHORT, *GENERATED, "model.blocks=1,2", "seed=0,1", "hydra.sweep.dir=outputs/ml_100k/time"]
+    assert train_command(*sweep).returncode == 0
+    assert len(REPORTS) >= 3
+    for command in REPORTS:
+        done = report_command(*words_of(command))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.search(r"model\.blocks=1 +2 +0\.\d{4} ± 0\.\d{4}", done.stdout)
 
 
 @pytest.mark.parametrize("command", RECOMMENDED)

@@ -61,6 +61,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     facts = machine.facts(device)
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
+    machine.keep_freed_memory()
     trainer.fit(model, SequenceData(holdout, training_cfg))
     training_peak = machine.peak_memory_mb()
 

@@ -1,0 +1,113 @@
+"""Tables as text for a terminal, Markdown and LaTeX, and every number in full precision as CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+
+from sasrec_lab.report.rows import Row
+from sasrec_lab.report.tables import Part, Report, Table, difference
+
+_LATEX = {**{c: f"\\{c}" for c in "_%&#$"}, "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"}
+_COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
+_COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
+_COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
+
+
+def terminal(report: Report) -> str:
+    return _document(report, _plain, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ")
+
+
+def markdown(report: Report) -> str:
+    return _document(report, _markdown, lambda text, level: f"{'##'[: level + 1]} {text}", "- ") + "\n"
+
+
+def latex(report: Report) -> str:
+    """Tables alone, for `\\input`; they need the package booktabs."""
+    tables = [report.protocols] if report.protocols else []
+    tables += [table for part in report.parts for table in part.tables()]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex(table) for table in tables)
+
+
+def csv_text(report: Report) -> str:
+    """One line for each protocol, row and metric."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for number, part in enumerate(report.parts, 1):
+        for row in part.comparison.rows:
+            for metric in part.comparison.metrics():
+                if row.spread(metric).n:
+                    writer.writerow({"protocol": number} | _line(part, row, metric))
+    return text.getvalue()
+
+
+def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
+    spread, test = row.spread(metric), part.tests.get((row.label, metric))
+    line = {
+        "dataset": part.dataset,
+        "row": row.label,
+        "metric": metric,
+        "n": spread.n,
+        "seeds": " ".join(str(run.seed) for run in row.runs),
+        "mean": spread.mean,
+        "std": spread.std,
+        "published": row.published.get(metric),
+        "difference": difference(row, metric),
+        "training_seconds": row.mean(lambda run: run.seconds),
+        "parameters": row.runs[0].parameters,
+        "epochs": row.mean(lambda run: run.epochs),
+        "best_epoch": row.mean(lambda run: run.best_epoch),
+    }
+    if test and part.baseline:
+        line |= {"baseline": part.baseline.label, "vs_baseline": test.difference, "margin_95": test.margin}
+        line |= {"p": test.p, "p_holm": test.p_holm}
+    return line
+
+
+def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str, int], str], bullet: str) -> str:
+    blocks = [table(report.protocols)] if report.protocols else []
+    for number, part in enumerate(report.parts, 1):
+        blocks.append(heading(f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading, 0))
+        if part.comparison.shared:
+            blocks.append(f"every row: {words(part.comparison.shared)}")
+        blocks += [table(each) for each in part.tables()]
+        notes = [*part.legend(), *part.notes]
+        blocks += ["\n".join(f"{bullet}{note}" for note in notes)] if notes else []
+    for name, lines in report.without_result.items():
+        blocks.append("\n".join([heading(f"{name} ({len(lines)})", 1), *(f"{bullet}{line}" for line in lines)]))
+    return "\n\n".join(blocks)
+
+
+def words(overrides: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+def _plain(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    lines, side = [table.title], ">" if table.columns[0] == "row" else "<"  # figures to the right, words to the left
+    for row in (table.columns, *table.rows):
+        cells = [f"{cell:{side}{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([f"  {row[0]:<{widths[0]}}", *cells]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _markdown(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.columns, rule, *table.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"**{table.title}**", "", *lines])
+
+
+def _latex(table: Table) -> str:
+    lines = [r"\begin{table}", rf"\caption{{{_escaped(table.title)}}}", r"\centering", r"\begin{tabular}{l"]
+    lines[-1] += "r" * (len(table.columns) - 1) + "}"
+    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (table.columns, *table.rows)]
+    lines += [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _escaped(text: str) -> str:
+    text = "".join(_LATEX.get(letter, letter) for letter in text)
+    return re.sub(r"^-(?=[\d.])", "$-$", text)

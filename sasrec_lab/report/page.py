@@ -1,0 +1,104 @@
+"""The report as one page that needs nothing beside it: no script, no network, figures inside."""
+
+from html import escape
+
+from sasrec_lab.report.figures import Figure
+from sasrec_lab.report.formats import words
+from sasrec_lab.report.tables import Part, Report, Table, protocol_table
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1d2733; --soft: #5d6b7a; --line: #e1e5ea; --tint: #f6f8fa; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; color: var(--ink); background: #fff;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
+h2 { font-size: 1.3rem; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 2px solid var(--ink); }
+h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
+p, li { color: var(--soft); overflow-wrap: anywhere; }
+ul { padding-left: 1.2rem; }
+code { font: .87em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; color: var(--ink); }
+.chips { display: flex; flex-wrap: wrap; gap: .5rem; padding: 0; margin: 1rem 0 0; list-style: none; }
+.chips li { padding: .15rem .7rem; border-radius: 1rem; background: var(--tint); border: 1px solid var(--line); }
+.chips b { color: var(--ink); }
+.chips .bad { background: #fdf0ee; border-color: #f2c9c2; }
+.wide { overflow: auto; max-height: 44rem; }
+.wide th { position: sticky; top: 0; background: #fff; box-shadow: inset 0 -1px var(--soft); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+.words td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+tr.baseline td { background: var(--tint); font-weight: 600; }
+.figures { columns: 2 28rem; column-gap: 1.5rem; margin-top: 1.5rem; }
+figure { margin: 0 0 1.5rem; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; break-inside: avoid;
+  overflow-x: auto; }
+figure img { display: block; width: 100%; min-width: 27rem; height: auto; }
+figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
+details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
+@media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; } }
+"""
+
+
+def html(report: Report, figures: list[Figure]) -> str:
+    """The whole page."""
+    title = ", ".join(dict.fromkeys(part.dataset for part in report.parts))
+    places = " ".join(map(str, report.found.folders))
+    body = [f"<h1>{escape(title)}</h1>", f"<p>Runs of <code>{escape(places)}</code></p>", _counts(report)]
+    if report.protocols:
+        body.append(_table(report.protocols))
+    for number, part in enumerate(report.parts, 1):
+        heading = f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading
+        body += [f"<h2>{escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
+    if report.without_result:
+        body.append("<h2>Without a result</h2>")
+    for name, lines in report.without_result.items():
+        body += [f"<h3>{name} ({len(lines)})</h3>", _list(lines)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}: report</title>\n<style>{_STYLE}</style>\n<body>\n" + "\n".join(body) + "\n</html>\n"
+    )
+
+
+def _counts(report: Report) -> str:
+    counts = {"finished": len(report.found.finished)} | {
+        name: len(lines) for name, lines in report.without_result.items()
+    }
+    good = ("finished", "running")
+    chips = [f"<li{'' if name in good else ' class=bad'}><b>{n}</b> {name}</li>" for name, n in counts.items()]
+    return f'<ul class="chips">{"".join(chips)}</ul>'
+
+
+def _part(part: Part, figures: list[Figure]) -> list[str]:
+    blocks = []
+    if part.comparison.shared:
+        blocks.append(f"<p>Every row: <code>{escape(words(part.comparison.shared))}</code></p>")
+    *tables, took = part.tables()
+    baseline = part.baseline.label if part.baseline and len(part.comparison.rows) > 1 else None
+    blocks += [_table(table, baseline) for table in tables[:1]]
+    if part.legend():
+        blocks.append(_list(part.legend()))
+    drawn = [
+        f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="{figure.svg()}"></figure>'
+        for figure in figures
+        for title in [escape(figure.title)]
+    ]
+    blocks.append(f'<div class="figures">{"".join(drawn)}</div>' if drawn else "")
+    blocks += [_table(table, baseline) for table in [*tables[1:], took]]
+    blocks.append(_list(part.notes) if part.notes else "")
+    blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
+    return blocks
+
+
+def _table(table: Table, baseline: str | None = None) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = [
+        f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for row in table.rows
+    ]
+    kind = "wide" if table.columns[0] == "row" else "wide words"
+    return f'<h3>{escape(table.title)}</h3><div class="{kind}"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

@@ -1,0 +1,165 @@
+"""Runs -> rows: runs of one protocol stand together, runs that differ in nothing but the seed are one row."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sasrec_lab.report.runs import Run
+
+DEFAULT = "default"  # the label of the row in which nothing is changed
+_NO_SETTING = ("seed", "row", "name", "ckpt", "data_dir", "published")  # what does not change what is computed
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in the seed alone, one for each seed."""
+
+    label: str
+    settings: dict[str, str]  # the overrides in which rows differ
+    runs: list[Run]
+    published: dict[str, float]  # metric -> value
+
+    def spread(self, metric: str) -> "Spread":
+        return Spread.of([run.metrics[metric] for run in self.runs if metric in run.metrics])
+
+    def mean(self, value: Callable[[Run], float | None]) -> float:
+        return Spread.of([number for run in self.runs if (number := value(run)) is not None]).mean
+
+
+@dataclass(frozen=True)
+class Spread:
+    mean: float  # NaN without a value
+    std: float | None  # of the sample; None with less than two values
+    n: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        n = len(values)
+        mean = math.fsum(values) / n if n else math.nan
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
+        return cls(mean, std, n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one protocol: what may stand in one column."""
+
+    protocol: dict[str, Any]
+    rows: list[Row]
+    shared: dict[str, str]  # overrides of every run
+    source: str | None  # of the published values
+    notes: list[str]
+
+    def row(self, label: str | None) -> Row | None:
+        return next((row for row in self.rows if row.label == label), None)
+
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(metric for row in self.rows for run in row.runs for metric in run.metrics))
+
+
+def comparisons(runs: list[Run], baseline: str | None) -> list[Comparison]:
+    """One for each protocol, never two in one; the baseline's row, or else `default`, comes first."""
+    by_protocol = _grouped(runs, lambda run: json.dumps(run.protocol, sort_keys=True))
+    return [_comparison(members, baseline or DEFAULT) for members in by_protocol]
+
+
+def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
+    """Key -> its value in each comparison, of the keys whose values differ."""
+    flats = [flat(part.protocol) for part in parts]
+    keys = dict.fromkeys(key for protocol in flats for key in protocol)
+    values = {key: [protocol.get(key) for protocol in flats] for key in keys}
+    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"dim": 64}}` -> `{"model.dim": 64}`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _comparison(runs: list[Run], first: str) -> Comparison:
+    overrides = [{key: value for key, value in run.overrides.items() if _is_setting(key)} for run in runs]
+    shared = {key: value for key, value in overrides[0].items() if all(each.get(key) == value for each in overrides)}
+    settings = {
+        run.folder: {key: value for key, value in each.items() if key not in shared}
+        for run, each in zip(runs, overrides, strict=True)
+    }
+    notes: list[str] = []
+    groups = _grouped(runs, lambda run: _label(run, settings[run.folder]) + _fingerprint(run))
+    groups = [_one_a_seed(group, notes) for group in groups]
+    labels = _told_apart([_label(group[0], settings[group[0].folder]) for group in groups], groups)
+    rows = [
+        Row(label, settings[group[0].folder], group, _published(label, group[0]))
+        for label, group in zip(labels, groups, strict=True)
+    ]
+    for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])):
+        if len(alike) > 1:
+            notes.append(f"{' and '.join(row.label for row in alike)} are the same configuration")
+    if len(commits := dict.fromkeys(run.commit for group in groups for run in group)) > 1:
+        versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
+        notes.append(f"the runs are of {len(commits)} versions of the code: {versions}")
+    sources = [run.config["published"].get("source") for run in runs if _is_published_for(run)]
+    return Comparison(
+        protocol=runs[0].protocol,
+        rows=sorted(rows, key=lambda row: row.label != first),
+        shared=shared,
+        source=sources[0] if sources else None,
+        notes=notes,
+    )
+
+
+def _label(run: Run, chosen: dict[str, str]) -> str:
+    """The ablation's row, where nothing else differs; else the overrides that differ."""
+    if (row := run.config.get("row")) and not chosen.keys() - {"ablation"}:
+        return row
+    return " ".join(f"{key}={value}" for key, value in chosen.items()) or DEFAULT
+
+
+def _is_setting(key: str) -> bool:
+    return key not in _NO_SETTING and not key.startswith("hydra.")
+
+
+def _fingerprint(run: Run) -> str:
+    return json.dumps({key: value for key, value in run.config.items() if key not in _NO_SETTING}, sort_keys=True)
+
+
+def _one_a_seed(runs: list[Run], notes: list[str]) -> list[Run]:
+    """The newest run of each seed: the same seed twice says nothing about the spread."""
+    newest: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: run.start):
+        if run.seed in newest:
+            older = newest[run.seed].folder
+            notes.append(f"{older} is left out: {run.folder} is newer and of the same configuration and seed")
+        newest[run.seed] = run
+    return [newest[seed] for seed in sorted(newest)]
+
+
+def _told_apart(labels: list[str], groups: list[list[Run]]) -> list[str]:
+    """Behind a label that several rows bear, the keys of the config in which these rows differ."""
+    flats = [flat({key: value for key, value in group[0].config.items() if _is_setting(key)}) for group in groups]
+    told = []
+    for label, config in zip(labels, flats, strict=True):
+        alike = [other for name, other in zip(labels, flats, strict=True) if name == label]
+        keys = [key for key in config if any(other.get(key) != config[key] for other in alike)]
+        told.append(label + (f" ({', '.join(f'{key}={config[key]}' for key in keys)})" if keys else ""))
+    return told
+
+
+def _is_published_for(run: Run) -> bool:
+    published = run.config.get("published")
+    return bool(published) and published.get("dataset") == run.config["dataset"]["name"]
+
+
+def _published(label: str, run: Run) -> dict[str, float]:
+    return run.config["published"].get("cells", {}).get(label, {}) if _is_published_for(run) else {}
+
+
+def _grouped(members: Iterable[Any], key: Callable[[Any], str]) -> list[list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
+    return list(groups.values())

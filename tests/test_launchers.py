@@ -1,0 +1,170 @@
+"""Hydra's launchers and its search by Optuna, as a user runs them. Tests of an extra that is not there are skipped."""
+
+import importlib.util
+import json
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from sasrec_lab.command_line import check_command_line
+from sasrec_lab.errors import InputError
+
+TINY = [
+    "dataset=synthetic",
+    "dataset.synthetic.users=100",
+    "dataset.synthetic.items=40",
+    "model=tiny",
+    "trainer=fast",
+    "hydra.sweep.dir=sweep",
+]
+PLUGINS = {  # module -> extra
+    "hydra_plugins.hydra_joblib_launcher": "joblib",
+    "hydra_plugins.hydra_submitit_launcher": "slurm",
+    "hydra_plugins.hydra_ray_launcher": "ray",
+    "hydra_plugins.hydra_optuna_sweeper": "optuna",
+}
+MISSING = {extra for module, extra in PLUGINS.items() if importlib.util.find_spec(module) is None}
+
+
+def needs(extra: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(extra in MISSING, reason=f"needs pip install 'sasrec-lab[{extra}]'")
+
+
+def ends(sweep: Path) -> dict[str, str]:
+    found = {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")}
+    return {name.partition("-")[0]: end["status"] for name, end in found.items()}
+
+
+def facts(sweep: Path, job: str) -> dict:
+    (file,) = sweep.glob(f"{job}-*/run.json")
+    return json.loads(file.read_text())
+
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib_shared", "hydra.launcher.n_jobs=2"],
+    "slurm": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+    "ray": ["hydra/launcher=ray_shared", "+hydra.launcher.ray.init={num_cpus: 2, include_dashboard: false}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [pytest.param(extra, marks=needs(extra)) for extra in LAUNCHERS])
+def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_command, tmp_path):
+    """One of the four is no valid configuration, one diverges."""
+    sweep = tmp_path / "sweep"
+    command = ["-m", *LAUNCHERS[extra], *TINY, "model.heads=1,3", "optimizer.lr=0.01,1e30"]
+    done = train_command(*command, env={"OMP_NUM_THREADS": ""} if extra == "joblib" else None)
+    assert ends(sweep) == {"0": "finished", "1": "failed", "2": "failed", "3": "failed"}, done.stderr
+    assert done.returncode == 1
+    listed = done.stderr[done.stderr.index("error: 3 of the jobs in sweep failed:\n") :].splitlines()
+    assert [line.partition(",")[0] for line in listed[1:4]] == [
+        f"{job}-dataset.synthetic.items=40" for job in (1, 2, 3)
+    ]
+    assert "training diverged in epoch" in listed[1]
+    assert listed[2].endswith("model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
+    ran = facts(sweep, "0")
+    assert " -m sasrec_lab.train -m hydra/launcher=" in ran["command"]
+    if extra == "joblib":
+        assert re.search(r"^joblib  2 jobs at a time, \d+ threads? each \(of \d+ cores?\)$", done.stdout, re.M)
+        threads = re.search(r"2 jobs at a time, (\d+) thread", done.stdout)[1]
+        assert ran["threads"] == int(threads)
+        assert re.search(r"^#0   epoch   1  loss", done.stdout, re.M)
+
+    before = {file: file.read_bytes() for file in sweep.glob("0-*/*.json")}
+    again = train_command(*command)
+    assert again.returncode == 1
+    assert before == {file: file.read_bytes() for file in before}
+
+
+@pytest.mark.slow
+@needs("joblib")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, interrupt_at, tmp_path, sent, code):
+    long = ["seed=0,1", "trainer.max_epochs=60", "evaluation.patience=null"]
+    command = ["-m", *LAUNCHERS["joblib"], *TINY, *long]
+    stopped, error = interrupt_at("#0   epoch   5", command, sent)
+    assert stopped == code
+    if sent is signal.SIGINT:
+        assert error.splitlines()[-1].endswith("evaluation.patience=null hydra.sweep.dir=sweep")
+    for _ in range(60):  # workers end by themselves, some time after the process that made them
+        done = train_command(*command)
+        if "another process is running in" not in done.stderr:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stderr
+    assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
+    assert "#0   epoch   3" not in done.stdout  # the first job went on from its last epoch
+
+
+def trials(study: Path) -> list[tuple[str, float | None]]:
+    """State and value of each trial, as the database has them."""
+    with sqlite3.connect(study) as database:
+        query = "select state, value from trials left join trial_values using (trial_id) order by number"
+        return database.execute(query).fetchall()
+
+
+@pytest.mark.slow
+@needs("optuna")
+def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_command, interrupt_at, tmp_path):
+    """Two of its values diverge or are invalid; it is killed in its third trial."""
+    sweep = tmp_path / "sweep"
+    search = ["-m", "sweep=optuna_small", "hydra.sweeper.sampler.seed=1", *TINY, "evaluation.patience=null"]
+    space = ["model.dropout=0.1", "optimizer.lr=choice(0.01,0.02,1e30)"]
+    first = [*search, *space, "model.dim=16", "model.heads=choice(1,3)", "hydra.sweeper.n_trials=6"]
+    done = train_command(*first)
+    seen = trials(sweep / "study.db")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [state for state, _ in seen] == ["COMPLETE"] * 6  # a failed one is the worst
+    finished = [json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")]
+    best = max(end["metrics"]["val/ndcg@10"] for end in finished if end["status"] == "finished")
+    assert max(value for _, value in seen if isinstance(value, float)) == best
+
+    long = [*first[:-1], "hydra.sweeper.n_trials=2", "trainer.max_epochs=100", "hydra.sweep.dir=long", "model.heads=1"]
+    long = [word for word in long if word != "model.heads=choice(1,3)"] + ["optimizer.lr=interval(0.001,0.01)"]
+    long.remove("optimizer.lr=choice(0.01,0.02,1e30)")
+    stopped, _ = interrupt_at("epoch   7", long, signal.SIGKILL)
+    assert stopped == -9
+    (cut_off,) = (tmp_path / "long").glob("*/.hydra")
+    assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["RUNNING"]
+    done = train_command(*long)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert len(list((tmp_path / "long").glob("*/.hydra"))) == 2
+    assert len(json.loads((cut_off.parent / "run.json").read_text())["earlier"]) == 1
+    assert not re.search(r"epoch   [1-6]", done.stdout.partition("all 2 jobs")[0].partition("#1 ")[0])
+
+    before = {file: file.read_bytes() for file in (tmp_path / "long").glob("*/metrics.json")}
+    assert train_command(*long).returncode == 0
+    assert before == {file: file.read_bytes() for file in before}
+    assert len(list((tmp_path / "long").glob("*/metrics.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["hydra/launcher=joblib", "seed=1,2"], "joblib"),
+        (["hydra/launcher=joblib_shared", "seed=1,2"], "joblib"),
+        (["hydra/launcher=slurm", "seed=1,2"], "slurm"),
+        (["hydra/launcher=ray_shared", "seed=1,2"], "ray"),
+        (["sweep=optuna_small"], "optuna"),
+    ],
+)
+def test_a_preset_composes_or_says_what_to_install(words, extra):
+    if extra in MISSING:
+        with pytest.raises(InputError, match=rf"is not installed; pip install 'sasrec-lab\[{extra}\]'$"):
+            check_command_line(["-m", *words])
+    else:
+        command = check_command_line(["-m", *words])
+        assert len(command.jobs) == (0 if extra == "optuna" else 2)
+
+
+def test_a_search_needs_its_flag():
+    if "optuna" in MISSING:
+        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
+    with pytest.raises(InputError, match="add -m to run each of its jobs"):
+        check_command_line(["sweep=optuna_small"])

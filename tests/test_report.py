@@ -1,0 +1,473 @@
+"""The report: rows and their spread, published cells, paired tests, protocols kept apart, what has no result, files."""
+
+import base64
+import csv
+import fcntl
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from sasrec_lab.report.rows import Row, Spread, comparisons
+from sasrec_lab.report.runs import find
+from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
+from sasrec_lab.report.tables import build
+
+PROTOCOL = {
+    "dataset": "small",
+    "filters": {"min_user": 0},
+    "held_out_users": 4,
+    "candidates": {"full": 9},
+    "sampled_candidates": {"sampled": 3, "draw": "paper", "seed": 0},
+    "seen_items": "left out, a target among them is a miss",
+    "selected_by": "val/ndcg@10",
+}
+PUBLISHED = {
+    "dataset": "small",
+    "source": "Somebody 2018, Table IV",
+    "cells": {"default": {"test/ndcg@10": 0.5}, "model.dim=8": {"test/ndcg@10": 0.25}},
+}
+
+
+def write_run(
+    folder: Path,
+    *overrides: str,
+    seed: int = 0,
+    ndcg: float = 0.4,
+    ranks: list[int] | None = None,
+    users: list[Any] | None = None,
+    protocol: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    **facts: Any,
+) -> Path:
+    """What a run of four test users leaves, as far as the report reads it."""
+    model = dict(word.removeprefix("model.").split("=") for word in overrides if word.startswith("model."))
+    whole = {
+        "seed": seed,
+        "row": None,
+        "published": None,
+        "dataset": {"name": "small"},
+        "model": {"dim": 4, "maxlen": 5} | {key: int(value) for key, value in model.items()},
+        "evaluation": {"k": [10], "sampled": 3, "monitor": "val/ndcg@10"},
+    }
+    run = {"config": whole | (config or {}), "seconds": {"fit": 60.0}, "parameters": 100, "git": {"commit": "abc"}}
+    metrics = {"test/ndcg@10": ndcg, "test/ndcg@10-sampled3": ndcg + 0.1}
+    results = {
+        "status": "finished",
+        "error": None,
+        "protocol": PROTOCOL | (protocol or {}),
+        "metrics": metrics,
+        "baselines": {"popularity": {"test/ndcg@10": 0.1}},
+        "best_epoch": 1,
+        "epochs": 3,
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.dump([*overrides, f"seed={seed}"]))
+    (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | facts))
+    (folder / "metrics.json").write_text(json.dumps(results))
+    ranks = ranks or [1, 2, 3, 0]
+    np.savez(folder / "ranks.npz", user=users or [7, 8, 9, 11], rank=ranks, sampled_rank=[1, 1, 1, 1])
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two rows of three and of one seed."""
+    for seed, ndcg in enumerate([0.4, 0.5, 0.6]):
+        write_run(tmp_path / f"sweep/{seed}-a", "dataset=small", seed=seed, ndcg=ndcg, config={"published": PUBLISHED})
+    extra = {"config": {"published": PUBLISHED}, "ranks": [1, 1, 1, 1]}
+    write_run(tmp_path / "sweep/3-b", "dataset=small", "model.dim=8", seed=0, ndcg=0.3, **extra)
+    return tmp_path / "sweep"
+
+
+def one(folder: Path, baseline: str | None = None, wanted: tuple[str, ...] = ()):
+    (part,) = build(find([folder]), list(wanted), baseline).parts
+    return part
+
+
+# Rows
+
+
+def test_spread_of_a_sample():
+    assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7.0), 3)
+    assert Spread.of([0.25]) == Spread(0.25, None, 1)
+    assert Spread.of([]).n == 0
+
+
+def test_the_table_as_it_is_printed(sweep, report_command):
+    done = report_command(sweep)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = """\
+test/ndcg@10: all 9 items but those the user had before
+  row          n       mean ± std  published  difference       vs baseline       p
+  default      3  0.5000 ± 0.1000     0.5000     +0.0000                 -       -
+  model.dim=8  1           0.3000     0.2500     +0.0500  +0.4673 ± 0.4052  0.2584
+  popularity   -           0.1000          -           -                 -       -
+"""
+    assert expected in done.stdout
+    assert "every row: dataset=small" in done.stdout
+    assert "n = 1: one seed, so no spread" in done.stdout
+    assert "published: Somebody 2018, Table IV; difference: ours less theirs" in done.stdout
+    assert re.search(r"default +0,1,2 +3 +1 +1:00 +100\n", done.stdout)
+
+
+def test_a_published_cell_holds_for_its_data_set_alone(tmp_path):
+    write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
+    assert one(tmp_path).comparison.rows[0].published == {}
+
+
+def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
+    write_run(tmp_path / "a", "ablation=no_norm", config={"row": "no_norm", "norm": None})
+    write_run(tmp_path / "b", "ablation=default", config={"row": "default"})
+    write_run(tmp_path / "c", "ablation=default", "model.dim=8", config={"row": "default"})
+    assert [row.label for row in one(tmp_path).comparison.rows] == [
+        "default",  # the baseline comes first
+        "no_norm",
+        "ablation=default model.dim=8",
+    ]
+
+
+def test_other_configurations_under_the_same_overrides_are_other_rows(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1, config={"loss": {"name": "bce"}})  # as where a file of conf/ has changed
+    write_run(tmp_path / "c", seed=2, config={"loss": {"name": "gbce"}})
+    labels = [row.label for row in one(tmp_path).comparison.rows]
+    assert labels == ["default", "default (loss.name=bce)", "default (loss.name=gbce)"]
+
+
+def test_a_seed_counts_once_and_where_data_lie_does_not_count(tmp_path):
+    write_run(tmp_path / "a", ndcg=0.1, config={"data_dir": "/x"}, start="2026-01-01")
+    write_run(tmp_path / "b", ndcg=0.2, config={"data_dir": "/y"}, start="2026-01-02", git={"commit": "def"})
+    part = one(tmp_path)
+    assert part.comparison.rows[0].spread("test/ndcg@10") == Spread(0.2, None, 1)
+    assert part.notes == [f"{tmp_path}/a is left out: {tmp_path}/b is newer and of the same configuration and seed"]
+
+
+def test_versions_of_the_code_and_equal_configurations_are_told(tmp_path):
+    write_run(tmp_path / "a", "model.dim=4")
+    write_run(tmp_path / "b", git={"commit": None})
+    notes = one(tmp_path).notes
+    assert "model.dim=4 and default are the same configuration" in notes
+    assert "the runs are of 2 versions of the code: abc, unknown" in notes
+
+
+def test_parts_of_a_run_that_went_on_are_added_up(tmp_path):
+    write_run(tmp_path / "a", earlier=[{"seconds": {"fit": 30.0}}])
+    assert find([tmp_path]).runs[0].seconds == 90
+
+
+# Protocols
+
+
+def test_protocols_share_no_table_and_their_differences_are_told(tmp_path, report_command):
+    write_run(tmp_path / "x/a", ndcg=0.4)
+    drawn = {"sampled": 3, "draw": "unseen", "seed": 0}
+    write_run(tmp_path / "x/b", seed=1, protocol={"sampled_candidates": drawn, "filters": {"min_user": 5}})
+    report = build(find([tmp_path / "x"]), [], None)
+    assert [[row.label for row in part.comparison.rows] for part in report.parts] == [["default"], ["default"]]
+    assert report.protocols.rows == [["filters.min_user", "0", "5"], ["sampled_candidates.draw", "paper", "unseen"]]
+    done = report_command("x")
+    assert "2 protocols, which share no table; they differ in" in done.stdout
+    assert done.stdout.count("test/ndcg@10: all 9 items") == 2
+
+
+def test_full_and_sampled_ranks_have_tables_of_their_own(sweep):
+    titles = [table.title for table in one(sweep).tables()]
+    assert titles[:2] == [
+        "test/ndcg@10: all 9 items but those the user had before",
+        "test/ndcg@10-sampled3: the target and 3 sampled items (paper)",
+    ]
+
+
+# Paired tests
+
+
+def test_sign_flips_come_to_what_all_of_them_give():
+    rng = np.random.default_rng(1)
+    differences = np.stack([rng.normal(0.4, 1, 10), rng.normal(0, 1, 10), np.r_[np.ones(4), np.zeros(6)]])
+    signs = np.array(list(itertools.product([-1, 1], repeat=10)))
+    for row, p in zip(differences, sign_flip(differences), strict=True):
+        exact = np.mean(np.abs(signs @ row) >= abs(row.sum()) - 1e-9)
+        assert abs(p - exact) < 4 * math.sqrt(exact * (1 - exact) / FLIPS) + 1 / FLIPS
+
+
+def test_a_p_beyond_the_flips_is_still_no_less_than_the_true_one():
+    (p,) = sign_flip(np.ones((1, 30)))
+    assert 2 * 2.0**-30 <= p < 1e-5
+
+
+def test_rows_that_are_alike_are_seldom_told_apart():
+    rng = np.random.default_rng(0)
+    p = sign_flip(rng.normal(size=(400, 60)), flips=1000)
+    assert 0.02 < np.mean(p <= 0.05) < 0.09
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+
+
+def test_users_are_matched_by_their_ids_and_averaged_over_seeds(tmp_path):
+    """Against the definition, user by user."""
+    write_run(tmp_path / "0", seed=0, users=["a", "b", "c", "d"], ranks=[1, 2, 11, 0])
+    write_run(tmp_path / "1", seed=1, users=["d", "c", "b", "a"], ranks=[3, 1, 0, 2])
+    write_run(tmp_path / "2", "model.dim=8", users=["b", "a", "d", "c"], ranks=[1, 1, 10, 5])
+    part = one(tmp_path)
+    gain = {rank: 1 / math.log2(rank + 1) for rank in range(1, 11)} | {0: 0.0, 11: 0.0}
+    baseline = {"a": (gain[1] + gain[2]) / 2, "b": gain[2] / 2, "c": gain[1] / 2, "d": gain[3] / 2}
+    row = {"a": gain[1], "b": gain[1], "c": gain[5], "d": gain[10]}
+    differences = np.array([row[user] - baseline[user] for user in "abcd"])
+    test = part.tests["model.dim=8", "test/ndcg@10"]
+    assert test.difference == pytest.approx(differences.mean())
+    assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / 2)
+    assert test.p == test.p_holm == sign_flip(differences[None])[0]
+
+
+@pytest.mark.parametrize(("metric", "each"), [("recall@2", [1, 1, 0, 0]), ("mrr", [1, 1 / 2, 1 / 3, 0])])
+def test_metrics_of_users(tmp_path, metric, each):
+    names = {"test/recall@2": 0.5, "test/mrr": 11 / 24}
+    for name in ("a", "b"):
+        write_run(
+            tmp_path / name, *(["model.dim=8"] if name == "b" else []), ranks=[1, 2, 3, 0] if name == "b" else [0] * 4
+        )
+        results = json.loads((tmp_path / name / "metrics.json").read_text())
+        (tmp_path / name / "metrics.json").write_text(json.dumps(results | {"metrics": names}))
+    test = one(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", f"test/{metric}"]
+    assert test.difference == pytest.approx(np.mean(each))
+
+
+def test_what_cannot_be_tested_is_told(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "model.dim=8", users=[7, 8, 9, 10])
+    (write_run(tmp_path / "c", "model.dim=16") / "ranks.npz").unlink()
+    write_run(tmp_path / "d", "model.dim=32")
+    part = one(tmp_path)
+    assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
+    assert any(note.startswith("model.dim=16 is not tested: ") and "ranks.npz" in note for note in part.notes)
+    assert "tested on the 3 users that all rows have" in part.notes
+
+
+def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_path):
+    write_run(tmp_path / "a", "model.dim=8")
+    write_run(tmp_path / "b", "model.dim=16")
+    assert one(tmp_path).notes == ["no row default, so nothing is tested; --baseline names the row to test against"]
+    part = one(tmp_path, "model.dim=16")
+    assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8"]
+    assert {row for row, _ in part.tests} == {"model.dim=8"}
+
+
+def test_compare_gives_nothing_for_a_metric_that_one_side_lacks(tmp_path):
+    rows = comparisons(find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs, None)[0].rows
+    assert isinstance(rows[0], Row)
+    assert compare(rows[0], rows[1:], ["val/ndcg@10"]) == ({}, [])
+
+
+# What has no result
+
+
+def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, report_command):
+    end = json.loads((sweep / "0-a/metrics.json").read_text())
+    failed = write_run(sweep / "4-c", seed=4)
+    (failed / "metrics.json").write_text(json.dumps({"status": "failed", "error": "InputError: training diverged"}))
+    cut_off = write_run(sweep / "5-d", seed=5)
+    (cut_off / "metrics.json").unlink()
+    resumed = write_run(sweep / "6-e", seed=6)
+    run = json.loads((resumed / "run.json").read_text())
+    del run["end"]  # metrics.json is of before
+    (resumed / "run.json").write_text(json.dumps(run))
+    (write_run(sweep / "7-f", seed=7) / "metrics.json").write_text(json.dumps(end)[:100])
+    old = write_run(sweep / "8-g", seed=8)
+    (old / "metrics.json").write_text(json.dumps(end | {"protocol": {"dataset": "small"}}))
+    (sweep / "notes").mkdir()
+    (sweep / "hydra/.hydra").mkdir(parents=True)
+    (sweep / "hydra/.hydra/config.yaml").write_text("db: mysql\n")
+    (sweep / "theirs").mkdir()
+    (sweep / "theirs/metrics.json").write_text('[{"accuracy": 1}]')
+    running = write_run(sweep / "9-h", seed=9)
+    (running / "metrics.json").unlink()
+    with open(running / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = report_command("sweep")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"default +3 +0.5000 ± 0.1000", done.stdout)
+    rest = done.stdout.partition("failed (1)")[2]
+    assert "sweep/4-c: InputError: training diverged" in rest
+    assert re.search(r"unfinished \(2\)\n-+\n  sweep/5-d\n  sweep/6-e\n", rest)
+    assert re.search(r"running \(1\)\n-+\n  sweep/9-h\n", rest)
+    skipped = rest.partition("skipped (5)")[2]
+    assert "sweep/7-f: metrics.json is not JSON" in skipped
+    assert "sweep/8-g: of another version of this program: its protocol does not tell candidates, " in skipped
+    assert "sweep/hydra: a run of another program" in skipped
+    assert "sweep/notes: no run in it" in skipped
+    assert "sweep/theirs: not what a run writes" in skipped
+
+
+def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
+    hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": {"model.dim": "8"}}}
+    hydra["overrides"] = {"task": ["dataset=small", "seed=range(3)", "ablation=glob(no_pos*)"]}
+    (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
+    for folder in sweep.glob("*-*"):
+        (folder / ".hydra/overrides.yaml").write_text(
+            yaml.dump(["model.dim=8", "dataset=small", f"seed={folder.name[0]}", "ablation=no_pos_emb"])
+        )
+    (sweep / "1-a").rename(sweep.parent / "elsewhere")
+    assert "missing (1)\n-----------\n  sweep: job 1, seed=1\n" in report_command("sweep").stdout
+    hydra["overrides"]["task"][1] = "seed=1,2"
+    (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
+    done = report_command("sweep")
+    assert "which jobs are missing cannot be told (job 0 is not what multirun.yaml names)" in done.stdout
+
+
+def test_a_run_is_counted_once_however_often_it_is_given(sweep):
+    assert len(find([sweep, sweep / "0-a", sweep.parent]).runs) == 4
+
+
+def test_nothing_finished(tmp_path, report_command):
+    (write_run(tmp_path / "x/a") / "metrics.json").write_text('{"status": "interrupted", "error": null}')
+    done = report_command("x")
+    assert "interrupted (1)" in done.stdout
+    assert (done.returncode, done.stderr) == (1, "error: no run has finished, so there is no table\n")
+
+
+# The command
+
+
+def test_files(sweep, report_command, tmp_path):
+    write_run(sweep / "4-c", "dataset=small", "model.dim=16", "model.maxlen=9", ndcg=1 / 3)
+    options = {
+        "--markdown": "a.md",
+        "--latex": "new/a.tex",
+        "--csv": "a.csv",
+        "--html": "a.html",
+        "--figures": "figures",
+    }
+    done = report_command("sweep", *itertools.chain(*options.items()))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| model.dim=8 | 1 | 0.3000 | 0.2500 | +0.0500 |" in (tmp_path / "a.md").read_text()
+    latex = (tmp_path / "new/a.tex").read_text()
+    assert r"default & 3 & 0.5000 $\pm$ 0.1000 & 0.5000" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 3
+    with open(tmp_path / "a.csv") as file:
+        rows = {(row["row"], row["metric"]): row for row in csv.DictReader(file)}
+    assert float(rows["model.dim=16 model.maxlen=9", "test/ndcg@10"]["mean"]) == 1 / 3
+    assert rows["default", "test/ndcg@10"]["seeds"] == "0 1 2"
+    assert float(rows["model.dim=8", "test/ndcg@10"]["p"]) > 0
+    for file in (tmp_path / "figures").iterdir():
+        assert file.read_bytes().startswith(b"\x89PNG" if file.suffix == ".png" else b"%PDF")
+    assert {file.name for file in (tmp_path / "figures").iterdir()} >= {"rows.png", "rows.pdf", "time.png", "time.pdf"}
+    page = (tmp_path / "a.html").read_text()
+    figures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(figures) == len(list((tmp_path / "figures").glob("*.png")))
+    assert all(b"<svg" in base64.b64decode(figure) for figure in figures)
+    assert not re.search(r"(src|href)=(?!\"data:)|<script|@import|url\(", page)
+
+
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [
+        ([("model.dim=4",), ("model.dim=8",), ("model.dim=16",)], "by-model.dim"),
+        ([(f"model.dim={d}", f"model.maxlen={m}") for d in (4, 8) for m in (5, 9)], "by-model.dim-model.maxlen"),
+        ([("loss=bce",), ("loss=gbce",)], "rows"),
+    ],
+)
+def test_a_sweep_has_the_figure_that_fits_its_keys(tmp_path, grid, name):
+    from sasrec_lab.report.figures import draw
+
+    for number, overrides in enumerate(grid):
+        write_run(tmp_path / str(number), *overrides, config={"n": number} if name == "rows" else None)
+    assert [figure.name for figure in draw(build(find([tmp_path]), [], None))] == [name, "time"]
+
+
+def test_learning_curves_are_what_tensorboard_reads(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    from sasrec_lab.report.curves import learning_curve
+
+    with SummaryWriter(str(tmp_path / "tb")) as writer:
+        for epoch in range(5):
+            for tag, value in {"val/ndcg@10": epoch / 7, "val/ndcg@10-sampled3": 1, "epoch": epoch}.items():
+                writer.add_scalar(tag, value, 10 * epoch + 9)
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    curve = learning_curve(tmp_path, "val/ndcg@10")
+    assert list(curve) == [0, 1, 2, 3, 4]
+    assert list(curve.values()) == [scalar.value for scalar in events.Scalars("val/ndcg@10")]
+    (file,) = (tmp_path / "tb").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])  # as of a run that was killed
+    assert list(learning_curve(tmp_path, "val/ndcg@10")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["swep"], "swep is not a folder; did you mean sweep?"),
+        (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean test/ndcg@10?"),
+        (["sweep", "--metric", "loss"], "--metric loss: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3"),
+        (
+            ["sweep", "--baseline", "model.dim=88"],
+            "--baseline model.dim=88: no row has this name; did you mean model.dim=8?",
+        ),
+        (["sweep", "--metrik", "x"], "unknown option --metrik; did you mean --metric?"),
+        (["sweep", "--csv"], "argument --csv: expected one argument; --help lists the options"),
+        ([], "the following arguments are required: FOLDER; --help lists the options"),
+        (["sweep", "--csv", "sweep"], "sweep: Is a directory; choose another place for it"),
+        (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another place for it"),
+    ],
+)
+def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    done = report_command(*words)
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
+
+
+def test_it_starts_without_torch(sweep):
+    code = (
+        "import sys; from sasrec_lab.report.__main__ import entry; sys.argv = ['report', sys.argv[1]]; entry();"
+        "print([name for name in ('torch', 'pytorch_lightning', 'pandas', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(sweep)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_from_its_command_to_its_page(train_command, report_command, tmp_path):
+    small = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.items=40", "model=tiny"]
+    words = [
+        "-m",
+        *small,
+        "trainer=fast",
+        "evaluation.sampled=5",
+        "ablation=default,no_pos_emb",
+        "hydra.sweep.dir=sweep",
+    ]
+    assert train_command(*words, "seed=0,1").returncode == 0
+    assert train_command(*small, "optimizer.lr=1e30", "hydra.run.dir=alone").returncode == 1
+    done = report_command("sweep", "alone", "--html", "page.html", "--figures", "figures")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"no_pos_emb +2 +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<]", done.stdout)
+    assert "alone: InputError: training diverged" in done.stdout
+    names = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert names == {"rows", "curves", "time"}
+    for metric in ("test/ndcg@10", "test/recall@10-sampled5"):
+        part = one(tmp_path / "sweep", wanted=(metric,))
+        means = {row.label: row.spread(metric).mean for row in part.comparison.rows}
+        test = part.tests["no_pos_emb", metric]  # from the ranks, where the means are from metrics.json
+        assert test.difference == pytest.approx(means["no_pos_emb"] - means["default"], abs=1e-6)
+
+
+def test_a_reader_that_has_enough_is_no_error(sweep):
+    command = f"{sys.executable} -m sasrec_lab.report {sweep} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, timeout=60)
+    assert (done.stdout, done.stderr) == ("small, last item of 4 users\n", "")
