@@ -10,7 +10,7 @@ import pytest
 from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import Catalogue, DatasetConfig, Repeats, WeightConfig, Windows
+from sasrec_lab.config import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
 from sasrec_lab.data import sequences, source, stamp
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
@@ -494,3 +494,15 @@ def test_a_holdout_leaves_nothing_to_train_on(windows, catalogue):
     assert str(caught.value) == (
         "x.csv: no user has 2 training interactions; with the last two of each held out, the longest of 2 users has 3"
     )
+
+
+def test_without_a_holdout_all_is_trained_on():
+    users = sequences_of([[1, 2, 3, 4], [5], [6, 1], [2, 7, 8]])
+    held = hold_out(users, Windows.last, Catalogue.train, 2, HeldOut.none)
+    assert len(held.users) == len(held.val_targets) == len(held.test_targets) == 0
+    assert held.item_ids.tolist() == [10, 20, 30, 40, 60, 70, 80]  # 50 is of a user with one interaction
+    windows = zip(held.window_starts, held.window_ends, held.window_users, strict=True)
+    cut = {user: held.item_ids[held.items[start:end] - 1].tolist() for start, end, user in windows}
+    assert cut == {0: [20, 30, 40], 2: [60, 10], 3: [20, 70, 80]}
+    with pytest.raises(InputError, match="no user has 2 training interactions; the longest of 2 users has 1"):
+        hold_out(sequences_of([[1], [2]]), Windows.last, Catalogue.all, 2, HeldOut.none)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import DatasetConfig, SourceConfig
+from sasrec_lab.config import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.data import source
 from sasrec_lab.errors import InputError
 
@@ -138,6 +139,17 @@ def test_a_zip_member_is_fetched(tmp_path, serve, caplog):
     assert found.read_bytes() == ROWS
     assert files(tmp_path) == ["root/ml/u.data"]
     assert caplog.messages == [f"ml/u.data fetched from {url} to {found}"]
+
+
+def test_titles_come_with_the_archive_that_has_them(tmp_path, serve):
+    url = serve("/a.zip", zipped(u_data=ROWS, u_item=b"1|Toy Story\n"))
+    titled = TitlesConfig(path="titles/u.item")
+    without = replace(published(SourceConfig(url=url, member="u_data")), titles=titled)
+    source.find(without, tmp_path / "one")
+    assert source.find_titles(without, tmp_path / "one") is None
+    wanted = replace(published(SourceConfig(url=url, member="u_data", titles="u_item")), titles=titled)
+    source.find(wanted, tmp_path / "two")
+    assert source.find_titles(wanted, tmp_path / "two").read_bytes() == b"1|Toy Story\n"
 
 
 def test_a_plain_file_is_fetched_and_made_ours(tmp_path, serve):

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sasrec_lab.command_line import load
+from sasrec_lab.config import DatasetConfig
+from sasrec_lab.data.titles import read_titles
+from sasrec_lab.errors import InputError
+
+IDS = np.array([1, 3, 7])
+
+
+def dataset(path: Path, *words: str) -> DatasetConfig:
+    return load(["dataset=csv", "dataset.path=x.csv", f"dataset.titles.path={path}", *words]).dataset
+
+
+def test_each_item_gets_its_title_or_none(tmp_path):
+    (tmp_path / "t.csv").write_text('item_id,year,title\n7,1999,"Seven, again"\n9,2000,Nine\n1,2001,NA\n1,2002,Later\n')
+    assert read_titles(dataset(tmp_path / "t.csv"), None, IDS).tolist() == ["NA", "", "Seven, again"]
+
+
+def test_movielens_file_has_no_header_and_another_encoding(tmp_path):
+    (tmp_path / "ml-100k").mkdir()
+    (tmp_path / "ml-100k" / "u.item").write_bytes(
+        "3|Mis\xe9rables|1998||x|0\n1|Toy Story|1995||y|1\n".encode("latin-1")
+    )
+    titles = read_titles(load(["dataset=ml_100k"]).dataset, str(tmp_path), IDS)
+    assert titles.tolist() == ["Toy Story", "Mis\xe9rables", ""]
+
+
+def test_a_published_data_set_may_have_come_without_and_others_have_none(tmp_path):
+    assert read_titles(load(["dataset=ml_100k"]).dataset, str(tmp_path), IDS) is None
+    assert read_titles(load(["dataset=synthetic"]).dataset, str(tmp_path), IDS) is None
+
+
+def test_a_file_that_is_not_what_the_config_says(tmp_path):
+    file = tmp_path / "t.csv"
+    with pytest.raises(InputError, match=r"dataset\.titles\.path=.*t\.csv: there is no such file"):
+        read_titles(dataset(file), str(tmp_path), IDS)
+    file.write_text("item_id,name\n1,One\n")
+    with pytest.raises(InputError, match=r"t\.csv: no column 'title'; it has item_id, name; say which they are: data"):
+        read_titles(dataset(file), str(tmp_path), IDS)
+    assert read_titles(dataset(file, "dataset.titles.title=name"), None, IDS).tolist() == ["One", "", ""]
+    file.write_text("")
+    with pytest.raises(InputError, match=r"dataset\.titles\.path: .*t\.csv cannot be read"):
+        read_titles(dataset(file), None, IDS)
