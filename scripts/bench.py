@@ -16,12 +16,16 @@ from typing import Any
 from benchmark.child import JobFailed, run_module
 from benchmark.jobs import JOBS, LOADING, Job, job_overrides, made_up_folder
 
-COLUMNS = "{:<14}{:>13}{:>10}{:>11}{:>10}{:>13}{:>10}"
+COLUMNS = "{:<14}{:>13}{:>10}{:>11}{:>10}{:>13}{:>10}{:>10}{:>10}"
 
 
 def main() -> None:
     args = parse_args()
-    print(COLUMNS.format("job", "positions/s", "epoch s", "users/s", "peak MB", "floor pos/s", "of floor"))
+    print(
+        COLUMNS.format(
+            "job", "positions/s", "epoch s", "users/s", "peak MB", "floor pos/s", "of floor", "lists/s", "peak MB"
+        )
+    )
     results, failed = [], False
     for job in args.jobs:
         try:
@@ -81,7 +85,12 @@ def run_job(job: Job, given: list[str], *, steps: int | None, small: bool) -> di
         return load_cold_and_cached(job, overrides, folder)
     run_module("benchmark.loading", *overrides)  # so that the arrays are in the cache
     options = ["--steps", str(steps or job.steps), "--ranked-users", str(job.ranked_users)]
-    return {"job": job.letter, "name": job.name} | run_module("benchmark.training", *options, *overrides)
+    trained = run_module("benchmark.training", *options, *overrides)
+    return {"job": job.letter, "name": job.name} | trained | recommend(job, overrides)
+
+
+def recommend(job: Job, overrides: list[str]) -> dict[str, Any]:
+    return run_module("benchmark.recommending", "--users", str(job.ranked_users), *overrides)
 
 
 def load_cold_and_cached(job: Job, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -116,6 +125,8 @@ def row(result: dict[str, Any]) -> str:
         f"{result['peak_rss_mb']:,}",
         f"{result['floor_positions_per_s']:,.0f}",
         f"{result['fraction_of_floor']:.2f}",
+        f"{result['lists_per_s']:,.0f}",
+        f"{result['lists_peak_rss_mb']:,}",
     )
 
 

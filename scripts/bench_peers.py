@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import choice_of, load_cold_and_cached, positive, write_json
+from bench import choice_of, load_cold_and_cached, positive, recommend, write_json
 from benchmark.child import JobFailed, run_module
 from benchmark.jobs import FOLDER, JOBS, LOADING, Job, job_overrides, made_up_folder
 from benchmark.peer import PEERS, Peer
 
-COLUMNS = "{:<14}{:<12}{:>13}{:>8}{:>11}{:>8}{:>10}{:>8}"
+COLUMNS = "{:<14}{:<12}{:>13}{:>8}{:>11}{:>8}{:>10}{:>8}{:>10}{:>8}"
 OURS = "sasrec_lab"
 COMPARED = {letter: job for letter, job in JOBS.items() if letter != "d"}  # full softmax over it would take 25 GB
 
@@ -25,7 +25,9 @@ COMPARED = {letter: job for letter, job in JOBS.items() if letter != "d"}  # ful
 def main() -> None:
     args = parse_args()
     results, failures = [], []
-    print(COLUMNS.format("job", "by", "positions/s", "ratio", "users/s", "ratio", "peak MB", "ratio"))
+    print(
+        COLUMNS.format("job", "by", "positions/s", "ratio", "users/s", "ratio", "lists/s", "ratio", "peak MB", "ratio")
+    )
     for job in args.jobs:
         measured, failed = compare(job, args.peers, args.overrides, steps=args.steps, small=args.small)
         results += measured
@@ -68,7 +70,7 @@ def compare(
             task = run_module("benchmark.windows", str(file), *overrides) | {"steps": steps}
             task["ranked_users"] = job.peers_ranked_users
             options = ["--steps", str(job.steps), "--ranked-users", str(job.ranked_users)]
-            ours = run_module("benchmark.training", *options, *overrides)
+            ours = run_module("benchmark.training", *options, *overrides) | recommend(job, overrides)
     except JobFailed as error:
         return [], [report_failure(job, OURS, error)]
     measured, failures = [entry(job, OURS, ours, ours)], []
@@ -87,6 +89,7 @@ def entry(job: Job, name: str, result: dict[str, Any], ours: dict[str, Any]) -> 
     ratios = {
         "times_faster_training": ratio(ours.get("positions_per_s"), result.get("positions_per_s")),
         "times_faster_ranking": ratio(ours.get("users_per_s"), result.get("users_per_s")),
+        "times_faster_lists": ratio(ours.get("lists_per_s"), result.get("lists_per_s")),
         "times_faster_loading": ratio(result.get("seconds"), ours.get("seconds")),
         "times_leaner": ratio(result["peak_rss_mb"], ours["peak_rss_mb"]),
     }
@@ -113,6 +116,8 @@ def row(result: dict[str, Any]) -> str:
         f"{result['times_faster_training']:.1f}x",
         f"{result['users_per_s']:,.0f}",
         f"{result['times_faster_ranking']:.1f}x",
+        f"{result['lists_per_s']:,.0f}",
+        f"{result['times_faster_lists']:.1f}x",
         f"{result['peak_rss_mb']:,}",
         f"{result['times_leaner']:.1f}x",
     )

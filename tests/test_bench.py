@@ -33,7 +33,7 @@ def bench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*args: str, script: str = "bench.py") -> subprocess.CompletedProcess[str]:
         env = os.environ | {"SASREC_LAB_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(SCRIPTS / script), *args]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -46,7 +46,10 @@ def test_jobs_run_and_write_json(bench, tmp_path):
     assert [result["job"] for result in (training, million, loading)] == ["c", "d", "e"]
     measured = ("positions_per_s", "users_per_s", "floor_positions_per_s", "fraction_of_floor")
     for result in (training, million):
-        assert all(result[key] > 0 for key in (*measured, "peak_rss_mb", "floor_users_per_s"))
+        own = ("peak_rss_mb", "floor_users_per_s", "lists_per_s", "lists_peak_rss_mb")
+        assert all(result[key] > 0 for key in (*measured, *own))
+        assert result["lists"] == result["users"]
+        assert result["listed_items"] == 10 * result["lists"]
         assert result["fraction_of_floor"] == pytest.approx(
             result["positions_per_s"] / result["floor_positions_per_s"], rel=1e-6
         )

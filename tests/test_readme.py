@@ -77,7 +77,7 @@ def test_recommendations_run(train_command, recommend_command, tmp_path):
     """From a run on made-up data in the place of MovieLens."""
     assert train_command(*SHORT, *GENERATED, "hydra.run.dir=outputs/ml_100k/time").returncode == 0
     (tmp_path / "ids.txt").write_text("7\n8\n")
-    (tmp_path / "new.csv").write_text("user_id,item_id,timestamp\n7,3,1\n8,4,1\n8,5,2\n")
+    (tmp_path / "new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
     (tmp_path / "stock.csv").write_text("item_id\n1\n2\n")
     commands = [words_of(command) for command in RECOMMENDED if "run=outputs/ml_100k/" in command]
     assert len(commands) >= 4

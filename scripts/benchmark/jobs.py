@@ -48,6 +48,7 @@ JOBS = {
             settings=("model.dim=128", "model.maxlen=32"),
             made_up="kion_like",
             steps=200,
+            peers_ranked_users=300_000,  # all
         ),
         Job(
             letter="d",

@@ -1,0 +1,57 @@
+"""Time the ten best unseen items of each user, by an untrained model: python -m benchmark.recommending --users 99 ...
+
+In a process of its own, so that training's memory does not count.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from sasrec_lab import machine
+from sasrec_lab.command_line import load
+from sasrec_lab.data.sequences import hold_out, load_sequences
+from sasrec_lab.errors import InputError
+from sasrec_lab.histories import Histories
+from sasrec_lab.ids import Ids
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.recommender import Recommender
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--users", type=int, required=True)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    try:
+        recommender = untrained(args.overrides)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    users = recommender.histories.users.ids[: args.users]
+    recommender.recommend(users[:4_000], k=10, on_unsupported_targets="ignore")  # warms up
+    start = time.perf_counter()
+    lists = recommender.lists_of_users(users, k=10, on_unsupported_targets="ignore")
+    rows = sum(len(table) for table in lists)
+    seconds = time.perf_counter() - start
+    memory = machine.peak_memory_mb()["rss"]
+    measured = {"lists_per_s": len(lists.targets) / seconds, "lists_peak_rss_mb": memory}
+    print(json.dumps(measured | {"lists": len(lists.targets), "listed_items": rows}))
+
+
+def untrained(overrides: list[str]) -> Recommender:
+    """A recommender as one from a run, with the weights that training begins with."""
+    cfg = load(overrides)
+    sequences = load_sequences(cfg.dataset, cfg.data_dir)
+    holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
+    items = Ids(holdout.item_ids)
+    torch.manual_seed(cfg.seed)
+    recommender = Recommender(Path("untrained"), Encoder(len(items), cfg.model), items, cfg.model, cfg.dataset)
+    recommender.histories = Histories.of_sequences(sequences, items)
+    return recommender
+
+
+if __name__ == "__main__":
+    main()
