@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.command_line import check_command_line
+from sasrec_lab import sweep as sweeps
+from sasrec_lab.command_line import check_command_line, load
+from sasrec_lab.config import plain
 from sasrec_lab.errors import InputError
 
 TINY = [
@@ -168,3 +170,28 @@ def test_a_search_needs_its_flag():
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     with pytest.raises(InputError, match="add -m to run each of its jobs"):
         check_command_line(["sweep=optuna_small"])
+
+
+@needs("optuna")
+def test_a_mistake_in_what_a_search_chooses_is_told_before_it_starts():
+    with pytest.raises(InputError) as caught:
+        check_command_line(["-m", "hydra/sweeper=optuna_stored", "optimizer.lrr=interval(0,1)"])
+    assert str(caught.value) == "unknown key 'optimizer.lrr'; did you mean optimizer.lr?"
+
+
+@needs("optuna")
+def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
+    def prepare(*words: str) -> None:
+        space = ["sweep=optuna_small", "model.dim=16", "optimizer.lr=interval(0.01,0.1)"]
+        sweeps.prepare(check_command_line(["-m", *space, f"hydra.sweep.dir={tmp_path}", *words]))
+
+    run = tmp_path / "optimizer.lr=0.05"
+    run.mkdir()
+    cfg = load(["model.dim=16", "optimizer.lr=0.05", "model.dropout=0.4"])
+    (run / "run.json").write_text(json.dumps({"config": plain(cfg)}))
+    prepare()  # what it chooses may differ
+    with pytest.raises(InputError) as caught:
+        prepare("model.blocks=1")
+    assert str(caught.value) == (
+        f"{tmp_path} holds another search's runs (model.blocks differs); choose another hydra.sweep.dir"
+    )

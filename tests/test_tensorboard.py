@@ -1,0 +1,146 @@
+"""TensorBoard as it reads a sweep itself, and what is drawn for it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import exp, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sasrec_lab.command_line import load
+from sasrec_lab.data.batches import pack
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.tensorboard import attention_weights
+
+TINY = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.items=40", "model=tiny", "trainer=fast"]
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Callable[[str, dict | None], dict]]:
+    """TensorBoard on loopback; gives what asks it: a path below /data/plugin/, and what to post."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", "0", "--host", "127.0.0.1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
+
+        def ask(path: str, post: dict | None = None) -> dict:
+            request = urllib.request.Request(
+                f"{address}/data/plugin/{path}", json.dumps(post).encode() if post else None
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+
+        yield ask
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def until(runs: int, ask: Callable[[], dict | list]) -> dict | list:
+    """It reads the folders in its own time."""
+    for _ in range(120):
+        if len(answer := ask()) == runs:
+            return answer
+        time.sleep(0.5)
+    pytest.fail(f"TensorBoard has {len(answer)} runs, not {runs}")
+
+
+@pytest.mark.slow
+def test_one_folder_shows_a_whole_sweep(train_command, tmp_path):
+    """Four runs of one process: their event files' numbers pass 10, and with two calls the metrics were those of 9."""
+    words = ["-m", *TINY, "seed=0,1", "model.dim=8,16", "hydra.sweep.dir=sweep"]
+    done = train_command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = {
+        f"{file.parent.name}/tb": json.loads(file.read_text())["metrics"]
+        for file in (tmp_path / "sweep").glob("*/metrics.json")
+    }
+    assert len(results) == 4
+    with served(tmp_path / "sweep") as ask:
+        scalars = until(4, lambda: ask("scalars/tags"))
+        assert set(scalars) == set(results)
+        assert len({tuple(sorted(tags)) for tags in scalars.values()}) == 1  # named alike in all
+        assert {"train/loss", "train/lr", "val/ndcg@10"} <= set(scalars[next(iter(results))])
+
+        experiment = ask("hparams/experiment", {"experimentName": "", "hparamsLimit": 0})
+        names = {info["name"] for info in experiment["hparamInfos"]}
+        assert {"model/dim", "seed", "loss/name", "optimizer/lr", "evaluation/monitor", "trainer/max_epochs"} <= names
+        metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
+        assert {"test/ndcg@10", "test/recall@10", "best/val/ndcg@10"} <= set(metrics)
+        columns = [{"hparam": name} for name in sorted(names)] + [{"metric": {"tag": tag}} for tag in metrics]
+        wanted = {
+            "experimentName": "",
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+            "colParams": columns,
+            "startIndex": 0,
+            "sliceSize": 100,
+        }
+        groups = ask("hparams/session_groups", wanted)["sessionGroups"]
+    assert len(groups) == 4
+    for group in groups:
+        (session,) = group["sessions"]
+        values = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
+        assert values["test/ndcg@10"] == pytest.approx(results[session["name"]]["test/ndcg@10"], rel=1e-6)
+        assert values["best/val/ndcg@10"] == pytest.approx(results[session["name"]]["val/ndcg@10"], rel=1e-6)
+        assert set(group["hparams"]) == names  # the full set in each
+
+
+@pytest.mark.slow
+def test_attention_and_vectors_are_there_where_asked_for(train_command, tmp_path):
+    asked = ["tensorboard.attention_users=2", "tensorboard.projector=true"]
+    for name, words in {"asked": asked, "plain": []}.items():
+        done = train_command(*TINY, f"hydra.run.dir={name}", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+    reader = EventAccumulator(str(tmp_path / "asked" / "tb"), size_guidance={"images": 0}).Reload()
+    assert len(reader.Tags()["images"]) == 2
+    assert all(tag.startswith("attention/user ") for tag in reader.Tags()["images"])
+    assert reader.Images(reader.Tags()["images"][0])[0].encoded_image_string.startswith(b"\x89PNG")
+    (vectors,), (rows,) = (list((tmp_path / "asked" / "tb").rglob(name)) for name in ("tensors.tsv", "metadata.tsv"))
+    items = len(np.load(tmp_path / "asked" / "items.npz")["ids"])
+    assert np.loadtxt(vectors).shape == (items, 16)
+    assert rows.read_text().splitlines()[0] == "item\tid\tinteractions"
+    assert len(rows.read_text().splitlines()) == items + 1
+
+    plain = EventAccumulator(str(tmp_path / "plain" / "tb")).Reload()
+    assert plain.Tags()["images"] == []
+    assert not list((tmp_path / "plain" / "tb").rglob("projector_config.pbtxt"))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_maps_are_the_models_own_weights(heads):
+    """They rebuild what the first block's fast attention gives; and rows are probabilities over the past."""
+    cfg = load([*TINY, f"model.heads={heads}", "model.dropout=0.5"]).model
+    torch.manual_seed(0)
+    encoder = Encoder(30, cfg).train()
+    history = np.array([3, 7, 7, 29, 1], dtype=np.int32)
+    batch, _ = pack(np.array([0]), np.array([5]), history)
+    (weights,) = attention_weights(encoder, batch)
+    assert encoder.training
+    assert weights.shape == (heads, 5, 5)
+    assert torch.allclose(weights.sum(-1), torch.ones(heads, 5))
+    assert (weights.triu(1) == 0).all()
+
+    block = encoder.eval().blocks[0]
+    x = encoder._embed(batch)
+    with torch.no_grad():
+        q, k = block.query(block.attention_norm(x))[:5].tolist(), block.key(x)[:5].tolist()
+    width = cfg.dim // heads
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        for i in range(5):
+            terms = [
+                exp(sum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / sqrt(width)) for j in range(i + 1)
+            ]
+            assert weights[head, i, : i + 1].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-4)
