@@ -79,8 +79,10 @@ def combinations() -> list[dict]:
         "activation": Activation.gelu,
         "ff_dim": 5,
         "norm_eps": 1e-3,
+        "final_norm_eps": 1e-3,
     }
     grid += [{key: value, "norm": norm} for (key, value), norm in product(switches.items(), Norm)]
+    grid += [{"pad_keys": True, "heads": heads, "blocks": count} for heads, count in product((1, 4), (1, 3))]
     random = np.random.default_rng(0)
     grid += [
         {**grid[random.integers(72)], **{key: value for key, value in switches.items() if random.random() < 0.5}}

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
 
     def __init__(self, num_items: int, cfg: ModelConfig):
         super().__init__()
-        self.rate = cfg.dropout
+        self.rate, self.maxlen = cfg.dropout, cfg.maxlen
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
         self.input_items = nn.Embedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
             self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
         self.pos_emb = cfg.pos_emb
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.blocks))
-        self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
+        self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.apply(lambda module: _initialise(module, cfg.init))
 
     @property
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         return self.output_items.weight  # (V, D)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x, plan = self._embed(batch), Plan(batch)
+        x, plan = self._embed(batch), Plan(batch, self.maxlen)
         for block in self.blocks:
             x = block(x, plan)
         return self.final_norm(x)  # (T, D)
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
         Not for training: there is no dropout in the last block.
         """
-        x, plan = self._embed(batch), Plan(batch)
+        x, plan = self._embed(batch), Plan(batch, self.maxlen)
         for block in self.blocks[:-1]:
             x = block(x, plan)
         x = self.blocks[-1](x, plan, batch.last) if self.blocks else x.index_select(0, batch.last)
