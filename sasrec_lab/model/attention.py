@@ -82,6 +82,10 @@ class Rows:
     """
 
     def __init__(self, batch: PackedBatch, maxlen: int):
+        if torch.compiler.is_exporting():  # one sequence, which has no offsets
+            self.cells, self.dummies = maxlen - 1 - batch.positions, 0
+            self.plan = Plan(replace(batch, items=batch.items.new_zeros(maxlen)))
+            return
         lengths = np.diff(batch.offsets)  # (B,)
         ends = torch.from_numpy(np.repeat(np.arange(1, len(lengths) + 1) * maxlen, lengths)).to(batch.items.device)
         self.cells = ends - 1 - batch.positions[: len(ends)]  # (tokens in sequences,)
