@@ -1,16 +1,19 @@
 """The exported program in a fresh process that cannot import this package."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.recommender import Recommender
 
+README = (Path(__file__).parent.parent / "README.md").read_text().partition("## Export")[2]
 DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")
 # what a user would write: neither the working folder nor the clone is on the path
 LOADER = """
@@ -76,8 +79,6 @@ def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_c
 
     scores = np.array(json.loads((empty / "scores.json").read_text()))
     assert scores.shape == (len(users), len(saved["items"]))
-    import pandas as pd
-
     rows = [
         (user, saved["items"][item - 1], time)
         for user, items in enumerate(histories)
@@ -89,6 +90,18 @@ def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_c
         best = np.argsort(-scores[user], kind="stable")[:10]
         assert [saved["items"][place] for place in best] == own["item_id"].tolist()
         np.testing.assert_allclose(scores[user][best], own["score"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_readme_as_it_stands(train_command, tmp_path):
+    assert train_command(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+    command = re.search(r"^python -m sasrec_lab\.export (.*)$", README, re.M)[1]
+    assert export(*command.replace("outputs/ml_100k/<time>", "run").split(), cwd=tmp_path).returncode == 0
+    done = without_the_package(re.search(r"```python\n(.*?)```", README, re.S)[1], tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})
+    lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False)
+    assert json.loads(done.stdout) == lists["item_id"].tolist()
 
 
 @pytest.mark.parametrize(

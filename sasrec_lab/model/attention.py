@@ -96,7 +96,7 @@ class Rows:
     def fill(self, x: Tensor, pad: Tensor) -> Tensor:
         """The cells (C, D) of x (T, D), `pad` (D,) in those in front."""
         cells = pad.to(x.dtype).expand(len(self.plan.batch.items), -1)
-        return cells.index_copy(0, self.cells, x[: len(self.cells)])
+        return cells.index_copy(0, self.cells, x[: self.cells.shape[0]])
 
     def take(self, cells: Tensor) -> Tensor:
         """Of the cells (C, D) the tokens' (T, D), zeros behind the last sequence."""
