@@ -27,6 +27,7 @@ from sasrec_lab.config import Catalogue, HeldOut, LossConfig, ModelConfig, Train
 from sasrec_lab.data.batches import pack, training_batch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import Holdout, Sequences, hold_out, load_sequences
+from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids
 from sasrec_lab.losses import softmax
 from sasrec_lab.metrics import HoldoutMetrics, Scores
@@ -133,7 +134,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
     places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
     users = Ids(sequences.user_ids).numbers(theirs["user_ids"], "users")
-    states = newest_states(encoder, holdout, users)
+    states = newest_states(encoder, sequences, holdout.item_ids, users)
     found = {
         "states": largest(states, theirs["states"]),
         "states in training": 0.0,
@@ -185,9 +186,11 @@ def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Enco
     return encoder
 
 
-def newest_states(encoder: Encoder, holdout: Holdout, users: np.ndarray) -> Tensor:
-    ends = holdout.val_ends[users]  # nothing is held out, so all that a user has had
-    batch, _ = pack(np.maximum(holdout.starts[users], ends - encoder.maxlen), ends, holdout.items)
+def newest_states(encoder: Encoder, sequences: Sequences, item_ids: np.ndarray, users: np.ndarray) -> Tensor:
+    """Users with a single interaction, whom a holdout leaves out, among them."""
+    histories = Histories.of_sequences(sequences, Ids(item_ids))
+    ends = histories.offsets[users + 1]
+    batch, _ = pack(np.maximum(histories.offsets[users], ends - encoder.maxlen), ends, histories.items)
     return encoder.newest(batch)  # (len(users), D)
 
 
