@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,14 +20,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from benchmark.child import JobFailed
 from benchmark.peer import PEERS
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from sasrec_lab.command_line import load
-from sasrec_lab.config import Catalogue, HeldOut, LossConfig, ModelConfig, TrainConfig, Windows
+from sasrec_lab.config import Catalogue, HeldOut, ModelConfig, TrainConfig, Windows
 from sasrec_lab.data.batches import pack, training_batch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import Holdout, Sequences, hold_out, load_sequences
+from sasrec_lab.errors import InputError
 from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids
 from sasrec_lab.losses import softmax
@@ -58,19 +63,14 @@ Arrays = dict[str, np.ndarray]
 
 def main() -> None:
     args = parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    if args.train:
-        print(compare_training(args.seeds, args.epochs))
-        return
-    cfg = load([*MODEL, *args.overrides])
-    sequences = with_weights(load_sequences(cfg.dataset, cfg.data_dir))
-    theirs = outputs_of_rectools(sequences, cfg, args.k)
-    if args.fixture:
-        write_fixture(args.fixture, sequences, cfg.model, theirs)
-    found = {name: differences(arrays, sequences, variants(cfg.model)[name]) for name, arrays in theirs.items()}
-    print(table(found))
-    if max(largest for part in found.values() for largest in part.values()) > WITHIN:
-        sys.exit(f"error: a difference exceeds {WITHIN:g}")
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        if args.train:
+            print(compare_training(args.seeds, args.epochs))
+        else:
+            compare_outputs(load([*MODEL, *args.overrides]), args.k, args.fixture)
+    except (InputError, JobFailed) as error:
+        sys.exit(f"error: {error}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,6 +87,23 @@ def parse_args() -> argparse.Namespace:
 
 
 # The same weights in both
+
+
+def compare_outputs(cfg: TrainConfig, k: int, fixture: Path | None) -> None:
+    sequences = with_weights(load_sequences(cfg.dataset, cfg.data_dir))
+    theirs = outputs_of_rectools(sequences, cfg, k)
+    if fixture:
+        write_fixture(fixture, sequences, cfg.model, theirs)
+    found = {name: differences(arrays, sequences, variants(cfg.model)[name]) for name, arrays in theirs.items()}
+    print(table(found))
+    if max(largest for part in found.values() for largest in part.values()) > WITHIN:
+        sys.exit(f"error: a difference exceeds {WITHIN:g}")
+
+
+@cache
+def defaults() -> TrainConfig:
+    """Of interactions that are given as a table."""
+    return load([*MODEL, "dataset=csv", "dataset.path=-"])
 
 
 def variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
@@ -133,8 +150,8 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HeldOut.none)
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
     places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
-    users = Ids(sequences.user_ids).numbers(theirs["user_ids"], "users")
-    states = newest_states(encoder, sequences, holdout.item_ids, users)
+    histories = Histories.of_sequences(sequences, Ids(holdout.item_ids))
+    states = newest_states(encoder, histories, histories.users.numbers(theirs["user_ids"], "users"))
     found = {
         "states": largest(states, theirs["states"]),
         "states in training": 0.0,
@@ -144,9 +161,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     found["states in training"] = largest(training_states, theirs["training_states"])
     found["softmax loss, the pad a class as in RecTools"] = largest(with_pad, theirs["losses"])
     found["softmax loss, items only"] = largest(losses, theirs["losses_without_pad"])
-    recommender = Recommender(
-        FOLDER, encoder, Ids(holdout.item_ids), cfg, load(["dataset=csv", "dataset.path=-"]).dataset
-    )
+    recommender = Recommender(FOLDER, encoder, Ids(holdout.item_ids), cfg, defaults().dataset)
     for name in lists_in(theirs):
         columns = {key: theirs[f"lists/{name}/{key}"] for key in ("item_id", "score", "rank")}
         target = "user_id" if name.startswith("users") else "target_item_id"
@@ -186,11 +201,9 @@ def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Enco
     return encoder
 
 
-def newest_states(encoder: Encoder, sequences: Sequences, item_ids: np.ndarray, users: np.ndarray) -> Tensor:
-    """Users with a single interaction, whom a holdout leaves out, among them."""
-    histories = Histories.of_sequences(sequences, Ids(item_ids))
+def newest_states(encoder: Encoder, histories: Histories, users: np.ndarray) -> Tensor:
     ends = histories.offsets[users + 1]
-    batch, _ = pack(np.maximum(histories.offsets[users], ends - encoder.maxlen), ends, histories.items)
+    batch, _ = pack(ends - np.minimum(histories.lengths[users], encoder.maxlen), ends, histories.items)
     return encoder.newest(batch)  # (len(users), D)
 
 
@@ -201,13 +214,12 @@ def losses_and_states(encoder: Encoder, theirs: Arrays, holdout: Holdout) -> tup
     """
     pad = torch.from_numpy(theirs["weights/item_model.item_net_blocks.0.ids_emb.weight"][:1])
     more = nn.Embedding.from_pretrained(torch.cat([encoder.item_table, pad]))
-    cfg: LossConfig = load([*MODEL, "dataset=csv", "dataset.path=-"]).loss
     losses, with_pad, states = [], [], []
     for start in range(0, len(holdout.window_starts), WINDOWS):
         batch = training_batch(holdout, np.arange(start, min(start + WINDOWS, len(holdout.window_starts))))
         states.append(encoder(batch))  # (T, D)
-        losses.append(softmax(states[-1], encoder.output_items, batch, cfg))
-        with_pad.append(softmax(states[-1], more, batch, cfg))
+        losses.append(softmax(states[-1], encoder.output_items, batch, defaults().loss))
+        with_pad.append(softmax(states[-1], more, batch, defaults().loss))
         if start == 0:
             first = states[0][batch.targets > 0]
     return torch.stack(losses), torch.stack(with_pad), first
@@ -268,22 +280,30 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: dict[str, Arrays]) -> None:
     numbers = {
         "cfg": {key: getattr(cfg, key) for key in ("blocks", "dim", "maxlen")},
+        "user_ids": sequences.user_ids.tolist(),
+        "item_ids": sequences.item_ids.tolist(),
         "histories": [items.tolist() for items in np.split(sequences.items, sequences.offsets[1:-1])],
-        "rectools": {name: {key: x.tolist() for key, x in arrays.items()} for name, arrays in theirs.items()},
+        "rectools": {name: {key: as_list(x) for key, x in arrays.items()} for name, arrays in theirs.items()},
     }
     with whole(path) as draft:
-        draft.write_text(json.dumps(numbers, separators=(",", ":"), default=float) + "\n")
+        draft.write_text(json.dumps(numbers, separators=(",", ":")) + "\n")
 
 
 def read_fixture(path: Path) -> tuple[Sequences, ModelConfig, dict[str, Arrays]]:
     numbers = json.loads(path.read_text())
     items = np.concatenate(numbers["histories"]).astype(np.int32)
     offsets = np.cumsum([0, *map(len, numbers["histories"])])
-    users, ids = np.arange(1, len(offsets)), np.arange(1, items.max() + 1)
-    sequences = Sequences(items, offsets, users, ids, times=None, weights=None, file="fixture", sha256=None)
-    cfg = load([*MODEL, "dataset=csv", "dataset.path=-", *(f"model.{key}={x}" for key, x in numbers["cfg"].items())])
+    ids = np.array(numbers["user_ids"]), np.array(numbers["item_ids"])
+    sequences = Sequences(items, offsets, *ids, times=None, weights=None, file="fixture", sha256=None)
     theirs = {name: {key: as_array(x) for key, x in arrays.items()} for name, arrays in numbers["rectools"].items()}
-    return with_weights(sequences), cfg.model, theirs
+    return with_weights(sequences), replace(defaults().model, **numbers["cfg"]), theirs
+
+
+def as_list(array: np.ndarray) -> list:
+    """Nine digits tell every number of single precision."""
+    if array.dtype.kind != "f":
+        return array.tolist()
+    return [as_list(row) for row in array] if array.ndim > 1 else [float(f"{x:.9g}") for x in array]
 
 
 def as_array(numbers: list) -> np.ndarray:
