@@ -272,6 +272,18 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interr
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("flags", [["trainer.devices=2"], ["trainer.devices=1", "+trainer.num_nodes=3"]])
+def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
+    cfg = load([*TINY[:-1], "trainer.accelerator=cpu", "+trainer.strategy=ddp", *flags, *ROWWISE])
+    with pytest.raises(
+        InputError, match=r"^optimizer\.name=rowwise_adam runs on one device, and trainer asks for [23];"
+    ):
+        build_trainer(cfg, tmp_path)
+
+
+ROWWISE = ["optimizer.name=rowwise_adam", "loss=sampled_softmax", "loss.negatives=4"]
+
+
 def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypatch):
     """Lightning makes a SystemExit of it and has the system ignore the next ones."""
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
