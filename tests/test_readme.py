@@ -98,7 +98,7 @@ def test_the_tutorial_is_replayed(train_command, recommend_command, tmp_path):
     subprocess.run([sys.executable, root / shlex.split(make)[0], *shlex.split(make)[1:]], cwd=tmp_path, check=True)
     assert train_command(*shlex.split(trained)[2:]).returncode == 0
     printed = [recommend_command(*shlex.split(words)[2:]) for words in listed]
-    shown = re.findall(r"^python -m sasrec_lab\.recommend.*\n```\n```\n(.*?)```", TUTORIAL, re.S | re.M)
+    shown = re.findall(r"^python -m sasrec_lab\.recommend[^\n]*\n```\n```\n(.*?)```", TUTORIAL, re.S | re.M)
     assert len(shown) == len(printed) == 3
     for text, done in zip(shown, printed, strict=True):
         assert done.returncode == 0
