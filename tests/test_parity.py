@@ -22,7 +22,8 @@ import parity_rectools as parity
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SEQUENCES, CFG, RECTOOLS = parity.read_fixture(ROOT / "tests/fixtures/rectools.json")
+FIXTURE = ROOT / "tests/fixtures/rectools.json"
+SEQUENCES, CFG, RECTOOLS = parity.read_fixture(FIXTURE)
 ROWS = {
     "states",
     "states in training",
@@ -91,6 +92,26 @@ def test_a_list_of_other_items_is_told():
     found = parity.differences(theirs, SEQUENCES, parity.variants(CFG)["1 head, key mask"])
     assert found["lists of items, itself kept"] == found["lists of users, seen kept"] == float("inf")
     assert found["lists of users, seen left out"] <= 1e-5
+
+
+def test_the_script_prints_the_table_and_ends_with_1_where_a_number_differs(monkeypatch, capsys):
+    theirs = dict(RECTOOLS)
+    monkeypatch.setattr(parity, "load_sequences", lambda *_: SEQUENCES)
+    monkeypatch.setattr(parity, "outputs_of_rectools", lambda *_: theirs)
+    cfg = replace(parity.defaults(), model=CFG)
+    parity.compare_outputs(cfg, k=4, fixture=None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| largest difference | " + " | ".join(RECTOOLS) + " |"
+    assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == ROWS
+    name = "4 heads, no key mask"
+    theirs[name] = RECTOOLS[name] | {"losses": RECTOOLS[name]["losses"] + np.float32(2e-5)}
+    with pytest.raises(SystemExit, match="exceeds 1e-05"):
+        parity.compare_outputs(cfg, k=4, fixture=None)
+
+
+def test_the_fixture_is_as_the_script_writes_it(tmp_path):
+    parity.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
+    assert (tmp_path / "again.json").read_bytes() == FIXTURE.read_bytes()
 
 
 def test_the_preset_is_the_authors_model_but_for():
