@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig, hint_for, to_typed
@@ -33,6 +34,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Search:
+    """A sweep whose sweeper chooses the jobs: one that it could choose, and the keys that it chooses."""
+
+    example: Job
+    keys: list[str]
+
+
+@dataclass(frozen=True)
 class Command:
     """One job, or the jobs of a sweep (none where only its sweeper knows them) and the folder above them."""
 
@@ -40,6 +49,7 @@ class Command:
     sweep_folder: Path | None = None
     sweeper: DictConfig | None = None
     launcher: DictConfig | None = None
+    search: Search | None = None
 
 
 def compose_config(overrides: list[str], config_dir: Optional[str] = None, name: str = "train") -> DictConfig:
@@ -77,10 +87,13 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
         )
     if args.multirun and name != "train":
         raise InputError(f"{name} has no sweeps; leave {'-m' if '-m' in argv else '--multirun'} out")
+    if args.multirun and args.cfg:
+        raise InputError("--cfg prints the config of one run; leave out -m")
     if args.multirun:
         return _sweep(args.overrides, args.config_dir)
     cfg = compose_config(args.overrides, args.config_dir, name)
-    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params"):
+    chosen = [cfg.hydra.runtime.choices[f"hydra/{group}"] for group in ("launcher", "sweeper")]
+    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params") or chosen != ["basic", "basic"]:
         raise InputError("a sweep is chosen and would run as one job; add -m to run each of its jobs")
     folder = _folder(cfg, "hydra.run.dir")
     job = Job(_typed(cfg), folder)
@@ -97,12 +110,25 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
         fixed = [o.input_line for o in swept if not o.is_sweep_override()]
         cfg = compose("train", overrides=common + fixed, return_hydra_config=True)
         folder = _folder(cfg, "hydra.sweep.dir")
+        params = parser.parse_overrides([f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()])
         if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher)
-        params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
-        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(params) + swept, max_batch_size=None)
+            return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher, _search(common, params + swept))
+        (grid,) = BasicSweeper.split_arguments(params + swept, max_batch_size=None)
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
         return Command(jobs, folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+
+
+def _search(common: list[str], overrides: list[Override]) -> Search:
+    given = {override.get_key_element(): override for override in overrides}  # the command line's stands
+    example = _job(0, common + [f"{key}={_first(override)}" for key, override in given.items()])
+    return Search(example, [key for key, override in given.items() if override.is_sweep_override()])
+
+
+def _first(override: Override) -> Any:
+    """Of what a key may be in a search; what it is, where that is fixed."""
+    if not override.is_sweep_override():
+        return override.get_value_element_as_str()
+    return override.value().start if override.is_interval_sweep() else next(override.sweep_string_iterator())
 
 
 def _job(number: int, overrides: list[str]) -> Job:

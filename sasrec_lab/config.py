@@ -33,7 +33,7 @@ Catalogue = Enum("Catalogue", ["all", "train"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu"])
-Init = Enum("Init", ["xavier_normal", "xavier_uniform", "normal"])
+Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
@@ -169,11 +169,13 @@ class ModelConfig:
     norm: Norm = MISSING
     norm_eps: float = MISSING
     final_norm: bool = MISSING
+    final_norm_eps: float = MISSING
     residual: bool = MISSING
     ff_dim: Optional[int] = MISSING
     activation: Activation = MISSING
     output_projection: bool = MISSING
     scale_embeddings: bool = MISSING
+    pad_keys: bool = MISSING
     share_items: bool = MISSING
     init: Init = MISSING
 
@@ -182,8 +184,11 @@ class ModelConfig:
         _at_least("model.heads", self.heads, 1)
         _at_least("model.dim", self.dim, 1)
         _at_least("model.maxlen", self.maxlen, 1)
-        if not self.norm_eps > 0:
-            raise InputError(f"model.norm_eps={self.norm_eps} must be above 0")
+        for key, eps in (("norm_eps", self.norm_eps), ("final_norm_eps", self.final_norm_eps)):
+            if not eps > 0:
+                raise InputError(f"model.{key}={eps} must be above 0")
+        if self.pad_keys and self.norm is not Norm.sasrec:
+            raise InputError(f"model.pad_keys=true is RecTools' way, whose norm is sasrec, not {self.norm.name}")
         if self.ff_dim is not None:
             _at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:

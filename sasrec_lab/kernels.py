@@ -45,16 +45,18 @@ def serve(x: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Tensor | int | float) -> int:
-    """Call a kernel: tensors by address, whole numbers as int64, others as double."""
+    """Call a kernel: tensors by address, int as int64, float as double."""
     return getattr(library(), name)(*map(_argument, arguments))
 
 
 def _argument(value):
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return ctypes.c_int64(value)
-    return ctypes.c_double(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    raise TypeError(f"a kernel takes tensors, int and float, not {value!r}")
 
 
 def _command() -> list[str] | None:

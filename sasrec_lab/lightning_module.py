@@ -14,7 +14,7 @@ from torchmetrics import CatMetric, MeanMetric
 from sasrec_lab.config import OptimizerName, TrainConfig, plain
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.errors import InputError
-from sasrec_lab.losses import LOSSES
+from sasrec_lab.losses import LOSSES, check_negatives
 from sasrec_lab.metrics import HoldoutMetrics, Scores
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.optimizer import RowwiseAdam
@@ -30,6 +30,7 @@ class SequentialRecommender(pl.LightningModule):
 
     def __init__(self, num_items: int, cfg: TrainConfig):
         super().__init__()
+        check_negatives(cfg.loss, num_items)
         self.save_hyperparameters({"num_items": num_items, "config": plain(cfg)}, logger=False)
         self.cfg = cfg
         self.encoder = Encoder(num_items, cfg.model)

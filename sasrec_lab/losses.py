@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sasrec_lab import kernels
 from sasrec_lab.config import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.errors import InputError
 
 # Logits at once. From 256 rows on products reach their rate (on two cores 174 of 215 GFLOP/s with all else, 130 with 64
 # rows); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the last-level cache.
@@ -57,6 +58,15 @@ def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfi
     share = cfg.negatives / max(1, items.num_embeddings - 1)
     beta = 1 - cfg.calibration * (1 - share)
     return _binary(states, items, batch, beta) / (cfg.negatives + 1)
+
+
+def check_negatives(cfg: LossConfig, num_items: int) -> None:
+    """Raises InputError where gbce's share of items drawn would pass 1, and beta with it."""
+    if cfg.name is LossName.gbce and cfg.negatives > num_items - 1:
+        raise InputError(
+            f"loss.negatives={cfg.negatives}: loss=gbce weighs the target by the share of the {num_items - 1} other"
+            f" items that is drawn; use at most {num_items - 1}"
+        )
 
 
 LOSSES = {

@@ -14,7 +14,7 @@ from sasrec_lab import kernels
 from sasrec_lab.config import EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
 
-SCORES_AT_ONCE = 2**22  # 16 MiB, which lie in the last-level cache
+SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which lie in the last-level cache; on a GPU 256 MiB
 
 
 class HoldoutMetrics(nn.Module):
@@ -90,7 +90,8 @@ class Scores:
 
     def not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         """How many unseen items do not score below the target, the target among them."""  # (U,) int64
-        width = max(1, SCORES_AT_ONCE // max(1, len(self)))
+        device = "cuda" if targets.is_cuda else "cpu"
+        width = max(1, SCORES_AT_ONCE[device] // max(1, len(self)))
         if self.num_items <= width:
             return self._not_below_target_at_once(targets, seen_rows, seen_items)
         expected = self.of_one(targets).contiguous()  # (U, 1)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
 # where things lie, what stands beside and what is shown, not what is run
-_NOT_COMPARED = ("ckpt", "data_dir", "published", "tensorboard")
+_NOT_COMPARED = ("ckpt", "data_dir", "published", "tensorboard", "trainer.enable_progress_bar")
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 ITEMS = "items.npz"
 COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
@@ -53,7 +53,7 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
         if cfg.ckpt == "last":
             raise InputError(f"ckpt=last: {folder} holds no run; give the folder to go on in as hydra.run.dir=<folder>")
         return None
-    differing = _differences(before["config"], plain(cfg))
+    differing = differences(before["config"], plain(cfg))
     longer = [key for key in differing if key in _LENGTH]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
         raise InputError(
@@ -169,6 +169,11 @@ def mark_failed(folder: Path, error: Exception) -> None:
     _write(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
+def config(folder: Path) -> dict[str, Any]:
+    """The plain config of the run that began in the folder."""
+    return (_read(folder / "run.json") or {"config": {}})["config"]
+
+
 def status(folder: Path) -> dict[str, Any]:
     """metrics.json, or that there is none."""
     return _read(folder / "metrics.json") or {"status": "unfinished", "error": None}
@@ -280,13 +285,14 @@ def near(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys, dotted, in which two plain configs are two configurations."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         inner = [
-            _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+            differences(before.get(key), now.get(key), f"{prefix}{key}.")
             for key in keys
-            if prefix or key not in _NOT_COMPARED
+            if f"{prefix}{key}" not in _NOT_COMPARED
         ]
         return [key for keys in inner for key in keys]
     return [] if before == now else [prefix[:-1]]

@@ -67,6 +67,16 @@ def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     )
 
 
+def other_kernels(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """What to say where a resumed run goes on with other kernels: those of dropout draw other masks."""
+    if before.get("kernels") in (None, now["kernels"]):
+        return None
+    return (
+        f"the run began with {before['kernels']} kernels and goes on with {now['kernels']} ones (a C++ compiler is"
+        " found or not): dropout masks and last bits differ from those of a run in one go"
+    )
+
+
 def _loss(cfg: TrainConfig) -> str:
     """With what it draws, and the optimiser where that is not Adam."""
     name = cfg.loss.name.name

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 
 from sasrec_lab import run_folder
 from sasrec_lab.command_line import Command, Job
-from sasrec_lab.config import TrainConfig, to_typed
+from sasrec_lab.config import TrainConfig, plain, to_typed
 from sasrec_lab.errors import InputError, Taken
 
 errors = logging.getLogger("sasrec_lab.errors")
@@ -26,7 +27,8 @@ WORST = float("-inf")  # what a sweeper learns of a job that failed
 def check(folder: Path, jobs: list[Job]) -> None:
     """Before the first job runs: can the folder be written, is each job's free for it, is its configuration valid?
 
-    A job whose configuration is not is named and left to fail; the others go on.
+    A job whose configuration is not is named and left to fail; the others go on. So do those beside a job that another
+    process runs at the moment.
 
     Raises:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
@@ -41,17 +43,35 @@ def check(folder: Path, jobs: list[Job]) -> None:
         raise mistakes[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
-            run_folder.check(job.folder, job.cfg)
+            with suppress(Taken):
+                run_folder.check(job.folder, job.cfg)
     for job, mistake in mistakes.items():
         print(f"job {job.name} will fail: {mistake}", file=sys.stderr)
 
 
 def prepare(command: Command) -> None:
-    """Say how a launcher shares out the machine, and let a stored search go on with the trials that were cut off."""
+    """Say how a launcher shares out the machine, and let a stored search go on with the trials that were cut off.
+
+    Raises:
+        InputError: the folder holds the runs of another search.
+    """
     if command.launcher._target_.endswith(".JoblibLauncher"):
         print(_shares(command.launcher.n_jobs))
+    if command.search and isinstance(command.search.example.cfg, TrainConfig):
+        _check_same(command.sweep_folder, command.search.example.cfg, command.search.keys)
     if command.sweeper._target_.endswith(".OptunaSweeper"):
         _take_up(command.sweeper, command.sweep_folder)
+
+
+def _check_same(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
+    """Raises InputError where a run in the folder differs in a key that the search does not choose."""
+    for file in sorted(folder.glob("*/run.json")):
+        differing = run_folder.differences(run_folder.config(file.parent), plain(cfg))
+        if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
+            raise InputError(
+                f"{folder} holds another search's runs ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+                f" differ{'s' if len(others) == 1 else ''}); choose another hydra.sweep.dir"
+            )
 
 
 def _shares(n_jobs: int) -> str:
@@ -94,6 +114,8 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
     _number_lines()
     try:
         typed = _typed(cfg, folder)
+        if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
+            typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
         results = run_folder.check(folder, typed)
         if results is None:
             if run_folder.has_checkpoint(folder):

@@ -109,7 +109,7 @@ def _figure(blocks: list[Tensor], items: list[str]) -> Any:
     figure.suptitle(f"the {shown} newest of {tokens} items" if shown < tokens else f"all {tokens} items")
     for number, row in enumerate(zip(blocks, figure.subplots(len(blocks), heads, squeeze=False), strict=True)):
         for head, (weights, axes) in enumerate(zip(*row, strict=True)):
-            image = axes.imshow(weights[-shown:, -shown:], cmap="viridis", vmin=0)
+            image = axes.imshow(weights[-shown:, -shown:].numpy(), cmap="viridis", vmin=0)
             axes.set_title(f"block {number + 1}, head {head + 1}")
             axes.set_xticks(range(shown), labels, rotation=90, fontsize=7)
             axes.set_yticks(range(shown), labels if head == 0 else [], fontsize=7)

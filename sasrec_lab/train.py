@@ -134,6 +134,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.facts |= machine.facts(trainer.strategy.root_device, run.before.get("matmul"))
         run.facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         log.info(summary.model_line(cfg, run.facts))
+        if told := summary.other_kernels(run.before, run.facts):
+            log.warning(told)
 
         measured = len(holdout.users) > 0
         if measured:

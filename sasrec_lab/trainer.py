@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sasrec_lab import checkpoints
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config import OptimizerName, TrainConfig
 from sasrec_lab.errors import InputError
 
 
@@ -42,7 +42,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     if flags["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar())
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **flags,
             logger=TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False),
             callbacks=callbacks,
@@ -52,6 +52,12 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:
+        raise InputError(
+            f"optimizer.name=rowwise_adam runs on one device, and trainer asks for {trainer.world_size}; set"
+            " trainer.devices=1, or optimizer.name=adam"
+        )
+    return trainer
 
 
 @contextmanager

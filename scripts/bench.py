@@ -7,14 +7,14 @@ python scripts/bench.py --jobs a trainer=gpu trainer.precision=bf16-mixed   any 
 
 import argparse
 import json
-import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmark.child import JobFailed, run_module
-from benchmark.jobs import JOBS, LOADING, Job, job_overrides, made_up_folder
+from benchmark.jobs import FOLDER, JOBS, LOADING, Job, job_overrides, made_up_folder
 
 COLUMNS = "{:<14}{:>13}{:>10}{:>11}{:>10}{:>13}{:>10}{:>10}{:>10}"
 
@@ -82,7 +82,7 @@ def run_job(job: Job, given: list[str], *, steps: int | None, small: bool) -> di
     if job.made_up:
         run_module("benchmark.made_up", job.made_up, str(folder), *(["--small"] if small else []))
     if job is LOADING:
-        return load_cold_and_cached(job, overrides, folder)
+        return load_cold_and_cached(job, overrides)
     run_module("benchmark.loading", *overrides)  # so that the arrays are in the cache
     options = ["--steps", str(steps or job.steps), "--ranked-users", str(job.ranked_users)]
     trained = run_module("benchmark.training", *options, *overrides)
@@ -93,11 +93,11 @@ def recommend(job: Job, overrides: list[str]) -> dict[str, Any]:
     return run_module("benchmark.recommending", "--users", str(job.ranked_users), *overrides)
 
 
-def load_cold_and_cached(job: Job, overrides: list[str], folder: Path) -> dict[str, Any]:
-    for arrays in folder.glob("cache/kion-*"):
-        shutil.rmtree(arrays)
-    cold = run_module("benchmark.loading", *overrides)
-    cached = run_module("benchmark.loading", *overrides)
+def load_cold_and_cached(job: Job, overrides: list[str]) -> dict[str, Any]:
+    """With a cache of its own that begins empty, whichever data set is given; the user's stays as it is."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as cache:
+        cold = run_module("benchmark.loading", "--cache", cache, *overrides)
+        cached = run_module("benchmark.loading", "--cache", cache, *overrides)
     nothing = dict.fromkeys(("positions_per_s", "users_per_s", "floor_positions_per_s", "fraction_of_floor"))
     return {
         "job": job.letter,

@@ -63,7 +63,7 @@ def compare(
         if job.made_up:
             run_module("benchmark.made_up", job.made_up, str(folder), *(["--small"] if small else []))
         if job is LOADING:
-            ours = load_cold_and_cached(job, overrides, folder)
+            ours = load_cold_and_cached(job, overrides)
             task = {"csv": str(folder / "kion/interactions.csv"), "maxlen": 50}
         else:
             file = FOLDER / "windows" / f"{job.name}.npz"

@@ -28,7 +28,7 @@ class PaddedSASRec(nn.Module):
             self.positions = nn.Embedding(cfg.maxlen, cfg.dim)
         self.blocks = nn.ModuleList(PaddedBlock(cfg, dropout) for _ in range(cfg.blocks))
         if cfg.final_norm:
-            self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+            self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps)
 
     def forward(self, rows: Tensor) -> Tensor:  # (B, L) -> (B, L, D)
         real = rows > 0
@@ -79,7 +79,8 @@ class PaddedBlock(nn.Module):
 
     def attention(self, queries: Tensor, others: Tensor, real: Tensor) -> Tensor:
         length = queries.shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & real[:, None, :]  # (B, L, L)
+        visible = torch.ones(length, length, dtype=torch.bool).tril()
+        visible = visible if self.cfg.pad_keys else visible & real[:, None, :]  # (L, L) or (B, L, L)
         heads = []
         projected = [self.query(queries), self.key(others), self.value(others)]
         for q, k, v in zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True):  # each (B, L, D / H)

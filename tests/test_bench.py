@@ -3,6 +3,7 @@
 Of bench_peers.py only what needs no other library: those come from the network.
 """
 
+import gzip
 import json
 import os
 import subprocess
@@ -61,6 +62,26 @@ def test_jobs_run_and_write_json(bench, tmp_path):
     assert loading["cached_seconds"] > 0
     for shown in ("c kion-like", "d million", "e loading", "59,000 rows"):
         assert shown in done.stdout
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_loading_another_data_set_is_cold_too_and_leaves_its_cache(bench, tmp_path, name):
+    (tmp_path / "own").mkdir()
+    text = b"user,item\n" + b"".join(b"%d,%d\n" % (user, user + k) for user in range(50) for k in range(4))
+    (tmp_path / "own" / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    csv = ("dataset=csv", "dataset.path=own/x.csv", "dataset.user=user", "dataset.item=item", "dataset.time=null")
+    words = [*csv, f"data_dir={tmp_path}"]
+    load_sequences(load(words).dataset, str(tmp_path))  # it is in the cache
+    before = sorted(tmp_path.glob("cache/*"))
+    marked = {file: file.stat().st_mtime_ns for folder in before for file in folder.iterdir()}
+    done = bench("--jobs", "e", "--small", "--json", "out.json", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (loading,) = json.loads((tmp_path / "out.json").read_text())
+    assert loading["rows"] == 200
+    assert loading["seconds"] > loading["cached_seconds"]
+    assert sorted(tmp_path.glob("cache/*")) == before
+    assert {file: file.stat().st_mtime_ns for folder in before for file in folder.iterdir()} == marked
+    assert not list((tmp_path / "outputs/bench").glob("tmp*"))
 
 
 def test_a_job_without_its_data_says_so_and_the_others_go_on(bench):

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ GROUPS = ("model", "loss", "trainer", "experiment", "ablation", "sweep")
     [f"{group}={name}" for group in GROUPS for name in names_in(group)],
 )
 def test_every_file_composes(override):
+    if override == "sweep=optuna_small" and find_spec("optuna") is None:
+        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     load([override])
 
 

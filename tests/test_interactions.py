@@ -251,6 +251,14 @@ def test_a_header_line_only(text):
     assert refused(text) == ("x.csv has a header line and no interactions; dataset.path must name a file with some")
 
 
+@pytest.mark.parametrize("text", ["user_id,item_id\r1,2\r3,4\r", '"user_id","item_id"\r1,2'])
+@pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
+def test_line_ends_of_old_macs(text, changes):
+    assert refused(text, **changes) == (
+        "x.csv: lines end in a carriage return alone, as on old Macs; end them in a line feed"
+    )
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_header_and_blank_lines_are_one_line_also_of_a_file_read_in_blocks(tmp_path, end):
     (tmp_path / "x.csv").write_text(f"user_id,item_id,timestamp{end}{end}", newline="")

@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import sqlite3
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from sasrec_lab.command_line import check_command_line
+from sasrec_lab import sweep as sweeps
+from sasrec_lab.command_line import check_command_line, load
+from sasrec_lab.config import plain
 from sasrec_lab.errors import InputError
 
 TINY = [
@@ -82,19 +86,31 @@ def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_c
 
 @pytest.mark.slow
 @needs("joblib")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, interrupt_at, tmp_path, sent, code):
-    long = ["seed=0,1", "trainer.max_epochs=60", "evaluation.patience=null"]
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, tmp_path, sent):
+    """The signal reaches every process, as with Ctrl-C on a terminal or where the machine fails."""
+    long = ["seed=0,1", "trainer.max_epochs=30", "evaluation.patience=null"]
     command = ["-m", *LAUNCHERS["joblib"], *TINY, *long]
-    stopped, error = interrupt_at("#0   epoch   5", command, sent)
-    assert stopped == code
-    if sent is signal.SIGINT:
-        assert error.splitlines()[-1].endswith("evaluation.patience=null hydra.sweep.dir=sweep")
-    for _ in range(60):  # workers end by themselves, some time after the process that made them
-        done = train_command(*command)
-        if "another process is running in" not in done.stderr:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sasrec_lab.train", *command],
+        cwd=tmp_path,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("#0   epoch   5"):
             break
-        time.sleep(1)
+    os.killpg(process.pid, sent)
+    _, error = process.communicate(timeout=60)
+    if sent is signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in error
+        assert error.splitlines()[-1].endswith("evaluation.patience=null hydra.sweep.dir=sweep"), error
+        assert set(ends(tmp_path / "sweep").values()) == {"interrupted"}
+    done = train_command(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
     assert "#0   epoch   3" not in done.stdout  # the first job went on from its last epoch
@@ -112,10 +128,9 @@ def trials(study: Path) -> list[tuple[str, float | None]]:
 def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_command, interrupt_at, tmp_path):
     """Two of its values diverge or are invalid; it is killed in its third trial."""
     sweep = tmp_path / "sweep"
-    search = ["-m", "sweep=optuna_small", "hydra.sweeper.sampler.seed=1", *TINY, "evaluation.patience=null"]
-    space = ["model.dropout=0.1", "optimizer.lr=choice(0.01,0.02,1e30)"]
-    first = [*search, *space, "model.dim=16", "model.heads=choice(1,3)", "hydra.sweeper.n_trials=6"]
-    done = train_command(*first)
+    search = ["-m", "sweep=optuna_small", *TINY, "evaluation.patience=null", "model.dropout=0.1", "model.dim=16"]
+    space = ["optimizer.lr=choice(0.01,0.02,1e30)", "model.heads=choice(1,3)"]
+    done = train_command(*search, *space, "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=1")
     seen = trials(sweep / "study.db")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -124,9 +139,8 @@ def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_comm
     best = max(end["metrics"]["val/ndcg@10"] for end in finished if end["status"] == "finished")
     assert max(value for _, value in seen if isinstance(value, float)) == best
 
-    long = [*first[:-1], "hydra.sweeper.n_trials=2", "trainer.max_epochs=100", "hydra.sweep.dir=long", "model.heads=1"]
-    long = [word for word in long if word != "model.heads=choice(1,3)"] + ["optimizer.lr=interval(0.001,0.01)"]
-    long.remove("optimizer.lr=choice(0.01,0.02,1e30)")
+    space = ["optimizer.lr=interval(0.001,0.01)", "trainer.max_epochs=30", "hydra.sweep.dir=long"]
+    long = [*search, *space, "hydra.sweeper.n_trials=2"]
     stopped, _ = interrupt_at("epoch   7", long, signal.SIGKILL)
     assert stopped == -9
     (cut_off,) = (tmp_path / "long").glob("*/.hydra")
@@ -168,3 +182,28 @@ def test_a_search_needs_its_flag():
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     with pytest.raises(InputError, match="add -m to run each of its jobs"):
         check_command_line(["sweep=optuna_small"])
+
+
+@needs("optuna")
+def test_a_mistake_in_what_a_search_chooses_is_told_before_it_starts():
+    with pytest.raises(InputError) as caught:
+        check_command_line(["-m", "hydra/sweeper=optuna_stored", "optimizer.lrr=interval(0,1)"])
+    assert str(caught.value) == "unknown key 'optimizer.lrr'; did you mean optimizer.lr?"
+
+
+@needs("optuna")
+def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
+    def prepare(*words: str) -> None:
+        space = ["sweep=optuna_small", "model.dim=16", "optimizer.lr=interval(0.01,0.1)"]
+        sweeps.prepare(check_command_line(["-m", *space, f"hydra.sweep.dir={tmp_path}", *words]))
+
+    run = tmp_path / "optimizer.lr=0.05"
+    run.mkdir()
+    cfg = load(["model.dim=16", "optimizer.lr=0.05", "model.dropout=0.4"])
+    (run / "run.json").write_text(json.dumps({"config": plain(cfg)}))
+    prepare()  # what it chooses may differ
+    with pytest.raises(InputError) as caught:
+        prepare("model.blocks=1")
+    assert str(caught.value) == (
+        f"{tmp_path} holds another search's runs (model.blocks differs); choose another hydra.sweep.dir"
+    )

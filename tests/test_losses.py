@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasrec_lab import losses
+from sasrec_lab import kernels, losses
 from sasrec_lab.config import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.data.negatives import draw_shared
-from sasrec_lab.losses import LOSSES
+from sasrec_lab.errors import InputError
+from sasrec_lab.losses import LOSSES, check_negatives
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -274,6 +275,30 @@ def test_all_logits_never_exist(monkeypatch):
     assert fast.elements == 20 * items == max(20 * items, tokens * DIM, items * DIM)
 
 
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("items", [5, 16, 37])
+@pytest.mark.parametrize("at", ["first", "middle", "last", "target"])
+def test_the_compiled_softmax_keeps_nan(monkeypatch, at, items):
+    logits, targets = torch.randn(3, items), torch.tensor([[1], [2], [0]])
+    logits[1, {"first": 0, "middle": items // 2, "last": items - 1, "target": 2}[at]] = float("nan")
+    compiled, plain = logits.clone(), logits.clone()
+    log_p = losses.softmax_and_log_p(compiled, targets)
+    monkeypatch.setattr(kernels, "serve", lambda x: False)
+    torch.testing.assert_close(log_p, losses.softmax_and_log_p(plain, targets), equal_nan=True)
+    torch.testing.assert_close(compiled, plain, equal_nan=True)
+    assert log_p.isnan().flatten().tolist() == [False, True, False]
+    assert compiled[1].isnan().all()
+
+
+@pytest.mark.parametrize("argument", [None, "8", True, np.int64(8), [1.0]])
+def test_a_kernel_refuses_what_it_would_misread(argument):
+    with pytest.raises(TypeError, match="a kernel takes"):
+        kernels._argument(argument)
+
+
 # Sampled softmax
 
 
@@ -522,6 +547,17 @@ def test_gbce_against_the_papers_formula(calibration, weighted):
     expected = (each * weights[real]).sum() / real.sum()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_gbce_has_no_more_negatives_than_there_are_other_items():
+    cfg = LossConfig(LossName.gbce, 4, 0.75)
+    check_negatives(cfg, num_items=5)
+    with pytest.raises(InputError) as refused:
+        check_negatives(cfg, num_items=4)
+    assert str(refused.value) == (
+        "loss.negatives=4: loss=gbce weighs the target by the share of the 3 other items that is drawn; use at most 3"
+    )
+    check_negatives(LossConfig(LossName.bce, 4, 0.0), num_items=4)
 
 
 def test_gbce_without_calibration_is_bce():

@@ -11,7 +11,7 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab import kernels
+from sasrec_lab import kernels, metrics
 from sasrec_lab.command_line import load
 from sasrec_lab.config import Catalogue, TrainConfig, Windows
 from sasrec_lab.data.batches import EvaluationBatch
@@ -107,7 +107,7 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("seed", range(3))
 def test_full_ranks_against_a_sort(seed, filter_seen, at_once, compiled, monkeypatch):
-    monkeypatch.setattr("sasrec_lab.metrics.SCORES_AT_ONCE", at_once)
+    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", at_once)
     if not compiled:
         monkeypatch.setattr(kernels, "serve", lambda x: False)
     scores, batch = random_case(seed)
@@ -171,10 +171,29 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
         def of(self, items: Tensor) -> Tensor:
             return super().of(items) * (1 + 2**-20)
 
-    monkeypatch.setattr("sasrec_lab.metrics.SCORES_AT_ONCE", 8)
+    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", 8)
     scores = torch.tensor([[0.5, 0.25, 0.5, 0.125, 0.5, 0.75], [0.5] * 6])
     batch = batch_of([3, 1], [[1], [6]])
     assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("users", "items", "dim"), [(64, 3000, 64), (128, 5000, 50), (17, 2001, 128)])
+def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items, dim):
+    again = []
+    monkeypatch.setattr(
+        Scores,
+        "rows",
+        lambda scores, chosen: again.append(len(chosen)) or replace(scores, states=scores.states[chosen]),
+    )
+    random = torch.Generator().manual_seed(0)
+    states, table = torch.randn(users, dim, generator=random), torch.randn(items, dim, generator=random)
+    batch = batch_of(torch.randint(1, items + 1, (users,), generator=random).tolist())
+    expected = full_ranks(Scores(states, table), batch, filter_seen=True)
+    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", users * 256)
+    found = full_ranks(Scores(states, table), batch, filter_seen=True)
+    assert (found - expected).abs().max() <= 1  # a product of other shape may round otherwise
+    assert sum(again) <= users // 20
 
 
 def test_scores_of_blocks_and_of_items_are_the_product():

@@ -12,6 +12,7 @@ def plain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 USERS = {
+    "one": lambda random, rows: np.full(rows, 7),
     "few": lambda random, rows: random.integers(-3, 4, rows),
     "int32": lambda random, rows: random.integers(-(2**31), 2**31, rows).astype(np.int32),
     "exactly 32 bits": lambda random, rows: np.append(random.integers(5, 2**32, rows - 2), [5, 2**32 + 4]),
@@ -23,6 +24,7 @@ TIMES = {
     "all one": lambda random, rows: np.full(rows, 7),
     "days": lambda random, rows: 86_400 * random.integers(-100, 100, rows).astype(np.int32),
     "days, then an hour": lambda random, rows: np.append(86_400 * random.integers(0, 3, rows - 1), 3_600),
+    "exactly 32 bits": lambda random, rows: np.append(random.integers(5, 2**32, rows - 2), [2**32 + 4, 5]),
     "seconds": lambda random, rows: random.integers(0, 2**32, rows),
     "any": lambda random, rows: random.integers(INT64.min, INT64.max, rows, endpoint=True),
     "fractions": lambda random, rows: random.choice([-1.5, -0.0, 0.0, 2.25, 1e300], rows),

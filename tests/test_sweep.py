@@ -1,8 +1,11 @@
 """Sweeps as a user runs them: jobs that fail, sweeps that are cut off and taken up again, folders that are taken."""
 
+import fcntl
 import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,65 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     (finished / "run.json").write_text(json.dumps(facts))
     other = train_command(*command)
     assert re.fullmatch(r"error: .* holds another configuration's results \(model.dim differs\); .*\n", other.stderr)
+
+
+def test_a_job_that_another_process_runs_is_left_to_it(train_command, tmp_path):
+    command = ["-m", *TINY, "seed=0,1"]
+    held = check_command_line(command).jobs[0].folder
+    (tmp_path / held).mkdir(parents=True)
+    with open(tmp_path / held / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = train_command(*command)
+    assert done.returncode == 1
+    assert ends(tmp_path / "sweep") == {"1": "finished"}
+    assert done.stderr.splitlines()[-2] == "error: 1 of the jobs in sweep failed:"
+    assert "another process is running in" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_command, tmp_path):
+    """Job 4 has a rate that no loss survives, job 9 a number of heads that does not divide dim."""
+    table = [f"{{heads: {3 if job == 9 else 1}, dropout: 0.{job % 5}, dim: 16}}" for job in range(12)]
+    (tmp_path / "twelve").mkdir()
+    for job, model in enumerate(table):
+        rate = 1e30 if job == 4 else 0.01
+        text = f"# @package _global_\nmodel: {model}\noptimizer: {{lr: {rate}}}\n"
+        (tmp_path / "twelve" / f"row{job:02}.yaml").write_text(text)
+    names = ",".join(f"row{job:02}" for job in range(12))
+    done = train_command("-m", "--config-dir", ".", *TINY, f"+twelve={names}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    bad = {"4", "9"}
+    assert ends(tmp_path / "sweep") == {str(job): "failed" if str(job) in bad else "finished" for job in range(12)}
+    (diverged,) = (tmp_path / "sweep").glob("4-*/metrics.json")
+    results = json.loads(diverged.read_text())
+    assert "training diverged" in results["error"]
+    assert not any(name.startswith("test/") for name in results["metrics"])
+    assert done.stderr.splitlines()[-3] == "error: 2 of the jobs in sweep failed:"
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_the_same_second_have_a_folder_each(tmp_path):
+    words = [word for word in TINY if not word.startswith("hydra.sweep.dir")]
+    command = [sys.executable, "-m", "sasrec_lab.train", "-m", *words, "seed=0,1"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    folders = list((tmp_path / "outputs" / "synthetic").iterdir())
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"\d{8}-\d{6}-\d{6}", folder.name) for folder in folders)
+    assert [ends(folder) for folder in folders] == [{"0": "finished", "1": "finished"}] * 2
+
+
+@pytest.mark.parametrize("words", [["sweep=dim"], ["sweep=optuna_small"], ["hydra/launcher=joblib_shared"]])
+def test_what_needs_a_sweep_is_refused_without_its_flag(words):
+    with pytest.raises(InputError, match=r"add -m to run each of its jobs|is not installed"):
+        check_command_line(words)
+
+
+def test_a_config_is_printed_of_one_run():
+    with pytest.raises(InputError, match=r"^--cfg prints the config of one run; leave out -m$"):
+        check_command_line(["-m", "seed=0,1", "--cfg", "job"])
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])

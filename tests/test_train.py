@@ -17,7 +17,7 @@ from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from sasrec_lab import run_folder
+from sasrec_lab import kernels, run_folder
 from sasrec_lab.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
@@ -240,6 +240,19 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
     assert results(tmp_path / "moved")["epochs"] > written["epochs"]
 
 
+@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+def test_a_resumed_run_says_that_it_has_other_kernels(train_command, tmp_path):
+    assert train_command(*TINY, "trainer.max_epochs=1", "trainer.accelerator=cpu").returncode == 0
+    same = train_command(*TINY, "trainer.max_epochs=2", "trainer.accelerator=cpu", "ckpt=last")
+    assert "kernels" not in same.stdout + same.stderr
+    settings = [*TINY, "trainer.max_epochs=3", "trainer.accelerator=cpu", "ckpt=last"]
+    other = train_command(*settings, env={"CXX": ""})
+    assert other.returncode == 0, other.stderr
+    said = [line for line in (tmp_path / "run" / "train.log").read_text().splitlines() if "kernels" in line]
+    assert len(said) == 1
+    assert "the run began with compiled kernels and goes on with torch's ones" in said[0]
+
+
 def test_a_finished_run_is_made_longer(train_command, tmp_path):
     assert train_command(*TINY, "trainer.max_epochs=2").returncode == 0
     done = train_command(*TINY, "trainer.max_epochs=3", "ckpt=last")
@@ -270,6 +283,18 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interr
     assert error.splitlines()[0] == "interrupted; everything so far is in run"
     assert error.splitlines()[1].startswith("go on with: ")
     assert results(tmp_path / "run")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("flags", [["trainer.devices=2"], ["trainer.devices=1", "+trainer.num_nodes=3"]])
+def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
+    cfg = load([*TINY[:-1], "trainer.accelerator=cpu", "+trainer.strategy=ddp", *flags, *ROWWISE])
+    with pytest.raises(
+        InputError, match=r"^optimizer\.name=rowwise_adam runs on one device, and trainer asks for [23];"
+    ):
+        build_trainer(cfg, tmp_path)
+
+
+ROWWISE = ["optimizer.name=rowwise_adam", "loss=sampled_softmax", "loss.negatives=4"]
 
 
 def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypatch):

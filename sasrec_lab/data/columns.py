@@ -37,6 +37,11 @@ def refuse_blank(data: bytes, path: Path) -> None:
         raise InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
 
 
+def refuse_lone_returns(data: bytes, path: Path) -> None:
+    if b"\n" not in data and b"\r" in data.strip():
+        raise InputError(f"{path}: lines end in a carriage return alone, as on old Macs; end them in a line feed")
+
+
 def cut_header(block: bytes, path: Path, dataset: DatasetConfig) -> tuple[list[str], bytes] | None:
     """The names of the columns and the rows of a file's first block; None where the first line is none of the plain."""
     if dataset.names:
@@ -82,6 +87,7 @@ def _one_character_separator(data: bytes, separator: str) -> tuple[bytes, str]:
 def _header(data: bytes, path: Path, dataset: DatasetConfig, separator: str) -> list[str]:
     if dataset.names:
         return list(dataset.names)
+    refuse_lone_returns(data, path)
     filled = (line for line in io.BytesIO(data) if line.strip(b"\r\n"))
     line = next(filled)
     if next(filled, None) is None:
@@ -179,6 +185,7 @@ def read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     for key, value in {"time": dataset.time, "rating": dataset.rating, "weight": dataset.weight}.items():
         if value is not None:
             raise InputError(f"dataset.{key} is set, but dataset.format=lists has users and items only; set it to null")
+    refuse_lone_returns(data, path)
     try:
         lines = pc.utf8_trim_whitespace(pa.array(data.decode().split("\n"), pa.string()))
     except UnicodeDecodeError as error:

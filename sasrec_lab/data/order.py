@@ -56,7 +56,7 @@ def _key(table: pd.DataFrame) -> tuple[np.ndarray, int]:
         if not (time[:1000] % _DAY).any() and not (time % _DAY).any():  # dates without hours
             time, span = time // _DAY, (span - 1) // _DAY + 1
         size *= span
-        key = key.astype(np.uint32 if size <= 2**32 else np.uint64) * span + time
+        key = key.astype(np.uint32 if size < 2**32 else np.uint64) * span + time
     return key, (size - 1).bit_length()
 
 

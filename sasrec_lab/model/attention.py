@@ -1,10 +1,13 @@
 """Causal self-attention over packed tokens. B sequences, T tokens, D dim, H heads."""
 
+from dataclasses import replace
 from functools import cached_property
 from math import sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sasrec_lab import kernels
 from sasrec_lab.data.batches import PackedBatch
@@ -14,9 +17,13 @@ from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention
 class Plan:
     """Where each sequence lies among the tokens, and what attention makes of it, once for all blocks."""
 
-    def __init__(self, batch: PackedBatch):
-        self.offsets = torch.from_numpy(batch.offsets)  # (B + 1,) int64, on the CPU
+    def __init__(self, batch: PackedBatch, maxlen: int | None = None):
         self.batch = batch
+        self.maxlen = maxlen  # of the rows
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        return torch.from_numpy(self.batch.offsets)  # (B + 1,) int64, on the CPU
 
     @property
     def tokens(self) -> int:
@@ -27,12 +34,18 @@ class Plan:
     def buckets(self) -> Buckets:
         return Buckets.of(self.batch.offsets, len(self.batch.items), self.batch.items.device)
 
+    @cached_property
+    def rows(self) -> "Rows":
+        return Rows(self.batch, self.maxlen)
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float) -> Tensor:
     """softmax(q k' / sqrt(D / H)) v within each sequence and not into the future; dropout on the weights.
 
     Tokens behind the last sequence get zeros.
     """  # all (T, D)
+    if torch.compiler.is_exporting():
+        return attend_alone(q, k, v, heads, causal=True)
     if q.is_cuda:
         return fused_attention(q, k, v, plan.buckets, heads, rate)
     if q.dtype == torch.bfloat16:  # of autocast: single precision is faster here and has a kernel
@@ -44,6 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float)
 
 def attend_newest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int) -> Tensor:
     """What `attend` gives each sequence's newest token, whose queries alone are given, without dropout or gradients."""
+    if torch.compiler.is_exporting():
+        return attend_alone(q, k, v, heads, causal=False)
     if not kernels.serve(q):  # q (B, D), k and v (T, D)
         return newest_attention(q, k, v, plan.buckets, heads)
     out = torch.empty_like(q)
@@ -51,6 +66,41 @@ def attend_newest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int) -> Te
     sizes = len(plan.offsets) - 1, q.shape[1], heads, _scale(q, heads)
     kernels.call("newest_attention", q, k, v, plan.offsets, *sizes, out)
     return out  # (B, D)
+
+
+def attend_alone(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
+    """By torch's own function, where all tokens are one sequence's: in a program that export.py makes."""
+    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, tokens, D / H)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
+
+
+class Rows:
+    """The tokens as the padded original lays them out: `maxlen` cells a sequence, its newest token in the last one.
+
+    For `pad_keys`. In RecTools a block's input is zero in the cells in front, so all their keys are the bias of the
+    keys and all their values that of the values. C = B maxlen cells.
+    """
+
+    def __init__(self, batch: PackedBatch, maxlen: int):
+        if torch.compiler.is_exporting():  # one sequence, which has no offsets
+            self.cells, self.dummies = maxlen - 1 - batch.positions, 0
+            self.plan = Plan(replace(batch, items=batch.items.new_zeros(maxlen)))
+            return
+        lengths = np.diff(batch.offsets)  # (B,)
+        ends = torch.from_numpy(np.repeat(np.arange(1, len(lengths) + 1) * maxlen, lengths)).to(batch.items.device)
+        self.cells = ends - 1 - batch.positions[: len(ends)]  # (tokens in sequences,)
+        self.dummies = len(batch.items) - len(ends)
+        items, offsets = batch.items.new_zeros(len(lengths) * maxlen), np.arange(len(lengths) + 1) * maxlen
+        self.plan = Plan(replace(batch, items=items, offsets=offsets))  # every sequence has `maxlen` tokens
+
+    def fill(self, x: Tensor, pad: Tensor) -> Tensor:
+        """The cells (C, D) of x (T, D), `pad` (D,) in those in front."""
+        cells = pad.to(x.dtype).expand(len(self.plan.batch.items), -1)
+        return cells.index_copy(0, self.cells, x[: self.cells.shape[0]])
+
+    def take(self, cells: Tensor) -> Tensor:
+        """Of the cells (C, D) the tokens' (T, D), zeros behind the last sequence."""
+        return F.pad(cells.index_select(0, self.cells), (0, 0, 0, self.dummies))
 
 
 class CompiledAttention(torch.autograd.Function):

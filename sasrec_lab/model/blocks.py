@@ -1,5 +1,6 @@
 """A transformer block over packed tokens. T tokens, D dim."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ class Block(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
+        self.pad_keys = cfg.pad_keys
         self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.query = nn.Linear(cfg.dim, cfg.dim)
         self.key = nn.Linear(cfg.dim, cfg.dim)
@@ -41,9 +43,17 @@ class Block(nn.Module):
 
     def _attend(self, queries: Tensor, others: Tensor, plan: Plan, newest: Tensor | None) -> Tensor:
         q, k, v = self.query(queries), self.key(others), self.value(others)
+        rate = self.rate if self.training else 0.0
+        if self.pad_keys:
+            rows, plan = plan.rows, plan.rows.plan
+            k, v = rows.fill(k, self.key.bias), rows.fill(v, self.value.bias)
         if newest is not None:
-            return self.output(attend_newest(q, k, v, plan, self.heads))
-        return self.output(attend(q, k, v, plan, self.heads, self.rate if self.training else 0.0))
+            out = attend_newest(q, k, v, plan, self.heads)
+        elif self.pad_keys:
+            out = rows.take(attend(rows.fill(q, torch.zeros_like(self.query.bias)), k, v, plan, self.heads, rate))
+        else:
+            out = attend(q, k, v, plan, self.heads, rate)
+        return self.output(out)
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
 
     def __init__(self, num_items: int, cfg: ModelConfig):
         super().__init__()
-        self.rate = cfg.dropout
+        self.rate, self.maxlen = cfg.dropout, cfg.maxlen
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
         self.input_items = nn.Embedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
@@ -31,8 +31,10 @@ class Encoder(nn.Module):
             self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
         self.pos_emb = cfg.pos_emb
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.blocks))
-        self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
+        self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.apply(lambda module: _initialise(module, cfg.init))
+        if cfg.init is Init.xavier_packed:
+            self.blocks.apply(_as_packed)
 
     @property
     def item_table(self) -> Tensor:
@@ -40,7 +42,7 @@ class Encoder(nn.Module):
         return self.output_items.weight  # (V, D)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x, plan = self._embed(batch), Plan(batch)
+        x, plan = self._embed(batch), Plan(batch, self.maxlen)
         for block in self.blocks:
             x = block(x, plan)
         return self.final_norm(x)  # (T, D)
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
 
         Not for training: there is no dropout in the last block.
         """
-        x, plan = self._embed(batch), Plan(batch)
+        x, plan = self._embed(batch), Plan(batch, self.maxlen)
         for block in self.blocks[:-1]:
             x = block(x, plan)
         x = self.blocks[-1](x, plan, batch.last) if self.blocks else x.index_select(0, batch.last)
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
 
 
 def _initialise(module: nn.Module, init: Init) -> None:
-    """All matrices alike, biases zero (RecTools, SASRec.pytorch; the authors' Glorot is xavier_uniform)."""
+    """All matrices alike, biases zero (the authors' Glorot is xavier_uniform)."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         if init is Init.normal:
             nn.init.normal_(module.weight, std=0.02)
@@ -76,6 +78,15 @@ def _initialise(module: nn.Module, init: Init) -> None:
             nn.init.xavier_normal_(module.weight)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+def _as_packed(module: nn.Module) -> None:
+    """As of torch's MultiheadAttention, whose (3D, D) matrix has half the variance; feed-forward biases are torch's."""
+    if isinstance(module, Block):
+        for projection in (module.query, module.key, module.value):
+            projection.weight.data.mul_(sqrt(0.5))
+        for layer in (module.feed_forward.inner, module.feed_forward.outer):
+            nn.init.uniform_(layer.bias, -1 / sqrt(layer.in_features), 1 / sqrt(layer.in_features))
 
 
 def _sinusoids(maxlen: int, dim: int) -> Tensor:

@@ -1,0 +1,155 @@
+"""RecTools' SASRec for parity_rectools.py, in its own environment: python rectools_parity.py '{"out": "FILE.npz", ...}'
+
+With "epochs" it trains; without, it takes random weights and writes them with all that follows from them.
+"""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning import seed_everything
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+from rectools.models.nn.item_net import IdEmbeddingsItemNet
+from rectools.models.nn.transformers.data_preparator import SequenceDataset
+from torch.nn import functional as F
+
+WINDOWS = 32  # a batch of the losses
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    warnings.simplefilter("ignore")
+    if "epochs" in task:
+        arrays = trained(task)
+    else:
+        arrays = {f"{name}/{key}": x for name, part in task["parts"].items() for key, x in outputs(task, part).items()}
+    np.savez(task["out"], **arrays)
+    print(json.dumps({"out": task["out"]}))
+
+
+def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
+    """Weights, and what they give: losses of training batches, states, scores and lists."""
+    dataset = Dataset.construct(table(np.load(task["interactions"])))
+    model = make_model(task | part)
+    model._build_model_from_dataset(dataset)
+    randomise(model, task["seed"])
+    model.is_fitted = True
+    preparator, lightning = model.data_preparator, model.lightning_model
+    users = dataset.user_id_map.external_ids
+    known = preparator.transform_dataset_u2i(dataset, users)
+    loader = preparator.get_dataloader_recommend(known, batch_size=128)
+    states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (1 + V, D), the pad's vector first
+    arrays = {f"weights/{name}": x.numpy() for name, x in model.torch_model.state_dict().items()}
+    arrays |= {
+        "item_ids": np.array(list(preparator.get_known_item_ids())),
+        "user_ids": np.asarray(known.user_id_map.external_ids),
+        "states": states.numpy(),
+        "scores": (states @ vectors[1:].T).numpy(),
+    }
+    arrays |= losses(model)
+    for allowed in (None, task["allowed"]):
+        ending = "" if allowed is None else ", some items allowed"
+        for filter_viewed in (True, False):
+            lists = model.recommend(
+                arrays["user_ids"], dataset, task["k"], filter_viewed, allowed, on_unsupported_targets="ignore"
+            )
+            name = f"lists/users, seen {'left out' if filter_viewed else 'kept'}{ending}"
+            arrays |= columns(name, lists, Columns.User)
+        for filter_itself in (True, False):
+            lists = model.recommend_to_items(arrays["item_ids"], dataset, task["k"], filter_itself, allowed)
+            name = f"lists/items, itself {'left out' if filter_itself else 'kept'}{ending}"
+            arrays |= columns(name, lists, Columns.TargetItem)
+    return arrays
+
+
+@torch.no_grad()
+def losses(model: SASRecModel) -> dict[str, np.ndarray]:
+    """Of each batch, as RecTools has it and without the pad among the classes; and the first batch's states."""
+    preparator, lightning = model.data_preparator, model.lightning_model
+    windows = SequenceDataset.from_interactions(preparator.train_dataset.interactions.df, sort_users=True)
+    own, without = [], []
+    for start in range(0, len(windows), WINDOWS):
+        batch = preparator._collate_fn_train([windows[i] for i in range(start, min(start + WINDOWS, len(windows)))])
+        logits = lightning.get_batch_logits(batch)  # (B, L, 1 + V)
+        own.append(lightning._calc_softmax_loss(logits, batch["y"], batch["yw"]))
+        loss = F.cross_entropy(logits[:, :, 1:].transpose(1, 2), batch["y"] - 1, ignore_index=-1, reduction="none")
+        without.append((loss * batch["yw"]).sum() / (batch["y"] > 0).sum())
+        if start == 0:
+            vectors = model.torch_model.item_model.get_all_embeddings()
+            states = model.torch_model.encode_sessions(batch, vectors)[batch["x"] > 0]  # (T, D)
+    return {"losses": torch.stack(own).numpy(), "losses_without_pad": torch.stack(without).numpy()} | {
+        "training_states": states.numpy()
+    }
+
+
+def trained(task: dict) -> dict[str, np.ndarray]:
+    """States of users whose histories are given, and the items' vectors, after so many epochs."""
+    arrays = np.load(task["interactions"])
+    dataset = Dataset.construct(table({"user": arrays["user"], "item": arrays["item"]}))
+    seed_everything(task["seed"], verbose=False)
+    model = make_model(task)
+    model.fit(dataset)
+    histories = Dataset.construct(table({"user": arrays["history_user"], "item": arrays["history_item"]}))
+    known = model.data_preparator.transform_dataset_u2i(histories, histories.user_id_map.external_ids)
+    loader = model.data_preparator.get_dataloader_recommend(known, batch_size=128)
+    states, vectors = model.lightning_model._get_user_item_embeddings(loader, "cpu")
+    return {
+        "item_ids": np.array(list(model.data_preparator.get_known_item_ids())),
+        "user_ids": np.asarray(known.user_id_map.external_ids),
+        "states": states.numpy(),
+        "vectors": vectors[1:].numpy(),
+    }
+
+
+def make_model(task: dict) -> SASRecModel:
+    return SASRecModel(
+        n_blocks=task["blocks"],
+        n_heads=task["heads"],
+        n_factors=task["dim"],
+        session_max_len=task["maxlen"],
+        dropout_rate=task["dropout"],
+        batch_size=task["batch_size"],
+        lr=task["lr"],
+        epochs=task.get("epochs", 1),
+        use_key_padding_mask=task["key_mask"],
+        loss="softmax",
+        deterministic=True,
+        recommend_torch_device="cpu",
+        item_net_block_types=(IdEmbeddingsItemNet,),
+    )
+
+
+def randomise(model: SASRecModel, seed: int) -> None:
+    """As before training, but no bias is zero and no norm is one, so that none of them can be forgotten."""
+    torch.manual_seed(seed)
+    model.lightning_model._xavier_normal_init()
+    for parameter in model.torch_model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    model.torch_model.eval()
+
+
+def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Rows stand in order, so the time is the row's number, and users come in the order of their first rows."""
+    rows = len(arrays["user"])
+    return pd.DataFrame(
+        {
+            Columns.User: arrays["user"],
+            Columns.Item: arrays["item"],
+            Columns.Weight: arrays.get("weight", 1),
+            Columns.Datetime: pd.to_datetime(np.arange(rows), unit="s"),
+        }
+    )
+
+
+def columns(name: str, lists: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
+    return {f"{name}/{key}": lists[key].to_numpy() for key in (target, Columns.Item, Columns.Score, Columns.Rank)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The exported program in a fresh process that cannot import this package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.recommender import Recommender
+
+README = (Path(__file__).parent.parent / "README.md").read_text().partition("## Export")[2]
+DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")
+# what a user would write: neither the working folder nor the clone is on the path
+LOADER = """
+import json, sys, torch
+try:
+    import sasrec_lab
+except ImportError:
+    pass
+else:
+    sys.exit("sasrec_lab can be imported here, so this shows nothing")
+program = torch.export.load("encoder.pt2").module()
+scores = [program(torch.tensor(history)).tolist() for history in json.load(open("histories.json"))]
+json.dump(scores, open("scores.json", "w"))
+"""
+
+
+def export(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sasrec_lab.export", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """-I leaves out the folder and PYTHONPATH; an editable install's own finder is taken away too."""
+    hide = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
+    hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
+    command = [sys.executable, "-I", "-c", hide + code]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("model=tiny", "model.blocks=2", "model.heads=2"),
+        ("model=sasrec_rectools", "model.dim=8", "model.maxlen=12"),  # attends to the pads too
+        ("model=tiny", "model.maxlen=1", "model.blocks=0", "model.share_items=false"),
+        ("model=tiny", "model.norm=pre", "model.pos_emb=sinusoidal", "model.activation=gelu"),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_command, tmp_path):
+    done = train_command(*DATA, *model, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = export("run", str(empty / "encoder.pt2"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    recommender = Recommender.from_run(tmp_path / "run")
+    saved = json.loads((empty / "encoder.json").read_text())
+    assert saved == {"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}
+    sequences = load_sequences(recommender.dataset, str(tmp_path / "cache"))
+    numbers = {item: number for number, item in enumerate(saved["items"], 1)}
+    users = np.argsort(np.diff(sequences.offsets))[[*range(5), *range(-5, 0)]]  # the shortest and the longest
+    histories = []
+    for user in users:
+        items = sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]]
+        histories.append([numbers[item] for item in sequences.item_ids[items - 1].tolist()][-saved["maxlen"] :])
+    histories[0] = histories[0][-1:]  # a single item
+    (empty / "histories.json").write_text(json.dumps(histories))
+    done = without_the_package(LOADER, empty)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+    scores = np.array(json.loads((empty / "scores.json").read_text()))
+    assert scores.shape == (len(users), len(saved["items"]))
+    rows = [
+        (user, saved["items"][item - 1], time)
+        for user, items in enumerate(histories)
+        for time, item in enumerate(items)
+    ]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+    lists = recommender.recommend(list(range(len(users))), 10, table, filter_viewed=False)
+    for user, own in lists.groupby("user_id"):
+        best = np.argsort(-scores[user], kind="stable")[:10]
+        assert [saved["items"][place] for place in best] == own["item_id"].tolist()
+        np.testing.assert_allclose(scores[user][best], own["score"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_readme_as_it_stands(train_command, tmp_path):
+    assert train_command(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+    command = re.search(r"^python -m sasrec_lab\.export (.*)$", README, re.M)[1]
+    assert export(*command.replace("outputs/ml_100k/<time>", "run").split(), cwd=tmp_path).returncode == 0
+    done = without_the_package(re.search(r"```python\n(.*?)```", README, re.S)[1], tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})
+    lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False)
+    assert json.loads(done.stdout) == lists["item_id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nowhere", "encoder.pt2"), "error: run=nowhere: there is no such folder"),
+        (("nowhere", "encoder.onnx"), "error: output=encoder.onnx is no .pt2 file"),
+        (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(words, said, tmp_path):
+    done = export(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,128 @@
+"""model=sasrec_rectools gives the numbers that RecTools 0.19 gave for the same weights: scripts/parity_rectools.py
+wrote them down, on made-up histories, for one head and several, with and without its use_key_padding_mask.
+
+python scripts/parity_rectools.py --k 4 --fixture tests/fixtures/rectools.json dataset=synthetic model.dim=8
+    model.maxlen=5 dataset.synthetic.users=20 dataset.synthetic.items=25 dataset.synthetic.mean_length=6
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sasrec_lab.command_line import load
+from sasrec_lab.config import Init
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import parity_rectools as parity
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FIXTURE = ROOT / "tests/fixtures/rectools.json"
+SEQUENCES, CFG, RECTOOLS = parity.read_fixture(FIXTURE)
+ROWS = {
+    "states",
+    "states in training",
+    "scores",
+    "softmax loss, the pad a class as in RecTools",
+    "softmax loss, items only",
+    *(
+        f"lists of {targets} {left_out}{allowed}"
+        for targets, left_out in [
+            ("users, seen", "left out"),
+            ("users, seen", "kept"),
+            ("items, itself", "left out"),
+            ("items, itself", "kept"),
+        ]
+        for allowed in ("", ", some items allowed")
+    ),
+}
+
+
+def differences(name: str, **changes) -> dict[str, float]:
+    return parity.differences(RECTOOLS[name], SEQUENCES, replace(parity.variants(CFG)[name], **changes))
+
+
+def test_the_fixture_has_what_may_go_wrong():
+    assert list(RECTOOLS) == list(parity.variants(CFG))
+    assert len(RECTOOLS) == 4
+    lengths = SEQUENCES.lengths
+    assert lengths.min() == 1  # one user serves no training, and gets a list
+    assert (lengths < CFG.maxlen).sum() > 5  # pads
+    assert lengths.max() > CFG.maxlen + 1  # history that is cut off
+    for theirs in RECTOOLS.values():
+        assert len(theirs["user_ids"]) == len(lengths)
+        assert len(theirs["item_ids"]) < len(SEQUENCES.item_ids)  # an item that no training window has
+        one_user = theirs["lists/users, seen left out, some items allowed/user_id"]
+        assert np.bincount(one_user).max() == 4
+
+
+@pytest.mark.parametrize("name", RECTOOLS)
+def test_states_scores_losses_and_lists_equal_those_of_rectools(name):
+    found = differences(name)
+    assert set(found) == ROWS
+    assert {row: value for row, value in found.items() if not value <= 1e-5} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("1 head, no key mask", {"pad_keys": False}),
+        ("1 head, key mask", {"pad_keys": True}),
+        ("1 head, key mask", {"heads": 4}),
+        ("4 heads, key mask", {"scale_embeddings": True}),
+        ("4 heads, key mask", {"norm_eps": 1e-3}),
+        ("4 heads, key mask", {"final_norm_eps": 1e-3}),
+    ],
+)
+def test_another_model_is_told(name, changes):
+    found = differences(name, **changes)
+    assert min(found["states"], found["scores"], found["softmax loss, items only"]) > 1e-5
+    assert found["lists of users, seen left out"] > 1e-5
+
+
+def test_a_list_of_other_items_is_told():
+    theirs = {key: x.copy() for key, x in RECTOOLS["1 head, key mask"].items()}
+    theirs["lists/items, itself kept/item_id"][:2] = theirs["lists/items, itself kept/item_id"][1::-1]
+    theirs["lists/users, seen kept/rank"][3] = 9
+    found = parity.differences(theirs, SEQUENCES, parity.variants(CFG)["1 head, key mask"])
+    assert found["lists of items, itself kept"] == found["lists of users, seen kept"] == float("inf")
+    assert found["lists of users, seen left out"] <= 1e-5
+
+
+def test_the_script_prints_the_table_and_ends_with_1_where_a_number_differs(monkeypatch, capsys):
+    theirs = dict(RECTOOLS)
+    monkeypatch.setattr(parity, "load_sequences", lambda *_: SEQUENCES)
+    monkeypatch.setattr(parity, "outputs_of_rectools", lambda *_: theirs)
+    cfg = replace(parity.defaults(), model=CFG)
+    parity.compare_outputs(cfg, k=4, fixture=None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| largest difference | " + " | ".join(RECTOOLS) + " |"
+    assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == ROWS
+    name = "4 heads, no key mask"
+    theirs[name] = RECTOOLS[name] | {"losses": RECTOOLS[name]["losses"] + np.float32(2e-5)}
+    with pytest.raises(SystemExit, match="exceeds 1e-05"):
+        parity.compare_outputs(cfg, k=4, fixture=None)
+
+
+def test_the_fixture_is_as_the_script_writes_it(tmp_path):
+    parity.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
+    assert (tmp_path / "again.json").read_bytes() == FIXTURE.read_bytes()
+
+
+def test_the_preset_is_the_authors_model_but_for():
+    default = load(["model=sasrec", "dataset=csv", "dataset.path=-"]).model
+    changes = {"norm_eps": 1e-5, "output_projection": True, "scale_embeddings": False, "pad_keys": True}
+    assert parity.defaults().model == replace(default, **changes, init=Init.xavier_packed)
+
+
+def test_a_mistake_is_one_line():
+    command = [sys.executable, ROOT / "scripts/parity_rectools.py", "model.dimm=8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "model.dim" in done.stderr
