@@ -9,6 +9,7 @@ from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig, fla
 from sasrec_lab.data.sequences import Holdout, Sequences
 from sasrec_lab.run_folder import near
 
+_OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
 
 
@@ -90,9 +91,8 @@ def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
     """Every key that says how the run was made, the same for every run: TensorBoard shows only the first run's keys."""
     given = flat({key: value for key, value in plain(cfg).items() if key not in ("published", "tensorboard")})
     keys = [key.replace(".", "/") for key in known_keys()]
-    inside = [key for key in keys if key.startswith(("dataset/weight/", "dataset/synthetic/"))]  # or null as a whole
-    given = {key: value for key, value in given.items() if key not in ("dataset/weight", "dataset/synthetic")}
-    return dict.fromkeys(inside) | given
+    inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
+    return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _OR_NULL}
 
 
 def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:

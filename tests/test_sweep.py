@@ -123,6 +123,8 @@ def test_a_config_is_printed_of_one_run():
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_sweep_that_was_cut_off_goes_on(train_command, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
+    whole = train_command(*command, "hydra.sweep.dir=whole")
+    assert whole.returncode == 0, whole.stderr
     stopped, error = interrupt_at("epoch   5", command, sent)
     assert stopped == code
     if sent is signal.SIGINT:
@@ -131,6 +133,10 @@ def test_a_sweep_that_was_cut_off_goes_on(train_command, interrupt_at, tmp_path,
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
     assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job went on from its last epoch
+    for job in (tmp_path / "whole").glob("*/metrics.json"):
+        resumed = tmp_path / "sweep" / job.parent.name / "metrics.json"
+        expected, goes_on = (json.loads(file.read_text())["metrics"] for file in (job, resumed))
+        assert goes_on == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_sweep_needs_its_flag(tmp_path):

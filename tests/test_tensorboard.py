@@ -1,151 +1,172 @@
-"""What TensorBoard shows, asked through its own server; attention maps against what the model computes."""
+"""TensorBoard as it reads a sweep itself, and what is drawn for it."""
 
 import json
 import re
 import subprocess
 import sys
-import urllib.parse
+import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from math import exp, sqrt
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_data import holdout_of, random_users
+from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasrec_lab import tensorboard
 from sasrec_lab.command_line import load
-from sasrec_lab.data.batches import evaluation_batch
-from sasrec_lab.model.attention import Plan, attend
+from sasrec_lab.data.batches import pack
 from sasrec_lab.model.encoder import Encoder
 
 TINY = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.items=40", "model=tiny", "trainer=fast"]
 
 
 @contextmanager
-def board(logdir: Path) -> Iterator[Any]:
-    """Gives what asks TensorBoard for a path, with a JSON body where one is given."""
-    words = ["--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0", "--reload_interval", "0"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *words, "--load_fast", "false"], stderr=subprocess.PIPE, text=True
+def served(folder: Path) -> Iterator[Callable[[str, dict | None], dict]]:
+    """TensorBoard on loopback; gives what asks it: a path below /data/plugin/, and what to post."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", "0", "--host", "127.0.0.1"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
-        for line in server.stderr:
-            if found := re.search(r"http://127.0.0.1:(\d+)/", line + server.stderr.readline()):
-                break
+        address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
 
-        def ask(path: str, body: Any = None) -> Any:
-            data = None if body is None else json.dumps(body).encode()
-            headers = {"Content-Type": "application/json"}
-            request = urllib.request.Request(f"http://127.0.0.1:{found[1]}/data/{path}", data, headers)
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)
+        def ask(path: str, post: dict | None = None) -> dict:
+            data = json.dumps(post).encode() if post else None
+            request = urllib.request.Request(
+                f"{address}/data/plugin/{path}", data, {"Content-Type": "application/json"}
+            )
+            for _ in range(120):  # it answers 400 as long as it has not read the hyper-parameters
+                with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+                time.sleep(0.5)
+            pytest.fail(f"TensorBoard refuses {path}")
 
         yield ask
     finally:
-        server.terminate()
-        server.wait()
-        server.stderr.close()
+        process.terminate()
+        process.communicate()
+
+
+def until(runs: int, ask: Callable[[], dict | list]) -> dict | list:
+    """It reads the folders in its own time."""
+    for _ in range(120):
+        if len(answer := ask()) == runs:
+            return answer
+        time.sleep(0.5)
+    pytest.fail(f"TensorBoard has {len(answer)} runs, not {runs}")
 
 
 @pytest.mark.slow
-def test_a_sweep_of_four_in_one_process_is_one_board(train_command, tmp_path):
-    """The hyper-parameters and final metrics of each are its own, and scalars are named alike in all."""
-    done = train_command("-m", *TINY, "model.dim=8,16", "model.ff_dim=null,32", "hydra.sweep.dir=sweep")
-    assert done.returncode == 0, done.stderr
-    runs = {f"{file.parent.name}/tb": file.parent for file in (tmp_path / "sweep").glob("*/metrics.json")}
-    assert len(runs) == 4
-    with board(tmp_path / "sweep") as ask:
-        tags = ask("plugin/scalars/tags")
-        assert tags.keys() == runs.keys()
-        assert len({tuple(sorted(of_run)) for of_run in tags.values()}) == 1
-        experiment = ask("plugin/hparams/experiment", {"experimentName": "", "includeMetrics": True})
+def test_one_folder_shows_a_whole_sweep(train_command, tmp_path):
+    """Four runs of one process: their event files' numbers pass 10, and with two calls the metrics were those of 9."""
+    words = ["-m", *TINY, "model.ff_dim=null,8", "model.dim=8,16", "hydra.sweep.dir=sweep"]
+    done = train_command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    folders = {f"{file.parent.name}/tb": file.parent for file in (tmp_path / "sweep").glob("*/metrics.json")}
+    results = {name: json.loads((folder / "metrics.json").read_text())["metrics"] for name, folder in folders.items()}
+    assert len(results) == 4
+    with served(tmp_path / "sweep") as ask:
+        scalars = until(4, lambda: ask("scalars/tags"))
+        assert set(scalars) == set(results)
+        assert len({tuple(sorted(tags)) for tags in scalars.values()}) == 1  # named alike in all
+        assert {"train/loss", "train/lr", "val/ndcg@10"} <= set(scalars[next(iter(results))])
+
+        experiment = ask("hparams/experiment", {"experimentName": "", "hparamsLimit": 0})
         names = {info["name"] for info in experiment["hparamInfos"]}
-        assert {"seed", "batch_size", "model/dim", "model/ff_dim", "loss/name", "optimizer/lr"} <= names
-        assert {"dataset/weight/column", "trainer/max_epochs", "evaluation/k"} <= names
-        shown = [metric["name"]["tag"] for metric in experiment["metricInfos"]]
-        columns = [{"metric": metric["name"]} for metric in experiment["metricInfos"]]
-        query = {"experimentName": "", "startIndex": 0, "sliceSize": 100, "colParams": columns}
-        query["allowedStatuses"] = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-        groups = ask("plugin/hparams/session_groups", query)["sessionGroups"]
-        assert len(groups) == 4
-        for group in groups:
-            (session,) = group["sessions"]
-            name = session["name"]
-            facts = json.loads((runs[name] / "run.json").read_text())
-            assert group["hparams"].keys() == names
-            assert group["hparams"]["model/dim"] == facts["config"]["model"]["dim"]
-            assert str(group["hparams"]["model/ff_dim"]).removesuffix(".0") == str(facts["config"]["model"]["ff_dim"])
-            measured = json.loads((runs[name] / "metrics.json").read_text())["metrics"]
-            values = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
-            assert values.keys() == set(shown)
-            expected = {tag: measured[tag.removeprefix("best/")] for tag in values}
-            assert values == pytest.approx(expected, abs=1e-6)
-        assert {"test/ndcg@10", "test/recall@10", "best/val/ndcg@10"} <= set(shown)
+        assert {"dataset/weight/column", "dataset/titles/path"} <= names  # where the section is null too
+        assert {"model/dim", "seed", "loss/name", "optimizer/lr", "evaluation/monitor", "trainer/max_epochs"} <= names
+        metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
+        assert {"test/ndcg@10", "test/recall@10", "best/val/ndcg@10"} <= set(metrics)
+        columns = [{"hparam": name} for name in sorted(names)] + [{"metric": {"tag": tag}} for tag in metrics]
+        wanted = {
+            "experimentName": "",
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+            "colParams": columns,
+            "startIndex": 0,
+            "sliceSize": 100,
+        }
+        groups = ask("hparams/session_groups", wanted)["sessionGroups"]
+    assert len(groups) == 4
+    for group in groups:
+        (session,) = group["sessions"]
+        values = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
+        assert values["test/ndcg@10"] == pytest.approx(results[session["name"]]["test/ndcg@10"], rel=1e-6)
+        assert values["best/val/ndcg@10"] == pytest.approx(results[session["name"]]["val/ndcg@10"], rel=1e-6)
+        assert set(group["hparams"]) == names  # the full set in each
+        model = json.loads((folders[session["name"]] / "run.json").read_text())["config"]["model"]
+        shown = {name: group["hparams"][name] for name in ("model/dim", "model/ff_dim")}
+        assert {name: float(value) if value != "None" else None for name, value in shown.items()} == {
+            "model/dim": model["dim"],
+            "model/ff_dim": model["ff_dim"],
+        }
 
 
-def test_pictures_are_drawn_only_where_they_are_asked_for(train_command, tmp_path):
-    plain = train_command(*TINY, "hydra.run.dir=plain")
-    asked = train_command(
-        *TINY, "hydra.run.dir=asked", "tensorboard.attention_users=2", "tensorboard.projector=true", "model.blocks=2"
-    )
-    assert (plain.returncode, asked.returncode) == (0, 0), asked.stderr
-    assert {file.name.partition(".")[0] for file in (tmp_path / "plain" / "tb").iterdir()} == {"events", "hparams"}
-    events = EventAccumulator(str(tmp_path / "asked" / "tb")).Reload()
-    assert len(events.Tags()["images"]) == 2
-    assert all(re.fullmatch(r"attention/user \d+", tag) for tag in events.Tags()["images"])
-    rows = (tmp_path / "asked" / "tb" / "00000" / "items" / "metadata.tsv").read_text().splitlines()
-    assert rows[0] == "item\tid\tinteractions"
-    assert len(rows) == 1 + 40
-    counts = [int(row.split("\t")[2]) for row in rows[1:]]
-    assert counts == sorted(counts, reverse=True)
-    saved = torch.load(tmp_path / "asked" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    vectors = np.loadtxt(tmp_path / "asked" / "tb" / "00000" / "items" / "tensors.tsv", delimiter="\t")
-    numbers = [int(row.split("\t")[1]) for row in rows[1:]]  # the generated data set's ids are 1, 2, ...
-    assert vectors == pytest.approx(saved["encoder.input_items.weight"][np.array(numbers) - 1].numpy(), abs=1e-6)
+@pytest.mark.slow
+def test_attention_and_vectors_are_there_where_asked_for(train_command, tmp_path):
+    asked = ["tensorboard.attention_users=2", "tensorboard.projector=true"]
+    for name, words in {"asked": asked, "plain": []}.items():
+        done = train_command(*TINY, f"hydra.run.dir={name}", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+    reader = EventAccumulator(str(tmp_path / "asked" / "tb"), size_guidance={"images": 0}).Reload()
+    assert len(reader.Tags()["images"]) == 2
+    assert all(tag.startswith("attention/user ") for tag in reader.Tags()["images"])
+    assert reader.Images(reader.Tags()["images"][0])[0].encoded_image_string.startswith(b"\x89PNG")
+    (vectors,), (rows,) = (list((tmp_path / "asked" / "tb").rglob(name)) for name in ("tensors.tsv", "metadata.tsv"))
+    items = len(np.load(tmp_path / "asked" / "items.npz")["ids"])
+    assert np.loadtxt(vectors).shape == (items, 16)
+    assert rows.read_text().splitlines()[0] == "item\tid\tinteractions"
+    assert len(rows.read_text().splitlines()) == items + 1
+
+    plain = EventAccumulator(str(tmp_path / "plain" / "tb")).Reload()
+    assert plain.Tags()["images"] == []
+    assert not list((tmp_path / "plain" / "tb").rglob("projector_config.pbtxt"))
 
 
-@pytest.mark.parametrize("norm", ["sasrec", "pre", "post"])
-def test_attention_weights_are_those_the_model_uses(norm):
-    """Times the values they are what each block's attention gives."""
-    cfg = load(["model.dim=12", "model.heads=3", "model.maxlen=10", f"model.norm={norm}", "model.dropout=0.5"]).model
+@pytest.mark.parametrize("heads", [1, 2])
+def test_maps_are_the_models_own_weights(heads):
+    """They rebuild what the first block's fast attention gives; and rows are probabilities over the past."""
+    cfg = load([*TINY, f"model.heads={heads}", "model.dropout=0.5"]).model
     torch.manual_seed(0)
-    encoder = Encoder(20, cfg)
-    holdout = holdout_of(random_users(0), maxlen=10)
-    (row,) = tensorboard.spread(holdout, 1)
-    batch = evaluation_batch(holdout, np.array([row]), "test", 10, None).inputs
-    seen = {}
-    for number, block in enumerate(encoder.blocks):
-        for name in ("query", "key", "value"):
-            layer = getattr(block, name)
-            layer.register_forward_hook(lambda _l, _i, out, at=(number, name): seen.__setitem__(at, out))
-    blocks = tensorboard.attention_weights(encoder, batch)
+    encoder = Encoder(30, cfg).train()
+    history = np.array([3, 7, 7, 29, 1], dtype=np.int32)
+    batch, _ = pack(np.array([0]), np.array([5]), history)
+    (weights,) = tensorboard.attention_weights(encoder, batch)
     assert encoder.training
-    assert len(blocks) == 2
-    tokens = int(batch.offsets[-1])
-    for number, weights in enumerate(blocks):
-        assert weights.shape == (3, tokens, tokens)
-        q, k, v = (seen[number, name] for name in ("query", "key", "value"))
-        expected = attend(q, k, v, Plan(batch), 3, 0.0)[:tokens]
-        values = v[:tokens].unflatten(1, (3, 4)).transpose(0, 1)  # (H, T, D / H)
-        assert torch.allclose((weights @ values).transpose(0, 1).flatten(1), expected, atol=1e-5)
+    assert weights.shape == (heads, 5, 5)
+    assert torch.allclose(weights.sum(-1), torch.ones(heads, 5))
+    assert (weights.triu(1) == 0).all()
+
+    block = encoder.eval().blocks[0]
+    x = encoder._embed(batch)
+    with torch.no_grad():
+        q, k = block.query(block.attention_norm(x))[:5].tolist(), block.key(x)[:5].tolist()
+    width = cfg.dim // heads
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        for i in range(5):
+            terms = [
+                exp(sum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / sqrt(width)) for j in range(i + 1)
+            ]
+            assert weights[head, i, : i + 1].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-4)
 
 
 def test_users_are_spread_from_short_to_long_histories():
-    holdout = holdout_of([[1, 2, 3] * n + [4] for n in (1, 2, 3, 4, 5)] + [[5, 6]])
-    lengths = [
-        int(holdout.val_ends[holdout.users[row]] - holdout.starts[row]) for row in tensorboard.spread(holdout, 3)
-    ]
-    assert lengths == [3, 9, 15]
-    assert len(tensorboard.spread(holdout, 50)) == 5
+    """Of one item there is nothing to see."""
+    holdout = holdout_of([[1, 2, 3] * n + [4] for n in (5, 1, 3, 2, 4)] + [[5, 6, 7]])
+    lengths = (holdout.val_ends - holdout.starts)[holdout.users]
+    assert lengths[tensorboard.spread(holdout, 3)].tolist() == [2, 6, 15]
+    assert len(tensorboard.spread(holdout, 50)) == 6
 
 
-def test_what_stands_in_the_picture():
-    figure = tensorboard._figure([torch.eye(3)[None].expand(2, 3, 3)], ["a", "b", "c" * 50])
+def test_what_stands_in_a_picture():
+    figure = tensorboard._figure([torch.eye(3).expand(2, 3, 3)], ["a", "b", "c" * 50])
     first, second = figure.axes[:2]
     assert [label.get_text() for label in first.get_yticklabels()] == ["a", "b", "c" * 29 + "…"]
     assert (first.get_title(), second.get_title()) == ("block 1, head 1", "block 1, head 2")
