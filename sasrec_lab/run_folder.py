@@ -169,6 +169,16 @@ def mark_failed(folder: Path, error: Exception) -> None:
     _write(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
+def taken(folder: Path) -> str | None:
+    """That another process runs in the folder, where one does."""
+    try:
+        if (folder / ".lock").exists():
+            _lock(folder).close()
+    except Taken as error:
+        return str(error)
+    return None
+
+
 def config(folder: Path) -> dict[str, Any]:
     """The plain config of the run that began in the folder."""
     return (_read(folder / "run.json") or {"config": {}})["config"]

@@ -153,7 +153,7 @@ def failures(folder: Path, jobs: list[Job]) -> list[str]:
     for job in _folders(folder, jobs):
         end = run_folder.status(job)
         if end["status"] != "finished":
-            lines.append(f"{job.name}: {end['error'] or end['status']}")
+            lines.append(f"{job.name}: {end['error'] or run_folder.taken(job) or end['status']}")
     return lines
 
 
