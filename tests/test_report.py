@@ -75,7 +75,9 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | facts))
     (folder / "metrics.json").write_text(json.dumps(results))
     ranks = ranks or [1, 2, 3, 0]
-    np.savez(folder / "ranks.npz", user=users or [7, 8, 9, 11], rank=ranks, sampled_rank=[1, 1, 1, 1])
+    columns = {"user": users or [7, 8, 9, 11], "rank": ranks, "sampled_rank": [1, 1, 1, 1]}
+    columns["target"] = [user * 10 for user in columns["user"]]  # numbers or words
+    np.savez(folder / "ranks.npz", **columns)
     return folder
 
 
@@ -123,6 +125,27 @@ test/ndcg@10: all 9 items but those the user had before
 def test_a_published_cell_holds_for_its_data_set_alone(tmp_path):
     write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
     assert one(tmp_path).comparison.rows[0].published == {}
+
+
+def test_a_run_that_deviates_is_not_the_published_default(tmp_path):
+    """As the only finished job of a sweep: all rows share its override, and the row is called default."""
+    published = {"config": {"published": PUBLISHED}}
+    write_run(tmp_path / "swept/a", "experiment=x", "model.dim=8", **published)
+    write_run(tmp_path / "short/a", "experiment=x", "model.maxlen=3", **published)
+    write_run(tmp_path / "plain/a", "experiment=x", **published)
+    write_run(
+        tmp_path / "row/a", "ablation=default", "model.maxlen=3", config={"published": PUBLISHED, "row": "default"}
+    )
+    cells = {name: one(tmp_path / name).comparison.rows[0].published for name in ("swept", "short", "plain", "row")}
+    assert cells == {
+        "swept": {"test/ndcg@10": 0.25},
+        "short": {},
+        "plain": {"test/ndcg@10": 0.5},
+        "row": {"test/ndcg@10": 0.5},
+    }
+    told = "every row here was run with model.maxlen=3, which the published ones need not share"
+    assert told in one(tmp_path / "row").legend()
+    assert not [line for line in one(tmp_path / "swept").legend() if line.startswith("every row")]
 
 
 def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
@@ -254,6 +277,38 @@ def test_what_cannot_be_tested_is_told(tmp_path):
     assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
     assert any(note.startswith("model.dim=16 is not tested: ") and "ranks.npz" in note for note in part.notes)
     assert "tested on the 3 users that all rows have" in part.notes
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be read (File is not a zip file)"),
+        (lambda path: path.write_bytes(b""), "cannot be read (No data left in file)"),
+        (lambda path: np.savez(path, user=[7], rank=[1]), "lacks target"),
+        (lambda path: np.savez(path, user=[7, 8], target=[70], rank=[1]), "columns of different lengths"),
+        (lambda path: np.savez(path, user=["7"], target=[70], rank=[1]), "user ids are text, those of the baseline"),
+        (lambda path: np.savez(path, user=[7, 8], target=[70, 1], rank=[1, 1]), "1 of its users have another target"),
+    ],
+)
+def test_ranks_that_are_broken_or_of_something_else_are_told_and_the_others_tested(tmp_path, damage, told):
+    write_run(tmp_path / "a")
+    damage(write_run(tmp_path / "b", "model.dim=8") / "ranks.npz")
+    write_run(tmp_path / "c", "model.dim=16")
+    part = one(tmp_path)
+    assert {row for row, _ in part.tests} == {"model.dim=16"}
+    (note,) = [note for note in part.notes if note.startswith("model.dim=8 is not tested: ")]
+    assert told in note
+
+
+def test_a_metric_without_its_section_is_the_tests_and_a_part_that_lacks_it_says_so(tmp_path):
+    write_run(tmp_path / "a")
+    assert one(tmp_path, wanted=("ndcg@10",)).metrics == ["test/ndcg@10"]
+    other = write_run(tmp_path / "b", protocol={"dataset": "other"})
+    results = json.loads((other / "metrics.json").read_text())
+    results["metrics"]["test/mrr"] = 0.2
+    (other / "metrics.json").write_text(json.dumps(results))
+    first, second = build(find([tmp_path]), ["mrr"], None).parts
+    assert ("no run under this protocol has test/mrr" in first.notes, second.notes) == (True, [])
 
 
 def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_path):

@@ -129,11 +129,12 @@ def _line(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -> Ca
     canvas, axes = _canvas(5.2, 3.4)
     rows = sorted(rows, key=lambda row: _setting(row, keys[0]))
     x, spreads = [_setting(row, keys[0]) for row in rows], [row.spread(metric) for row in rows]
-    for row, at in zip(rows, x, strict=True):
+    for row, at in zip(rows, x, strict=True) if len(x) <= _BARS else ():
         axes.plot([at] * len(row.runs), [run.metrics.get(metric) for run in row.runs], ".", color=COLOURS[0], alpha=0.4)
     mean, std = np.array([s.mean for s in spreads]), np.array([s.std or 0.0 for s in spreads])
     axes.fill_between(x, mean - std, mean + std, color=COLOURS[0], alpha=0.15, linewidth=0)
-    axes.plot(x, mean, "o-", color=COLOURS[0], label="ours, mean ± std")
+    size = 6 if len(x) <= _BARS else 2  # points of a long sweep would cover each other
+    axes.plot(x, mean, "o-", color=COLOURS[0], markersize=size, linewidth=size / 4, label="ours, mean ± std")
     if published := [(at, row.published[metric]) for row, at in zip(rows, x, strict=True) if metric in row.published]:
         axes.plot(*zip(*published, strict=True), "s--", color=PUBLISHED, markerfacecolor="white", label="published")
         axes.legend()
@@ -284,7 +285,8 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
 
 def _legend(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
     """In the order of the table, beside the frame."""
-    rest = f"{len(rows) - len(colours)} others"
+    count = len(rows) - len(colours)
+    rest = f"{count} other{'s' if count > 1 else ''}"
     if len(rows) > len(colours):
         axes.plot([], [], "o", color=GREY, markersize=3, label=rest)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 from sasrec_lab.report.runs import Run
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
+_CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
 _NO_SETTING = ("seed", "row", "name", "ckpt", "data_dir", "published")  # what does not change what is computed
 
 
@@ -20,6 +21,11 @@ class Row:
     settings: dict[str, str]  # the overrides in which rows differ
     runs: list[Run]
     published: dict[str, float]  # metric -> value
+
+    @property
+    def is_named(self) -> bool:
+        """By an ablation or by what it overrides; not `default` for want of either."""
+        return self.label != DEFAULT or bool(self.runs[0].config.get("row"))
 
     def spread(self, metric: str) -> "Spread":
         return Spread.of([run.metrics[metric] for run in self.runs if metric in run.metrics])
@@ -93,7 +99,7 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
     groups = [_one_a_seed(group, notes) for group in groups]
     labels = _told_apart([_label(group[0], settings[group[0].folder]) for group in groups], groups)
     rows = [
-        Row(label, settings[group[0].folder], group, _published(label, group[0]))
+        Row(label, settings[group[0].folder], group, _published(label, group[0], deviation(shared)))
         for label, group in zip(labels, groups, strict=True)
     ]
     for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])):
@@ -154,8 +160,19 @@ def _is_published_for(run: Run) -> bool:
     return bool(published) and published.get("dataset") == run.config["dataset"]["name"]
 
 
-def _published(label: str, run: Run) -> dict[str, float]:
-    return run.config["published"].get("cells", {}).get(label, {}) if _is_published_for(run) else {}
+def _published(label: str, run: Run, shared: dict[str, str]) -> dict[str, float]:
+    """The cell with the row's name. A run that is `default` only because all share its overrides has theirs, if any:
+    the one finished job of a sweep over maxlen is not the published default."""
+    if not _is_published_for(run):
+        return {}
+    if label == DEFAULT and not run.config.get("row") and shared:
+        label = " ".join(f"{key}={value}" for key, value in shared.items())
+    return run.config["published"].get("cells", {}).get(label, {})
+
+
+def deviation(shared: dict[str, str]) -> dict[str, str]:
+    """Of the overrides that all rows share those that change what was published, instead of choosing it."""
+    return {key: value for key, value in shared.items() if key not in _CHOICES}
 
 
 def _grouped(members: Iterable[Any], key: Callable[[Any], str]) -> list[list[Any]]:

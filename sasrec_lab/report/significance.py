@@ -6,9 +6,12 @@ users of this kind, not of other seeds.
 """
 
 import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 
@@ -33,11 +36,14 @@ class PairedTest:
 def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tuple[str, str], PairedTest], list[str]]:
     """(row's label, metric) -> test, and notes on what could not be tested; Holm's correction is for each metric."""
     notes = []
-    users, values = {}, {}
+    users, targets, values = {}, {}, {}
     for row in (baseline, *rows):
         try:
-            users[row.label], values[row.label] = _user_metrics(row.runs, metrics)
-        except (OSError, ValueError, KeyError) as error:
+            ids, items, each = _user_metrics(row.runs, metrics)
+            if users and baseline.label in users:
+                _check_same_targets(ids, items, users[baseline.label], targets[baseline.label], "the baseline")
+            users[row.label], targets[row.label], values[row.label] = ids, items, each
+        except ValueError as error:
             notes.append(f"{row.label} is not tested: {error}")
     if baseline.label not in users or len(users) < 2:
         return {}, notes
@@ -104,18 +110,47 @@ def _tests(differences: np.ndarray) -> list[PairedTest]:
     return [PairedTest(*map(float, test)) for test in zip(means, margins, p, holm(p), strict=True)]
 
 
-def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Users (U,) by their own ids, in order, and for each metric and user the mean over runs (M, U)."""
-    ids, values = [], []
+def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users (U,) by their own ids, in order, their targets (U,), and of each metric the mean over runs (M, U)."""
+    ids, targets, values = [], [], []
     for run in runs:
-        with np.load(run.folder / "ranks.npz") as file:
-            ranks = {name: file[name] for name in file.files}
+        ranks = _ranks(run.folder / "ranks.npz")
         order = np.argsort(ranks["user"], kind="stable")
         ids.append(ranks["user"][order])
+        targets.append(ranks["target"][order])
+        _check_same_targets(ids[-1], targets[-1], ids[0], targets[0], f"{runs[0].folder}")
         values.append(np.stack([user_metric(run, ranks, metric) for metric in metrics])[:, order])
     common = reduce(_common, ids)
     each = [value[:, np.searchsorted(users, common)] for users, value in zip(ids, values, strict=True)]
-    return common, np.mean(each, axis=0)
+    return common, targets[0][np.searchsorted(ids[0], common)], np.mean(each, axis=0)
+
+
+def _ranks(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a ranks.npz; ValueError, in one line, where it is not there, cut off, or not what a run writes."""
+    try:
+        with np.load(path) as file:
+            columns = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if lacking := {"user", "target", "rank"} - columns.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}")
+    if len({column.shape for column in columns.values()}) > 1 or columns["user"].ndim != 1:
+        raise ValueError(f"{path} has columns of different lengths")
+    return columns
+
+
+def _check_same_targets(
+    ids: np.ndarray, targets: np.ndarray, other_ids: np.ndarray, other_targets: np.ndarray, other: str
+) -> None:
+    """ValueError where ids are of another type, or a user that both have was tested on another item."""
+    for one, two, what in ((ids, other_ids, "user"), (targets, other_targets, "item")):
+        if one.dtype.kind != two.dtype.kind:
+            kinds = ["text" if column.dtype.kind in "US" else "numbers" for column in (one, two)]
+            raise ValueError(f"its {what} ids are {kinds[0]}, those of {other} {kinds[1]}")
+    common = _common(ids, other_ids)
+    differ = targets[np.searchsorted(ids, common)] != other_targets[np.searchsorted(other_ids, common)]
+    if differ.any():
+        raise ValueError(f"{differ.sum():,} of its users have another target than in {other}")
 
 
 def _common(users: np.ndarray, others: np.ndarray) -> np.ndarray:

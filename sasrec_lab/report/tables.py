@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, flat, protocol_differences
+from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, flat, protocol_differences
 from sasrec_lab.report.runs import Found
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 
@@ -45,6 +45,11 @@ class Part:
             lines.append("n = 1: one seed, so no spread")
         if any(metric in row.published for row in rows for metric in self.metrics):
             lines.append(f"published: {self.comparison.source}; difference: ours less theirs")
+            changed = [f"{key}={value}" for key, value in deviation(self.comparison.shared).items()]
+            if changed and any(row.published and row.is_named for row in rows):
+                lines.append(
+                    f"every row here was run with {' '.join(changed)}, which the published ones need not share"
+                )
         if self.tests:
             lines.append(
                 f"baseline: {self.baseline.label}; vs baseline: mean difference over users, with its 95 % interval;"
@@ -90,6 +95,7 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
         InputError: no run has the metric or the row that was asked for.
     """
     compared = comparisons(found.finished, baseline)
+    wanted = [metric if "/" in metric else f"test/{metric}" for metric in wanted]
     known = list(dict.fromkeys(metric for part in compared for metric in part.metrics()))
     for metric in wanted if compared else []:
         if metric not in known:
@@ -107,6 +113,8 @@ def _part(comparison: Comparison, wanted: list[str], baseline: str) -> Part:
     metrics = [metric for metric in wanted if metric in comparison.metrics()] or _usual_metrics(comparison)
     row, others = comparison.row(baseline), [row for row in comparison.rows if row.label != baseline]
     notes = list(comparison.notes)
+    if lacking := [metric for metric in wanted if metric not in metrics]:
+        notes.append(f"no run under this protocol has {', '.join(lacking)}")
     if row is None and others:
         notes.append(f"no row {baseline}, so nothing is tested; --baseline names the row to test against")
     tests, untested = compare(row, others, metrics) if row and others else ({}, [])
