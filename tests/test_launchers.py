@@ -31,7 +31,8 @@ PLUGINS = {  # module -> extra
     "hydra_plugins.hydra_ray_launcher": "ray",
     "hydra_plugins.hydra_optuna_sweeper": "optuna",
 }
-MISSING = {extra for module, extra in PLUGINS.items() if importlib.util.find_spec(module) is None}
+any_plugin = importlib.util.find_spec("hydra_plugins")  # else looking into it is an error
+MISSING = {extra for module, extra in PLUGINS.items() if not (any_plugin and importlib.util.find_spec(module))}
 
 
 def needs(extra: str) -> pytest.MarkDecorator:
