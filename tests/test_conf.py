@@ -106,7 +106,9 @@ MISTAKES = {
     "model.heads=3": "model.dim=64 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16, 32, 64",
     "model.maxlen=0": "model.maxlen=0 must be at least 1",
     "model.dropout=1": "model.dropout=1.0 is not a probability from 0 to below 1",
-    "model=sasrecc": "model=sasrecc does not exist; did you mean sasrec?; model is one of: sasrec, tiny",
+    "model=sasrecc": (
+        f"model=sasrecc does not exist; did you mean sasrec?; model is one of: {', '.join(names_in('model'))}"
+    ),
     "loss=bpr": "loss=bpr does not exist; loss is one of: bce, gbce, sampled_softmax, softmax",
     "loss.negatives=5": (
         "loss.negatives=5: loss=softmax ranks every item and draws none; use 0, or loss=sampled_softmax"
