@@ -1,5 +1,6 @@
 """Checkpoints: best.ckpt by validation and last.ckpt of every epoch, each the old file or the new one, never a part."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def chosen(folder: Path) -> Path:
     return best if best.is_file() else folder / "checkpoints" / "last.ckpt"
 
 
+def tested(folder: Path, results: dict[str, Any]) -> Path:
+    """The checkpoint that a finished run's metrics.json speaks of.
+
+    Raises:
+        InputError: it is gone.
+    """
+    path = chosen(folder)
+    if results["best_epoch"] is not None and path.stem != "best":
+        raise InputError(f"{path.with_name('best.ckpt')}, which the run was tested with, is gone; train the run again")
+    return path
+
+
 def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """Epochs finished, and epoch and validation metrics of the best checkpoint so far."""
     path = chosen(folder)
@@ -85,6 +98,8 @@ def load(path: Path) -> dict[str, Any]:
         InputError: it is not there, truncated, broken, foreign, or holds code.
     """
     try:
+        if broken := zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
+            raise ValueError(f"the checksum of {broken} in it is another")
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         saved["hyper_parameters"]["config"]["model"]
     except Exception as error:  # torch's errors vary

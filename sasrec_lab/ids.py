@@ -8,7 +8,7 @@ import pandas as pd
 
 from sasrec_lab.errors import InputError
 
-_WHOLE = r"(?:0|-?[1-9][0-9]{0,17})"  # 007 is text, as where the data set is read
+_WHOLE = r"(?:0|-?[1-9][0-9]{0,18})"  # 007 is text, as where the data set is read
 
 
 class Ids:
@@ -35,7 +35,7 @@ class Ids:
             return self._index.get_indexer(pd.Index(ids if ids.dtype.kind == "U" else ids.astype(str)))
         if ids.dtype.kind == "U":
             text = pd.Series(ids)
-            whole = text.str.fullmatch(_WHOLE).to_numpy(bool)
+            whole = _are_whole(text)
             numbers = np.full(len(ids), -1)
             numbers[whole] = self._index.get_indexer(text[whole].astype(np.int64))
             return numbers
@@ -55,6 +55,8 @@ def listed(given: Any, what: str) -> np.ndarray:
         raise InputError(f"{what}: id number {int(values.isna().argmax()) + 1} is missing; leave it out")
     if pd.api.types.is_bool_dtype(values):
         raise InputError(f"{what} holds true and false, which are no ids")
+    if pd.api.types.is_numeric_dtype(values) and (wide := values[(values >= 2**63) | (values < -(2**63))]).size:
+        raise InputError(f"{what} holds {wide.iloc[0]}, which has more than 64 bits")
     if pd.api.types.is_integer_dtype(values):
         return values.to_numpy(np.int64)
     if pd.api.types.is_float_dtype(values):  # whole numbers that stood in a column with a gap
@@ -67,7 +69,15 @@ def listed(given: Any, what: str) -> np.ndarray:
 
 def whole_if_all(text: pd.Series) -> pd.Series:
     """Ids in text as whole numbers where every one is written as such."""
-    return text.astype(np.int64) if text.str.fullmatch(_WHOLE).eq(True).all() else text
+    return text.astype(np.int64) if _are_whole(text).all() else text
+
+
+def _are_whole(text: pd.Series) -> np.ndarray:
+    """Which of them are whole numbers of 64 bits."""
+    whole = np.array(text.str.fullmatch(_WHOLE).eq(True), bool)
+    longest = np.flatnonzero(whole & (text.str.len().fillna(0).to_numpy() >= 19))
+    whole[longest] = [-(2**63) <= int(word) < 2**63 for word in text.iloc[longest]]
+    return whole
 
 
 def some(ids: Any, shown: int = 5) -> str:

@@ -58,7 +58,7 @@ class Recommender:
         config, results = run_folder.finished(folder)
         known = run_folder.read_items(folder)
         items = Ids(known["ids"])
-        encoder, model = _load(checkpoints.chosen(folder), items)
+        encoder, model = _load(checkpoints.tested(folder, results), items)
         self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
         self.titles = known.get("titles")
         self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]

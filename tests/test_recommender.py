@@ -91,6 +91,15 @@ def test_ids_may_be_text_and_numbers_may_be_given_as_text():
         recommender.recommend(["0103"], k=3)
 
 
+def test_ids_of_64_bits_are_known_as_text_too_and_longer_ones_are_told():
+    ids = Ids(np.array([7, 1234567890123456003, -(2**63), 2**63 - 1]))
+    given = ["1234567890123456003", str(2**63 - 1), str(-(2**63)), str(2**63), "9" * 25, "7", "007"]
+    assert ids.numbers(given, "users").tolist() == [1, 3, 2, -1, -1, 0, -1]
+    for wide in (np.array([2**64 - 1], np.uint64), np.array([1e30]), np.array([np.inf])):
+        with pytest.raises(InputError, match="which has more than 64 bits"):
+            ids.numbers(wide, "users")
+
+
 def test_items_that_the_model_does_not_know_are_passed_over():
     users = [[1, 5, 20], [20], [2], [7, 19, 18, 3, 17, 2, 6, 20]]
     recommender = recommender_of(users, items=16)
@@ -353,6 +362,18 @@ def test_checkpoints_that_are_broken_or_hold_code_are_refused_and_not_run(copied
     assert "best.ckpt is not a checkpoint of this project" in refused(copied)
 
 
+def test_a_checkpoint_whose_weights_changed_on_the_disk_or_that_is_gone_is_refused(copied):
+    path = copied / "checkpoints" / "best.ckpt"
+    table = Recommender.from_run(copied).encoder.item_table.detach().numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    place = data.index(table[:64])
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert "the checksum of" in refused(copied)
+    path.unlink()
+    assert refused(copied).endswith("best.ckpt, which the run was tested with, is gone; train the run again")
+
+
 def test_checkpoints_that_do_not_fit_the_run(copied):
     best = copied / "checkpoints" / "best.ckpt"
     content = torch.load(best, weights_only=True)
@@ -363,9 +384,6 @@ def test_checkpoints_that_do_not_fit_the_run(copied):
     assert "does not fit its own configuration: Missing key(s)" in refused(copied)
     torch.save(content | {"state_dict": {name: x * float("nan") for name, x in state.items()}}, best)
     assert "holds weights that are no numbers" in refused(copied)
-    best.unlink()
-    (copied / "checkpoints" / "last.ckpt").unlink()
-    assert "last.ckpt is not a checkpoint of this project" in refused(copied)
 
 
 def test_a_run_without_its_ids(copied):
