@@ -1,4 +1,5 @@
-"""What TensorBoard shows beside scalars where it is asked for: attention maps, and the items' vectors.
+"""What TensorBoard shows beside a run's scalars: its hyper-parameters, and where asked attention maps and the items'
+vectors.
 
 T tokens of one user, H heads.
 """
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
@@ -18,6 +20,19 @@ from sasrec_lab.model.encoder import Encoder
 
 SHOWN = 20  # newest items of a user in a picture: of more the names cannot be read
 PROJECTED = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
+
+
+def write_hyperparameters(writer: SummaryWriter, keys: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+    """Once, at the end: of several event files of one second TensorBoard may read the newest first.
+
+    Without a summary of the experiment, which the first run would write for all, TensorBoard gathers the keys of all
+    runs and puts those first in which they differ.
+    """
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+    plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in keys.items()}
+    for part in hparams(plain, metrics)[1:]:  # of the session's start and end
+        writer._get_file_writer().add_summary(part, step)
 
 
 def write_attention(

@@ -158,11 +158,11 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             run.results["metrics"] |= model.tested
             if trainer.is_global_zero:
                 run_folder.write_ranks(folder, ranks, sequences)
-        metrics = summary.hparams(run.results, cfg)
-        trainer.logger.log_hyperparams(summary.hyperparameters(cfg), metrics, step=trainer.global_step)
         if trainer.is_global_zero:
-            tensorboard.draw(trainer.logger.experiment, model.encoder, holdout, sequences.user_ids, titles, cfg)
-        trainer.logger.finalize("success")
+            writer, metrics = trainer.logger.experiment, summary.hparams(run.results, cfg)
+            tensorboard.write_hyperparameters(writer, summary.hyperparameters(cfg), metrics, trainer.global_step)
+            tensorboard.draw(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
+            writer.close()
     log.info(summary.table(run.results, cfg, folder))
     return run.results
 
