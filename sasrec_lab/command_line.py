@@ -107,6 +107,8 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
         parsed = parser.parse_overrides(overrides)
         common = search_path + [o.input_line for o in parsed if o.get_key_element().startswith("hydra.")]
         swept = [o for o in parsed if not o.get_key_element().startswith("hydra.")]
+        if several := [o.input_line for o in swept if o.get_key_element() == "sweep" and o.is_sweep_override()]:
+            raise InputError(f"{several[0]}: one search at a time; run the command once for each")
         fixed = [o.input_line for o in swept if not o.is_sweep_override()]
         cfg = compose("train", overrides=common + fixed, return_hydra_config=True)
         folder = _folder(cfg, "hydra.sweep.dir")
@@ -114,6 +116,9 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
         if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher, _search(common, params + swept))
         (grid,) = BasicSweeper.split_arguments(params + swept, max_batch_size=None)
+        if not grid:
+            asked = " ".join(o.input_line for o in swept if o.is_sweep_override())
+            raise InputError(f"{asked} matches nothing, so there is no job to run; --help lists what each group has")
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
         return Command(jobs, folder, cfg.hydra.sweeper, cfg.hydra.launcher)
 

@@ -301,3 +301,19 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, gbce,", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep=dim,maxlen", "sweep=dim,maxlen: one search at a time; run the command once for each"),
+        (
+            "ablation=glob(noo*)",
+            "ablation=glob(noo*) matches nothing, so there is no job to run; --help lists what each group has",
+        ),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(override, message):
+    with pytest.raises(InputError) as caught:
+        check_command_line(["-m", override])
+    assert str(caught.value) == message
