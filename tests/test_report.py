@@ -468,7 +468,10 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
         (["swep"], "swep is not a folder; did you mean sweep?"),
         (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
         (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean test/ndcg@10?"),
-        (["sweep", "--metric", "loss"], "--metric loss: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3"),
+        (
+            ["sweep", "--metric", "loss"],
+            "--metric test/loss: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3",
+        ),
         (
             ["sweep", "--baseline", "model.dim=88"],
             "--baseline model.dim=88: no row has this name; did you mean model.dim=8?",
