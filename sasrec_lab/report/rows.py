@@ -10,7 +10,8 @@ from sasrec_lab.report.runs import Run
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
-_NO_SETTING = ("seed", "row", "name", "ckpt", "data_dir", "published")  # what does not change what is computed
+# what does not change what is computed; a search by name sets other keys, which tell its rows apart
+_NO_SETTING = ("seed", "row", "name", "ckpt", "data_dir", "published", "tensorboard", "sweep")
 
 
 @dataclass(frozen=True)
