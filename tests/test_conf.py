@@ -185,10 +185,6 @@ MISTAKES = {
         " for every n-th one use trainer.check_val_every_n_epoch"
     ),
     "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
-    "hydra/launcher=foo": (
-        "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher is one of: basic, joblib_shared,"
-        " ray_shared, slurm"
-    ),
     "name=имя": (
         "name=имя has a letter or a quote that needs quotes around the value, themselves quoted: 'name=\"имя\"'"
     ),
@@ -212,6 +208,15 @@ def test_a_mistake_gives_one_line(override, message):
     with pytest.raises(InputError) as caught:
         check_command_line([override])
     assert str(caught.value) == message
+
+
+def test_a_launcher_that_is_not_there_is_told_with_those_that_are():
+    """The presets, and what is installed."""
+    with pytest.raises(InputError) as caught:
+        check_command_line(["hydra/launcher=foo"])
+    text, _, names = str(caught.value).partition(" is one of: ")
+    assert text == "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher"
+    assert {"basic", "joblib_shared", "ray_shared", "slurm"} <= set(names.split(", "))
 
 
 def test_a_mistake_in_a_file_names_file_and_key(tmp_path):
