@@ -9,8 +9,9 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config import TrainConfig, plain
+from sasrec_lab.config import TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.plain import plain
 from sasrec_lab.run_folder import whole
 
 

@@ -18,8 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig, hint_for, to_typed
+from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
+from sasrec_lab.typed import hint_for, to_typed
 
 # Hydra's plugins, which are extras of this package.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}

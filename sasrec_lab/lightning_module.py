@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import CatMetric, MeanMetric
 
-from sasrec_lab.config import OptimizerName, TrainConfig, plain
+from sasrec_lab.config import OptimizerName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.errors import InputError
 from sasrec_lab.losses import LOSSES, check_negatives
 from sasrec_lab.metrics import HoldoutMetrics, Scores
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.optimizer import RowwiseAdam
+from sasrec_lab.plain import plain
 
 log = logging.getLogger(__name__)
 

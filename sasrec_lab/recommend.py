@@ -18,8 +18,9 @@ import hydra
 from omegaconf import DictConfig
 
 from sasrec_lab.command_line import check_command_line
-from sasrec_lab.config import CONF_DIR, RecommendConfig, to_typed
+from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.typed import to_typed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab import checkpoints, machine, run_folder
-from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported, section_of
+from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import cuts
 from sasrec_lab.data.sequences import load_sequences
@@ -26,7 +26,9 @@ from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids, listed, some
 from sasrec_lab.lists import Lists
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.provenance import near
 from sasrec_lab.topk import Best, best_items
+from sasrec_lab.typed import section_of
 
 USERS_A_BATCH = 512
 
@@ -78,7 +80,7 @@ class Recommender:
         sequences = load_sequences(self.dataset, self.data_dir)
         if sequences.sha256 != self.sha256:
             raise InputError(
-                f"{sequences.file} has sha256 {sequences.sha256}, but {run_folder.near(self.folder)} was trained on"
+                f"{sequences.file} has sha256 {sequences.sha256}, but {near(self.folder)} was trained on"
                 f" {self.sha256}; put that file back, or give the histories as interactions"
             )
         return Histories.of_sequences(sequences, self.items)

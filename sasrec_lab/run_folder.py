@@ -2,40 +2,33 @@
 
 run.json says what ran and on what; metrics.json how it ended, under which protocol, and what was measured; ranks.npz
 the rank of each test user's target; train.log, .hydra/, checkpoints/ and tb/ come from Hydra and Lightning. Files are
-written whole or not at all, and .lock belongs to the process that runs in the folder.
+written whole or not at all; .lock belongs to the process that runs in the folder (claims.py).
 """
 
 import difflib
-import errno
-import fcntl
 import json
 import os
-import shlex
-import subprocess
-import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sasrec_lab.config import TrainConfig, plain
-from sasrec_lab.errors import InputError, Taken
+from sasrec_lab.claims import check_writable, is_full, refuse_taken
+from sasrec_lab.config import TrainConfig
+from sasrec_lab.errors import InputError
+from sasrec_lab.plain import is_beside, plain
+from sasrec_lab.provenance import COMMAND, as_typed, code_version, is_first_process, near
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
-# where things lie, what stands beside and what is shown, not what is run
-_NOT_COMPARED = ("ckpt", "data_dir", "published", "tensorboard", "trainer.enable_progress_bar")
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 ITEMS = "items.npz"
-COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
-_SMALLEST = 2**16  # bytes that a run writes at the very least
 
 
 def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
@@ -46,8 +39,7 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
             results.
     """
     check_writable(folder)
-    if (folder / ".lock").exists():
-        _lock(folder).close()
+    refuse_taken(folder)
     before = _read(folder / "run.json")
     if before is None:
         if cfg.ckpt == "last":
@@ -74,28 +66,6 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-@contextmanager
-def claimed(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
-    """No other process runs in the folder meanwhile; the system ends the claim however this process ends.
-
-    Raises:
-        Taken: another one does.
-        InputError: the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder, key)
-    except OSError as error:
-        raise _unwritable(folder, error, key) from error
-    with lock:
-        yield
-
-
-def is_first_process() -> bool:
-    """Of a run on several devices; the others write nothing."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))
-
-
 class Run:
     """The record of one run. run.json is written at the start and at the end, metrics.json when it ends, however."""
 
@@ -104,7 +74,7 @@ class Run:
         self.before = (_read(folder / "run.json") if cfg.ckpt else None) or {}
         self.facts: dict[str, Any] = {
             "git": code_version(),
-            "command": os.environ.get(COMMAND) or command(),
+            "command": os.environ.get(COMMAND) or as_typed(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": cfg.seed,
             "seconds": {},
@@ -167,16 +137,6 @@ def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
 def mark_failed(folder: Path, error: Exception) -> None:
     """metrics.json of a job of a sweep that has no valid configuration to record."""
     _write(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
-
-
-def taken(folder: Path) -> str | None:
-    """That another process runs in the folder, where one does."""
-    try:
-        if (folder / ".lock").exists():
-            _lock(folder).close()
-    except Taken as error:
-        return str(error)
-    return None
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -265,36 +225,6 @@ def whole(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def code_version() -> dict[str, Any]:
-    """Commit of the clone that the package runs from, and whether it has uncommitted changes; None without a clone."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return {"commit": None, "dirty": None}
-    try:
-        commit, status = (
-            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True, timeout=10).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit.strip(), "dirty": bool(status.strip())}
-
-
-def command(words: list[str] | None = None) -> str:
-    """The command as it was called, or as it would be called with these words."""
-    words = sys.argv[1:] if words is None else words
-    program = Path(sys.argv[0]).name
-    if program == "train.py":
-        return shlex.join([near(Path(sys.executable)), "-m", "sasrec_lab.train", *words])
-    return shlex.join([program, *words])
-
-
-def near(path: Path) -> str:
-    """The path as one would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
 def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys, dotted, in which two plain configs are two configurations."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -302,54 +232,19 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
         inner = [
             differences(before.get(key), now.get(key), f"{prefix}{key}.")
             for key in keys
-            if f"{prefix}{key}" not in _NOT_COMPARED
+            if not is_beside(f"{prefix}{key}")
         ]
         return [key for keys in inner for key in keys]
     return [] if before == now else [prefix[:-1]]
-
-
-def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:
-    """Raises InputError where nothing can be written below the folder, which need not be there yet."""
-    try:
-        there = folder.absolute()
-        while not there.exists():
-            there = there.parent
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(_SMALLEST))
-            file.flush()
-    except OSError as error:
-        raise _unwritable(folder, error, key) from error
-
-
-def _unwritable(folder: Path, error: OSError, key: str = "hydra.run.dir") -> InputError:
-    fix = f"free some space, or choose another {key}" if _is_full(error) else f"choose another {key}"
-    return InputError(f"{folder}: the run folder cannot be written: {error.strerror}; {fix}")
 
 
 def explain(error: Exception, folder: Path) -> str:
     """In one line what ended the run in this folder, and what of it there is."""
     if not isinstance(error, OSError):
         return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}".split("\n")[0]
-    fix = "; free some space and start again" if _is_full(error) else ""
+    fix = "; free some space and start again" if is_full(error) else ""
     kept = f"; what was finished is in {near(folder)}" if has_checkpoint(folder) else ""
     return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"
-
-
-def _is_full(error: OSError) -> bool:
-    """The disk, or the user's share of it."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _lock(folder: Path, key: str = "hydra.run.dir") -> IO[bytes]:
-    file = open(folder / ".lock", "wb")  # noqa: SIM115  the claim lasts as long as the file is open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise Taken(f"another process is running in {folder}; wait for it, or choose another {key}") from error
-    except OSError:  # a file system without locks
-        pass
-    return file
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig, flat, known_keys, plain
+from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig
 from sasrec_lab.data.sequences import Holdout, Sequences
-from sasrec_lab.run_folder import near
+from sasrec_lab.plain import flat, is_beside, plain
+from sasrec_lab.provenance import near
+from sasrec_lab.typed import known_keys
 
-_BESIDE = ("published", "tensorboard", "ckpt", "data_dir")  # what stands beside and where things lie
 _OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
 _NOT_SHOWN = (*_OR_NULL, "dataset/sources")
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
@@ -91,7 +92,7 @@ def _loss(cfg: TrainConfig) -> str:
 
 def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
     """Every key that says how the run was made, the same keys for every run."""
-    given = flat({key: value for key, value in plain(cfg).items() if key not in _BESIDE})
+    given = {key: value for key, value in flat(plain(cfg)).items() if not is_beside(key.replace("/", "."))}
     keys = [key.replace(".", "/") for key in known_keys()]
     inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
     return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}

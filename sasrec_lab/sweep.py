@@ -15,9 +15,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder
+from sasrec_lab.claims import check_writable, claimed, is_taken
 from sasrec_lab.command_line import Command, Job
-from sasrec_lab.config import TrainConfig, plain, to_typed
+from sasrec_lab.config import TrainConfig
 from sasrec_lab.errors import InputError, Taken
+from sasrec_lab.plain import plain
+from sasrec_lab.provenance import near
+from sasrec_lab.typed import to_typed
 
 errors = logging.getLogger("sasrec_lab.errors")
 
@@ -33,7 +37,7 @@ def check(folder: Path, jobs: list[Job]) -> None:
     Raises:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
     """
-    run_folder.check_writable(folder, "hydra.sweep.dir")
+    check_writable(folder, "hydra.sweep.dir")
     for number, job in enumerate(jobs):
         for there in folder.glob(f"{number}-*"):
             if there.name != job.folder.name:
@@ -120,7 +124,7 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
         if results is None:
             if run_folder.has_checkpoint(folder):
                 typed.ckpt = "last"
-            with run_folder.claimed(folder):
+            with claimed(folder):
                 results = train(typed, folder)
     except Exception as error:
         errors.error(run_folder.explain(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
@@ -153,7 +157,8 @@ def failures(folder: Path, jobs: list[Job]) -> list[str]:
     for job in _folders(folder, jobs):
         end = run_folder.status(job)
         if end["status"] != "finished":
-            lines.append(f"{job.name}: {end['error'] or run_folder.taken(job) or end['status']}")
+            running = f"another process is running in {job}" if is_taken(job) else None
+            lines.append(f"{job.name}: {end['error'] or running or end['status']}")
     return lines
 
 
@@ -165,8 +170,8 @@ def summary(folder: Path, jobs: list[Job]) -> str:
         [
             "",
             f"all {count} jobs have finished" if count > 1 else "the job has finished",
-            f"sweep folder {run_folder.near(folder)}",
-            f"TensorBoard  {shlex.join([run_folder.near(board), '--logdir', run_folder.near(folder)])}",
+            f"sweep folder {near(folder)}",
+            f"TensorBoard  {shlex.join([near(board), '--logdir', near(folder)])}",
         ]
     )
 

@@ -18,9 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
+from sasrec_lab.claims import claimed
 from sasrec_lab.command_line import Command, Job, check_command_line
-from sasrec_lab.config import CONF_DIR, TrainConfig, to_typed
+from sasrec_lab.config import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.provenance import COMMAND, as_typed, is_first_process, near
+from sasrec_lab.typed import to_typed
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
 errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
@@ -30,7 +33,7 @@ def entry() -> None:
     """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        command = check_command_line(sys.argv[1:]) if run_folder.is_first_process() else None
+        command = check_command_line(sys.argv[1:]) if is_first_process() else None
         if command is None:  # help, or another process of a run on several devices
             main()
         elif command.sweep_folder:
@@ -55,21 +58,21 @@ def _run_alone(job: Job) -> None:
             f"{job.folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir"
         )
     else:
-        with run_folder.claimed(job.folder):
+        with claimed(job.folder):
             main()
 
 
 def _run_sweep(command: Command) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     sweep.check(folder, jobs)
-    os.environ[run_folder.COMMAND] = run_folder.command()
+    os.environ[COMMAND] = as_typed()
     stopped = None
     try:
-        with run_folder.claimed(folder, "hydra.sweep.dir"):
+        with claimed(folder, "hydra.sweep.dir"):
             sweep.prepare(command)
             main()
     except KeyboardInterrupt:
-        _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder)}")
+        _say_how_to_go_on(folder, f"hydra.sweep.dir={near(folder)}")
     except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
         if error.code == 130:
             raise
@@ -96,9 +99,9 @@ def main(cfg: DictConfig) -> float | None:
     except KeyboardInterrupt:
         errors.error("interrupted")
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            _say_how_to_go_on(folder, f"hydra.sweep.dir={run_folder.near(folder.parent)}")
+            _say_how_to_go_on(folder, f"hydra.sweep.dir={near(folder.parent)}")
         ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
-        _say_how_to_go_on(folder, f"hydra.run.dir={run_folder.near(folder)}", *ckpt)
+        _say_how_to_go_on(folder, f"hydra.run.dir={near(folder)}", *ckpt)
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -170,8 +173,8 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 def _say_how_to_go_on(folder: Path, *words: str) -> NoReturn:
     """The command that goes on with the run, or with the sweep, is this one with the words."""
     replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
-    command = run_folder.command([*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words])
-    print(f"interrupted; everything so far is in {run_folder.near(folder)}\ngo on with: {command}", file=sys.stderr)
+    going_on = as_typed([*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words])
+    print(f"interrupted; everything so far is in {near(folder)}\ngo on with: {going_on}", file=sys.stderr)
     sys.exit(130)
 
 

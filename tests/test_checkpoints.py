@@ -7,8 +7,8 @@ import torch
 
 from sasrec_lab import checkpoints
 from sasrec_lab.command_line import load
-from sasrec_lab.config import plain
 from sasrec_lab.errors import InputError
+from sasrec_lab.plain import plain
 
 
 def save(path, *words: str, num_items: int = 60) -> None:

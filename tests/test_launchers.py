@@ -14,8 +14,8 @@ import pytest
 
 from sasrec_lab import sweep as sweeps
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import plain
 from sasrec_lab.errors import InputError
+from sasrec_lab.plain import plain
 
 TINY = [
     "dataset=synthetic",

@@ -13,13 +13,14 @@ import pytest
 import torch
 from small_data import random_users, sequences_of
 
-from sasrec_lab import lists, run_folder
+from sasrec_lab import lists
 from sasrec_lab.command_line import load
 from sasrec_lab.data.batches import pack
 from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.provenance import near
 from sasrec_lab.recommender import Recommender
 from sasrec_lab.train import train
 
@@ -315,8 +316,7 @@ def refused(folder: Path) -> str:
 
 def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
-    near = run_folder.near(copied)
-    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as {near}"
+    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as {near(copied)}"
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())

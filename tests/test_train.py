@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sasrec_lab import kernels, run_folder
+from sasrec_lab.claims import claimed
 from sasrec_lab.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
@@ -264,7 +265,7 @@ def test_a_finished_run_is_made_longer(train_command, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
-    with run_folder.claimed(tmp_path / "run"):
+    with claimed(tmp_path / "run"):
         done = train_command(*TINY)
     assert (done.returncode, done.stderr) == (
         1,

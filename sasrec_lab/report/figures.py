@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 
+from sasrec_lab.plain import flat
 from sasrec_lab.report.curves import learning_curve
-from sasrec_lab.report.rows import DEFAULT, Row, flat
+from sasrec_lab.report.rows import DEFAULT, Row
 from sasrec_lab.report.tables import Part, Report, mean_and_std
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
@@ -118,7 +119,7 @@ def _with_default(keys: tuple[str, ...], members: list[Row], rows: list[Row]) ->
 
 def _setting(row: Row, key: str) -> float | str:
     """The key's value in a row, from the config where the row does not override it."""
-    value = str(row.settings.get(key, flat(row.runs[0].config).get(key)))
+    value = str(row.settings.get(key, flat(row.runs[0].config, joint=".").get(key)))
     try:
         return float(value)
     except ValueError:

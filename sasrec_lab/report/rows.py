@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sasrec_lab.plain import flat, is_beside
 from sasrec_lab.report.runs import Run
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
-# what does not change what is computed; a search by name sets other keys, which tell its rows apart
-_NO_SETTING = ("seed", "row", "name", "ckpt", "data_dir", "published", "tensorboard", "sweep")
+# beside what does not change what is computed; a search by name sets other keys, which tell its rows apart
+_NO_SETTING = ("seed", "row", "name", "sweep")
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,10 @@ def comparisons(runs: list[Run], baseline: str | None) -> list[Comparison]:
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
     """Key -> its value in each comparison, of the keys whose values differ."""
-    flats = [flat(part.protocol) for part in parts]
+    flats = [flat(part.protocol, joint=".") for part in parts]
     keys = dict.fromkeys(key for protocol in flats for key in protocol)
     values = {key: [protocol.get(key) for protocol in flats] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"dim": 64}}` -> `{"model.dim": 64}`."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _comparison(runs: list[Run], first: str) -> Comparison:
@@ -127,11 +120,15 @@ def _label(run: Run, chosen: dict[str, str]) -> str:
 
 
 def _is_setting(key: str) -> bool:
-    return key not in _NO_SETTING and not key.startswith("hydra.")
+    return key not in _NO_SETTING and not is_beside(key) and not key.startswith("hydra.")
 
 
 def _fingerprint(run: Run) -> str:
-    return json.dumps({key: value for key, value in run.config.items() if key not in _NO_SETTING}, sort_keys=True)
+    return json.dumps(_settings(run), sort_keys=True)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in flat(run.config, joint=".").items() if _is_setting(key)}
 
 
 def _one_a_seed(runs: list[Run], notes: list[str]) -> list[Run]:
@@ -147,7 +144,7 @@ def _one_a_seed(runs: list[Run], notes: list[str]) -> list[Run]:
 
 def _told_apart(labels: list[str], groups: list[list[Run]]) -> list[str]:
     """Behind a label that several rows bear, the keys of the config in which these rows differ."""
-    flats = [flat({key: value for key, value in group[0].config.items() if _is_setting(key)}) for group in groups]
+    flats = [_settings(group[0]) for group in groups]
     told = []
     for label, config in zip(labels, flats, strict=True):
         alike = [other for name, other in zip(labels, flats, strict=True) if name == label]

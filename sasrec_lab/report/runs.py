@@ -1,6 +1,5 @@
 """Folders -> runs: what each says of itself, which jobs of a sweep have no folder, which folders are foreign."""
 
-import fcntl
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sasrec_lab.claims import is_taken
 from sasrec_lab.errors import InputError, did_you_mean
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -119,7 +119,7 @@ def _read_run(folder: Path) -> Run:
         status = "unfinished"  # metrics.json is of an earlier part, or there is none
     if status == "finished" and facts is None:
         raise InputError("it has no run.json, so nobody knows what was run")
-    if status == "unfinished" and _is_running(folder):
+    if status == "unfinished" and is_taken(folder):
         status = "running"
     facts, results = facts or {}, results or {}
     finished = status == "finished"
@@ -160,18 +160,6 @@ def _overrides(folder: Path) -> dict[str, str]:
 def as_overrides(words: list[str]) -> dict[str, str]:
     """`["+a.b=1", "~c"]` -> `{"a.b": "1", "c": ""}`."""
     return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
-
-
-def _is_running(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    try:
-        with open(folder / ".lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock, or a file system without locks
-        pass
-    return False
 
 
 def _missing(sweep: Path) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, flat, protocol_differences
+from sasrec_lab.plain import flat
+from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, protocol_differences
 from sasrec_lab.report.runs import Found
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 
@@ -208,7 +209,7 @@ def protocol_table(comparison: Comparison) -> Table:
     return Table(
         "Protocol",
         ["key", "value"],
-        [[key, str(value)] for key, value in flat(comparison.protocol).items()],
+        [[key, str(value)] for key, value in flat(comparison.protocol, joint=".").items()],
     )
 
 
