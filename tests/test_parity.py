@@ -17,13 +17,14 @@ from sasrec_lab.command_line import load
 from sasrec_lab.config import Init
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import parity_rectools as parity
+import parity_rectools
+from parity import fixture, outputs, peer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FIXTURE = ROOT / "tests/fixtures/rectools.json"
-SEQUENCES, CFG, RECTOOLS = parity.read_fixture(FIXTURE)
+SEQUENCES, CFG, RECTOOLS = fixture.read_fixture(FIXTURE)
 ROWS = {
     "states",
     "states in training",
@@ -44,11 +45,11 @@ ROWS = {
 
 
 def differences(name: str, **changes) -> dict[str, float]:
-    return parity.differences(RECTOOLS[name], SEQUENCES, replace(parity.variants(CFG)[name], **changes))
+    return outputs.differences(RECTOOLS[name], SEQUENCES, replace(peer.variants(CFG)[name], **changes))
 
 
 def test_the_fixture_has_what_may_go_wrong():
-    assert list(RECTOOLS) == list(parity.variants(CFG))
+    assert list(RECTOOLS) == list(peer.variants(CFG))
     assert len(RECTOOLS) == 4
     lengths = SEQUENCES.lengths
     assert lengths.min() == 1  # one user serves no training, and gets a list
@@ -89,35 +90,35 @@ def test_a_list_of_other_items_is_told():
     theirs = {key: x.copy() for key, x in RECTOOLS["1 head, key mask"].items()}
     theirs["lists/items, itself kept/item_id"][:2] = theirs["lists/items, itself kept/item_id"][1::-1]
     theirs["lists/users, seen kept/rank"][3] = 9
-    found = parity.differences(theirs, SEQUENCES, parity.variants(CFG)["1 head, key mask"])
+    found = outputs.differences(theirs, SEQUENCES, peer.variants(CFG)["1 head, key mask"])
     assert found["lists of items, itself kept"] == found["lists of users, seen kept"] == float("inf")
     assert found["lists of users, seen left out"] <= 1e-5
 
 
 def test_the_script_prints_the_table_and_ends_with_1_where_a_number_differs(monkeypatch, capsys):
     theirs = dict(RECTOOLS)
-    monkeypatch.setattr(parity, "load_sequences", lambda *_: SEQUENCES)
-    monkeypatch.setattr(parity, "outputs_of_rectools", lambda *_: theirs)
-    cfg = replace(parity.defaults(), model=CFG)
-    parity.compare_outputs(cfg, k=4, fixture=None)
+    monkeypatch.setattr(parity_rectools, "load_sequences", lambda *_: SEQUENCES)
+    monkeypatch.setattr(parity_rectools, "outputs_of_rectools", lambda *_: theirs)
+    cfg = replace(peer.defaults(), model=CFG)
+    parity_rectools.compare_outputs(cfg, k=4, fixture=None)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| largest difference | " + " | ".join(RECTOOLS) + " |"
     assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == ROWS
     name = "4 heads, no key mask"
     theirs[name] = RECTOOLS[name] | {"losses": RECTOOLS[name]["losses"] + np.float32(2e-5)}
     with pytest.raises(SystemExit, match="exceeds 1e-05"):
-        parity.compare_outputs(cfg, k=4, fixture=None)
+        parity_rectools.compare_outputs(cfg, k=4, fixture=None)
 
 
 def test_the_fixture_is_as_the_script_writes_it(tmp_path):
-    parity.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
+    fixture.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
     assert (tmp_path / "again.json").read_bytes() == FIXTURE.read_bytes()
 
 
 def test_the_preset_is_the_authors_model_but_for():
     default = load(["model=sasrec", "dataset=csv", "dataset.path=-"]).model
     changes = {"norm_eps": 1e-5, "output_projection": True, "scale_embeddings": False, "pad_keys": True}
-    assert parity.defaults().model == replace(default, **changes, init=Init.xavier_packed)
+    assert peer.defaults().model == replace(default, **changes, init=Init.xavier_packed)
 
 
 def test_a_mistake_is_one_line():

@@ -1,0 +1,1 @@
+"""The parts of parity_rectools.py."""

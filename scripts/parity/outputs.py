@@ -1,0 +1,167 @@
+"""The same weights in both: how far their states, scores, losses and lists lie apart."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
+from sasrec_lab.config import Catalogue, HeldOut, ModelConfig, TrainConfig, Windows
+from sasrec_lab.data.batches import pack, training_batch
+from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
+from sasrec_lab.histories import Histories
+from sasrec_lab.ids import Ids
+from sasrec_lab.losses import softmax
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.recommender import Recommender
+
+WITHIN = 1e-5
+WINDOWS = 32  # a batch of the losses, as in peers/rectools_parity.py
+
+
+def outputs_of_rectools(sequences: Sequences, cfg: TrainConfig, k: int) -> dict[str, Arrays]:
+    """What RecTools gives for each variant."""
+    file, out = FOLDER / "interactions.npz", FOLDER / "rectools.npz"
+    users = np.repeat(sequences.user_ids, sequences.lengths)
+    np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1], weight=sequences.weights)
+    parts = {
+        name: {"heads": model.heads, "key_mask": not model.pad_keys} for name, model in variants(cfg.model).items()
+    }
+    allowed = sequences.item_ids[::3].tolist()
+    PEER.run(sizes(cfg) | {"parts": parts, "interactions": str(file), "out": str(out), "allowed": allowed, "k": k})
+    found: dict[str, Arrays] = {name: {"allowed": np.array(allowed)} for name in parts}
+    with np.load(out) as arrays:
+        for key in arrays:
+            name, _, rest = key.partition("/")
+            found[name][rest] = arrays[key]
+    return found
+
+
+@torch.inference_mode()
+def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[str, float]:
+    """The largest absolute difference of each kind of number, lists among them; infinite where lists differ in form."""
+    holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HeldOut.none)
+    encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
+    places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
+    histories = Histories.of_sequences(sequences, Ids(holdout.item_ids))
+    states = newest_states(encoder, histories, histories.users.numbers(theirs["user_ids"], "users"))
+    found = {
+        "states": largest(states, theirs["states"]),
+        "states in training": 0.0,
+        "scores": largest(states @ encoder.item_table.T, theirs["scores"][:, places]),
+    }
+    losses, with_pad, training_states = losses_and_states(encoder, theirs, holdout)
+    found["states in training"] = largest(training_states, theirs["training_states"])
+    found["softmax loss, the pad a class as in RecTools"] = largest(with_pad, theirs["losses"])
+    found["softmax loss, items only"] = largest(losses, theirs["losses_without_pad"])
+    recommender = Recommender(FOLDER, encoder, Ids(holdout.item_ids), cfg, defaults().dataset)
+    for name in lists_in(theirs):
+        columns = {key: theirs[f"lists/{name}/{key}"] for key in ("item_id", "score", "rank")}
+        target = "user_id" if name.startswith("users") else "target_item_id"
+        expected = pd.DataFrame({target: theirs[f"lists/{name}/{target}"], **columns})
+        found[f"lists of {name}"] = lists_differ(our_lists(recommender, name, theirs, sequences), expected, target)
+    return found
+
+
+def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Encoder:
+    """RecTools' weights in our encoder. Its attention has the three projections in one matrix, its items a pad."""
+
+    def weights(name: str) -> Tensor:
+        return torch.from_numpy(theirs[f"weights/{name}"])
+
+    order = torch.from_numpy(Ids(theirs["item_ids"]).numbers(item_ids, "items"))
+    state = {"input_items.weight": weights("item_model.item_net_blocks.0.ids_emb.weight")[1:][order]}
+    state["output_items.weight"] = state["input_items.weight"]
+    state["positions.weight"] = weights("pos_encoding_layer.pos_emb.weight")  # both count from the newest item
+    names = {
+        "attention_norm": "q_layer_norm",
+        "output": "multi_head_attn.out_proj",
+        "feed_forward_norm": "ff_layer_norm",
+        "feed_forward.inner": "feed_forward.ff_linear_1",
+        "feed_forward.outer": "feed_forward.ff_linear_2",
+    }
+    for kind in ("weight", "bias"):
+        state[f"final_norm.{kind}"] = weights(f"transformer_layers.last_layernorm.{kind}")
+        for block in range(cfg.blocks):
+            at = f"transformer_layers.transformer_blocks.{block}."
+            for own, name in names.items():
+                state[f"blocks.{block}.{own}.{kind}"] = weights(f"{at}{name}.{kind}")
+            packed = weights(f"{at}multi_head_attn.in_proj_{kind}").chunk(3)
+            for own, part in zip(("query", "key", "value"), packed, strict=True):
+                state[f"blocks.{block}.{own}.{kind}"] = part
+    encoder = Encoder(len(item_ids), cfg)
+    encoder.load_state_dict(state)
+    return encoder
+
+
+def newest_states(encoder: Encoder, histories: Histories, users: np.ndarray) -> Tensor:
+    ends = histories.offsets[users + 1]
+    batch, _ = pack(ends - np.minimum(histories.lengths[users], encoder.maxlen), ends, histories.items)
+    return encoder.newest(batch)  # (len(users), D)
+
+
+def losses_and_states(encoder: Encoder, theirs: Arrays, holdout: Holdout) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each batch of windows the loss, and with the pad as one item more; and the first batch's states.
+
+    RecTools' softmax has the pad among its classes, though it is never a target: a term more in every denominator.
+    """
+    pad = torch.from_numpy(theirs["weights/item_model.item_net_blocks.0.ids_emb.weight"][:1])
+    more = nn.Embedding.from_pretrained(torch.cat([encoder.item_table, pad]))
+    losses, with_pad, states = [], [], []
+    for start in range(0, len(holdout.window_starts), WINDOWS):
+        batch = training_batch(holdout, np.arange(start, min(start + WINDOWS, len(holdout.window_starts))))
+        states.append(encoder(batch))  # (T, D)
+        losses.append(softmax(states[-1], encoder.output_items, batch, defaults().loss))
+        with_pad.append(softmax(states[-1], more, batch, defaults().loss))
+        if start == 0:
+            first = states[0][batch.targets > 0]
+    return torch.stack(losses), torch.stack(with_pad), first
+
+
+def lists_in(theirs: Arrays) -> list[str]:
+    return list(dict.fromkeys(key.split("/")[1] for key in theirs if key.startswith("lists/")))
+
+
+def our_lists(recommender: Recommender, name: str, theirs: Arrays, sequences: Sequences) -> pd.DataFrame:
+    """The lists that RecTools' have this name."""
+    allowed = theirs["allowed"] if name.endswith("some items allowed") else None
+    if allowed is not None:  # an unknown one would only be warned about
+        allowed = allowed[np.isin(allowed, theirs["item_ids"])]
+    k = int(theirs[f"lists/{name}/rank"].max())
+    if name.startswith("items"):
+        return recommender.recommend_to_items(theirs["item_ids"], k, allowed, filter_itself="left out" in name)
+    users, items = np.repeat(sequences.user_ids, sequences.lengths), sequences.item_ids[sequences.items - 1]
+    histories = pd.DataFrame({"user_id": users, "item_id": items, "datetime": np.arange(len(items))})
+    return recommender.recommend(theirs["user_ids"], k, histories, "left out" in name, allowed)
+
+
+def lists_differ(ours: pd.DataFrame, theirs: pd.DataFrame, target: str) -> float:
+    """The largest difference of the scores at one rank of one list.
+
+    Infinite where a list has another length, or another item stands at a rank; of two items in one list whose scores
+    are within 1e-5 of each other either may come first.
+    """
+    keys = [target, "rank"]
+    both = ours.merge(theirs, on=keys, how="outer", suffixes=("", "_theirs"))
+    if both.isna().any(axis=None):
+        return float("inf")
+    others = both[both["item_id"] != both["item_id_theirs"]]
+    if len(others):
+        score = ours.set_index([target, "item_id"])["score"]
+        swapped = pd.MultiIndex.from_frame(others[[target, "item_id_theirs"]])
+        if (np.abs(score.reindex(swapped).to_numpy() - others["score"].to_numpy()) <= WITHIN).sum() < len(others):
+            return float("inf")
+    return float(np.abs(both["score"] - both["score_theirs"]).max())
+
+
+def largest(ours: Tensor, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - torch.from_numpy(theirs)).abs().max())
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    rows = next(iter(found.values()))
+    lines = ["| largest difference | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    lines += [f"| {row} | " + " | ".join(f"{part[row]:.1e}" for part in found.values()) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Both trained on the first users of MovieLens-1M, and ranked by our metrics."""
+
+import json
+import sys
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev, variance
+
+import numpy as np
+import torch
+
+from parity.peer import FOLDER, MODEL, PEER, sizes
+from sasrec_lab.command_line import load
+from sasrec_lab.config import TrainConfig
+from sasrec_lab.data.batches import pack
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
+from sasrec_lab.metrics import HoldoutMetrics, Scores
+from sasrec_lab.run_folder import whole
+from sasrec_lab.train import train
+
+FIRST_USERS = 2000
+TRAINED = [
+    f"dataset.path={FOLDER.resolve()}/ml_1m_first_{FIRST_USERS}.txt",
+    "dataset=sasrec_ml_1m",
+    "dataset.sha256=null",
+    "dataset.sources=[]",
+    "dataset.catalogue=train",  # the items that RecTools knows
+    "model.maxlen=50",
+    "trainer.limit_val_batches=0",  # the last epoch is tested
+    "trainer.enable_progress_bar=false",
+]
+
+
+def compare_training(seeds: int, epochs: int) -> str:
+    first_users_file(load(["dataset=sasrec_ml_1m"]))
+    found: dict[str, list[dict[str, float]]] = {"sasrec_lab": [], "RecTools": []}
+    for seed in range(seeds):
+        cfg = load([*MODEL, *TRAINED, f"trainer.max_epochs={epochs}", f"seed={seed}"])
+        for name, run in (("sasrec_lab", ours_trained), ("RecTools", theirs_trained)):
+            folder = FOLDER / f"{name}-{epochs}-epochs-seed-{seed}"
+            result = folder / "result.json"
+            if not result.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                metrics = run(cfg, folder)
+                with whole(result) as draft:
+                    draft.write_text(json.dumps(metrics))
+            found[name].append(json.loads(result.read_text()))
+            print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr, flush=True)
+    metrics = ("test/ndcg@10", "test/recall@10")
+    lines = ["| | NDCG@10 | recall@10 |", "|---|---|---|"]
+    for name, results in found.items():
+        lines.append(f"| {name} | " + " | ".join(mean_and_spread([x[key] for x in results]) for key in metrics) + " |")
+    differences = [difference(*([x[key] for x in results] for results in found.values())) for key in metrics]
+    return "\n".join([*lines, "| difference | " + " | ".join(differences) + " |"])
+
+
+def difference(ours: list[float], theirs: list[float]) -> str:
+    """Of the means, and its standard error: the seeds of one are unrelated to the other's."""
+    if len(ours) < 2:
+        return f"{mean(ours) - mean(theirs):+.4f}"
+    error = sqrt((variance(ours) + variance(theirs)) / len(ours))
+    return f"{mean(ours) - mean(theirs):+.4f}, standard error {error:.4f}"
+
+
+def mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread} ({', '.join(f'{x:.4f}' for x in values)})"
+
+
+def first_users_file(cfg: TrainConfig) -> None:
+    """Users are numbered in the order of their ids, in which the file has them."""
+    sequences = load_sequences(cfg.dataset, cfg.data_dir)
+    rows = sequences.offsets[FIRST_USERS]
+    users = np.repeat(sequences.user_ids, sequences.lengths)[:rows]
+    lines = [
+        f"{user} {item}\n" for user, item in zip(users, sequences.item_ids[sequences.items[:rows] - 1], strict=True)
+    ]
+    with whole(FOLDER / f"ml_1m_first_{FIRST_USERS}.txt") as draft:
+        draft.write_text("".join(lines))
+
+
+def ours_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+    return chosen_metrics(train(cfg, folder)["metrics"])
+
+
+def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+    """RecTools on the same windows, ranked by our metrics from its states and its items' vectors."""
+    sequences = load_sequences(cfg.dataset, cfg.data_dir)
+    holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
+    file, out = folder / "interactions.npz", folder / "rectools.npz"
+    user, item = rows_of(holdout, holdout.window_users, holdout.window_starts, holdout.window_ends)
+    starts, ends = holdout.starts[holdout.users], holdout.val_ends[holdout.users]
+    history_user, history_item = rows_of(holdout, holdout.users, starts, ends)
+    np.savez(file, user=user, item=item, history_user=history_user, history_item=history_item)
+    epochs = cfg.trainer["max_epochs"]
+    paths = {"interactions": str(file), "out": str(out)}
+    PEER.run(sizes(cfg) | paths | {"epochs": epochs, "key_mask": not cfg.model.pad_keys})
+    with np.load(out) as arrays:
+        vectors = np.zeros_like(arrays["vectors"])
+        vectors[arrays["item_ids"] - 1] = arrays["vectors"]
+        states = np.full((len(sequences.user_ids), vectors.shape[1]), np.nan, np.float32)
+        states[arrays["user_ids"]] = arrays["states"]
+    metrics, states, vectors = HoldoutMetrics(len(vectors), cfg.evaluation), *map(torch.from_numpy, (states, vectors))
+    for batch in SequenceData(holdout, cfg).test_dataloader():
+        metrics.update(Scores(states[batch.users], vectors), batch)
+    return chosen_metrics(metrics.take("test"))
+
+
+def rows_of(holdout: Holdout, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """User and item of each interaction in items[start:end]."""
+    batch, places = pack(starts[ends > starts], ends[ends > starts], holdout.items)
+    return np.repeat(users[ends > starts], np.diff(batch.offsets)), holdout.items[places].astype(np.int64)
+
+
+def chosen_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("test/ndcg@10", "test/recall@10")}
