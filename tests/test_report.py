@@ -148,6 +148,22 @@ def test_a_run_that_deviates_is_not_the_published_default(tmp_path):
     assert not [line for line in one(tmp_path / "swept").legend() if line.startswith("every row")]
 
 
+def test_published_rows_that_no_run_has_are_named_beside_their_like(tmp_path):
+    cells = {name: {"test/ndcg@10": 0.5} for name in ("default", "no_norm", "no_loss", "model.dim=8", "model.dim=16")}
+    published = PUBLISHED | {"cells": cells}
+    for name in ("default", "no_norm"):
+        write_run(
+            tmp_path / "ablated" / name, f"ablation={name}", config={"row": name, "norm": name, "published": published}
+        )
+    for dim in (8, 9):
+        write_run(tmp_path / f"swept/{dim}", f"model.dim={dim}", config={"dim": dim, "published": published})
+    write_run(tmp_path / "alone/a", config={"published": published})
+    notes = {name: one(tmp_path / name).notes for name in ("ablated", "swept", "alone")}
+    assert "published, and not run here: no_loss" in notes["ablated"]
+    assert "published, and not run here: model.dim=16" in notes["swept"]
+    assert not [note for note in notes["alone"] if note.startswith("published")]
+
+
 def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
     write_run(tmp_path / "a", "ablation=no_norm", config={"row": "no_norm", "norm": None})
     write_run(tmp_path / "b", "ablation=default", config={"row": "default"})
@@ -197,7 +213,10 @@ def test_protocols_share_no_table_and_their_differences_are_told(tmp_path, repor
     write_run(tmp_path / "x/b", seed=1, protocol={"sampled_candidates": drawn, "filters": {"min_user": 5}})
     report = build(find([tmp_path / "x"]), [], None)
     assert [[row.label for row in part.comparison.rows] for part in report.parts] == [["default"], ["default"]]
-    assert report.protocols.rows == [["filters.min_user", "0", "5"], ["sampled_candidates.draw", "paper", "unseen"]]
+    assert report.protocols.rows == [
+        ["filters.min_user", "0 (1); 5 (2)"],
+        ["sampled_candidates.draw", "paper (1); unseen (2)"],
+    ]
     done = report_command("x")
     assert "2 protocols, which share no table; they differ in" in done.stdout
     assert done.stdout.count("test/ndcg@10: all 9 items") == 2

@@ -174,9 +174,11 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
     published = [row for row in rows if metric in row.published]
     canvas, axes = _canvas(6.4, 0.9 + len(rows) * (0.5 if published else 0.3))
     height = 0.38 if published else 0.64
-    most = max(max(row.spread(metric).mean, row.published.get(metric, 0)) for row in rows)
-    for place, row in enumerate(rows):
-        spread, cell = row.spread(metric), row.published.get(metric)
+    spreads = [row.spread(metric) for row in rows]
+    ends = [max(s.mean + (s.std or 0), row.published.get(metric, 0)) for s, row in zip(spreads, rows, strict=True)]
+    most = max(ends)
+    for place, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
+        cell = row.published.get(metric)
         shift = 0 if cell is None else 0.2
         axes.barh(place - shift, spread.mean, height, color=BASELINE if row is part.baseline else COLOURS[0])
         if spread.std is not None:

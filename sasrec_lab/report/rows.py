@@ -102,12 +102,14 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
     if len(commits := dict.fromkeys(run.commit for group in groups for run in group)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"the runs are of {len(commits)} versions of the code: {versions}")
-    sources = [run.config["published"].get("source") for run in runs if _is_published_for(run)]
+    published = [run.config["published"] for run in runs if _is_published_for(run)]
+    if lacking := _not_run(labels, [cell for each in published for cell in each.get("cells", {})]):
+        notes.append(f"published, and not run here: {', '.join(lacking)}")
     return Comparison(
         protocol=runs[0].protocol,
         rows=sorted(rows, key=lambda row: row.label != first),
         shared=shared,
-        source=sources[0] if sources else None,
+        source=published[0].get("source") if published else None,
         notes=notes,
     )
 
@@ -166,6 +168,16 @@ def _published(label: str, run: Run, shared: dict[str, str]) -> dict[str, float]
     if label == DEFAULT and not run.config.get("row") and shared:
         label = " ".join(f"{key}={value}" for key, value in shared.items())
     return run.config["published"].get("cells", {}).get(label, {})
+
+
+def _not_run(labels: list[str], cells: list[str]) -> list[str]:
+    """Of the published cells those that belong beside the rows: ablations beside ablations, dims beside dims."""
+
+    def kind(label: str) -> str:
+        return label.partition("=")[0] if "=" in label else "ablation"
+
+    kinds = {kind(label) for label in labels if label in cells and label != DEFAULT}
+    return [cell for cell in dict.fromkeys(cells) if kind(cell) in kinds and cell not in labels and cell != DEFAULT]
 
 
 def deviation(shared: dict[str, str]) -> dict[str, str]:

@@ -75,8 +75,8 @@ class Report:
         differing = protocol_differences([part.comparison for part in self.parts])
         return Table(
             f"{len(self.parts)} protocols, which share no table; they differ in",
-            ["key", *(f"{number}: {part.dataset}" for number, part in enumerate(self.parts, 1))],
-            [[key, *(_value(key, value) for value in each)] for key, each in differing.items()],
+            ["key", "value (protocols that have it)"],
+            [[key, _values(key, each)] for key, each in differing.items()],
         )
 
     @property
@@ -211,6 +211,14 @@ def protocol_table(comparison: Comparison) -> Table:
         ["key", "value"],
         [[key, str(value)] for key, value in flat(comparison.protocol, joint=".").items()],
     )
+
+
+def _values(key: str, each: list[Any]) -> str:
+    """`5 (1, 3); 0 (2)`: each value once, however many protocols there are."""
+    numbers: dict[str, list[int]] = {}
+    for number, value in enumerate(each, 1):
+        numbers.setdefault(_value(key, value), []).append(number)
+    return "; ".join(f"{value} ({', '.join(map(str, having))})" for value, having in numbers.items())
 
 
 def _value(key: str, value: Any) -> str:
