@@ -42,6 +42,8 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
         raise InputError(f"output={output} is no .pt2 file, as torch.export's programs are named; write {output}.pt2")
     if not output.parent.is_dir():
         raise InputError(f"output={output}: there is no folder {output.parent}")
+    ids = output.with_suffix(".json")
+    _refuse_foreign(ids)
     # imported here, because help and messages about mistakes need not wait for torch
     import torch
 
@@ -49,15 +51,25 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     from sasrec_lab.run_folder import whole
 
     recommender = Recommender.from_run(run, device="cpu")
-    ids = output.with_suffix(".json")
     try:
-        with whole(output) as draft:
-            torch.export.save(program_of(recommender), draft)
-        with whole(ids) as draft:
+        with whole(output) as program, whole(ids) as draft:
+            torch.export.save(program_of(recommender), program)
             draft.write_text(json.dumps({"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}))
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
     return output, ids
+
+
+def _refuse_foreign(ids: Path) -> None:
+    """An export's own ids are written over, as its program is; the user has not named this file."""
+    try:
+        if json.loads(ids.read_text()).keys() == {"maxlen", "items"}:
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another .pt2")
 
 
 def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":  # noqa: F821  torch comes late

@@ -118,3 +118,12 @@ def test_a_mistake_is_told_in_one_line(words, said, tmp_path):
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "text"])
+def test_a_json_that_no_export_wrote_is_kept(content, tmp_path):
+    (tmp_path / "encoder.json").write_text(content)
+    done = export("nowhere", "encoder.pt2", cwd=tmp_path)
+    assert done.stderr.startswith("error: output: the ids would overwrite encoder.json, which no export wrote; move it")
+    (tmp_path / "encoder.json").write_text('{"maxlen": 5, "items": [1]}')
+    assert export("nowhere", "encoder.pt2", cwd=tmp_path).stderr.startswith("error: run=nowhere: ")
