@@ -23,7 +23,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as draft, draft.open("wb") as file:
+        with whole(Path(path), claimed=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -92,8 +92,10 @@ def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     return {"epochs": trainer.current_epoch, "best_epoch": best["epoch"], "metrics": dict(best["validation"])}
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, fix: str) -> dict[str, Any]:
     """A checkpoint of this project, weights-only: of one that holds code nothing is run.
+
+    `fix` is what a user can do about one that is none.
 
     Raises:
         InputError: it is not there, truncated, broken, foreign, or holds code.
@@ -102,9 +104,11 @@ def load(path: Path) -> dict[str, Any]:
         if broken := zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
             raise ValueError(f"the checksum of {broken} in it is another")
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        saved["hyper_parameters"]["config"]["model"]
+        known = saved["hyper_parameters"]
+        if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
+            raise ValueError("its hyper_parameters are of another form")
     except Exception as error:  # torch's errors vary
-        raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)})") from error
+        raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)}); {fix}") from error
     return saved
 
 
@@ -118,7 +122,8 @@ def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         return None
     path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
     try:
-        model = load(path)["hyper_parameters"]["config"]["model"]
+        fix = "choose another checkpoint, or leave ckpt out and start anew in another folder"
+        model = load(path, fix)["hyper_parameters"]["config"]["model"]
     except InputError as error:
         raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
     now = plain(cfg.model)

@@ -11,6 +11,9 @@ from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.ids import Ids, listed
 
+_AT_ONCE = 8192  # users whose items are looked through
+_NUMBERS = ("integer", "floating", "mixed-integer-float")  # what pandas calls them, also in a column of objects
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -52,6 +55,16 @@ class Histories:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)  # (num_users,)
 
+    def had_all(self, users: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Which of these users have had every item i of which wanted[i] (num_items + 1,) is true."""
+        had = self.lengths[users] >= wanted.sum()
+        long = np.flatnonzero(had)
+        for part in np.split(long, range(_AT_ONCE, len(long), _AT_ONCE)):
+            rows, items = self.places(users[part])
+            pairs = np.unique((rows * len(wanted) + items)[wanted[items]])
+            had[part] = np.bincount(pairs // len(wanted), minlength=len(part)) == wanted.sum()
+        return had
+
     def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each item of these users: which of them had it, in order, and its number."""
         starts, lengths = self.offsets[users], self.offsets[users + 1] - self.offsets[users]
@@ -77,13 +90,12 @@ def _column(table: pd.DataFrame, names: tuple[str, ...]) -> str:
 def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
     name = next((name for name in (dataset.time, "datetime") if name in table), None)
     if name is None:
-        if dataset.time is not None:
-            line = f"interactions has no column {dataset.time}: a user's rows are taken in their order"
-            warnings.warn(line, InputWarning, stacklevel=5)
+        line = f"interactions has no column {dataset.time or 'datetime'}: a user's rows are taken in their order"
+        warnings.warn(line, InputWarning, stacklevel=5)
         return None
     given = table[name]
-    times = given
-    if not pd.api.types.is_numeric_dtype(given) and not pd.api.types.is_datetime64_any_dtype(given):
+    times = pd.to_numeric(given) if pd.api.types.infer_dtype(given) in _NUMBERS else given
+    if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
         times = pd.to_datetime(given, format="ISO8601", utc=True, errors="coerce")
     if (broken := times.isna()).any():
         row = int(broken.argmax())

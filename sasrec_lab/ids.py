@@ -50,6 +50,10 @@ def listed(given: Any, what: str) -> np.ndarray:
     """
     if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__len__"):
         raise InputError(f"{what}={given!r} is no list of ids; write [{given}]")
+    if getattr(given, "ndim", 1) != 1:
+        raise InputError(
+            f"{what} is a {type(given).__name__} of {given.ndim} dimensions, no list of ids; give one column"
+        )
     values = pd.Series(list(given) if isinstance(given, (set, frozenset)) else given)
     if values.isna().any():
         raise InputError(f"{what}: id number {int(values.isna().argmax()) + 1} is missing; leave it out")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """One line for a mistake; Hydra itself is asked only for help and the like, so it makes no folder."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     try:
         command = check_command_line(sys.argv[1:], "recommend")
         if command is None:
@@ -40,11 +42,11 @@ def entry() -> None:
             recommend(command.jobs[0].cfg)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # `| head` has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """No KeyboardInterrupt: Python ends by the signal itself where one passed through an eval, as in an import."""
+    sys.exit(128 + number)
 
 
 @hydra.main(config_path=CONF_DIR, config_name="recommend", version_base="1.3")
@@ -72,7 +74,8 @@ def recommend(cfg: RecommendConfig) -> None:
             lists.write(output, wanted)
             print(f"{len(wanted.targets):,} lists in {output}")
         else:
-            lists.show(wanted, recommender.items, recommender.titles)
+            with _printed():
+                lists.show(wanted, recommender.items, recommender.titles)
 
 
 def _lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
@@ -106,7 +109,7 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
     if column is None:
         wanted = " or ".join(dict.fromkeys(columns))
         raise InputError(f"{key}={given} has no column {wanted}; it has {', '.join(table.columns)}")
-    return table[column].drop_duplicates()  # such as interactions, with a user in many rows
+    return table[column]
 
 
 def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
@@ -122,6 +125,17 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
             return pd.read_parquet(path)
         table = pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
     return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still to be flushed
+        if not isinstance(error, BrokenPipeError):  # of which `| head` has enough
+            raise InputError(f"the lists cannot be printed: {error.strerror}; free some space") from error
 
 
 @contextmanager

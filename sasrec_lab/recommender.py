@@ -97,10 +97,10 @@ class Recommender:
         """The k best items of each user by dot product: columns user_id, item_id, score, rank (from 1).
 
         A list is made from the `maxlen` newest items of a user that the model knows; it is shorter than k where fewer
-        are left to recommend.
+        are left to recommend, and a warning names users who have none left.
 
         Args:
-            users: external ids, each once, or "all".
+            users: external ids, or "all"; of one that stands there twice there is one list.
             interactions: histories in the place of the data set's. Columns user_id and item_id, or as the data set
                 names them; the time in datetime, or as the data set names it, else a user's rows stand in order. They
                 are taken as they are: the data set's filters are not applied.
@@ -123,7 +123,7 @@ class Recommender:
         The vectors are those that users' states are compared with (with model.share_items=false: not the input's).
 
         Args:
-            items: external ids, each once, or "all".
+            items: external ids, or "all"; of one that stands there twice there is one list.
             items_to_recommend: nothing else is recommended.
             filter_itself: leave an item out of its own list.
 
@@ -148,6 +148,11 @@ class Recommender:
             histories = self.histories
         else:
             histories = Histories.of_table(interactions, self.dataset, self.items)
+        rows = _supported(*_targets(histories.users, users, "users"), histories, on_unsupported_targets)
+        if filter_viewed:
+            had_all = histories.had_all(rows, self._wanted(candidates))
+            _tell_empty(histories.users.ids[rows[had_all]], len(rows), "users", "filter_viewed")
+            rows = rows[~had_all]
 
         def make(block: np.ndarray) -> pd.DataFrame:
             seen = histories.places(block) if filter_viewed else None
@@ -155,16 +160,20 @@ class Recommender:
                 best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
             return self._table("user_id", histories.users.ids[block], best)
 
-        return Lists(_supported(users, histories, on_unsupported_targets), make)
+        return Lists(rows, make)
 
     def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
         """What `recommend_to_items` gives, table by table."""
         k = self._checked(k)
         candidates = self._candidates(items_to_recommend)
-        rows = _numbers(self.items, items, "items")
+        rows, given = _targets(self.items, items, "items")
         if (rows < 0).any():
-            unknown = listed(items, "items")[rows < 0]
-            raise InputError(f"items: {some(unknown)}: the model knows no such item; leave it out")
+            raise InputError(f"items: {some(given[rows < 0])}: the model knows no such item; leave it out")
+        wanted = self._wanted(candidates)
+        if filter_itself and wanted.sum() == 1:
+            alone = wanted[rows + 1]
+            _tell_empty(self.items.ids[rows[alone]], len(rows), "items", "filter_itself")
+            rows = rows[~alone]
         vectors = F.normalize(self.encoder.item_table.detach(), dim=1)
 
         def make(block: np.ndarray) -> pd.DataFrame:
@@ -199,6 +208,11 @@ class Recommender:
                 stacklevel=4,
             )
         return np.unique(numbers[numbers >= 0]) + 1
+
+    def _wanted(self, candidates: np.ndarray | None) -> np.ndarray:
+        """(num_items + 1,) of each item number whether it may be recommended."""
+        numbers = np.arange(len(self.items) + 1)
+        return numbers > 0 if candidates is None else np.isin(numbers, candidates)
 
     @torch.inference_mode()
     def _states(self, histories: Histories, users: np.ndarray) -> Tensor:
@@ -251,15 +265,17 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        made = torch.zeros(1, device=name)
+        made.item()  # "meta" makes tensors without numbers
+        return made.device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: {str(error).splitlines()[0]}") from error
 
 
 def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
     """The encoder of a checkpoint, of which only weights are read: one that holds code is refused and not run."""
-    saved = checkpoints.load(path)
-    num_items = saved["hyper_parameters"].get("num_items", 0)
+    saved = checkpoints.load(path, run_folder.ANOTHER)
+    num_items = saved["hyper_parameters"]["num_items"]
     if num_items != len(items):
         raise InputError(
             f"{path} knows {num_items:,} items, {path.parent.parent / run_folder.ITEMS} has {len(items):,}; they are of"
@@ -267,31 +283,30 @@ def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
         )
     model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
     encoder = Encoder(num_items, model)
-    weights = {
-        name[len("encoder.") :]: x for name, x in saved.get("state_dict", {}).items() if name.startswith("encoder.")
-    }
+    state = saved.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path} holds no state_dict of named weights; {run_folder.ANOTHER}")
+    weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise InputError(f"{path} does not fit its own configuration: {reason}") from error
+        raise InputError(f"{path} does not fit its own configuration: {reason}; {run_folder.ANOTHER}") from error
     if not all(weights.isfinite().all() for weights in encoder.parameters()):
         raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
     return encoder, model
 
 
-def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndarray:
+def _supported(rows: np.ndarray, given: np.ndarray, histories: Histories, on_unsupported: str) -> np.ndarray:
     """The numbers of the users that a list can be made for; the others follow the rule."""
     if on_unsupported not in Unsupported.__members__:
         options = list(Unsupported.__members__)
         hint = did_you_mean(str(on_unsupported), options)
         raise InputError(f"on_unsupported_targets={on_unsupported!r} is none of {', '.join(options)}{hint}")
-    rows = _numbers(histories.users, users, "users")
     unknown = rows < 0
     without = ~unknown & (histories.lengths[np.where(unknown, 0, rows)] == 0)
     unsupported = unknown | without
     if unsupported.any() and on_unsupported != "ignore":
-        given = histories.users.ids if _are_all(users) else listed(users, "users")
         kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
         which = "; ".join(f"{what}: {some(ids)}" for what, ids in kinds.items() if len(ids))
         line = f"users: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
@@ -301,18 +316,22 @@ def _supported(users: Any, histories: Histories, on_unsupported: str) -> np.ndar
     return rows[~unsupported]
 
 
-def _numbers(ids: Ids, given: Any, what: str) -> np.ndarray:
-    """Of targets: at least one, and each once."""
-    if _are_all(given):
-        return np.arange(len(ids))
-    numbers = ids.numbers(given, what)
-    if not len(numbers):
+def _targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, -1 for an unknown one, and external ids of targets: at least one, and each once."""
+    if isinstance(given, str) and given == "all":
+        return np.arange(len(ids)), ids.ids
+    targets = listed(given, what)
+    if not len(targets):
         raise InputError(f"{what} is empty; name at least one")
-    known = pd.Series(listed(given, what))
-    if known.duplicated().any():
-        raise InputError(f"{what}: {known[known.duplicated()].iloc[0]} stands there more than once; give each once")
-    return numbers
+    repeated = pd.Series(targets).duplicated().to_numpy()
+    if repeated.any():
+        names = pd.unique(targets[repeated])
+        line = f"{what}: one list each for those that stand there more than once: {some(names)}"
+        warnings.warn(line, InputWarning, stacklevel=4)
+    return ids.numbers(targets[~repeated], what), targets[~repeated]
 
 
-def _are_all(given: Any) -> bool:
-    return isinstance(given, str) and given == "all"
+def _tell_empty(ids: np.ndarray, total: int, what: str, option: str) -> None:
+    if len(ids):
+        line = f"{what}: {len(ids):,} of {total:,} get no list, as nothing is left to recommend ({some(ids)})"
+        warnings.warn(f"{line}; {option}=false leaves nothing out", InputWarning, stacklevel=4)

@@ -10,6 +10,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
 ITEMS = "items.npz"
+_ELSEWHERE = "choose another hydra.run.dir"
+ANOTHER = "train the run again, or give another run"  # what can be done about a run folder that is broken
 
 
 def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
@@ -40,7 +43,7 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     """
     check_writable(folder)
     refuse_taken(folder)
-    before = _read(folder / "run.json")
+    before = _read(folder / "run.json", _ELSEWHERE)
     if before is None:
         if cfg.ckpt == "last":
             raise InputError(f"ckpt=last: {folder} holds no run; give the folder to go on in as hydra.run.dir=<folder>")
@@ -53,7 +56,7 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
             f"{', ...' if len(others) > 3 else ''} differ{'s' if len(others) == 1 else ''});"
             " choose another hydra.run.dir"
         )
-    metrics = _read(folder / "metrics.json")
+    metrics = _read(folder / "metrics.json", _ELSEWHERE)
     if metrics and metrics["status"] == "finished" and "end" in before and not longer:
         return metrics
     if cfg.ckpt == "last" and not has_checkpoint(folder):
@@ -71,7 +74,7 @@ class Run:
 
     def __init__(self, folder: Path, cfg: TrainConfig):
         self.folder = folder
-        self.before = (_read(folder / "run.json") if cfg.ckpt else None) or {}
+        self.before = (_read(folder / "run.json", _ELSEWHERE) if cfg.ckpt else None) or {}
         self.facts: dict[str, Any] = {
             "git": code_version(),
             "command": os.environ.get(COMMAND) or as_typed(),
@@ -155,14 +158,14 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
     users = columns["user"]
     columns["user"] = sequences.user_ids[users]
     columns["target"] = sequences.item_ids[sequences.items[sequences.offsets[users + 1] - 1] - 1]  # known or not
-    with whole(folder / "ranks.npz") as draft:
+    with whole(folder / "ranks.npz", claimed=True) as draft:
         np.savez(draft, **columns)
 
 
 def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
     """items.npz: the external ids of the items that the model knows, number i + 1 is ids[i]; and titles, if any."""
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
-    with whole(folder / ITEMS) as draft, draft.open("wb") as file:
+    with whole(folder / ITEMS, claimed=True) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -173,12 +176,22 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
         InputError: it is not there or broken.
     """
     try:
-        with np.load(folder / ITEMS) as arrays:
-            return dict(arrays)
+        with zipfile.ZipFile(folder / ITEMS), np.load(folder / ITEMS) as file:
+            arrays = dict(file)
+        _check_items(arrays)
     except FileNotFoundError as error:
         raise InputError(f"{near(folder)} has no {ITEMS}: an older version made it; train it again") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{near(folder / ITEMS)} is broken ({error}); train the run again") from error
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{near(folder / ITEMS)} is broken ({error}); {ANOTHER}") from error
+    return arrays
+
+
+def _check_items(arrays: dict[str, np.ndarray]) -> None:
+    ids, titles = arrays.get("ids"), arrays.get("titles")
+    if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iU" or len(np.unique(ids)) < len(ids):
+        raise ValueError("it has no array `ids` of numbers or text, each once")
+    if titles is not None and titles.shape != ids.shape:
+        raise ValueError(f"it has {titles.size:,} titles for {len(ids):,} items")
 
 
 def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,6 +212,11 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         why = f" ({results['error']})" if results["error"] else ""
         end = ends.get(results["status"], "has not finished") + why
         raise InputError(f"run={folder}: the run {end}; go on with it, or give one that has finished")
+    try:
+        facts["config"]["dataset"].keys(), facts["config"]["data_dir"]
+        results["protocol"]["sha256"], results["best_epoch"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"run={folder}: run.json or metrics.json is of another form ({error}); {ANOTHER}") from error
     return facts["config"], results
 
 
@@ -212,12 +230,13 @@ def _near_miss(folder: Path) -> str:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, claimed: bool = False) -> Iterator[Path]:
     """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.
 
-    Also where the disk fills up, or the process is killed, while the draft is written.
+    Also where the disk fills up, or the process is killed, while the draft is written. Where the folder is claimed no
+    other process writes there, and the draft of one that was killed is written over.
     """
-    draft = path.with_name(f".draft-{path.name}")
+    draft = path.with_name(f".draft-{path.name}" if claimed else f".draft-{os.getpid()}-{path.name}")
     try:
         yield draft
         draft.replace(path)
@@ -247,15 +266,18 @@ def explain(error: Exception, folder: Path) -> str:
     return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no object of JSON")
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{path} is not what a run writes ({error}); choose another hydra.run.dir") from error
+        raise InputError(f"{path} is not what a run writes ({error}); {fix}") from error
+    return content
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with whole(path) as draft:
+    with whole(path, claimed=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

@@ -52,6 +52,9 @@ def test_what_is_none_or_holds_code_is_refused(tmp_path):
     for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
         path = tmp_path / name
         assert refused(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
+        assert refused(path).endswith(
+            "); choose another checkpoint, or leave ckpt out and start anew in another folder"
+        )
     assert not (tmp_path / "executed").exists()
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ from sasrec_lab.config import CONF_DIR
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend import recommend
 from sasrec_lab.recommender import Recommender
+from sasrec_lab.run_folder import whole
 from sasrec_lab.train import train
 
 MAKE = Path(CONF_DIR).parent / "scripts" / "make_synthetic.py"
@@ -160,7 +163,6 @@ def test_items_most_like_an_item(here, run, capsys):
         (["users=1"], "users=1 is no .txt, .csv or .parquet file; ids stand in brackets: users=[1]"),
         (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
         (["users=[]"], "users is empty; name at least one"),
-        (["users=[5,5]"], "users: 5 stands there more than once; give each once"),
         (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
         (["items=[5]"], "items: 5: the model knows no such item; leave it out"),
         (["users=[5]", "k=0"], "k=0 must be from 1 to 40, the number of items that the model knows"),
@@ -187,6 +189,7 @@ def test_items_most_like_an_item(here, run, capsys):
         ),
         (["users=[5]", "items_to_recommend=[1,2]"], "items_to_recommend has no item that the model knows (1, 2)"),
         (["users=[5]", "device=gpu"], "device=gpu: "),
+        (["users=[5]", "device=meta"], "device=meta: "),
     ],
 )
 def test_a_mistake_is_one_line(words, message, here, tmp_path):
@@ -213,16 +216,91 @@ def test_a_mistake_ends_the_command_with_one_line(here, recommend_command):
     assert done.stdout == ""
 
 
-@pytest.mark.slow
-def test_a_file_that_cannot_be_finished_is_not_there(here, recommend_command, tmp_path):
-    """/dev/full takes no byte: a disk that is full where the writing begins."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("needs /dev/full")
-    (tmp_path / ".draft-lists.csv").symlink_to("/dev/full")
-    done = recommend_command(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
-    assert done.returncode == 1
-    assert done.stderr == "error: output=lists.csv cannot be written: No space left on device; choose another place\n"
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which takes no byte")
+
+
+@needs_full
+def test_a_file_that_cannot_be_finished_is_not_there(here, tmp_path):
+    (tmp_path / f".draft-{os.getpid()}-lists.csv").symlink_to("/dev/full")
+    said = refused(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
+    assert said == "output=lists.csv cannot be written: No space left on device; choose another place"
     assert not list(tmp_path.glob("*lists.csv"))
+
+
+def test_drafts_of_two_processes_are_two_files(monkeypatch, tmp_path):
+    path = tmp_path / "lists.csv"
+    with whole(path) as own:
+        own.write_text("own")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with whole(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "own"
+    assert [file.name for file in tmp_path.iterdir()] == ["lists.csv"]
+
+
+def test_users_without_a_list_are_told_and_not_counted(here, run, capsys):
+    recommender = Recommender.from_run(run)
+    had, other = recommender.items.ids[:2]
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\n7,{had},2021-05-11\n8,{other},2021-05-11\n")
+    given = ["interactions=histories.csv", f"items_to_recommend=[{had}]", "output=lists.csv"]
+    recommended(here, "users=[7,8]", *given)
+    line = "users: 1 of 2 get no list, as nothing is left to recommend (7); filter_viewed=false leaves nothing out"
+    assert capsys.readouterr() == ("1 lists in lists.csv\n", f"warning: {line}\n")
+    assert pd.read_csv("lists.csv")["user_id"].tolist() == [8]
+
+
+@pytest.mark.parametrize("users", ["[8,7,8]", "ids.txt", "ids.csv", "ids.parquet"])
+def test_of_a_user_who_stands_there_twice_there_is_one_list_and_a_line(users, here, run, capsys):
+    item = Recommender.from_run(run).items.ids[0]
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\n7,{item},2021-05-11\n8,{item},2021-05-11\n")
+    Path("ids.txt").write_text("8\n7\n8\n")
+    Path("ids.csv").write_text("user_id\n8\n7\n8\n")
+    pd.DataFrame({"user_id": [8, 7, 8]}).to_parquet("ids.parquet")
+    recommended(here, f"users={users}", "interactions=histories.csv", "k=1", "output=lists.csv")
+    line = "warning: users: one list each for those that stand there more than once: 8\n"
+    assert capsys.readouterr() == ("2 lists in lists.csv\n", line)
+    assert pd.read_csv("lists.csv")["user_id"].tolist() == [8, 7]
+
+
+def test_histories_without_times_are_told(here, run, capsys):
+    Path("histories.csv").write_text(f"user_id,item_id\n7,{Recommender.from_run(run).items.ids[0]}\n")
+    recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
+    line = "interactions has no column last_watch_dt: a user's rows are taken in their order"
+    assert capsys.readouterr().err == f"warning: {line}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_quietly_and_leaves_no_file(sent, code, here, run, tmp_path):
+    """The draft shows that it is writing; many users, so that it still is."""
+    item = Recommender.from_run(run).items.ids[0]
+    rows = "\n".join(f"{user},{item},2021-05-11" for user in range(300_000))
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\n{rows}\n")
+    words = [here, "users=all", "interactions=histories.csv", "k=20", "output=lists.csv"]
+    command = [sys.executable, "-m", "sasrec_lab.recommend", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob(".draft-*")):
+        time.sleep(0.01)
+    process.send_signal(sent)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == code
+    assert [path.name for path in tmp_path.iterdir()] == ["histories.csv"]
+
+
+@needs_full
+@pytest.mark.slow
+def test_what_cannot_be_printed_is_one_line(here):
+    command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    line = "error: the lists cannot be printed: No space left on device; free some space\n"
+    assert (done.returncode, done.stderr) == (1, line)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

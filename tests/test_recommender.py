@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_data import random_users, sequences_of
 
-from sasrec_lab import lists
+from sasrec_lab import histories, lists
 from sasrec_lab.command_line import load
 from sasrec_lab.data.batches import pack
 from sasrec_lab.errors import InputError, InputWarning
@@ -128,9 +128,38 @@ def test_many_unsupported_users_are_counted_and_some_named():
 def test_a_list_is_shorter_where_fewer_are_left():
     users = [list(range(1, 19)), list(range(1, 21))]
     recommender = recommender_of(users)
-    table = recommender.recommend([100, 101], k=5)
+    with pytest.warns(
+        InputWarning, match=r"users: 1 of 2 get no list, as nothing is left to recommend \(101\)"
+    ) as warned:
+        table = recommender.recommend([100, 101], k=5)
+    assert (len(warned), warned[0].filename) == (1, __file__)
     assert_lists(table, {100: expected(recommender, users[0], 5), 101: []})
     assert sorted(table["item_id"]) == [190, 200]
+
+
+def test_a_target_with_an_empty_list_is_told_and_not_counted(monkeypatch):
+    monkeypatch.setattr(histories, "_AT_ONCE", 2)
+    recommender = recommender_of([[1, 1], [1, 2], [3, 20], [2, 2, 1], [2]])
+    with pytest.warns(InputWarning, match=r"users: 2 of 5 get no list, .* \(101, 103\); filter_viewed=false leaves"):
+        lists = recommender.lists_of_users("all", 2, items_to_recommend=[10, 20])
+    assert len(lists.targets) == lists.table()["user_id"].nunique() == 3
+    with warnings.catch_warnings(action="error"):
+        assert recommender.recommend([101], 2, items_to_recommend=[10, 20], filter_viewed=False)["rank"].size == 2
+    with pytest.warns(InputWarning, match=r"items: 1 of 2 get no list, .* \(20\); filter_itself=false leaves"):
+        table = recommender.recommend_to_items([10, 20], 2, items_to_recommend=[20])
+    assert table["target_item_id"].tolist() == [10]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_of_a_target_that_stands_there_twice_there_is_one_list(text):
+    recommender = recommender_of(random_users(seed=9), text=text)
+    users = recommender.histories.users.ids[[2, 0]].tolist()
+    with pytest.warns(InputWarning, match="users: one list each for those .* more than once: ") as warned:
+        table = recommender.recommend([*users, users[0], users[0]], 3)
+    assert (len(warned), warned[0].filename) == (1, __file__)
+    pd.testing.assert_frame_equal(table, recommender.recommend(users, 3))
+    with pytest.warns(InputWarning, match="items: one list each for those .* more than once: 70"):
+        assert len(recommender.recommend_to_items([70, 70], 3)) == 3
 
 
 def test_an_allow_list():
@@ -165,6 +194,9 @@ def test_histories_that_the_run_has_never_seen():
     assert_lists(recommender.recommend([1, 2, 100], 4, interactions=dated), wanted)
     named = dated.rename(columns={"timestamp": "datetime"}).assign(datetime=dated["timestamp"].astype(str))
     assert_lists(recommender.recommend("all", 4, interactions=named), {u: wanted[u] for u in (1, 100, 2)})
+    for times in ([3, 1, 1, 1, 2, 2], [3.5, 1, 1, 1, np.int64(2), 2]):
+        objects = table.assign(timestamp=pd.Series(times, dtype=object))
+        assert_lists(recommender.recommend([1, 2, 100], 4, interactions=objects), wanted)
     with pytest.raises(InputError, match="unknown: 101"):  # not in these histories, though in the run's
         recommender.recommend([101], 4, interactions=table)
 
@@ -221,7 +253,8 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"k": 21}, "k=21 must be from 1 to 20"),
         ({"k": 2.5}, "k=2.5 is no whole number"),
         ({"users": []}, "users is empty; name at least one"),
-        ({"users": [100, 101, 100]}, "users: 100 stands there more than once; give each once"),
+        ({"users": np.array([[100, 101]])}, "users is a ndarray of 2 dimensions, no list of ids; give one column"),
+        ({"users": pd.DataFrame({"user_id": [100]})}, "users is a DataFrame of 2 dimensions, no list of ids; give"),
         ({"users": [100, None]}, "users: id number 2 is missing; leave it out"),
         ({"users": [100.5]}, "users holds 100.5, a decimal number and no id"),
         ({"users": [True]}, "users holds true and false, which are no ids"),
@@ -328,8 +361,16 @@ def test_folders_that_hold_no_finished_run(copied, tmp_path):
         assert refused(copied).startswith(f"run={copied}: {told}; go on with it")
     metrics.unlink()
     assert refused(copied).startswith(f"run={copied}: the run has not finished; go on with it")
-    (copied / "run.json").write_text("{")
-    assert "run.json is not what a run writes" in refused(copied)
+    metrics.write_text(json.dumps(whole | {"protocol": {}}))
+    assert "run.json or metrics.json is of another form ('sha256'); train the run again" in refused(copied)
+    metrics.write_text(json.dumps(whole))
+    facts = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(facts | {"config": facts["config"] | {"dataset": "abc"}}))
+    assert "run.json or metrics.json is of another form (" in refused(copied)
+    for broken in ("{", "[]", "null"):
+        (copied / "run.json").write_text(broken)
+        assert "run.json is not what a run writes (" in refused(copied)
+        assert refused(copied).endswith("); train the run again, or give another run")
 
 
 class Code:
@@ -350,7 +391,7 @@ def test_checkpoints_that_are_broken_or_hold_code_are_refused_and_not_run(copied
     torch.save(content | {"state_dict": Code(mark)}, best)
     assert refused(copied).endswith(
         "best.ckpt is not a checkpoint of this project (it holds more than weights, such as"
-        " code, and nothing of it was run)"
+        " code, and nothing of it was run); train the run again, or give another run"
     )
     best.write_bytes(pickle.dumps(Code(mark)))
     assert "best.ckpt is not a checkpoint of this project" in refused(copied)
@@ -382,6 +423,12 @@ def test_checkpoints_that_do_not_fit_the_run(copied):
     assert "best.ckpt knows 9 items" in refused(copied)
     torch.save(content | {"state_dict": {name: x for name, x in state.items() if "query" not in name}}, best)
     assert "does not fit its own configuration: Missing key(s)" in refused(copied)
+    for broken in ([1], None, {1: torch.zeros(1)}):
+        torch.save(content | {"state_dict": broken}, best)
+        assert "holds no state_dict of named weights; train the run again" in refused(copied)
+    for broken in ({"num_items": None}, {"config": parameters["config"] | {"model": "abc"}}):
+        torch.save(content | {"hyper_parameters": parameters | broken}, best)
+        assert "its hyper_parameters are of another form); train the run again" in refused(copied)
     torch.save(content | {"state_dict": {name: x * float("nan") for name, x in state.items()}}, best)
     assert "holds weights that are no numbers" in refused(copied)
 
@@ -389,6 +436,19 @@ def test_checkpoints_that_do_not_fit_the_run(copied):
 def test_a_run_without_its_ids(copied):
     (copied / "items.npz").write_bytes(b"PK")
     assert "items.npz is broken" in refused(copied)
+    ids = np.array(["a", "b"])
+    for form in (
+        {"foo": ids},
+        {"ids": ids.astype(object)},
+        {"ids": ids[None]},
+        {"ids": ids[[0, 0]]},
+        {"ids": ids, "titles": ids[:1]},
+    ):
+        np.savez(copied / "items.npz", **form)
+        assert refused(copied).endswith("; train the run again, or give another run")
+    with (copied / "items.npz").open("wb") as file:
+        np.save(file, ids)
+    assert "items.npz is broken (File is not a zip file)" in refused(copied)
     (copied / "items.npz").unlink()
     assert refused(copied).endswith("has no items.npz: an older version made it; train it again")
 
