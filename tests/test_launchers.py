@@ -11,20 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_sweep import TINY, ends
 
 from sasrec_lab import sweep as sweeps
 from sasrec_lab.command_line import check_command_line, load
 from sasrec_lab.errors import InputError
 from sasrec_lab.plain import plain
 
-TINY = [
-    "dataset=synthetic",
-    "dataset.synthetic.users=100",
-    "dataset.synthetic.items=40",
-    "model=tiny",
-    "trainer=fast",
-    "hydra.sweep.dir=sweep",
-]
 PLUGINS = {  # module -> extra
     "hydra_plugins.hydra_joblib_launcher": "joblib",
     "hydra_plugins.hydra_submitit_launcher": "slurm",
@@ -37,11 +30,6 @@ MISSING = {extra for module, extra in PLUGINS.items() if not (any_plugin and imp
 
 def needs(extra: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(extra in MISSING, reason=f"needs pip install 'sasrec-lab[{extra}]'")
-
-
-def ends(sweep: Path) -> dict[str, str]:
-    found = {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")}
-    return {name.partition("-")[0]: end["status"] for name, end in found.items()}
 
 
 def facts(sweep: Path, job: str) -> dict:

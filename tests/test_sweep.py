@@ -6,28 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from small_sweep import TINY, ends
 
 from sasrec_lab.command_line import check_command_line
 from sasrec_lab.errors import InputError
-
-TINY = [
-    "dataset=synthetic",
-    "dataset.synthetic.users=100",
-    "dataset.synthetic.items=40",
-    "model=tiny",
-    "trainer=fast",
-    "hydra.sweep.dir=sweep",
-]
-
-
-def ends(sweep: Path) -> dict[str, str]:
-    return {
-        file.parent.name.partition("-")[0]: json.loads(file.read_text())["status"]
-        for file in sweep.glob("*/metrics.json")
-    }
 
 
 def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(train_command, tmp_path):

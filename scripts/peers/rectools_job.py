@@ -13,7 +13,7 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.fast_transformers import build_sequences
 from rectools.models import SASRecModel
-from rectools.models.nn.item_net import IdEmbeddingsItemNet
+from rectools_model import make_model
 from stopwatch import Stopwatch, peak_rss_mb
 
 WARM_UP = 2  # steps
@@ -53,20 +53,6 @@ def train_and_rank(task: dict) -> dict:
         "ranked_users": len(users),
         "items": dataset.item_id_map.size,
     }
-
-
-def make_model(task: dict) -> SASRecModel:
-    return SASRecModel(
-        n_blocks=task["blocks"],
-        n_heads=task["heads"],
-        n_factors=task["dim"],
-        session_max_len=task["maxlen"],
-        dropout_rate=task["dropout"],
-        batch_size=task["batch_size"],
-        lr=task["lr"],
-        loss="softmax",
-        item_net_block_types=(IdEmbeddingsItemNet,),
-    )
 
 
 def read_windows(file: str) -> pd.DataFrame:

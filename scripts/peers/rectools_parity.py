@@ -14,8 +14,8 @@ from pytorch_lightning import seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
-from rectools.models.nn.item_net import IdEmbeddingsItemNet
 from rectools.models.nn.transformers.data_preparator import SequenceDataset
+from rectools_model import make_model
 from torch.nn import functional as F
 
 WINDOWS = 32  # a batch of the losses
@@ -104,24 +104,6 @@ def trained(task: dict) -> dict[str, np.ndarray]:
         "states": states.numpy(),
         "vectors": vectors[1:].numpy(),
     }
-
-
-def make_model(task: dict) -> SASRecModel:
-    return SASRecModel(
-        n_blocks=task["blocks"],
-        n_heads=task["heads"],
-        n_factors=task["dim"],
-        session_max_len=task["maxlen"],
-        dropout_rate=task["dropout"],
-        batch_size=task["batch_size"],
-        lr=task["lr"],
-        epochs=task.get("epochs", 1),
-        use_key_padding_mask=task["key_mask"],
-        loss="softmax",
-        deterministic=True,
-        recommend_torch_device="cpu",
-        item_net_block_types=(IdEmbeddingsItemNet,),
-    )
 
 
 def randomise(model: SASRecModel, seed: int) -> None:
