@@ -19,7 +19,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.ids import Ids
 from sasrec_lab.run_folder import whole
 
-AT_ONCE = 8192  # targets of a table: so much memory is needed, however many there are
+AT_ONCE, ROWS = 8192, 2**20  # targets and rows of a table at most: some 100 MB, however many and long the lists are
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,16 @@ class Lists:
     """Tables of target, item_id, score and rank, in the order of the targets; at least one, which may be empty."""
 
     targets: np.ndarray  # (n,) numbers of the users or items that get a list
+    k: int  # items of a list at most
     make: Callable[[np.ndarray], pd.DataFrame]  # the table of some of them
 
+    @property
+    def at_once(self) -> int:
+        return max(min(AT_ONCE, ROWS // self.k), 1)
+
     def __iter__(self) -> Iterator[pd.DataFrame]:
-        for begin in range(0, max(len(self.targets), 1), AT_ONCE):
-            yield self.make(self.targets[begin : begin + AT_ONCE])
+        for begin in range(0, max(len(self.targets), 1), self.at_once):
+            yield self.make(self.targets[begin : begin + self.at_once])
 
     def table(self) -> pd.DataFrame:
         return pd.concat(self, ignore_index=True)
@@ -58,7 +63,7 @@ def write(path: Path, lists: Lists) -> None:
             block = pa.Table.from_pandas(table, preserve_index=False)
             writer = writer or _writer(path, file, block.schema)
             writer.write(block)
-            bar.update(min(AT_ONCE, bar.total - bar.n))
+            bar.update(min(lists.at_once, bar.total - bar.n))
         writer.close()
 
 

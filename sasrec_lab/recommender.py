@@ -160,7 +160,7 @@ class Recommender:
                 best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
             return self._table("user_id", histories.users.ids[block], best)
 
-        return Lists(rows, make)
+        return Lists(rows, k, make)
 
     def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
         """What `recommend_to_items` gives, table by table."""
@@ -182,7 +182,7 @@ class Recommender:
                 best = self._best(vectors[block], vectors, k, candidates, itself)
             return self._table("target_item_id", self.items.ids[block], best)
 
-        return Lists(rows, make)
+        return Lists(rows, k, make)
 
     def _checked(self, k: int) -> int:
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool):

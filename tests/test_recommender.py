@@ -215,6 +215,17 @@ def test_blocks_change_nothing(monkeypatch):
     assert len(list(recommender.lists_of_users("all", 3))) == 5
 
 
+def test_the_longer_the_lists_the_fewer_are_made_at_once(monkeypatch):
+    recommender = recommender_of(random_users(seed=5))
+    whole = recommender.recommend("all", ITEMS, filter_viewed=False)
+    monkeypatch.setattr(lists, "ROWS", 4 * ITEMS + 1)
+    tables = list(recommender.lists_of_users("all", ITEMS, filter_viewed=False))
+    assert [len(table) for table in tables] == [4 * ITEMS] * 7 + [2 * ITEMS]
+    pd.testing.assert_frame_equal(whole, pd.concat(tables, ignore_index=True), atol=1e-5)
+    monkeypatch.setattr(lists, "ROWS", 1)
+    assert len(list(recommender.lists_of_items("all", ITEMS))) == ITEMS
+
+
 def test_items_most_like_an_item():
     recommender = recommender_of(random_users(seed=6))
     vectors = recommender.encoder.item_table.detach().double()
