@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from hashlib import sha1
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.folder_names import job_folder
 from sasrec_lab.trainer_flags import check_trainer_flag
 
 _PACKAGE = Path(__file__).parent
@@ -371,23 +371,6 @@ class RecommendConfig:
 SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # of the commands, by the file in conf/
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
-
-
-def folder_name(text: str) -> str:
-    """Text such as a job's overrides as the name of one folder: no separators, not too long, another text another."""
-    name = re.sub(r"[^\w.,=+@-]+", "-", text).encode()
-    if len(name) <= 200:
-        return name.decode()
-    return f"{name[:191].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
-
-
-def job_folder(sweeper: str, number: int, overrides: str) -> str:
-    """`<number>-<overrides>`; of a search the overrides alone.
-
-    It counts from 0 each time it is taken up, and what it tries again has been tried already.
-    """
-    name = folder_name(overrides)
-    return f"{number}-{name}" if sweeper.endswith(".BasicSweeper") else name
 
 
 # Interpolations of conf/train.yaml. One process has one start, so that its folder is known before Hydra makes it.

@@ -16,7 +16,7 @@ import pooch
 import torch
 
 from sasrec_lab import kernels
-from sasrec_lab.config import folder_name
+from sasrec_lab.folder_names import folder_name
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 

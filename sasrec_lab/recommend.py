@@ -5,7 +5,6 @@ python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                        items most like an item
 """
 
-import os
 import signal
 import sys
 import warnings
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from sasrec_lab.command_line import check_command_line
 from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.printed import printed
 from sasrec_lab.typed import to_typed
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def entry() -> None:
     try:
         command = check_command_line(sys.argv[1:], "recommend")
         if command is None:
-            main()
+            with printed():
+                main()
         else:
             recommend(command.jobs[0].cfg)
     except InputError as error:
@@ -74,7 +75,7 @@ def recommend(cfg: RecommendConfig) -> None:
             lists.write(output, wanted)
             print(f"{len(wanted.targets):,} lists in {output}")
         else:
-            with _printed():
+            with printed():
                 lists.show(wanted, recommender.items, recommender.titles)
 
 
@@ -125,17 +126,6 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
             return pd.read_parquet(path)
         table = pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
     return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
-
-
-@contextmanager
-def _printed() -> Iterator[None]:
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still to be flushed
-        if not isinstance(error, BrokenPipeError):  # of which `| head` has enough
-            raise InputError(f"the lists cannot be printed: {error.strerror}; free some space") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sasrec_lab.claims import claimed
 from sasrec_lab.command_line import Command, Job, check_command_line
 from sasrec_lab.config import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.printed import printed
 from sasrec_lab.provenance import COMMAND, as_typed, is_first_process, near
 from sasrec_lab.typed import to_typed
 
@@ -33,9 +34,11 @@ def entry() -> None:
     """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        command = check_command_line(sys.argv[1:]) if is_first_process() else None
-        if command is None:  # help, or another process of a run on several devices
+        if not is_first_process():  # of a run on several devices
             main()
+        elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
+            with printed():
+                main()
         elif command.sweep_folder:
             _run_sweep(command)
         else:

@@ -39,7 +39,10 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
     except (OmegaConfBaseException, KeyError) as error:
-        raise InputError(f"the run's {name} is not this version's: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"the run's {name} is not this version's: {str(error).splitlines()[0]}; train it again, or use the version"
+            " that trained it (git.commit in its run.json)"
+        ) from error
 
 
 def known_keys(schema: type = TrainConfig) -> list[str]:

@@ -294,7 +294,7 @@ def test_what_cannot_be_printed_is_one_line(here):
     command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    line = "error: the lists cannot be printed: No space left on device; free some space\n"
+    line = "error: nothing more can be printed: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (1, line)
     reader, writer = os.pipe()
     os.close(reader)

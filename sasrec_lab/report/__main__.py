@@ -1,12 +1,12 @@
 """The command `python -m sasrec_lab.report`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.printed import printed
 from sasrec_lab.report import formats, runs, tables
 
 _HELP = """\
@@ -30,7 +30,9 @@ def entry() -> None:
         args = _parse(sys.argv[1:])
         found = runs.find(args.folders)
         report = tables.build(found, args.metric, args.baseline)
-        _print(formats.terminal(report))
+        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding may have no `±`
+        with printed():
+            print(formats.terminal(report))
         if not report.parts:
             raise InputError("no run has finished, so there is no table")
         for path, text in (
@@ -90,15 +92,6 @@ def _draw(report: tables.Report, html: Path | None, folder: Path | None) -> None
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _print(text: str) -> None:
-    """Also where the terminal's encoding has no `±`, or where `| head` has read enough."""
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what is left to flush at exit goes there
 
 
 if __name__ == "__main__":
