@@ -1,4 +1,5 @@
-"""kernels.cpp, compiled where there is a compiler. Without one `library()` is None, and torch does the same, slower.
+"""The functions of cpp/, compiled where there is a compiler. Without one `library()` is None, and torch does the same,
+slower.
 
 What is measured with and without: README, "Speed". An empty CXX switches it off.
 """
@@ -17,7 +18,7 @@ import pooch
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 
 
@@ -27,7 +28,8 @@ def library() -> ctypes.CDLL | None:
     command = _command()
     if command is None:
         return None
-    key = hashlib.sha256(repr((SOURCE.read_bytes(), command, _processor(), torch.__version__)).encode()).hexdigest()
+    sources = [path.read_bytes() for path in SOURCES]
+    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
     path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
     try:
         if not path.is_file():
@@ -39,9 +41,11 @@ def library() -> ctypes.CDLL | None:
     return kernels
 
 
-def serve(x: Tensor) -> bool:
-    """Whether there are kernels for this tensor: on the CPU, in single precision."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and library() is not None
+def serve(*tensors: Tensor) -> bool:
+    """Whether there are kernels for these: on the CPU, in single precision."""
+    return library() is not None and all(
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors
+    )
 
 
 def call(name: str, *arguments: Tensor | int | float) -> int:
@@ -68,7 +72,7 @@ def _command() -> list[str] | None:
         return None
     # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
     own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return [*compiler, *FLAGS, str(SOURCE), *map(str, own[:1])]
+    return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), *map(str, own[:1])]
 
 
 def _compile(command: list[str], path: Path) -> None:

@@ -30,6 +30,10 @@ def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_it
         torch.zeros(len(states), k, dtype=torch.long, device=states.device),
         states.new_full((len(states), k), float("-inf")),
     )
+    if kernels.serve(states, table):
+        seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
+        kernels.call("best_items", states, *states.shape, table, len(table), k, *seen, best.items, best.scores)
+        return best
     for begin in range(0, len(states), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
         first, last = torch.searchsorted(seen_rows, seen_rows.new_tensor([rows.start, rows.stop])).tolist()
@@ -45,9 +49,6 @@ def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_it
 
 def take_best(best: Best, scores: Tensor, before: int) -> None:
     """Update the best so far, in place, by the scores (R, n) of the items before + 1, before + 2, ...; -inf is none."""
-    if kernels.serve(scores) and best.scores.is_contiguous():
-        kernels.call("take_best", scores, *scores.shape, before, best.scores.shape[1], best.scores, best.items)
-        return
     k = best.scores.shape[1]
     values, places = _top(scores, min(k, scores.shape[1]))
     items = torch.where(values > float("-inf"), places + before + 1, 0)

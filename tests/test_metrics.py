@@ -42,10 +42,10 @@ def batch_of(
 
 @dataclass(frozen=True)
 class Given:
-    """Scores as they are given, in place of products."""
+    """Scores as they are given, in place of products, ranked as torch does it."""
 
     matrix: Tensor  # (U, V)
-    not_below_target = Scores.not_below_target
+    not_below_target = Scores._not_below_in_blocks
     _not_below_target_at_once = Scores._not_below_target_at_once
 
     def __len__(self) -> int:
@@ -89,10 +89,19 @@ def random_case(seed: int, users: int = 40, items: int = 30) -> tuple[Tensor, Ev
     scores[random.random((users, items)) < 0.02] = float("inf")
     scores[random.random((users, items)) < 0.02] = float("-inf")
     scores[random.random((users, items)) < 0.02] = NAN
-    scores[0], scores[1] = 3.0, NAN
+    scores[:1], scores[1:2] = 3.0, NAN
     targets = random.integers(0, items + 1, users).tolist()
     seen = [random.integers(1, items + 1, random.integers(0, items)).tolist() for _ in range(users)]
     return scores, batch_of(targets, seen, random.integers(1, items + 1, (users, 10)))
+
+
+def sorted_ranks(scores: Tensor, batch: EvaluationBatch, filter_seen: bool) -> list[int]:
+    ranks = []
+    for row, target in enumerate(batch.targets.tolist()):
+        left_out = seen_of(batch, row) if filter_seen else set()
+        candidates = [item for item in range(1, scores.shape[1] + 1) if item not in left_out]
+        ranks.append(sorted_rank(scores[row].tolist(), target, candidates))
+    return ranks
 
 
 def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
@@ -104,19 +113,43 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("at_once", [1200, 280, 40, 1])  # all items, blocks of 7, blocks of one
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("seed", range(3))
-def test_full_ranks_against_a_sort(seed, filter_seen, at_once, compiled, monkeypatch):
+def test_full_ranks_against_a_sort(seed, filter_seen, at_once, monkeypatch):
     monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", at_once)
-    if not compiled:
-        monkeypatch.setattr(kernels, "serve", lambda x: False)
     scores, batch = random_case(seed)
-    expected = []
-    for row, target in enumerate(batch.targets.tolist()):
-        left_out = seen_of(batch, row) if filter_seen else set()
-        candidates = [item for item in range(1, 31) if item not in left_out]
-        expected.append(sorted_rank(scores[row].tolist(), target, candidates))
-    assert full_ranks(Given(scores), batch, filter_seen).tolist() == expected
+    assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)
+
+
+@needs_compiler
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize(
+    ("users", "items", "dim"), [(1, 1, 1), (40, 30, 3), (7, 200, 5), (150, 33, 64), (64, 1000, 17), (0, 9, 4)]
+)
+def test_compiled_ranks_against_a_sort(users, items, dim, filter_seen):
+    """Whole numbers make many ties, an infinite vector scores of inf, -inf and NaN."""
+    random = np.random.default_rng(users)
+    states = torch.from_numpy(random.integers(-2, 3, (users, dim)).astype(np.float32))
+    table = torch.from_numpy(random.integers(-2, 3, (items, dim)).astype(np.float32))
+    states[users // 2 : users // 2 + 1] = NAN
+    table[items // 2] *= float("inf")
+    _, batch = random_case(0, users, items)
+    scores = Scores(states, table)
+    assert full_ranks(scores, batch, filter_seen).tolist() == sorted_ranks(states @ table.T, batch, filter_seen)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dim", [1, 31, 64, 100])
+def test_a_compiled_score_is_the_same_to_the_last_bit_wherever_it_is_made(dim):
+    """Every item has a twin with the same vector, elsewhere in the table, that must not score below or above it."""
+    states, half = torch.randn(77, dim), torch.randn(499, dim)
+    table = torch.cat([half, half])
+    targets = torch.randint(1, 999, (77,))
+    twins = (targets + 498) % 998 + 1
+    ranks = full_ranks(Scores(states, table), batch_of(targets.tolist()), filter_seen=True)
+    assert torch.equal(ranks, full_ranks(Scores(states, table), batch_of(twins.tolist()), filter_seen=True))
+    without = batch_of(targets.tolist(), [[item] for item in twins.tolist()])
+    assert torch.equal(ranks - 1, full_ranks(Scores(states, table), without, filter_seen=True))
+    assert (ranks % 2 == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -181,6 +214,7 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
 @pytest.mark.parametrize(("users", "items", "dim"), [(64, 3000, 64), (128, 5000, 50), (17, 2001, 128)])
 def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items, dim):
     again = []
+    monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
     monkeypatch.setattr(
         Scores,
         "rows",

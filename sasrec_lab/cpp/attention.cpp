@@ -1,55 +1,10 @@
-// The loops of training and ranking that torch has no call for, in single precision on the CPU; each has a plain twin in
-// torch beside the Python function that calls it. Compiled at start where there is a compiler, see kernels.py.
+// Causal self-attention within each sequence.
 //
 // Sequences s = 0 .. B - 1 lie one after the other: tokens offsets[s] .. offsets[s + 1] - 1 of arrays (T, D), D = heads * d.
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <functional>
-#include <vector>
 
-#ifdef __AVX512F__
-constexpr int W = 16;  // floats in a register
-constexpr int NR = 4;  // registers of a product's tile in a row: MR * NR + NR + 1 of the 32 or 16 there are
-#else
-constexpr int W = 8;
-constexpr int NR = 2;
-#endif
-constexpr int MR = 6;  // rows of a tile
-
-typedef float vec __attribute__((vector_size(4 * W)));
-typedef int32_t ivec __attribute__((vector_size(4 * W)));
-typedef uint32_t uvec __attribute__((vector_size(4 * W)));
-
-static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return x; }
-static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
-static inline vec all(float x) { return vec{} + x; }
-static inline vec larger(vec a, vec b) { return a > b ? a : b; }
-static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-static inline float sum(vec x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
-static inline float largest(vec x) { float s = x[0]; for (int i = 1; i < W; i++) s = std::max(s, x[i]); return s; }
-
-// e^x for x <= 88, relative error below 2e-7; anything below -87 counts as -87. Coefficients: Taylor's to the sixth power
-// on [-ln 2 / 2, ln 2 / 2].
-static inline vec exponential(vec x) {
-    x = x < -87.0f ? all(-87.0f) : x;  // NaN stays
-    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const vec n = (x * 1.44269504f + magic) - magic;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = all(1.0f / 720);
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    vec scale;
-    memcpy(&scale, &power, sizeof scale);
-    return p * scale;
-}
+#include "products.h"
 
 // Independent 32-bit generators side by side (Marsaglia 2003, xorshift), started from splitmix64.
 struct Random {
@@ -69,62 +24,6 @@ struct Random {
         return state;
     }
 };
-
-// Products
-
-template <int M, int N>
-static void tile(int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row, float* c,
-                 int64_t c_row) {
-    vec total[M][N] = {};
-    for (int64_t k = 0; k < K; k++, a += a_col, b += b_row) {
-        vec row[N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) row[n] = load(b + n * W);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-            const vec x = all(a[m * a_row]);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; n++) total[m][n] += x * row[n];
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) store(c + m * c_row + n * W, total[m][n]);
-}
-
-template <int N>
-static void tile_of_rows(int M, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
-                         float* c, int64_t c_row) {
-    switch (M) {
-        case 1: return tile<1, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-        case 2: return tile<2, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-        case 3: return tile<3, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-        case 4: return tile<4, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-        case 5: return tile<5, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-        default: return tile<6, N>(K, a, a_row, a_col, b, b_row, c, c_row);
-    }
-}
-
-// c (M, N) = a (M, K) b (K, N) for M up to MR; N is rounded up to whole registers, so rows of b and c must reach so far.
-static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b,
-                         int64_t b_row, float* c, int64_t c_row) {
-    int64_t n = 0;
-    for (; n + (NR - 1) * W < N; n += NR * W) tile_of_rows<NR>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
-    const int64_t left = (N - n + W - 1) / W;  // fewer than NR registers
-    if (left == 3) tile_of_rows<3>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
-    if (left == 2) tile_of_rows<2>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
-    if (left == 1) tile_of_rows<1>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
-}
-
-// Attention
-
-static void pack_rows(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
-    for (int64_t i = 0; i < L; i++) {
-        memcpy(out + i * width, x + i * stride, d * sizeof(float));
-        for (int64_t c = d; c < width; c++) out[i * width + c] = 0;
-    }
-}
 
 static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
     for (int64_t c = 0; c < d; c++) {
@@ -297,103 +196,6 @@ void newest_attention(const float* q, const float* k, const float* v, const int6
                     for (int64_t c = 0; c < d; c++) result[c] += row[j] * values[j * D + c];
             }
         }
-    }
-}
-
-// counts (R,): how many of a row's V scores are not below its bound; NaN is not.
-void count_not_below(const float* scores, int64_t R, int64_t V, const float* bounds, int64_t* counts) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++) {
-        const float* row = scores + r * V;
-        const vec bound = all(bounds[r]);
-        const int64_t whole = V / W * W;
-        ivec below = {};  // minus one for each
-        for (int64_t j = 0; j < whole; j += W) below += load(row + j) < bound;
-        int64_t count = V;
-        for (int i = 0; i < W; i++) count += below[i];
-        for (int64_t j = whole; j < V; j++) count -= row[j] < bounds[r];
-        counts[r] = count;
-    }
-}
-
-// The k best of each row so far, best first and of equal ones the lower item first, brought up to date by the scores
-// (R, V) of the items before + 1, before + 2, ...: best_scores and best_items (R, k). An item of 0 is none, -inf counts as
-// none. The k best lie in the k blocks with the highest maxima, so the k-th highest maximum is a bound: what is below it
-// is looked at once.
-void take_best(const float* scores, int64_t R, int64_t V, int64_t before, int64_t k, float* best_scores,
-               int64_t* best_items) {
-    constexpr int64_t BLOCK = 4 * W;
-    const int64_t blocks = (V + BLOCK - 1) / BLOCK;
-    const float none = -__builtin_inff();
-    struct Item { float score; int64_t number; };
-    const auto ahead = [](const Item& a, const Item& b) {
-        return a.score > b.score || (a.score == b.score && a.number < b.number);
-    };
-#pragma omp parallel
-    {
-        std::vector<float> maxima(blocks), sorted(blocks);
-        std::vector<Item> found;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            const float* row = scores + r * V;
-            for (int64_t b = 0; b < blocks; b++) {
-                const float* from = row + b * BLOCK;
-                if ((b + 1) * BLOCK > V)
-                    maxima[b] = *std::max_element(from, row + V);
-                else
-                    maxima[b] = largest(larger(larger(load(from), load(from + W)),
-                                               larger(load(from + 2 * W), load(from + 3 * W))));
-            }
-            float bound = best_scores[r * k + k - 1];
-            if (k <= blocks) {
-                sorted = maxima;
-                std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.end(), std::greater<float>());
-                bound = std::max(bound, sorted[k - 1]);
-            }
-            found.clear();
-            for (int64_t i = 0; i < k && best_items[r * k + i]; i++)
-                found.push_back({best_scores[r * k + i], best_items[r * k + i]});
-            for (int64_t b = 0; b < blocks; b++) {
-                if (!(maxima[b] >= bound)) continue;
-                for (int64_t j = b * BLOCK; j < std::min(V, (b + 1) * BLOCK); j++)
-                    if (row[j] >= bound && row[j] > none) found.push_back({row[j], before + j + 1});
-            }
-            const int64_t n = std::min<int64_t>(k, found.size());
-            std::partial_sort(found.begin(), found.begin() + n, found.end(), ahead);
-            for (int64_t i = 0; i < n; i++) {
-                best_scores[r * k + i] = found[i].score;
-                best_items[r * k + i] = found[i].number;
-            }
-        }
-    }
-}
-
-// Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
-void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++) {
-        float* row = logits + r * V;
-        const float target = row[targets[r]];
-        const int64_t whole = V / W * W;
-        vec most = all(row[0]);
-        for (int64_t j = 0; j < whole; j += W) most = larger(most, load(row + j));
-        float shift = largest(most);
-        for (int64_t j = whole; j < V; j++) shift = std::max(shift, row[j]);
-        vec total = {};
-        for (int64_t j = 0; j < whole; j += W) {
-            const vec e = exponential(load(row + j) - shift);
-            store(row + j, e);
-            total += e;
-        }
-        float rest[W];
-        std::fill(rest, rest + W, -1e30f);
-        std::copy(row + whole, row + V, rest);
-        store(rest, exponential(load(rest) - shift));
-        float all_of_it = sum(total);
-        for (int64_t j = whole; j < V; j++) all_of_it += row[j] = rest[j - whole];
-        const float share = 1 / all_of_it;
-        for (int64_t j = 0; j < V; j++) row[j] *= share;
-        log_p[r] = (target - shift) - __builtin_logf(all_of_it);
     }
 }
 }

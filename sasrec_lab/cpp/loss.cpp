@@ -1,0 +1,208 @@
+// Cross-entropy over items from states. T tokens, D dim, V items.
+
+#include <omp.h>
+
+#include <cmath>
+#include <memory>
+
+#include "products.h"
+
+constexpr double TOO_LARGE = 1e30;  // a sum of exponentials among which some may have been cut at e^88
+
+// The tokens that are at work, R of them, and what their scores are made of.
+struct Chunk {
+    int64_t D, R, stride, wide;
+    const float *table, *biases;  // (V, D), and (V,) or null
+    std::vector<float> columns, own, shift, share, scaled;
+    std::vector<int32_t> left_out;  // the item that does not count for a token; empty where there are none
+
+    vec relative(int64_t item, int64_t r, vec score) const {
+        score -= load(&shift[r]);
+        if (biases) score += biases[item];
+        if (left_out.empty()) return score;
+        ivec out;
+        memcpy(&out, &left_out[r], sizeof out);
+        return out == int32_t(item) ? all(-1e30f) : score;
+    }
+};
+
+static void take(Chunk& chunk, const float* states, const float* own, const int64_t* hits) {
+    const int64_t D = chunk.D;
+    pack_states(states, chunk.R, D, chunk.columns.data());
+    for (int64_t r = 0; r < chunk.R; r++) 
+        chunk.own[r] = score_of_one(own + r * D, D, chunk.columns.data(), chunk.R, r);
+    chunk.shift = chunk.own;
+    if (hits) std::copy(hits, hits + chunk.R, chunk.left_out.begin());
+}
+
+// weights (V, stride) = e^(score - shift) of the items first to last - 1; adds their sum for each token to `sums`.
+static void exponentials(const Chunk& chunk, int64_t first, int64_t last, float* weights, std::vector<float>& part,
+                         double* sums) {
+    std::fill(part.begin(), part.end(), 0.0f);
+    score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R, [&](int64_t item, int64_t r, auto& scores) {
+        constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
+        for (int n = 0; n < N; n++, r += W) {
+            vec sum = load(&part[r]);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) {
+                const vec x = chunk.relative(item + m, r, scores[m][n]), e = exponential(x > 88.0f ? all(88.0f) : x);
+                store(weights + (item + m) * chunk.stride + r, e);
+                sum += e;
+            }
+            store(&part[r], sum);
+        }
+    });
+    for (int64_t r = 0; r < chunk.R; r++) sums[r] += part[r];
+}
+
+// By how much each token's largest score exceeds its shift, if it does.
+static void excess(const Chunk& chunk, int64_t first, int64_t last, std::vector<float>& most) {
+    score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R, [&](int64_t item, int64_t r, auto& scores) {
+        constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
+        for (int n = 0; n < N; n++, r += W)
+            for (int m = 0; m < M; m++)
+                store(&most[r], larger(load(&most[r]), chunk.relative(item + m, r, scores[m][n])));
+    });
+}
+
+// expected (R, wide) += weights' @ table and table_grad = or += weights @ scaled, of the items first to last - 1.
+template <bool ADD>
+static void use_up(const Chunk& chunk, int64_t first, int64_t last, const float* weights, std::vector<float>& rows,
+                   std::vector<float>& grads, float* expected, float* table_grad) {
+    const int64_t D = chunk.D, wide = chunk.wide, stride = chunk.stride, count = last - first;
+    const float *vectors = chunk.table + first * D, *weight = weights + first * stride;
+    if (wide != D) {
+        pack_rows(vectors, count, D, D, rows.data(), wide);
+        vectors = rows.data();
+    }
+    table_grad += first * D;
+    for (int64_t i = 0; i < count; i += MR) {
+        const int64_t M = std::min<int64_t>(MR, count - i);
+        const float *a = weight + i * stride, *b = chunk.scaled.data();
+        if (wide == D) {
+            rows_product<ADD>(M, D, chunk.R, a, stride, 1, b, D, table_grad + i * D, D);
+            continue;
+        }
+        rows_product(M, wide, chunk.R, a, stride, 1, b, wide, grads.data(), wide);
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t c = 0; c < D; c++) {
+                float& out = table_grad[(i + m) * D + c];
+                out = grads[m * wide + c] + (ADD ? out : 0);
+            }
+    }
+    for (int64_t r = 0; r < chunk.R; r += MR)
+        rows_product<true>(std::min<int64_t>(MR, chunk.R - r), wide, count, weight + r, 1, stride, vectors, wide,
+                           expected + r * wide, wide);
+}
+
+extern "C" {
+
+// p = softmax of states @ table' + biases over all items but the token's hit (one of no item for none), and where
+// `own_counts` over one item more, `own` (T, D). Gives log p of states * own (T,), p @ table (T, D) and (shares * p)' @
+// states (V, D). Biases and hits may be null.
+//
+// `rows` tokens at a time. Scores leave the registers as e^(score - own score), which wants no largest score first and is p
+// but for its sum, and a second pass uses them up for both products: each is written once and read once. Where a token's
+// own score is so far below its largest that this is too large for single precision, the largest takes its place.
+void softmax_products(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
+                      const int64_t* hits, const float* own, int64_t own_counts, const float* shares, int64_t rows,
+                      float* log_p, float* expected, float* table_grad) {
+    const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), most = round_up(rows, W);
+    const int64_t panel = panel_size(V, threads), panels = (V + panel - 1) / panel;
+    Chunk chunk{D, 0, (most / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
+    chunk.columns.resize(most * D), chunk.own.resize(most), chunk.share.resize(most), chunk.scaled.resize(most * wide);
+    if (hits) chunk.left_out.resize(most);
+    const std::unique_ptr<float[]> weights(new float[V * chunk.stride]);
+    std::vector<std::vector<double>> sums(threads, std::vector<double>(most));
+    std::vector<std::vector<float>> products(threads, std::vector<float>(most * wide)), part(threads);
+    bool too_large = false;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num();
+        std::vector<float> item_rows(wide == D ? 0 : panel * wide), item_grads(MR * wide);
+        part[me].resize(most);
+        for (int64_t begin = 0; begin < T; begin += rows) {
+            const int64_t R = std::min(rows, T - begin);
+#pragma omp single
+            {
+                too_large = false;
+                chunk.R = R;
+                take(chunk, states + begin * D, own + begin * D, hits ? hits + begin : nullptr);
+            }
+            for (bool again : {false, true}) {
+                if (again) {
+                    std::fill(part[me].begin(), part[me].end(), 0.0f);
+#pragma omp for schedule(static)
+                    for (int64_t p = 0; p < panels; p++)
+                        excess(chunk, p * panel, std::min(V, (p + 1) * panel), part[me]);
+#pragma omp for schedule(static)
+                    for (int64_t r = 0; r < R; r++)
+                        for (int64_t t = 1; t < threads; t++) part[0][r] = std::max(part[0][r], part[t][r]);
+#pragma omp for schedule(static)
+                    for (int64_t r = 0; r < R; r++) chunk.shift[r] += part[0][r];
+                }
+                std::fill(sums[me].begin(), sums[me].end(), 0.0);
+#pragma omp for schedule(static)
+                for (int64_t p = 0; p < panels; p++)
+                    exponentials(chunk, p * panel, std::min(V, (p + 1) * panel), weights.get(), part[me], sums[me].data());
+#pragma omp for schedule(static) reduction(|| : too_large)
+                for (int64_t r = 0; r < R; r++) {
+                    const double below = double(chunk.own[r]) - chunk.shift[r];
+                    double total = own_counts ? std::exp(below) : 0;
+                    for (int64_t t = 0; t < threads; t++) total += sums[t][r];
+                    too_large = too_large || !(total < TOO_LARGE);
+                    log_p[begin + r] = below - std::log(total);
+                    chunk.share[r] = 1 / total;
+                    const float scale = shares[begin + r] / total;
+                    for (int64_t c = 0; c < wide; c++)
+                        chunk.scaled[r * wide + c] = c < D ? scale * states[(begin + r) * D + c] : 0;
+                }
+                if (!too_large) break;
+            }
+            std::fill(products[me].begin(), products[me].end(), 0.0f);
+#pragma omp for schedule(static)
+            for (int64_t p = 0; p < panels; p++) {
+                const auto pass = begin ? use_up<true> : use_up<false>;
+                pass(chunk, p * panel, std::min(V, (p + 1) * panel), weights.get(), item_rows, item_grads,
+                     products[me].data(), table_grad);
+            }
+#pragma omp for schedule(static) nowait
+            for (int64_t r = 0; r < R; r++)
+                for (int64_t c = 0; c < D; c++) {
+                    float total = 0;
+                    for (int64_t t = 0; t < threads; t++) total += products[t][r * wide + c];
+                    expected[(begin + r) * D + c] = total * chunk.share[r];
+                }
+        }
+    }
+}
+
+// Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
+void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < R; r++) {
+        float* row = logits + r * V;
+        const float target = row[targets[r]];
+        const int64_t whole = V / W * W;
+        vec most = all(row[0]);
+        for (int64_t j = 0; j < whole; j += W) most = larger(most, load(row + j));
+        float shift = largest(most);
+        for (int64_t j = whole; j < V; j++) shift = std::max(shift, row[j]);
+        vec total = {};
+        for (int64_t j = 0; j < whole; j += W) {
+            const vec e = exponential(load(row + j) - shift);
+            store(row + j, e);
+            total += e;
+        }
+        float rest[W];
+        std::fill(rest, rest + W, -1e30f);
+        std::copy(row + whole, row + V, rest);
+        store(rest, exponential(load(rest) - shift));
+        float all_of_it = sum(total);
+        for (int64_t j = whole; j < V; j++) all_of_it += row[j] = rest[j - whole];
+        const float share = 1 / all_of_it;
+        for (int64_t j = 0; j < V; j++) row[j] *= share;
+        log_p[r] = (target - shift) - __builtin_logf(all_of_it);
+    }
+}
+}

@@ -1,0 +1,172 @@
+// Registers, and products of matrices a tile of registers at a time, in single precision.
+//
+// These are the loops that torch has no call for; each function that kernels.py calls has a plain twin in torch beside
+// that call. Compiled at start where there is a compiler.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef __AVX512F__
+constexpr int W = 16;  // floats in a register
+constexpr int NR = 4;  // registers of a product's tile in a row: MR * NR + NR + 1 of the 32 or 16 there are
+#else
+constexpr int W = 8;
+constexpr int NR = 2;
+#endif
+constexpr int MR = 6;  // rows of a tile
+constexpr int TILE = NR * W;
+
+typedef float vec __attribute__((vector_size(4 * W)));
+typedef int32_t ivec __attribute__((vector_size(4 * W)));
+typedef uint32_t uvec __attribute__((vector_size(4 * W)));
+
+static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return x; }
+static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
+static inline vec all(float x) { return vec{} + x; }
+static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+static inline float sum(vec x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
+static inline float largest(vec x) { float s = x[0]; for (int i = 1; i < W; i++) s = std::max(s, x[i]); return s; }
+
+// e^x for x <= 88, relative error below 1e-6; 0 below -87. Coefficients: of 2^r on [-1/2, 1/2] with
+// the least relative error among those that give 1 at 0.
+static inline vec exponential(vec x) {
+    const ivec below = x < -87.0f;  // NaN is not and stays
+    x = below ? all(-87.0f) : x;
+    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which the last bits then hold
+    const vec shifted = x * 1.44269504f + magic;
+    const vec r = x * 1.44269504f - (shifted - magic);
+    vec p = all(0.001326472731f);
+    p = p * r + 0.009671512991f;
+    p = p * r + 0.05550733581f;
+    p = p * r + 0.2402224243f;
+    p = p * r + 0.6931470037f;
+    p = p * r + 1.0f;
+    ivec bits, power;
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&power, &shifted, sizeof power);
+    bits += power << 23;
+    bits &= ~below;
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+// total = a (M, K) b (K, N registers), summed in the order of K whatever M and N are.
+template <int M, int N>
+static inline void multiply(int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
+                            vec (&total)[M][N]) {
+    for (int64_t k = 0; k < K; k++, a += a_col, b += b_row) {
+        vec row[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) row[n] = load(b + n * W);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            const vec x = all(a[m * a_row]);
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) total[m][n] += x * row[n];
+        }
+    }
+}
+
+template <bool ADD, int M, int N>
+static void tile(int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row, float* c,
+                 int64_t c_row) {
+    if (ADD)
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) __builtin_prefetch(c + m * c_row + n * W, 1);
+    vec total[M][N] = {};
+    multiply<M, N>(K, a, a_row, a_col, b, b_row, total);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) {
+            float* out = c + m * c_row + n * W;
+            store(out, ADD ? load(out) + total[m][n] : total[m][n]);
+        }
+}
+
+template <bool ADD, int N>
+static void tile_of_rows(int M, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
+                         float* c, int64_t c_row) {
+    switch (M) {
+        case 1: return tile<ADD, 1, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+        case 2: return tile<ADD, 2, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+        case 3: return tile<ADD, 3, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+        case 4: return tile<ADD, 4, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+        case 5: return tile<ADD, 5, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+        default: return tile<ADD, 6, N>(K, a, a_row, a_col, b, b_row, c, c_row);
+    }
+}
+
+// c (M, N) = or += a (M, K) b (K, N) for M up to MR; N is rounded up to whole registers, so rows of b and c must reach so
+// far.
+template <bool ADD = false>
+static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b,
+                         int64_t b_row, float* c, int64_t c_row) {
+    int64_t n = 0;
+    for (; n + (NR - 1) * W < N; n += TILE) tile_of_rows<ADD, NR>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
+    const int64_t left = (N - n + W - 1) / W;  // fewer than NR registers
+    if (left == 3) tile_of_rows<ADD, 3>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
+    if (left == 2) tile_of_rows<ADD, 2>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
+    if (left == 1) tile_of_rows<ADD, 1>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
+}
+
+static inline void pack_rows(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
+    for (int64_t i = 0; i < L; i++) {
+        memcpy(out + i * width, x + i * stride, d * sizeof(float));
+        for (int64_t c = d; c < width; c++) out[i * width + c] = 0;
+    }
+}
+
+// States (R, D) turned on their side in blocks of TILE of them, and of W where fewer are left: the state in lane i of the
+// block that begins with state r is columns[r * D + k * width + i]. Zeros up to a whole register.
+static inline void pack_states(const float* states, int64_t R, int64_t D, float* columns) {
+    for (int64_t r = 0; r < R;) {
+        const int64_t width = round_up(R, W) - r >= TILE ? TILE : W;
+        for (int64_t k = 0; k < D; k++)
+            for (int64_t i = 0; i < width; i++)
+                columns[r * D + k * width + i] = r + i < R ? states[(r + i) * D + k] : 0;
+        r += width;
+    }
+}
+
+// Scores of the items `first` to `last` - 1, rows of `table`, by all of R packed states: a tile in registers at a time,
+// use(item, r, scores of M items by N registers of states from r on).
+template <typename Use>
+static inline void score(const float* table, int64_t first, int64_t last, int64_t D, const float* columns, int64_t R,
+                         const Use& use) {
+    const auto block = [&](auto registers, int64_t r) {
+        constexpr int N = decltype(registers)::value;
+        const auto items = [&](auto rows, int64_t item) {
+            vec scores[decltype(rows)::value][N] = {};
+            multiply(D, table + item * D, D, 1, columns + r * D, N * W, scores);
+            use(item, r, scores);
+        };
+        int64_t item = first;
+        for (; item + MR <= last; item += MR) items(std::integral_constant<int, MR>(), item);
+        for (; item < last; item++) items(std::integral_constant<int, 1>(), item);
+    };
+    int64_t r = 0;
+    for (; r + TILE <= round_up(R, W); r += TILE) block(std::integral_constant<int, NR>(), r);
+    for (; r < R; r += W) block(std::integral_constant<int, 1>(), r);
+}
+
+// The score of an item by state r of R packed ones, to the last bit what `score` gives.
+static inline float score_of_one(const float* item, int64_t D, const float* columns, int64_t R, int64_t r) {
+    const int64_t whole = round_up(R, W) / TILE * TILE, width = r < whole ? TILE : W, begin = r / width * width;
+    vec scores[1][1] = {};
+    multiply(D, item, D, 1, columns + begin * D + (r - begin) / W * W, width, scores);
+    return scores[0][0][r % W];
+}
+
+// Items that a thread takes at a time: their rows and what is made of them lie in a core's second-level cache, and all
+// threads get about as many.
+static inline int64_t panel_size(int64_t items, int64_t threads) {
+    const int64_t rounds = (items + 192 * threads - 1) / (192 * threads);
+    return std::max<int64_t>(MR, round_up((items + threads * rounds - 1) / (threads * rounds), MR));
+}
