@@ -122,7 +122,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        return states_grad * grad_output, table_grad * grad_output, None, None
+        return _scaled(states_grad, grad_output), _scaled(table_grad, grad_output), None, None
 
 
 class SampledCrossEntropy(torch.autograd.Function):
@@ -168,7 +168,7 @@ class SampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, rows_grad = ctx.saved_tensors
-        return states_grad * grad_output, rows_grad * grad_output, None, None, None
+        return _scaled(states_grad, grad_output), _scaled(rows_grad, grad_output), None, None, None
 
 
 class LinearBinaryCrossEntropy(torch.autograd.Function):
@@ -215,6 +215,11 @@ def _chunks_of_pairs(places: Tensor, states: Tensor) -> Iterator[slice]:
     most = PAIR_ELEMENTS["cuda" if states.is_cuda else "cpu"]
     rows = max(1, most // (places.shape[1] * states.shape[1]))
     return (slice(start, start + rows) for start in range(0, len(states), rows))
+
+
+def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
+    """By nothing, most often: that spares a pass over the catalogue. A GPU would have to be waited for to know."""
+    return gradient if by.device.type == "cpu" and by == 1 else gradient * by
 
 
 def _matmul_dtype(states: Tensor) -> torch.dtype:

@@ -235,6 +235,16 @@ def test_a_scaled_loss_scales_its_gradients_and_gradients_add_up():
     assert_close_gradients(first, (states.grad, table.grad))
 
 
+@pytest.mark.parametrize("name", [LossName.softmax, LossName.sampled_softmax])
+def test_going_back_twice_doubles_the_gradients(name):
+    states, table, targets = example(0)
+    loss = loss_of(name, states, table, batch_of(targets, None, *draws_for(name, TOKENS)))
+    once = torch.autograd.grad(loss, (states, table), retain_graph=True)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert_close_gradients((states.grad, table.grad), tuple(2 * gradient for gradient in once), 1e-6)
+
+
 def test_states_made_from_the_table_get_both_gradients():
     """The shared item table is input and output at once."""
     _, table, targets = example(0)

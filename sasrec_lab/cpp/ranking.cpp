@@ -2,6 +2,9 @@
 // i + 1. Seen pairs say which state (in order) has had which item.
 
 #include <omp.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #include "products.h"
 
@@ -23,47 +26,57 @@ static bool ahead(const Listed& a, const Listed& b) {
     return a.score > b.score || (a.score == b.score && a.item < b.item);
 }
 
-static bool any(ivec x) {
-    uint64_t halves[W / 2], all_of_it = 0;
-    memcpy(halves, &x, sizeof x);
-    for (uint64_t half : halves) all_of_it |= half;
-    return all_of_it;
+// Bit i: whether a[i] > b[i].
+static inline uint32_t above(vec a, vec b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)(a > b));
+#else
+    const ivec larger = a > b;
+    uint32_t bits = 0;
+    for (int i = 0; i < W; i++) bits |= uint32_t(larger[i] & 1) << i;
+    return bits;
+#endif
 }
 
-// The k best items of the states from `begin` on, R of them, in heaps whose first is the worst.
+// The k best of what is there, first and in order.
+static void keep_best(std::vector<Listed>& listed, int64_t k) {
+    const auto end = listed.begin() + std::min<int64_t>(k, listed.size());
+    std::partial_sort(listed.begin(), end, listed.end(), ahead);
+    listed.erase(end, listed.end());
+}
+
+// The k best items of the states from `begin` on, R of them. What beats the k-th best so far is put aside, and looked
+// through when twice as many lie there.
 static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t D, const float* table, int64_t V,
-                         const Seen& seen, int64_t k, std::vector<std::vector<Listed>>& heaps) {
-    const float none = -__builtin_inff();
-    std::vector<float> columns(round_up(R, W) * D), bounds(round_up(R, W), none);
+                         const Seen& seen, int64_t k, std::vector<std::vector<Listed>>& best) {
+    std::vector<float> columns(round_up(R, W) * D), bounds(round_up(R, W), -__builtin_inff());
     std::vector<std::vector<int64_t>> had(R);
     pack_states(states + begin * D, R, D, columns.data());
     for (int64_t r = 0; r < R; r++) {
-        heaps[r].clear();
+        best[r].clear();
         had[r].assign(seen.items + seen.place(begin + r), seen.items + seen.place(begin + r + 1));
         std::sort(had[r].begin(), had[r].end());
     }
     const auto offer = [&](int64_t r, Listed listed) {
-        std::vector<Listed>& heap = heaps[r];
         if (!(listed.score > bounds[r]) || std::binary_search(had[r].begin(), had[r].end(), listed.item)) return;
-        if (int64_t(heap.size()) == k) {
-            std::pop_heap(heap.begin(), heap.end(), ahead);
-            heap.pop_back();
-        }
-        heap.push_back(listed);
-        std::push_heap(heap.begin(), heap.end(), ahead);
-        if (int64_t(heap.size()) == k) bounds[r] = heap.front().score;  // later items of this score have higher numbers
+        best[r].push_back(listed);
+        if (int64_t(best[r].size()) < 2 * k + 16) return;
+        std::nth_element(best[r].begin(), best[r].begin() + k - 1, best[r].end(), ahead);
+        best[r].resize(k);
+        bounds[r] = best[r].back().score;  // later items of this score have higher numbers
     };
     const int64_t panel = panel_size(V, 1);
     for (int64_t first = 0; first < V; first += panel)
         score(table, first, std::min(V, first + panel), D, columns.data(), R, [&](int64_t row, int64_t r, auto& scores) {
             constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
-            ivec above = {};
             for (int n = 0; n < N; n++)
-                for (int m = 0; m < M; m++) above |= scores[m][n] > load(&bounds[r + n * W]);
-            if (!any(above)) return;
-            for (int m = 0; m < M; m++)
-                for (int64_t i = 0; i < N * W && r + i < R; i++)
-                    offer(r + i, {scores[m][i / W][i % W], row + m + 1});
+                for (int m = 0; m < M; m++)
+                    for (uint32_t bits = above(scores[m][n], load(&bounds[r + n * W])); bits; bits &= bits - 1) {
+                        const int lane = __builtin_ctz(bits);
+                        if (r + n * W + lane < R) offer(r + n * W + lane, {scores[m][n][lane], row + m + 1});
+                    }
         });
 }
 
@@ -116,17 +129,17 @@ void best_items(const float* states, int64_t U, int64_t D, const float* table, i
     const Seen seen{seen_rows, seen_items, seen_count};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<std::vector<Listed>> heaps(rows);
+        std::vector<std::vector<Listed>> best(rows);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < U; begin += rows) {
             const int64_t R = std::min(rows, U - begin);
-            best_of_rows(states, begin, R, D, table, V, seen, k, heaps);
+            best_of_rows(states, begin, R, D, table, V, seen, k, best);
             for (int64_t r = 0; r < R; r++) {
-                std::sort_heap(heaps[r].begin(), heaps[r].end(), ahead);
-                heaps[r].resize(k, {-__builtin_inff(), 0});
+                keep_best(best[r], k);
+                best[r].resize(k, {-__builtin_inff(), 0});
                 for (int64_t i = 0; i < k; i++) {
-                    items[(begin + r) * k + i] = heaps[r][i].item;
-                    scores[(begin + r) * k + i] = heaps[r][i].score;
+                    items[(begin + r) * k + i] = best[r][i].item;
+                    scores[(begin + r) * k + i] = best[r][i].score;
                 }
             }
         }

@@ -97,9 +97,9 @@ def evaluation_batch(
     lengths = ends - starts
     seen_rows = np.repeat(np.arange(len(users)), lengths)
     seen_items = holdout.items[np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
-    seen = seen_rows * (holdout.num_items + 1) + seen_items
     if holdout.repeats:  # a pair counts once, however often it occurred
-        seen = np.unique(seen)
+        pairs = np.unique(seen_rows * (holdout.num_items + 1) + seen_items)
+        seen_rows, seen_items = np.divmod(pairs, holdout.num_items + 1)
     inputs = None
     if len(ranked):
         newest = np.maximum(starts[ranked], ends[ranked] - maxlen)
@@ -109,8 +109,8 @@ def evaluation_batch(
         ranked=_tensor(ranked),
         users=_tensor(users),
         targets=_tensor(targets),
-        seen_rows=_tensor(seen // (holdout.num_items + 1)),
-        seen_items=_tensor(seen % (holdout.num_items + 1)),
+        seen_rows=_tensor(seen_rows),
+        seen_items=_tensor(seen_items),
         candidates=None if candidates is None else _tensor(candidates),
     )
 
