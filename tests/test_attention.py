@@ -1,12 +1,7 @@
 """The two forms of attention on the CPU against a plain loop over sequences and heads."""
 
 import itertools
-import os
-import platform
-import subprocess
-import sys
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,33 +160,6 @@ def test_compiled_dropout_has_the_gradients_of_its_own_mask():
     expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v], tokens)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
-
-
-@needs_compiler
-def test_the_kernels_of_processors_with_narrower_registers():
-    if platform.machine() != "x86_64":
-        pytest.skip("AVX-512 is x86-64's")
-    code = """
-import torch
-from test_attention import BucketedAttention, attend, inputs, plan_of
-for dim, heads, lengths in ((50, 1, [70, 3, 41]), (24, 3, [9, 33])):
-    plan, tokens = plan_of(lengths)
-    x = inputs(tokens, dim)
-    one, other = attend(*x, plan, heads, 0.0), BucketedAttention.apply(*x, plan.buckets, heads, 0.0)
-    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(one.sum(), x), torch.autograd.grad(other.sum(), x)):
-        assert (a - b).norm() <= 1e-5 * (b.norm() + 1)
-"""
-    compiler = f"{os.environ.get('CXX', 'g++')} -mno-avx512f"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, env=os.environ | {"CXX": compiler}
-    )
-
-
-def test_without_a_compiler_there_are_no_kernels_and_no_error():
-    for compiler in ("", "no-such-compiler", "false"):
-        code = "from sasrec_lab import kernels; assert kernels.library() is None"
-        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": compiler})
 
 
 # The buckets
