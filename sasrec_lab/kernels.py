@@ -24,7 +24,7 @@ FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; compiled once a machine, into the user's cache folder, in about a second."""
+    """The compiled kernels; compiled once a machine, into the user's cache folder, in some seconds."""
     command = _command()
     if command is None:
         return None

@@ -77,7 +77,8 @@ int64_t weights_size(const int64_t* offsets, int64_t B) {
     return size;
 }
 
-// out (T, D) = dropout(softmax(scale * q k' over the past)) v. `weights` keeps the softmax, a negative sign where dropped.
+// out (T, D) = dropout(softmax(scale * q k' over the past)) v. `weights` keeps the softmax for the way back, a negative sign
+// where dropped; it may be null.
 void attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
                int64_t heads, double scale, double rate, uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
@@ -87,24 +88,24 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
 #pragma omp parallel
     {
-        std::vector<float> k_columns, v_rows, block, out_block(MR * wide);
+        std::vector<float> k_columns, v_rows, block, own_block, out_block(MR * wide);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < B * heads; task++) {
             const int64_t s = task / heads, h = task % heads, L = offsets[s + 1] - offsets[s], ld = round_up(L, W);
             const int64_t start = offsets[s] * D + h * d;
-            float* P = weights + first[s] + h * weights_of(L);
-            k_columns.resize(d * ld), v_rows.resize(L * wide), block.resize(MR * ld);
+            k_columns.resize(d * ld), v_rows.resize(L * wide), block.resize(MR * ld), own_block.resize(MR * ld);
             pack_columns(k + start, L, d, D, k_columns.data(), ld);
             pack_rows(v + start, L, d, D, v_rows.data(), wide);
             Random random(seed, task);
             for (int64_t i = 0; i < L; i += MR) {
                 const int64_t rows = std::min<int64_t>(MR, L - i), past = i + rows;
-                rows_product(rows, past, d, q + start + i * D, D, 1, k_columns.data(), ld, P + i * ld, ld);
-                const float* used = P + i * ld;
-                for (int64_t m = 0; m < rows; m++) softmax_row(P + (i + m) * ld, i + m + 1, round_up(past, W), scale);
+                float* P = weights ? weights + first[s] + h * weights_of(L) + i * ld : own_block.data();
+                rows_product(rows, past, d, q + start + i * D, D, 1, k_columns.data(), ld, P, ld);
+                const float* used = P;
+                for (int64_t m = 0; m < rows; m++) softmax_row(P + m * ld, i + m + 1, round_up(past, W), scale);
                 if (threshold) {
                     for (int64_t m = 0; m < rows; m++) {
-                        float* row = P + (i + m) * ld;
+                        float* row = P + m * ld;
                         mark_dropped(row, i + m + 1, threshold, random);
                         for (int64_t j = 0; j < past; j += W)
                             store(&block[m * ld + j], larger(load(row + j), vec{}) * kept);

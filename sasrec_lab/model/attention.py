@@ -114,7 +114,8 @@ class CompiledAttention(torch.autograd.Function):
         ctx.plan = plan
         out = torch.empty_like(q)
         out[plan.tokens :] = 0
-        weights = q.new_empty(heads * kernels.call("weights_size", plan.offsets, len(plan.offsets) - 1))
+        size = heads * kernels.call("weights_size", plan.offsets, len(plan.offsets) - 1)
+        weights = q.new_empty(size if any(ctx.needs_input_grad) else 0)  # of no use to a ranking
         seed = int(torch.randint(2**62, ())) if rate else 0  # follows torch's own seed
         kernels.call("attention", q, k, v, plan.offsets, *ctx.sizes, seed, out, weights)
         ctx.save_for_backward(q, k, v, out, weights)
