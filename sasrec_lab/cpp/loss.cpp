@@ -29,7 +29,7 @@ struct Chunk {
 static void take(Chunk& chunk, const float* states, const float* own, const int64_t* hits) {
     const int64_t D = chunk.D;
     pack_states(states, chunk.R, D, chunk.columns.data());
-    for (int64_t r = 0; r < chunk.R; r++) 
+    for (int64_t r = 0; r < chunk.R; r++)
         chunk.own[r] = score_of_one(own + r * D, D, chunk.columns.data(), chunk.R, r);
     chunk.shift = chunk.own;
     if (hits) std::copy(hits, hits + chunk.R, chunk.left_out.begin());
@@ -107,20 +107,20 @@ extern "C" {
 void softmax_products(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
                       const int64_t* hits, const float* own, int64_t own_counts, const float* shares, int64_t rows,
                       float* log_p, float* expected, float* table_grad) {
-    const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), most = round_up(rows, W);
+    const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), lanes = round_up(rows, W);
     const int64_t panel = panel_size(V, threads), panels = (V + panel - 1) / panel;
-    Chunk chunk{D, 0, (most / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
-    chunk.columns.resize(most * D), chunk.own.resize(most), chunk.share.resize(most), chunk.scaled.resize(most * wide);
-    if (hits) chunk.left_out.resize(most);
+    Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
+    chunk.columns.resize(lanes * D), chunk.own.resize(lanes), chunk.share.resize(lanes), chunk.scaled.resize(lanes * wide);
+    if (hits) chunk.left_out.resize(lanes);
     const std::unique_ptr<float[]> weights(new float[V * chunk.stride]);
-    std::vector<std::vector<double>> sums(threads, std::vector<double>(most));
-    std::vector<std::vector<float>> products(threads, std::vector<float>(most * wide)), part(threads);
+    std::vector<std::vector<double>> sums(threads, std::vector<double>(lanes));
+    std::vector<std::vector<float>> products(threads, std::vector<float>(lanes * wide)), part(threads);
     bool too_large = false;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num();
         std::vector<float> item_rows(wide == D ? 0 : panel * wide), item_grads(MR * wide);
-        part[me].resize(most);
+        part[me].resize(lanes);
         for (int64_t begin = 0; begin < T; begin += rows) {
             const int64_t R = std::min(rows, T - begin);
 #pragma omp single
@@ -136,10 +136,11 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
                     for (int64_t p = 0; p < panels; p++)
                         excess(chunk, p * panel, std::min(V, (p + 1) * panel), part[me]);
 #pragma omp for schedule(static)
-                    for (int64_t r = 0; r < R; r++)
-                        for (int64_t t = 1; t < threads; t++) part[0][r] = std::max(part[0][r], part[t][r]);
-#pragma omp for schedule(static)
-                    for (int64_t r = 0; r < R; r++) chunk.shift[r] += part[0][r];
+                    for (int64_t r = 0; r < R; r++) {
+                        float most = 0;
+                        for (int64_t t = 0; t < threads; t++) most = std::max(most, part[t][r]);
+                        chunk.shift[r] += most;
+                    }
                 }
                 std::fill(sums[me].begin(), sums[me].end(), 0.0);
 #pragma omp for schedule(static)
