@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_cache import cache_in
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +26,7 @@ def in_a_fresh_process(module: str, folder: Path) -> Callable[..., subprocess.Co
             [sys.executable, "-m", module, *args],
             cwd=folder,
             # one thread: several of them wait for each other on a busy machine, and these runs are tiny
-            env=clean | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"} | (env or {}),
+            env=clean | {"XDG_CACHE_HOME": cache_in(folder), "OMP_NUM_THREADS": "1"} | (env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -61,7 +62,7 @@ def interrupt_at(tmp_path: Path) -> Callable[[str, list[str], signal.Signals], t
         process = subprocess.Popen(
             [sys.executable, "-m", "sasrec_lab.train", *settings],
             cwd=tmp_path,
-            env=clean | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            env=clean | {"XDG_CACHE_HOME": cache_in(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_cache import cache_in
 from small_sweep import TINY, ends
 
 from sasrec_lab import sweep as sweeps
@@ -83,7 +84,7 @@ def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, tmp_path, sent
     process = subprocess.Popen(
         [sys.executable, "-m", "sasrec_lab.train", *command],
         cwd=tmp_path,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"XDG_CACHE_HOME": cache_in(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

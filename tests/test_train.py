@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_cache import cache_in
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -311,7 +312,7 @@ def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypat
 
 
 def test_an_interruption_as_the_program_starts(tmp_path):
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "XDG_CACHE_HOME": cache_in(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "sasrec_lab.train", *TINY], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
     )
@@ -404,7 +405,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sasrec_lab.train", *TINY[:-1], "hydra.run.dir=run", "model.dim=64", "trainer=fast"],
         cwd=tmp_path,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "SASREC_LAB_DATA": ""},
+        env={**os.environ, "XDG_CACHE_HOME": cache_in(tmp_path), "OMP_NUM_THREADS": "1", "SASREC_LAB_DATA": ""},
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),

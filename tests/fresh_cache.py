@@ -1,0 +1,17 @@
+"""A cache folder of a test's own, in which the kernels are compiled already: that takes seconds."""
+
+from pathlib import Path
+
+import pooch
+
+from sasrec_lab import kernels
+
+COMPILED = Path(pooch.os_cache("sasrec_lab")) / "kernels"  # as the tests themselves use them
+
+
+def cache_in(folder: Path) -> str:
+    own = folder / "cache" / "sasrec_lab"
+    own.mkdir(parents=True, exist_ok=True)
+    if kernels.library() is not None and not (own / "kernels").exists():
+        (own / "kernels").symlink_to(COMPILED)
+    return str(folder / "cache")
