@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from sasrec_lab.arguments import prepared
 from sasrec_lab.command_line import check_command_line
 from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """One line for a mistake; Hydra itself is asked only for help and the like, so it makes no folder."""
+    sys.argv[1:] = prepared(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     try:

@@ -8,6 +8,7 @@ written whole or not at all; .lock belongs to the process that runs in the folde
 import difflib
 import json
 import os
+import shlex
 import time
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sasrec_lab.arguments import argument
 from sasrec_lab.claims import check_writable, is_full, refuse_taken
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.errors import InputError
@@ -205,7 +207,9 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     facts, results = _read(folder / "run.json"), status(folder)
     if facts is None:
         inner = sorted(path.parent.name for path in folder.glob("*/run.json"))
-        what = f"it holds {len(inner)}; give one, such as {near(folder / inner[-1])}" if inner else "it has no run.json"
+        what = "it has no run.json"
+        if inner:
+            what = f"it holds {len(inner)}; give one, such as {shlex.quote(argument('run', near(folder / inner[-1])))}"
         raise InputError(f"run={folder} is no run's folder: {what}")
     if results["status"] != "finished" or "end" not in facts:
         ends = {"failed": "failed", "interrupted": "was interrupted"}

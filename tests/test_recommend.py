@@ -61,6 +61,13 @@ def refused(*words: str) -> str:
     return str(error.value)
 
 
+def test_the_folder_of_a_job_is_typed_as_it_is_called(run, recommend_command, tmp_path):
+    (tmp_path / "0-model.dim=8,seed=1").symlink_to(run)
+    done = recommend_command("run=0-model.dim=8,seed=1", "items=all", "-p", "_global_", "k=1", "output=a=1,b.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a=1,b.csv").is_file()
+
+
 def test_the_made_up_data_are_kions(data):
     interactions = pd.read_csv(data / "kion" / "interactions.csv")
     assert list(interactions) == ["user_id", "item_id", "last_watch_dt", "total_dur", "watched_pct"]

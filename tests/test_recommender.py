@@ -360,7 +360,7 @@ def refused(folder: Path) -> str:
 
 def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
-    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as {near(copied)}"
+    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={near(copied)}"
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())

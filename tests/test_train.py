@@ -277,13 +277,14 @@ def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
 @pytest.mark.parametrize("moment", ["model ", "test"])
 def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test begins."""
-    settings = [*TINY, "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20"]
+    settings = [*TINY[:-1], "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20", "hydra.run.dir=lr=1,b"]
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, signal.SIGINT)
     assert code == 130, error
-    assert error.splitlines()[0] == "interrupted; everything so far is in run"
+    assert error.splitlines()[0] == "interrupted; everything so far is in lr=1,b"
     assert error.splitlines()[1].startswith("go on with: ")
-    assert results(tmp_path / "run")["status"] == "interrupted"
+    assert """ 'hydra.run.dir="lr=1,b"'""" in error
+    assert results(tmp_path / "lr=1,b")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("flags", [["trainer.devices=2"], ["trainer.devices=1", "+trainer.num_nodes=3"]])
