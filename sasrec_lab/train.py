@@ -36,7 +36,10 @@ def entry() -> None:
     sys.argv[1:] = prepared(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        if not is_first_process():  # of a run on several devices
+        if not is_first_process():
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the process that started this one stops it
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
             main()
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
             with printed():
@@ -102,6 +105,8 @@ def main(cfg: DictConfig) -> float | None:
         errors.error(line)
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
+        if not is_first_process():
+            sys.exit(130)
         errors.error("interrupted")
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             _say_how_to_go_on(folder, argument("hydra.sweep.dir", near(folder.parent)))

@@ -487,6 +487,29 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
     assert written["metrics"]["test/recall@10"] == pytest.approx(hits, abs=1e-6)
 
 
+@pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
+def test_two_processes_that_are_interrupted_end_as_one(tmp_path, moment, sent):
+    """As the second one starts, and in training; the signal goes to both, as Ctrl-C does."""
+    devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sasrec_lab.train", *TINY, *devices, "evaluation.patience=null"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    next(line for line in process.stdout if line.startswith(moment))
+    time.sleep(0.3)
+    os.killpg(process.pid, sent)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert [line.partition(" ")[0] for line in error.splitlines()] == ["interrupted;", "go"]
+    assert "train_ddp_process" not in error
+    assert results(tmp_path / "run")["status"] == "interrupted"
+
+
 def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):
     done = train_command("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
     assert done.returncode == 0, done.stderr
