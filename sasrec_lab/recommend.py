@@ -101,6 +101,8 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
     """A list as it stands, `all`, or the ids in a file: a line each in .txt, else a column of one of these names."""
     if given is None or isinstance(given, list) or (given == "all" and key != "items_to_recommend"):
         return given
+    if isinstance(given, dict):
+        raise InputError(f"{key}={given} is no list of ids; write {key}=[...]")
     path = Path(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
         raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")
