@@ -53,7 +53,8 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             use_distributed_sampler=False,  # ours gives each process its own windows and users
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        fix = "; use trainer.accelerator=cpu" if flags["accelerator"] in ("gpu", "cuda", "mps") else ""
+        raise InputError(f"trainer: {' '.join(str(error).split())}{fix}") from error
     if trainer.world_size > 1:
         trainer.callbacks.append(_Signals())
     if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:

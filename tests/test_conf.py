@@ -129,7 +129,10 @@ MISTAKES = {
         "unknown key 'trainer.profiler': it is a Lightning Trainer flag that this file leaves out;"
         " write +trainer.profiler=..."
     ),
-    "+trainer.logger=false": "trainer.logger is set by train.py and cannot be given",
+    "+trainer.logger=false": "trainer.logger cannot be given: train.py sets it",
+    "trainer.logger=false": "unknown key 'trainer.logger': train.py sets it",
+    "optimizer.lr=inf": "optimizer.lr=inf is not finite; give a number",
+    "optimizer.weight_decay=inf": "optimizer.weight_decay=inf is not finite; give a number",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit",
     "evaluation.monitor=val/ndgc@10": (
         "evaluation.monitor=val/ndgc@10 is not measured; did you mean val/ndcg@10?"

@@ -471,10 +471,21 @@ def test_a_folder_without_permission(tmp_path):
             os.seteuid(0)
 
 
-def test_a_checkpoint_that_is_not_there_is_one_line(train_command):
+def test_a_checkpoint_that_is_not_there_is_one_line(train_command, tmp_path):
     done = train_command(*TINY, "ckpt=nowhere.ckpt")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: ckpt=nowhere.ckpt: nowhere.ckpt is not a checkpoint of this project .*\n", done.stderr)
+    assert done.stderr == (
+        "error: ckpt=nowhere.ckpt: there is no such file; give a checkpoint, or last, the only word,"
+        " for the run folder's own\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told_with_what_is(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(InputError, match=r"^trainer: No supported gpu backend found!; use trainer\.accelerator=cpu$"):
+        build_trainer(load([*TINY[:-1], "trainer=gpu"]), tmp_path)
 
 
 def test_two_processes_test_every_user_once(train_command, tmp_path):

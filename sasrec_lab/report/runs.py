@@ -65,8 +65,10 @@ def find(folders: list[Path]) -> Found:
     found, seen = Found(folders), {}
     for folder in folders:
         if not folder.is_dir():
-            there = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
-            raise InputError(f"{folder} is not a folder{did_you_mean(str(folder), there)}")
+            if folder.is_file():
+                raise InputError(f"{folder} is a file; give its folder, {folder.parent}")
+            near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
+            raise InputError(f"{folder} is not a folder{near}")
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: no run in it")
     if not found.runs:
