@@ -6,7 +6,8 @@ As config.py it imports neither torch nor Lightning.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sasrec_lab import arguments
 from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
+from sasrec_lab.folder_names import job_folders
 from sasrec_lab.typed import hint_for, to_typed
 
 # Hydra's plugins, which are extras of this package.
@@ -136,7 +138,22 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
             asked = " ".join(o.input_line for o in swept if o.is_sweep_override())
             raise InputError(f"{asked} matches nothing, so there is no job to run; --help lists what each group has")
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
-        return Command(jobs, folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+        return Command(_numbered(jobs, folder), folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+
+
+def _numbered(jobs: list[Job], sweep: Path) -> list[Job]:
+    """A job that is new to the sweep's folder gets a number that no other's folder has; equal jobs share one."""
+    there = job_folders(sweep)
+    taken = {name.partition("-")[0] for name in there}
+    free = count(max([len(jobs), *(int(number) + 1 for number in taken)]))
+    folders: dict[str, Path] = {}
+    numbered = []
+    for job in jobs:
+        number, dash, overrides = job.folder.name.partition("-")
+        is_taken = number in taken and job.folder.name not in there
+        own = job.folder.with_name(f"{next(free)}-{overrides}") if is_taken else job.folder
+        numbered.append(replace(job, folder=folders.setdefault(overrides if dash else number, own)))
+    return numbered
 
 
 def _search(common: list[str], overrides: list[Override]) -> Search:

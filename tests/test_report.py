@@ -398,10 +398,10 @@ def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
         )
     (sweep / "1-a").rename(sweep.parent / "elsewhere")
     assert "missing (1)\n-----------\n  sweep: job 1, seed=1\n" in report_command("sweep").stdout
-    hydra["overrides"]["task"][1] = "seed=1,2"
+    hydra["overrides"]["task"][1] = "seed=7,8"
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     done = report_command("sweep")
-    assert "which jobs are missing cannot be told (job 0 is not what multirun.yaml names)" in done.stdout
+    assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
 
 
 def test_a_run_is_counted_once_however_often_it_is_given(sweep):
