@@ -6,7 +6,8 @@ As config.py it imports neither torch nor Lightning.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,8 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sasrec_lab import arguments
 from sasrec_lab.config import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
+from sasrec_lab.folder_names import job_folders
 from sasrec_lab.typed import hint_for, to_typed
 
 # Hydra's plugins, which are extras of this package.
@@ -59,6 +62,7 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
     Raises:
         InputError: anything that Hydra refuses, in one line, with the nearest name that exists.
     """
+    arguments.check(overrides)
     with _composing(config_dir, name) as search_path:
         return compose(name, overrides=search_path + overrides, return_hydra_config=True)
 
@@ -78,7 +82,7 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
             told as their `cfg`.
     """
     args = get_args_parser().parse_args(argv)
-    if args.help or args.hydra_help or args.info or args.shell_completion or args.config_path:
+    if args.hydra_help or args.shell_completion or args.config_path:
         return None
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise InputError(f"--config-dir {args.config_dir} is not a folder; give the one that holds your config groups")
@@ -86,6 +90,9 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
         raise InputError(
             f"--config-name {args.config_name}: it is always {name}; choose a file of a group as group=name"
         )
+    if args.help or args.info:
+        _check_one(args.overrides, args.config_dir, name)
+        return None
     if args.multirun and name != "train":
         raise InputError(f"{name} has no sweeps; leave {'-m' if '-m' in argv else '--multirun'} out")
     if args.multirun and args.cfg:
@@ -101,8 +108,18 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
     return None if args.cfg else Command([job])
 
 
+def _check_one(overrides: list[str], config_dir: Optional[str], name: str) -> None:
+    """Raises InputError where help has no config of one run to show."""
+    arguments.check(overrides)
+    swept = [o.input_line for o in OverridesParser.create().parse_overrides(overrides) if o.is_sweep_override()]
+    if swept:
+        raise InputError(f"help shows the config of one run; leave out {' '.join(swept)}")
+    compose_config(overrides, config_dir, name)
+
+
 def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
     """Its jobs as Hydra's own sweeper numbers them."""
+    arguments.check(overrides)
     with _composing(config_dir) as search_path:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
@@ -121,7 +138,22 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
             asked = " ".join(o.input_line for o in swept if o.is_sweep_override())
             raise InputError(f"{asked} matches nothing, so there is no job to run; --help lists what each group has")
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
-        return Command(jobs, folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+        return Command(_numbered(jobs, folder), folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+
+
+def _numbered(jobs: list[Job], sweep: Path) -> list[Job]:
+    """A job that is new to the sweep's folder gets a number that no other's folder has; equal jobs share one."""
+    there = job_folders(sweep)
+    taken = {name.partition("-")[0] for name in there}
+    free = count(max([len(jobs), *(int(number) + 1 for number in taken)]))
+    folders: dict[str, Path] = {}
+    numbered = []
+    for job in jobs:
+        number, dash, overrides = job.folder.name.partition("-")
+        is_taken = number in taken and job.folder.name not in there
+        own = job.folder.with_name(f"{next(free)}-{overrides}") if is_taken else job.folder
+        numbered.append(replace(job, folder=folders.setdefault(overrides if dash else number, own)))
+    return numbered
 
 
 def _search(common: list[str], overrides: list[Override]) -> Search:
@@ -191,20 +223,17 @@ def _explain(error: Exception, name: str) -> str:
     where = f"{file[1]}.yaml: " if file and file[1] != name else ""
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key {found[1]!r}{hint_for(found[1], SCHEMAS[name])}"
-    if found := re.search(r"LexerNoViableAlt\w+: (.+)", text):
-        key, _, value = found[1].partition("=")
-        quoted = "'{}=\"{}\"'".format(key, value.strip("'\""))
-        return f"{found[1]} has a letter or a quote that needs quotes around the value, themselves quoted: {quoted}"
     found = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/(\w+)'", text)
     if found and found[1] in _EXTRAS:
         return f"Hydra's plugin for {found[1]} is not installed; pip install 'sasrec-lab[{_EXTRAS[found[1]]}]'"
-    if found := re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']+)'", text):
+    if found := re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']*)'", text):
         group, choice = found.groups()
         options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
         folder = Path(CONF_DIR, group)
         ours = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
         names = sorted(ours | set(options[1].split() if options and "/" not in choice else []))
-        near = did_you_mean(choice, names)
+        below = [name for name in names if name.rpartition("/")[2] == choice]
+        near = f"; did you mean {below[0]}?" if below else did_you_mean(choice, names)
         return f"{where}{group}={choice} does not exist{near}; {group} is one of: {', '.join(names)}"
     if found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
         unknown = key[1] if key else found[1]
@@ -213,7 +242,7 @@ def _explain(error: Exception, name: str) -> str:
         return f"{where}unknown key {unknown!r}{hint_for(unknown, SCHEMAS[name])}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         return f"{found[1]} is chosen already; to choose another write {found[1]}=..., without '+'"
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text):
         several = "add -m to run one job for each, or write" if name == "train" else "write"
         return f"{found[1]} has several values; {several} [...] for a list"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from math import inf
 from pathlib import Path
 from typing import Any, Optional
 
@@ -234,6 +235,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise InputError(f"optimizer.lr={self.lr} must be above 0")
+        _finite("optimizer.lr", self.lr)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
         _at_least("optimizer.weight_decay", self.weight_decay, 0)
@@ -385,7 +387,13 @@ def metric_names(k: list[int], sampled: int) -> list[str]:
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]
 
 
+def _finite(key: str, value: float) -> None:
+    if value == inf:
+        raise InputError(f"{key}={value} is not finite; give a number")
+
+
 def _at_least(key: str, value: float, least: float) -> None:
+    _finite(key, value)
     if not value >= least:
         raise InputError(f"{key}={value} must be at least {least}")
 

@@ -10,6 +10,7 @@ encoder.json has maxlen and the items' external ids in the order of their number
 import argparse
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,9 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
         InputError: the run cannot be read, or the output not be written.
     """
     if output.suffix != ".pt2":
-        raise InputError(f"output={output} is no .pt2 file, as torch.export's programs are named; write {output}.pt2")
+        raise InputError(
+            f"output={output} is no .pt2 file, as torch.export's programs are named; write {output.with_suffix('.pt2')}"
+        )
     if not output.parent.is_dir():
         raise InputError(f"output={output}: there is no folder {output.parent}")
     ids = output.with_suffix(".json")
@@ -51,12 +54,16 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     from sasrec_lab.run_folder import whole
 
     recommender = Recommender.from_run(run, device="cpu")
+    saved = BytesIO()  # torch itself, writing to a full disk, ends the process
+    torch.export.save(program_of(recommender), saved)
     try:
         with whole(output) as program, whole(ids) as draft:
-            torch.export.save(program_of(recommender), program)
+            program.write_bytes(saved.getbuffer())
             draft.write_text(json.dumps({"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}))
     except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"output={output} cannot be written: {error.strerror or error}; choose another place"
+        ) from error
     return output, ids
 
 

@@ -2,6 +2,7 @@
 
 import re
 from hashlib import sha1
+from pathlib import Path
 
 
 def folder_name(text: str) -> str:
@@ -12,10 +13,20 @@ def folder_name(text: str) -> str:
     return f"{name[:191].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
 
 
-def job_folder(sweeper: str, number: int, overrides: str) -> str:
+def job_folder(sweeper: str, number: int, overrides: str, sweep: str) -> str:
     """`<number>-<overrides>`; of a search the overrides alone.
 
-    It counts from 0 each time it is taken up, and what it tries again has been tried already.
+    It counts from 0 each time it is taken up, and what it tries again has been tried already. A job that has its folder
+    in the sweep's keeps it, whatever its number is now; a sweep that got more values counts otherwise.
     """
     name = folder_name(overrides)
-    return f"{number}-{name}" if sweeper.endswith(".BasicSweeper") else name
+    if not sweeper.endswith(".BasicSweeper"):
+        return name
+    there = [folder for folder in job_folders(Path(sweep)) if folder.partition("-")[2] == name]
+    return there[0] if there else f"{number}-{name}"
+
+
+def job_folders(sweep: Path) -> list[str]:
+    """Names of the folders of a sweep's jobs, in the order of their numbers."""
+    names = [path.name for path in sweep.glob("*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
+    return sorted(names, key=lambda name: int(name.partition("-")[0]))

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from numbers import Number
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,15 @@ import pandas as pd
 from sasrec_lab.config import DatasetConfig
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError, InputWarning
-from sasrec_lab.ids import Ids, listed
+from sasrec_lab.ids import Ids, listed, plain_values
 
 _AT_ONCE = 8192  # users whose items are looked through
-_NUMBERS = ("integer", "floating", "mixed-integer-float")  # what pandas calls them, also in a column of objects
+_NUMBERS = (
+    "integer",
+    "floating",
+    "mixed-integer-float",
+    "decimal",
+)  # what pandas calls them, also in a column of objects
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,16 @@ def _known(users: Ids, items: np.ndarray, offsets: np.ndarray) -> Histories:
 
 def _column(table: pd.DataFrame, names: tuple[str, ...]) -> str:
     for name in names:
-        if list(table.columns).count(name) == 1:
+        if name in table:
+            _check_single(table, name)
             return name
     wanted = " or ".join(repr(name) for name in dict.fromkeys(names))
     raise InputError(f"interactions: no column {wanted}; it has {', '.join(map(str, table.columns)) or 'none'}")
+
+
+def _check_single(table: pd.DataFrame, name: str) -> None:
+    if list(table.columns).count(name) > 1:
+        raise InputError(f"interactions: column {name!r} stands there twice; leave one of the two out")
 
 
 def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
@@ -93,12 +105,16 @@ def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
         line = f"interactions has no column {dataset.time or 'datetime'}: a user's rows are taken in their order"
         warnings.warn(line, InputWarning, stacklevel=5)
         return None
-    given = table[name]
-    times = pd.to_numeric(given) if pd.api.types.infer_dtype(given) in _NUMBERS else given
+    _check_single(table, name)
+    given = plain_values(table[name])
+    times = given.astype(float) if pd.api.types.infer_dtype(given) in _NUMBERS else given
     if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
-        times = pd.to_datetime(given, format="ISO8601", utc=True, errors="coerce")
+        dates = given.mask(given.map(lambda value: isinstance(value, Number))) if given.dtype == object else given
+        times = pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce")
     if (broken := times.isna()).any():
         row = int(broken.argmax())
-        what = "has no time" if pd.isna(given.iloc[row]) else f"has {given.iloc[row]!r}, which is no ISO date"
+        value = given.iloc[row]
+        shown = repr(value) if isinstance(value, str) else value
+        what = "has no time" if pd.isna(value) else f"has {shown}, which is no ISO date"
         raise InputError(f"interactions, column {name}: row {row + 1} {what}; give all as numbers or all as dates")
     return times.to_numpy()

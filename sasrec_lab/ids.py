@@ -1,6 +1,7 @@
 """External ids, as the user writes them, and the numbers they have inside."""
 
 from functools import cached_property
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,10 @@ def listed(given: Any, what: str) -> np.ndarray:
     Raises:
         InputError: `given` is no list, or an id is missing or is no id.
     """
-    if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__len__"):
+    if isinstance(given, (str, Number)):
         raise InputError(f"{what}={given!r} is no list of ids; write [{given}]")
+    if isinstance(given, (bytes, dict)) or not hasattr(given, "__len__"):
+        raise InputError(f"{what} is a {type(given).__name__}, no list of ids; give a list")
     if getattr(given, "ndim", 1) != 1:
         raise InputError(
             f"{what} is a {type(given).__name__} of {given.ndim} dimensions, no list of ids; give one column"
@@ -57,18 +60,36 @@ def listed(given: Any, what: str) -> np.ndarray:
     values = pd.Series(list(given) if isinstance(given, (set, frozenset)) else given)
     if values.isna().any():
         raise InputError(f"{what}: id number {int(values.isna().argmax()) + 1} is missing; leave it out")
+    values = plain_values(values).infer_objects()
     if pd.api.types.is_bool_dtype(values):
         raise InputError(f"{what} holds true and false, which are no ids")
-    if pd.api.types.is_numeric_dtype(values) and (wide := values[(values >= 2**63) | (values < -(2**63))]).size:
-        raise InputError(f"{what} holds {wide.iloc[0]}, which has more than 64 bits")
     if pd.api.types.is_integer_dtype(values):
-        return values.to_numpy(np.int64)
+        numbers = values.to_numpy(np.uint64 if pd.api.types.is_unsigned_integer_dtype(values) else np.int64)
+        if numbers.dtype == np.uint64 and (wide := numbers[numbers >= 2**63]).size:
+            raise InputError(f"{what} holds {wide[0]}, which has more than 64 bits")
+        return numbers.astype(np.int64)
     if pd.api.types.is_float_dtype(values):  # whole numbers that stood in a column with a gap
-        broken = values != values.round()
-        if broken.any():
-            raise InputError(f"{what} holds {values[broken].iloc[0]}, a decimal number and no id")
-        return values.to_numpy(np.int64)
+        return _from_floats(values.to_numpy(np.float64), what)
+    if not pd.api.types.is_string_dtype(values):  # an object's is one where all its values are text
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (str, Number)):
+                raise InputError(f"{what} holds {value!r}, which is neither a number nor text")
     return values.astype(str).to_numpy(str)
+
+
+def plain_values(column: pd.Series) -> pd.Series:
+    """Of a category its values."""
+    return column.astype(column.cat.categories.dtype) if isinstance(column.dtype, pd.CategoricalDtype) else column
+
+
+def _from_floats(numbers: np.ndarray, what: str) -> np.ndarray:
+    if (broken := numbers[np.isinf(numbers)]).size:
+        raise InputError(f"{what} holds {broken[0]}, which is no id")
+    if (broken := numbers[numbers != numbers.round()]).size:
+        raise InputError(f"{what} holds {broken[0]}, a decimal number and no id")
+    if (broken := numbers[(numbers >= 2**63) | (numbers < -(2**63))]).size:
+        raise InputError(f"{what} holds {broken[0]}, which has more than 64 bits")
+    return numbers.astype(np.int64)
 
 
 def whole_if_all(text: pd.Series) -> pd.Series:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from sasrec_lab.arguments import prepared
 from sasrec_lab.command_line import check_command_line
 from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """One line for a mistake; Hydra itself is asked only for help and the like, so it makes no folder."""
+    sys.argv[1:] = prepared(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     try:
@@ -99,6 +101,8 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
     """A list as it stands, `all`, or the ids in a file: a line each in .txt, else a column of one of these names."""
     if given is None or isinstance(given, list) or (given == "all" and key != "items_to_recommend"):
         return given
+    if isinstance(given, dict):
+        raise InputError(f"{key}={given} is no list of ids; write {key}=[...]")
     path = Path(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
         raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")

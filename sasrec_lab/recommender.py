@@ -143,6 +143,7 @@ class Recommender:
     ) -> Lists:
         """What `recommend` gives, table by table, for more users than fit in memory."""
         k = self._checked(k)
+        _check_flag("filter_viewed", filter_viewed)
         candidates = self._candidates(items_to_recommend)
         if interactions is None:
             histories = self.histories
@@ -165,6 +166,7 @@ class Recommender:
     def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
         """What `recommend_to_items` gives, table by table."""
         k = self._checked(k)
+        _check_flag("filter_itself", filter_itself)
         candidates = self._candidates(items_to_recommend)
         rows, given = _targets(self.items, items, "items")
         if (rows < 0).any():
@@ -198,8 +200,10 @@ class Recommender:
         numbers = self.items.numbers(allowed, "items_to_recommend")
         unknown = listed(allowed, "items_to_recommend")[numbers < 0]
         if len(unknown) == len(numbers):
-            known = "is empty" if not len(numbers) else f"has no item that the model knows ({some(unknown)})"
-            raise InputError(f"items_to_recommend {known}; give some that it does, or leave it out for all")
+            why = "is empty; name at least one item"
+            if len(numbers):
+                why = f"has no item that the model knows ({some(unknown)}); give some that it does"
+            raise InputError(f"items_to_recommend {why}, or leave it out for all")
         if len(unknown):
             warnings.warn(
                 f"items_to_recommend: {len(unknown)} of {len(numbers)} are unknown to the model and not recommended:"
@@ -261,6 +265,11 @@ class Recommender:
         )
 
 
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name}={value!r} is neither True nor False")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -269,7 +278,7 @@ def _device(name: str) -> torch.device:
         made.item()  # "meta" makes tensors without numbers
         return made.device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error
 
 
 def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:

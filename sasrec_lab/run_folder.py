@@ -8,6 +8,7 @@ written whole or not at all; .lock belongs to the process that runs in the folde
 import difflib
 import json
 import os
+import shlex
 import time
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sasrec_lab.arguments import argument
 from sasrec_lab.claims import check_writable, is_full, refuse_taken
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.errors import InputError
@@ -45,6 +47,7 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     refuse_taken(folder)
     before = _read(folder / "run.json", _ELSEWHERE)
     if before is None:
+        _check_there(cfg.ckpt)
         if cfg.ckpt == "last":
             raise InputError(f"ckpt=last: {folder} holds no run; give the folder to go on in as hydra.run.dir=<folder>")
         return None
@@ -59,9 +62,17 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     metrics = _read(folder / "metrics.json", _ELSEWHERE)
     if metrics and metrics["status"] == "finished" and "end" in before and not longer:
         return metrics
+    _check_there(cfg.ckpt)
     if cfg.ckpt == "last" and not has_checkpoint(folder):
         raise InputError(f"ckpt=last: {folder} has no checkpoint yet (no epoch was finished); start anew without ckpt")
     return None
+
+
+def _check_there(ckpt: str | None) -> None:
+    if ckpt not in (None, "last") and not Path(ckpt).is_file():
+        raise InputError(
+            f"ckpt={ckpt}: there is no such file; give a checkpoint, or last, the only word, for the run folder's own"
+        )
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -205,7 +216,11 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     facts, results = _read(folder / "run.json"), status(folder)
     if facts is None:
         inner = sorted(path.parent.name for path in folder.glob("*/run.json"))
-        what = f"it holds {len(inner)}; give one, such as {near(folder / inner[-1])}" if inner else "it has no run.json"
+        if results["error"]:
+            raise InputError(f"run={folder}: the run failed ({results['error']}); give one that has finished")
+        what = "it has no run.json"
+        if inner:
+            what = f"it holds {len(inner)}; give one, such as {shlex.quote(argument('run', near(folder / inner[-1])))}"
         raise InputError(f"run={folder} is no run's folder: {what}")
     if results["status"] != "finished" or "end" not in facts:
         ends = {"failed": "failed", "interrupted": "was interrupted"}

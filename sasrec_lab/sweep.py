@@ -19,6 +19,7 @@ from sasrec_lab.claims import check_writable, claimed, is_taken
 from sasrec_lab.command_line import Command, Job
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.errors import InputError, Taken
+from sasrec_lab.folder_names import job_folders
 from sasrec_lab.plain import plain
 from sasrec_lab.provenance import near
 from sasrec_lab.typed import to_typed
@@ -38,10 +39,9 @@ def check(folder: Path, jobs: list[Job]) -> None:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
     """
     check_writable(folder, "hydra.sweep.dir")
-    for number, job in enumerate(jobs):
-        for there in folder.glob(f"{number}-*"):
-            if there.name != job.folder.name:
-                raise InputError(f"{folder} holds another sweep's jobs ({there.name}); choose another hydra.sweep.dir")
+    there, own = job_folders(folder), {job.folder.name for job in jobs}
+    if jobs and there and own.isdisjoint(there):
+        raise InputError(f"{folder} holds another sweep's jobs ({there[0]}); choose another hydra.sweep.dir")
     mistakes = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
     if jobs and len(mistakes) == len(jobs):
         raise mistakes[jobs[0].folder]
@@ -54,13 +54,17 @@ def check(folder: Path, jobs: list[Job]) -> None:
 
 
 def prepare(command: Command) -> None:
-    """Say how a launcher shares out the machine, and let a stored search go on with the trials that were cut off.
+    """Say how a launcher shares out the machine, make the folders of jobs that are new to an older sweep, and let a
+    stored search go on with the trials that were cut off.
 
     Raises:
         InputError: the folder holds the runs of another search.
     """
     if command.launcher._target_.endswith(".JoblibLauncher"):
         print(_shares(command.launcher.n_jobs))
+    for number, job in enumerate(command.jobs):
+        if not job.folder.name.startswith(f"{number}-"):  # where the job will find it: folder_names.job_folder
+            job.folder.mkdir(parents=True, exist_ok=True)
     if command.search and isinstance(command.search.example.cfg, TrainConfig):
         _check_same(command.sweep_folder, command.search.example.cfg, command.search.keys)
     if command.sweeper._target_.endswith(".OptunaSweeper"):

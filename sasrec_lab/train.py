@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab import run_folder, sweep
+from sasrec_lab.arguments import argument, prepared
 from sasrec_lab.claims import claimed
 from sasrec_lab.command_line import Command, Job, check_command_line
 from sasrec_lab.config import CONF_DIR, TrainConfig
@@ -32,9 +33,13 @@ errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen ge
 
 def entry() -> None:
     """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run."""
+    sys.argv[1:] = prepared(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
-        if not is_first_process():  # of a run on several devices
+        if not is_first_process():
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the process that started this one stops it
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
             main()
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
             with printed():
@@ -75,7 +80,7 @@ def _run_sweep(command: Command) -> None:
             sweep.prepare(command)
             main()
     except KeyboardInterrupt:
-        _say_how_to_go_on(folder, f"hydra.sweep.dir={near(folder)}")
+        _say_how_to_go_on(folder, argument("hydra.sweep.dir", near(folder)))
     except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
         if error.code == 130:
             raise
@@ -100,11 +105,13 @@ def main(cfg: DictConfig) -> float | None:
         errors.error(line)
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
+        if not is_first_process():
+            sys.exit(130)
         errors.error("interrupted")
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            _say_how_to_go_on(folder, f"hydra.sweep.dir={near(folder.parent)}")
+            _say_how_to_go_on(folder, argument("hydra.sweep.dir", near(folder.parent)))
         ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
-        _say_how_to_go_on(folder, f"hydra.run.dir={near(folder)}", *ckpt)
+        _say_how_to_go_on(folder, argument("hydra.run.dir", near(folder)), *ckpt)
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:

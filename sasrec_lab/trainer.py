@@ -20,6 +20,8 @@ from sasrec_lab import checkpoints
 from sasrec_lab.config import OptimizerName, TrainConfig
 from sasrec_lab.errors import InputError
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     """Lightning's Trainer with its own callbacks, as the config says.
@@ -51,13 +53,34 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             use_distributed_sampler=False,  # ours gives each process its own windows and users
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        fix = "; use trainer.accelerator=cpu" if flags["accelerator"] in ("gpu", "cuda", "mps") else ""
+        raise InputError(f"trainer: {' '.join(str(error).split())}{fix}") from error
+    if trainer.world_size > 1:
+        trainer.callbacks.append(_Signals())
     if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:
         raise InputError(
             f"optimizer.name=rowwise_adam runs on one device, and trainer asks for {trainer.world_size}; set"
             " trainer.devices=1, or optimizer.name=adam"
         )
     return trainer
+
+
+class _Signals(pl.Callback):
+    """In a run on several devices: what stops it waits until the processes have met, and stops the first one."""
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+    # Lightning's own handler of SIGTERM calls a collective, while the other processes may be in another one.
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
 
 
 @contextmanager
@@ -67,6 +90,8 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     Lightning makes a SystemExit of it, after it has told the system to ignore the next ones.
     """
     handler = signal.getsignal(signal.SIGINT)
+    if trainer.world_size > 1:  # a process that Lightning starts here has them blocked until train.py ignores them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
             yield
@@ -75,6 +100,8 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def _quiet() -> None:

@@ -20,7 +20,7 @@ _OURS = (
 )  # fmt: skip
 
 
-TURNED_DOWN = {
+TURNED_DOWN = dict.fromkeys(_OURS, "train.py sets it") | {
     "limit_test_batches": "a test on some of the users would be comparable to nothing",
     "fast_dev_run": "it writes no checkpoint to test; for a short look use trainer=fast",
     "overfit_batches": "it would validate on training data; for a small training set use trainer.limit_train_batches",
@@ -35,10 +35,8 @@ _CHOICES = {
 
 
 def check_trainer_flag(flag: str, value: Any) -> None:
-    """Raises InputError where train.py sets the flag, the Trainer has none of this name, or the value is wrong."""
+    """Raises InputError where the flag is turned down, the Trainer has none of this name, or the value is wrong."""
     key = f"trainer.{flag}"
-    if flag in _OURS:
-        raise InputError(f"{key} is set by train.py and cannot be given")
     if flag in TURNED_DOWN:
         raise InputError(f"{key} cannot be given: {TURNED_DOWN[flag]}")
     if flag not in TRAINER_FLAGS:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sasrec_lab.arguments import argument, prepared
 from sasrec_lab.command_line import check_command_line, load
 from sasrec_lab.config import CONF_DIR, SyntheticConfig, WeightConfig
 from sasrec_lab.errors import InputError
@@ -128,7 +129,10 @@ MISTAKES = {
         "unknown key 'trainer.profiler': it is a Lightning Trainer flag that this file leaves out;"
         " write +trainer.profiler=..."
     ),
-    "+trainer.logger=false": "trainer.logger is set by train.py and cannot be given",
+    "+trainer.logger=false": "trainer.logger cannot be given: train.py sets it",
+    "trainer.logger=false": "unknown key 'trainer.logger': train.py sets it",
+    "optimizer.lr=inf": "optimizer.lr=inf is not finite; give a number",
+    "optimizer.weight_decay=inf": "optimizer.weight_decay=inf is not finite; give a number",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit",
     "evaluation.monitor=val/ndgc@10": (
         "evaluation.monitor=val/ndgc@10 is not measured; did you mean val/ndcg@10?"
@@ -186,8 +190,17 @@ MISTAKES = {
         " for every n-th one use trainer.check_val_every_n_epoch"
     ),
     "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
-    "name=имя": (
-        "name=имя has a letter or a quote that needs quotes around the value, themselves quoted: 'name=\"имя\"'"
+    "name=имя": ("name=имя has a sign that needs quotes around the value, themselves quoted: 'name=\"имя\"'"),
+    "name=a=b": "name=a=b has a sign that needs quotes around the value, themselves quoted: 'name=\"a=b\"'",
+    "name=[a,": "name=[a, does not close a bracket; put quotes around the whole word where it has blanks",
+    "model.dim": "model.dim is no key=value; write model.dim=<value>",
+    "=1": "=1 has no key before the '='; write <key>=1",
+    "seed==1": "seed==1 has one '=' too many; write seed=1",
+    "seed=range(3)": "seed=range(3) has several values; add -m to run one job for each, or write [...] for a list",
+    "loss=": f"loss= does not exist; loss is one of: {', '.join(names_in('loss'))}",
+    "experiment=games": (
+        "experiment=games does not exist; did you mean sasrec_paper/games?;"
+        f" experiment is one of: {', '.join(names_in('experiment'))}"
     ),
     "--config-name=foo": "--config-name foo: it is always train; choose a file of a group as group=name",
     "experiment=quality/sasrec_ml1m": (
@@ -209,6 +222,49 @@ def test_a_mistake_gives_one_line(override, message):
     with pytest.raises(InputError) as caught:
         check_command_line([override])
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=", "1"], "1 is no key=value; leave out the blank: seed=1"),
+        (["-m", "seed=1,2", "--help"], "help shows the config of one run; leave out seed=1,2"),
+        (["model=none", "--help"], f"model=none does not exist; model is one of: {', '.join(names_in('model'))}"),
+    ],
+)
+def test_a_mistake_of_several_words_gives_one_line(words, message):
+    with pytest.raises(InputError) as caught:
+        check_command_line(words)
+    assert str(caught.value) == message
+
+
+def test_words_as_hydra_takes_them():
+    assert prepared(["seed=1", "-m", "model.dim=8,16"]) == ["-m", "seed=1", "model.dim=8,16"]
+    assert prepared(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
+    for words in (["a=1", "--info"], ["a=1", "--unknown", "b=1"], ["-m", "a=1", "--cfg", "job"]):
+        assert prepared(words) == words
+
+
+@pytest.mark.parametrize(
+    ("word", "taken"),
+    [
+        ("run=s/0-model.dim=8,seed=1", 'run="s/0-model.dim=8,seed=1"'),
+        ("hydra.run.dir=a,b", 'hydra.run.dir="a,b"'),
+        ("hydra.run.dir=${name}/a=b", 'hydra.run.dir="${name}/a=b"'),
+        ("ckpt=s/0-seed=1/last.ckpt", 'ckpt="s/0-seed=1/last.ckpt"'),
+        *[(word, word) for word in ("run='a=b'", "run=outputs/a", "hydra.run.dir=${name}/a", "dataset.path=a,b")],
+        *[(word, word) for word in ("name=a=b", "users=[1,2]", "-m")],
+    ],
+)
+def test_a_path_is_quoted_for_hydra(word, taken):
+    assert prepared([word]) == [taken]
+    if word.startswith("hydra"):
+        assert check_command_line(prepared([word])).jobs[0].folder == Path(word[14:].replace("${name}", "ml_100k"))
+
+
+def test_an_argument_is_read_as_what_it_says():
+    assert argument("run", "outputs/a/20260101-120000-000001") == "run=outputs/a/20260101-120000-000001"
+    assert argument("run", "a/0-seed=1") == 'run="a/0-seed=1"'
 
 
 def test_a_launcher_that_is_not_there_is_told_with_those_that_are():

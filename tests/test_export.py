@@ -1,6 +1,7 @@
 """The exported program in a fresh process that cannot import this package."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 
 from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.errors import InputError
+from sasrec_lab.export import export as write_export
 from sasrec_lab.recommender import Recommender
 
 README = (Path(__file__).parent.parent / "README.md").read_text().partition("## Export")[2]
@@ -99,6 +102,13 @@ def test_the_readme_as_it_stands(train_command, tmp_path):
     assert export(*command.replace("outputs/ml_100k/<time>", "run").split(), cwd=tmp_path).returncode == 0
     done = without_the_package(re.search(r"```python\n(.*?)```", README, re.S)[1], tmp_path)
     assert done.returncode == 0, done.stderr
+    refused = export("run", "/proc/encoder.pt2", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("error: output=/proc/encoder.pt2 cannot be written: ")
+    full = tmp_path / f".draft-{os.getpid()}-full.pt2"
+    full.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"full\.pt2 cannot be written: No space left on device; choose another place"):
+        write_export(tmp_path / "run", tmp_path / "full.pt2")
     table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})
     lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False)
     assert json.loads(done.stdout) == lists["item_id"].tolist()
@@ -108,7 +118,10 @@ def test_the_readme_as_it_stands(train_command, tmp_path):
     ("words", "said"),
     [
         (("nowhere", "encoder.pt2"), "error: run=nowhere: there is no such folder"),
-        (("nowhere", "encoder.onnx"), "error: output=encoder.onnx is no .pt2 file"),
+        (
+            ("nowhere", "encoder.onnx"),
+            "error: output=encoder.onnx is no .pt2 file, as torch.export's programs are named; write encoder.pt2\n",
+        ),
         (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),
     ],
 )

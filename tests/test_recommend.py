@@ -61,6 +61,13 @@ def refused(*words: str) -> str:
     return str(error.value)
 
 
+def test_the_folder_of_a_job_is_typed_as_it_is_called(run, recommend_command, tmp_path):
+    (tmp_path / "0-model.dim=8,seed=1").symlink_to(run)
+    done = recommend_command("run=0-model.dim=8,seed=1", "items=all", "-p", "_global_", "k=1", "output=a=1,b.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a=1,b.csv").is_file()
+
+
 def test_the_made_up_data_are_kions(data):
     interactions = pd.read_csv(data / "kion" / "interactions.csv")
     assert list(interactions) == ["user_id", "item_id", "last_watch_dt", "total_dur", "watched_pct"]
@@ -162,6 +169,8 @@ def test_items_most_like_an_item(here, run, capsys):
         (["users=[1]", "items=[2]"], "give either users=... or items=..."),
         (["users=1"], "users=1 is no .txt, .csv or .parquet file; ids stand in brackets: users=[1]"),
         (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
+        (["users=[[1]]"], "users holds [1], which is neither a number nor text"),
+        (["users={a:1}"], "users={'a': 1} is no list of ids; write users=[...]"),
         (["users=[]"], "users is empty; name at least one"),
         (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
         (["items=[5]"], "items: 5: the model knows no such item; leave it out"),
@@ -189,7 +198,7 @@ def test_items_most_like_an_item(here, run, capsys):
         ),
         (["users=[5]", "items_to_recommend=[1,2]"], "items_to_recommend has no item that the model knows (1, 2)"),
         (["users=[5]", "device=gpu"], "device=gpu: "),
-        (["users=[5]", "device=meta"], "device=meta: "),
+        (["users=[5]", "device=meta"], "device=meta: Tensor.item() cannot be called on meta tensors; use device=cpu"),
     ],
 )
 def test_a_mistake_is_one_line(words, message, here, tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import warnings
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,39 @@ def test_ids_of_64_bits_are_known_as_text_too_and_longer_ones_are_told():
     given = ["1234567890123456003", str(2**63 - 1), str(-(2**63)), str(2**63), "9" * 25, "7", "007"]
     assert ids.numbers(given, "users").tolist() == [1, 3, 2, -1, -1, 0, -1]
     for wide in (np.array([2**64 - 1], np.uint64), np.array([1e30]), np.array([np.inf])):
-        with pytest.raises(InputError, match="which has more than 64 bits"):
+        with pytest.raises(InputError, match=r"which has more than 64 bits|holds inf, which is no id"):
             ids.numbers(wide, "users")
+
+
+@pytest.mark.parametrize(
+    "kind", ["int64[pyarrow]", "uint8[pyarrow]", "double[pyarrow]", "Int64", "uint16", "category", object]
+)
+def test_ids_of_every_kind_of_number_are_numbers(kind):
+    recommender = recommender_of(random_users(seed=2))
+    users = pd.Series([103, 100], dtype=kind)
+    pd.testing.assert_frame_equal(recommender.recommend(users, k=3), recommender.recommend([103, 100], k=3))
+    table = pd.DataFrame({"user_id": [7, 8, 7], "item_id": [10, 20, 30], "timestamp": [2, 1, 1]})
+    wanted = recommender.recommend([7, 8], k=3, interactions=table)
+    for column in table:
+        given = table.assign(**{column: table[column].astype(kind)})
+        pd.testing.assert_frame_equal(recommender.recommend([7, 8], k=3, interactions=given), wanted)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [Decimal(2), Decimal(1), Decimal("1.5")],
+        pd.Categorical(["2021-05-13", "2021-05-11", "2021-05-12"]),
+        pd.Series(["2021-05-13", "2021-05-11", "2021-05-12"]).astype("date32[pyarrow]"),
+        pd.Series(pd.to_datetime(["2021-05-13", "2021-05-11", "2021-05-12"])).astype("timestamp[us][pyarrow]"),
+    ],
+    ids=["decimal", "category", "date", "timestamp"],
+)
+def test_times_of_every_kind_put_a_users_items_in_order(times):
+    table = pd.DataFrame({"user_id": 7, "item_id": [10, 20, 30], "timestamp": times})
+    with warnings.catch_warnings(action="error"):
+        own = recommender_of(random_users(seed=2)).recommend([7], 3, interactions=table)
+    assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
 
 
 def test_items_that_the_model_does_not_know_are_passed_over():
@@ -272,7 +304,25 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"users": 100}, "users=100 is no list of ids; write [100]"),
         ({"users": "100"}, "users='100' is no list of ids; write [100]"),
         ({"items_to_recommend": [1, 2]}, "items_to_recommend has no item that the model knows (1, 2); give some"),
-        ({"items_to_recommend": []}, "items_to_recommend is empty; give some"),
+        ({"items_to_recommend": []}, "items_to_recommend is empty; name at least one item, or leave it out for all"),
+        ({"users": [[1]]}, "users holds [1], which is neither a number nor text"),
+        ({"users": [100, True]}, "users holds True, which is neither a number nor text"),
+        ({"users": {"a": 1}}, "users is a dict, no list of ids; give a list"),
+        ({"users": (user for user in [1])}, "users is a generator, no list of ids; give a list"),
+        ({"users": [float("inf")]}, "users holds inf, which is no id"),
+        ({"filter_viewed": "no"}, "filter_viewed='no' is neither True nor False"),
+        (
+            {"interactions": pd.concat([TABLE, TABLE[["timestamp"]]], axis=1)},
+            "interactions: column 'timestamp' stands there twice; leave one of the two out",
+        ),
+        (
+            {"interactions": pd.concat([TABLE, TABLE[["user_id"]]], axis=1)},
+            "interactions: column 'user_id' stands there twice; leave one of the two out",
+        ),
+        (
+            {"interactions": TABLE.assign(timestamp=pd.Series(["2021-05-11", 1], dtype=object))},
+            "interactions, column timestamp: row 2 has 1, which is no ISO date; give all as numbers or all as dates",
+        ),
         (
             {"on_unsupported_targets": "warning"},
             "on_unsupported_targets='warning' is none of raise, warn, ignore; did you mean warn?",
@@ -360,8 +410,12 @@ def refused(folder: Path) -> str:
 
 def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
-    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as {near(copied)}"
+    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={near(copied)}"
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "InputError: heads"}')
+    told = "the run failed (InputError: heads); give one that has finished"
+    assert refused(tmp_path / "job") == f"run={tmp_path / 'job'}: {told}"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())
     for status, error, told in [

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sasrec_lab.report.page import html
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find
 from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
@@ -333,6 +334,8 @@ def test_a_metric_without_its_section_is_the_tests_and_a_part_that_lacks_it_says
 def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_path):
     write_run(tmp_path / "a", "model.dim=8")
     write_run(tmp_path / "b", "model.dim=16")
+    page = html(build(find([tmp_path]), [], None), [])
+    assert page.index("so nothing is tested") < page.index("What it took")
     assert one(tmp_path).notes == ["no row default, so nothing is tested; --baseline names the row to test against"]
     part = one(tmp_path, "model.dim=16")
     assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8"]
@@ -395,10 +398,10 @@ def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
         )
     (sweep / "1-a").rename(sweep.parent / "elsewhere")
     assert "missing (1)\n-----------\n  sweep: job 1, seed=1\n" in report_command("sweep").stdout
-    hydra["overrides"]["task"][1] = "seed=1,2"
+    hydra["overrides"]["task"][1] = "seed=7,8"
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     done = report_command("sweep")
-    assert "which jobs are missing cannot be told (job 0 is not what multirun.yaml names)" in done.stdout
+    assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
 
 
 def test_a_run_is_counted_once_however_often_it_is_given(sweep):
@@ -486,7 +489,7 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     [
         (["swep"], "swep is not a folder; did you mean sweep?"),
         (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
-        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean test/ndcg@10?"),
+        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean ndcg@10?"),
         (
             ["sweep", "--metric", "loss"],
             "--metric test/loss: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3",
@@ -498,7 +501,17 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
         (["sweep", "--metrik", "x"], "unknown option --metrik; did you mean --metric?"),
         (["sweep", "--csv"], "argument --csv: expected one argument; --help lists the options"),
         ([], "the following arguments are required: FOLDER; --help lists the options"),
-        (["sweep", "--csv", "sweep"], "sweep: Is a directory; choose another place for it"),
+        (["sweep", "--csv", "sweep"], "sweep cannot be written: Is a directory; choose another place for it"),
+        (
+            ["sweep", "--csv", "/dev/full"],
+            "/dev/full cannot be written: No space left on device; choose another place for it",
+        ),
+        (
+            ["sweep", "--metric", "d1"],
+            "--metric test/d1: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3",
+        ),
+        (["sweep/0-a/run.json"], "sweep/0-a/run.json is a file; give its folder, sweep/0-a"),
+        (["sweep/nothing/like/it"], "sweep/nothing/like/it is not a folder"),
         (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another place for it"),
     ],
 )

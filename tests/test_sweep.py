@@ -45,6 +45,32 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     assert re.fullmatch(r"error: .* holds another configuration's results \(model.dim differs\); .*\n", other.stderr)
 
 
+def test_a_sweep_is_extended_in_its_folder(train_command, tmp_path):
+    """Each job keeps its folder, though with another value its number is another; what is new gets a free one."""
+    sweep = tmp_path / "sweep"
+    command = ["-m", *TINY, "trainer.max_epochs=1", "model.heads=1,2"]
+    assert train_command(*command, "seed=range(2)").returncode == 0
+    before = {file: file.read_bytes() for file in sweep.glob("*/*.json")}
+    extended = [*command, "seed=range(3)"]
+    done = train_command(*extended)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "all 6 jobs have finished" in done.stdout
+    assert before == {file: file.read_bytes() for file in before}
+    assert sorted(ends(sweep)) == ["0", "1", "2", "3", "5", "6"]
+    said = {job.folder.name.partition("-")[0]: (job.cfg.model.heads, job.cfg.seed) for job in jobs_of(extended, sweep)}
+    assert said == {"0": (1, 0), "1": (1, 1), "2": (2, 0), "3": (2, 1), "5": (2, 2), "6": (1, 2)}
+
+
+def jobs_of(command, sweep):
+    return check_command_line([*command, f"hydra.sweep.dir={sweep}"]).jobs
+
+
+def test_equal_jobs_share_a_folder():
+    names = [job.folder.name for job in check_command_line(["-m", "seed=3,3,4"]).jobs]
+    assert names == ["0-seed=3", "0-seed=3", "2-seed=4"]
+    assert [job.folder.name for job in check_command_line(["-m"]).jobs] == ["0-"]
+
+
 def test_a_job_that_another_process_runs_is_left_to_it(train_command, tmp_path):
     command = ["-m", *TINY, "seed=0,1"]
     held = check_command_line(command).jobs[0].folder

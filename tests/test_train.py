@@ -278,13 +278,14 @@ def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
 @pytest.mark.parametrize("moment", ["model ", "test"])
 def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test begins."""
-    settings = [*TINY, "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20"]
+    settings = [*TINY[:-1], "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20", "hydra.run.dir=lr=1,b"]
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, signal.SIGINT)
     assert code == 130, error
-    assert error.splitlines()[0] == "interrupted; everything so far is in run"
+    assert error.splitlines()[0] == "interrupted; everything so far is in lr=1,b"
     assert error.splitlines()[1].startswith("go on with: ")
-    assert results(tmp_path / "run")["status"] == "interrupted"
+    assert """ 'hydra.run.dir="lr=1,b"'""" in error
+    assert results(tmp_path / "lr=1,b")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("flags", [["trainer.devices=2"], ["trainer.devices=1", "+trainer.num_nodes=3"]])
@@ -471,10 +472,21 @@ def test_a_folder_without_permission(tmp_path):
             os.seteuid(0)
 
 
-def test_a_checkpoint_that_is_not_there_is_one_line(train_command):
+def test_a_checkpoint_that_is_not_there_is_one_line(train_command, tmp_path):
     done = train_command(*TINY, "ckpt=nowhere.ckpt")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: ckpt=nowhere.ckpt: nowhere.ckpt is not a checkpoint of this project .*\n", done.stderr)
+    assert done.stderr == (
+        "error: ckpt=nowhere.ckpt: there is no such file; give a checkpoint, or last, the only word,"
+        " for the run folder's own\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told_with_what_is(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(InputError, match=r"^trainer: No supported gpu backend found!; use trainer\.accelerator=cpu$"):
+        build_trainer(load([*TINY[:-1], "trainer=gpu"]), tmp_path)
 
 
 def test_two_processes_test_every_user_once(train_command, tmp_path):
@@ -485,6 +497,29 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
     assert len(set(ranks["user"])) == len(ranks["user"]) == written["protocol"]["held_out_users"]
     hits = ((ranks["rank"] >= 1) & (ranks["rank"] <= 10)).mean()
     assert written["metrics"]["test/recall@10"] == pytest.approx(hits, abs=1e-6)
+
+
+@pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
+def test_two_processes_that_are_interrupted_end_as_one(tmp_path, moment, sent):
+    """As the second one starts, and in training; the signal goes to both, as Ctrl-C does."""
+    devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sasrec_lab.train", *TINY, *devices, "evaluation.patience=null"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    next(line for line in process.stdout if line.startswith(moment))
+    time.sleep(0.3)
+    os.killpg(process.pid, sent)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert [line.partition(" ")[0] for line in error.splitlines()] == ["interrupted;", "go"]
+    assert "train_ddp_process" not in error
+    assert results(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):

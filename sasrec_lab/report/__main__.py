@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.printed import printed
 from sasrec_lab.report import formats, runs, tables
+from sasrec_lab.run_folder import whole
 
 _HELP = """\
 Runs that differ only in the seed are one row: mean, standard deviation, n; beside the published value, and tested
@@ -47,7 +49,7 @@ def entry() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}; choose another place for it")
+        sys.exit(f"error: {error.filename or args.figures}: {error.strerror}; choose another place for it")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -90,8 +92,14 @@ def _draw(report: tables.Report, html: Path | None, folder: Path | None) -> None
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Whole or not at all; what is no plain file, such as /dev/stdout, is written to as it stands there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_plain = not path.is_symlink() and (path.is_file() or not path.exists())
+        with whole(path) if is_plain else nullcontext(path) as place:
+            place.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another place for it") from error
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def _part(part: Part, figures: list[Figure]) -> list[str]:
     *tables, took = part.tables()
     baseline = part.baseline.label if part.baseline and len(part.comparison.rows) > 1 else None
     blocks += [_table(table, baseline) for table in tables[:1]]
-    if part.legend():
-        blocks.append(_list(part.legend()))
+    if notes := [*part.legend(), *part.notes]:
+        blocks.append(_list(notes))
     drawn = [
         f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="{figure.svg()}"></figure>'
         for figure in figures
@@ -85,7 +85,6 @@ def _part(part: Part, figures: list[Figure]) -> list[str]:
     ]
     blocks.append(f'<div class="figures">{"".join(drawn)}</div>' if drawn else "")
     blocks += [_table(table, baseline) for table in [*tables[1:], took]]
-    blocks.append(_list(part.notes) if part.notes else "")
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
 

@@ -65,8 +65,10 @@ def find(folders: list[Path]) -> Found:
     found, seen = Found(folders), {}
     for folder in folders:
         if not folder.is_dir():
-            there = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
-            raise InputError(f"{folder} is not a folder{did_you_mean(str(folder), there)}")
+            if folder.is_file():
+                raise InputError(f"{folder} is a file; give its folder, {folder.parent}")
+            near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
+            raise InputError(f"{folder} is not a folder{near}")
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: no run in it")
     if not found.runs:
@@ -183,14 +185,11 @@ def _missing(sweep: Path) -> list[str]:
             (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except Exception as error:  # Hydra's exceptions share no base class
         return [f"{sweep}: which jobs are missing cannot be told ({str(error).splitlines()[0]})"]
-    folders = {path.name.partition("-")[0]: path for path in sweep.glob("[0-9]*-*")}
-    for number, job in enumerate(jobs):
-        there = _overrides(folders[str(number)]) if str(number) in folders else None
-        if there and there != as_overrides(job):
-            return [f"{sweep}: which jobs are missing cannot be told (job {number} is not what multirun.yaml names)"]
+    there = [_overrides(path) for path in sweep.glob("[0-9]*-*")]
+    missing = [number for number, job in enumerate(jobs) if as_overrides(job) not in there]
+    if any(there) and len(missing) == len(jobs):
+        return [f"{sweep}: which jobs are missing cannot be told (no folder has a job that multirun.yaml names)"]
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     return [
-        f"{sweep}: job {number}, {' '.join(word for word in job if word not in common)}"
-        for number, job in enumerate(jobs)
-        if str(number) not in folders
+        f"{sweep}: job {number}, {' '.join(word for word in jobs[number] if word not in common)}" for number in missing
     ]

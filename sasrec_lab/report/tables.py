@@ -100,9 +100,10 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
     known = list(dict.fromkeys(metric for part in compared for metric in part.metrics()))
     for metric in wanted if compared else []:
         if metric not in known:
-            raise InputError(
-                f"--metric {metric}: no run has it{did_you_mean(metric, known) or '; there are ' + ', '.join(known)}"
-            )
+            stage, _, name = metric.partition("/")  # what all names begin with makes none alike
+            near = did_you_mean(name, [each.partition("/")[2] for each in known if each.startswith(f"{stage}/")])
+            hint = near or f"; there are {', '.join(known)}"
+            raise InputError(f"--metric {metric}: no run has it{hint}")
     labels = list(dict.fromkeys(row.label for part in compared for row in part.rows))
     if compared and baseline is not None and baseline not in labels:
         hint = did_you_mean(baseline, labels) or "; the rows are " + ", ".join(labels[:20])
