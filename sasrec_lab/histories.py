@@ -7,18 +7,14 @@ from numbers import Number
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.config import DatasetConfig
+from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.ids import Ids, listed, plain_values
 
 _AT_ONCE = 8192  # users whose items are looked through
-_NUMBERS = (
-    "integer",
-    "floating",
-    "mixed-integer-float",
-    "decimal",
-)  # what pandas calls them, also in a column of objects
+# what pandas calls numbers, also in a column of objects
+_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
 
 
 @dataclass(frozen=True)

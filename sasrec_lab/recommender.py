@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab import checkpoints, machine, run_folder
-from sasrec_lab.config import DatasetConfig, ModelConfig, Unsupported
+from sasrec_lab.config import ModelConfig, Unsupported
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import cuts
+from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean
 from sasrec_lab.histories import Histories

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config import HeldOut, LossName, OptimizerName, TrainConfig
+from sasrec_lab.config import LossName, OptimizerName, TrainConfig
+from sasrec_lab.data.schema import HeldOut
 from sasrec_lab.data.sequences import Holdout, Sequences
 from sasrec_lab.plain import flat, is_beside, plain
 from sasrec_lab.provenance import near

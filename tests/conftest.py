@@ -11,6 +11,8 @@ import pytest
 import torch
 from fresh_cache import cache_in
 
+from sasrec_lab import kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -96,3 +98,12 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.fail(f"SASREC_LAB_DATA={given} is not a folder")
     return root
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with compiled kernels and once without."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
+    elif kernels.library() is None:
+        pytest.skip("needs a C++ compiler")

@@ -6,7 +6,6 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab.config import Catalogue, Windows
 from sasrec_lab.data.batches import (
     EvaluationBatch,
     PackedBatch,
@@ -15,6 +14,7 @@ from sasrec_lab.data.batches import (
     pack,
     training_batch,
 )
+from sasrec_lab.data.schema import Catalogue, Windows
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:

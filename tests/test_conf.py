@@ -11,7 +11,8 @@ import pytest
 
 from sasrec_lab.arguments import argument, prepared
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR, SyntheticConfig, WeightConfig
+from sasrec_lab.config import CONF_DIR
+from sasrec_lab.data.schema import SyntheticConfig, WeightConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.plain import flat, plain
 from sasrec_lab.trainer_flags import TRAINER_FLAGS

@@ -17,17 +17,9 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.losses import LOSSES, check_negatives
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-pytestmark = pytest.mark.usefixtures("one_thread", "_both_forms")
+pytestmark = pytest.mark.usefixtures("one_thread", "both_forms")
 
 TOKENS, DIM, ITEMS = 50, 8, 23
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def _both_forms(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
-    elif kernels.library() is None:
-        pytest.skip("needs a C++ compiler")
 
 
 @pytest.fixture

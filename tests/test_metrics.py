@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sasrec_lab import kernels, metrics
 from sasrec_lab.command_line import load
-from sasrec_lab.config import Catalogue, TrainConfig, Windows
+from sasrec_lab.config import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.schema import Catalogue, Windows
 from sasrec_lab.data.sequences import hold_out, load_sequences
 from sasrec_lab.metrics import HoldoutMetrics, RankMetrics, Scores, full_ranks, metrics_from_counts, sampled_ranks
 from sasrec_lab.popularity import popularity_metrics

@@ -10,9 +10,9 @@ import pytest
 from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
 from sasrec_lab.data import sequences, source, stamp
 from sasrec_lab.data.interactions import read_file
+from sasrec_lab.data.schema import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
 from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
 from sasrec_lab.errors import InputError
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.data import source
+from sasrec_lab.data.schema import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.errors import InputError
 
 ROWS = b"1\t2\t3\t4\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import DatasetConfig
+from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.data.titles import read_titles
 from sasrec_lab.errors import InputError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sasrec_lab import kernels, topk
+from sasrec_lab import topk
 from sasrec_lab.topk import Best, best_items
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,15 +16,7 @@ def by_sorting(states, table, k, rows, items) -> Best:
     return Best(torch.where(values > float("-inf"), places + 1, 0)[:, :k], values[:, :k])
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def _kernels(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
-    elif kernels.library() is None:
-        pytest.skip("needs a C++ compiler")
-
-
-@pytest.mark.usefixtures("_kernels")
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("whole_numbers", [False, True])  # whole numbers make many ties
 @pytest.mark.parametrize(
     ("users", "items", "dim", "k"),
@@ -45,7 +37,7 @@ def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers
         assert (best.items == expected.items).float().mean() > 0.999
 
 
-@pytest.mark.usefixtures("_kernels")
+@pytest.mark.usefixtures("both_forms")
 def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
     monkeypatch.setattr(topk, "ITEMS_AT_ONCE", 3)
     monkeypatch.setattr(topk, "ROWS_AT_ONCE", 2)
@@ -58,7 +50,7 @@ def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
     assert best.scores[1].tolist() == [2, 2, 2, 1]
 
 
-@pytest.mark.usefixtures("_kernels")
+@pytest.mark.usefixtures("both_forms")
 def test_where_too_few_are_left_the_rest_is_zero():
     rows, seen = torch.tensor([0, 0]), torch.tensor([1, 3])
     best = best_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.config import DatasetConfig
 from sasrec_lab.data import source
+from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.ids import Ids
 

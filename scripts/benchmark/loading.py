@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from sasrec_lab.command_line import load
-from sasrec_lab.config import DatasetConfig, Format
 from sasrec_lab.data import source
+from sasrec_lab.data.schema import DatasetConfig, Format
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
-from sasrec_lab.config import Catalogue, HeldOut, ModelConfig, TrainConfig, Windows
+from sasrec_lab.config import ModelConfig, TrainConfig
 from sasrec_lab.data.batches import pack, training_batch
+from sasrec_lab.data.schema import Catalogue, HeldOut, Windows
 from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
 from sasrec_lab.histories import Histories
 from sasrec_lab.ids import Ids
