@@ -116,14 +116,15 @@ def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     """The checkpoint that `ckpt` names.
 
     Raises:
-        InputError: it is not there, not one of this project's, or of another model.
+        InputError: it is not there, not one of this project's, of another model, or another run's that leaves no epoch.
     """
     if cfg.ckpt is None:
         return None
     path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
     try:
         fix = "choose another checkpoint, or leave ckpt out and start anew in another folder"
-        model = load(path, fix)["hyper_parameters"]["config"]["model"]
+        saved = load(path, fix)
+        model = saved["hyper_parameters"]["config"]["model"]
     except InputError as error:
         raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
     now = plain(cfg.model)
@@ -131,6 +132,12 @@ def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         key = differing[0]
         raise InputError(
             f"ckpt={cfg.ckpt}: its model.{key} is {model.get(key)}, not {now[key]}; give the same model.{key}"
+        )
+    epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
+    if 0 < most <= epochs and not chosen(folder).is_file():
+        raise InputError(
+            f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; give"
+            f" trainer.max_epochs of at least {epochs + 1}"
         )
     return path
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import IO
 from sasrec_lab.errors import InputError, Taken
 
 _SMALLEST = 2**16  # bytes that a run writes at the very least
+_LOOK = 0.2  # seconds: longer than `is_taken` holds a lock
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def claimed(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a process runs in the folder. Looks and changes nothing."""
+    """Whether a process runs in the folder. Nothing is changed; the lock is shared for a moment."""
     try:
         with open(folder / ".lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -73,14 +75,19 @@ def is_full(error: OSError) -> bool:
 
 def _lock(folder: Path, key: str) -> IO[bytes]:
     file = open(folder / ".lock", "wb")  # noqa: SIM115  the claim lasts as long as the file is open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise _taken(folder, key) from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+    given_up = time.monotonic() + _LOOK
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < given_up:  # it may only be looked at
+                time.sleep(_LOOK / 20)
+                continue
+            file.close()
+            raise _taken(folder, key) from error
+        except OSError:  # a file system without locks
+            pass
+        return file
 
 
 def _taken(folder: Path, key: str) -> Taken:

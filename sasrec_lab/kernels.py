@@ -43,9 +43,8 @@ def library() -> ctypes.CDLL | None:
 
 def serve(*tensors: Tensor) -> bool:
     """Whether there are kernels for these: on the CPU, in single precision."""
-    return library() is not None and all(
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors
-    )
+    served = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    return served and library() is not None  # in this order: what needs none compiles none
 
 
 def call(name: str, *arguments: Tensor | int | float) -> int:

@@ -9,13 +9,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import CatMetric, MeanMetric
 
 from sasrec_lab.config import OptimizerName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.errors import InputError
 from sasrec_lab.losses import LOSSES, check_negatives
-from sasrec_lab.metrics import HoldoutMetrics, Scores
+from sasrec_lab.metrics import HoldoutMetrics, MeanLoss, Numbers, Scores
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.optimizer import RowwiseAdam
 from sasrec_lab.plain import plain
@@ -38,12 +37,13 @@ class SequentialRecommender(pl.LightningModule):
         self.loss = LOSSES[cfg.loss.name]
         rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanLoss()
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, monitored_alone=True)
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
-        self.ranks = nn.ModuleDict({name: CatMetric() for name in ("user", "target", "rank", "sampled_rank")})
+        self.ranks = nn.ModuleDict({name: Numbers() for name in ("user", "target", "rank", "sampled_rank")})
+        self.test_ranks: dict[str, Tensor] = {}  # per tested user, in the order of user numbers
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         loss = self.loss(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
@@ -62,11 +62,7 @@ class SequentialRecommender(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
-        if not isfinite(loss):
-            raise InputError(
-                f"training diverged in epoch {self.current_epoch}: the loss is {loss};"
-                f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
-            )
+        self._check_numbers(loss)
         self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
@@ -76,6 +72,19 @@ class SequentialRecommender(pl.LightningModule):
         log.info(
             f"epoch {self.current_epoch:3d}  loss {loss:.4f}"
             + ("" if measured is None else f"  {monitor} {measured:.4f}")
+        )
+
+    def _check_numbers(self, loss: float) -> None:
+        """Before a checkpoint is written. What the epoch's last step spoils, its loss does not tell."""
+        if not isfinite(loss):
+            told = f"the loss is {loss}"
+        elif not all(bool(parameter.isfinite().all()) for parameter in self.encoder.parameters()):
+            told = "parameters are no numbers any more"
+        else:
+            return
+        raise InputError(
+            f"training diverged in epoch {self.current_epoch}: {told};"
+            f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
         )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
@@ -92,16 +101,14 @@ class SequentialRecommender(pl.LightningModule):
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         ranks = self.test_metrics.update(self.scores(batch), batch)
         for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
-            self.ranks[name].update(column.double())
+            self.ranks[name].update(column)
 
     def on_test_epoch_end(self) -> None:
+        """Here, not after the test: the processes' ranks are put together while they are still on the device."""
         self.tested = self.test_metrics.take("test")  # TensorBoard gets them once, with the hyper-parameters
-
-    def test_ranks(self) -> dict[str, Tensor]:
-        """Per tested user, in the order of user numbers: user, target, rank, and sampled_rank where asked."""
-        columns = {name: metric.compute().long() for name, metric in self.ranks.items() if metric.update_called}
+        columns = {name: column.compute() for name, column in self.ranks.items() if column.update_called}
         order = columns["user"].argsort()
-        return {name: column[order].cpu() for name, column in columns.items()}
+        self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         cfg = self.cfg.optimizer

@@ -3,7 +3,7 @@
 Each takes `(states (T, D), items, batch, cfg)`, where `items` has the vectors (V, D) that states are compared with, and
 gives the mean over the tokens that have a target; the weight of a target's interaction multiplies its loss and does not
 change the number divided by (as RecTools). A sampled loss looks up the batch's rows alone, so with `items.sparse` no
-gradient is made of the others.
+gradient is made of the others. Gradients come from the forward pass and have none of their own: no gradient penalties.
 """
 
 from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     states, item_table, targets, shares, _product, matmul_dtype=matmul_dtype
                 )
             states_grad = (expected - own).to(states.dtype) * shares
-            table_grad.index_add_(0, targets, states * -shares)
+            table_grad.index_add_(0, targets, (states * -shares).to(table_grad.dtype))
         ctx.save_for_backward(states_grad, table_grad)
         return -(shares * log_p).sum()
 
@@ -243,9 +243,9 @@ def _log_p_and_products(
     columns = table.T.contiguous()  # (D, V): with table and gradient this way round products are a fifth faster
     columns_grad = torch.zeros_like(columns, dtype=grad_dtype)
     expected = torch.empty_like(states, dtype=matmul_dtype)
-    log_p = torch.empty_like(shares)
-    rows = _chunk_rows(len(states), len(table), "cuda" if states.is_cuda else "cpu")
     precise = torch.promote_types(matmul_dtype, torch.float32)
+    log_p = torch.empty_like(shares, dtype=precise)
+    rows = _chunk_rows(len(states), len(table), "cuda" if states.is_cuda else "cpu")
     buffer = table.new_empty(rows, len(table), dtype=precise)  # one for all chunks: it is in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)

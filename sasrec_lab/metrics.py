@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab import kernels
 from sasrec_lab.config import EvaluationConfig, metric_names
@@ -155,6 +156,41 @@ def sampled_ranks(scores: Scores, batch: EvaluationBatch) -> Tensor:
     own = scores.of(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
     above = ~(own[:, 1:] < own[:, :1]) & (batch.candidates != targets)
     return torch.where(batch.targets > 0, 1 + above.sum(1), 0)
+
+
+class MeanLoss(Metric):
+    """The mean over all targets; NaN once a loss is, which torchmetrics' MeanMetric would leave out."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, targets: Tensor) -> None:
+        """A batch's mean and how many it is the mean of."""
+        self.total += loss * targets
+        self.targets += targets
+
+    def compute(self) -> Tensor:
+        return self.total / self.targets
+
+
+class Numbers(Metric):
+    """Whole numbers of all batches and processes, one after the other; torchmetrics' CatMetric has float32, to 2^24."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("parts", [], dist_reduce_fx="cat")
+
+    def update(self, numbers: Tensor) -> None:
+        self.parts.append(numbers)  # (U,) int64
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.parts)
 
 
 class RankMetrics(Metric):

@@ -24,7 +24,7 @@ class Best:
 def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> Best:
     """The k items with the highest dot products with each state, those that its row has seen left out.
 
-    Row r of `table` is item r + 1; `seen_rows` (S,) is in order.
+    Row r of `table` is item r + 1; `seen_rows` (S,) is in order. A score of NaN is none.
     """
     best = Best(
         torch.zeros(len(states), k, dtype=torch.long, device=states.device),
@@ -43,6 +43,7 @@ def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_it
             scores = states[rows] @ table[item : item + ITEMS_AT_ONCE].T
             here = (own_items >= item) & (own_items < item + ITEMS_AT_ONCE)
             scores[own_rows[here], own_items[here] - item] = float("-inf")
+            scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
             take_best(part, scores, item)
     return best
 

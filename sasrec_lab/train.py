@@ -167,10 +167,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         if measured:
             with run.phase("test"), interruptible(trainer):
                 trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
-                ranks = model.test_ranks()  # of all processes, so all have to ask
             run.results["metrics"] |= model.tested
             if trainer.is_global_zero:
-                run_folder.write_ranks(folder, ranks, sequences)
+                run_folder.write_ranks(folder, model.test_ranks, sequences)
         if trainer.is_global_zero:
             writer, metrics = trainer.logger.experiment, summary.hparams(run.results, cfg)
             tensorboard.write_hyperparameters(writer, summary.hyperparameters(cfg), metrics, trainer.global_step)

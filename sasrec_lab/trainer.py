@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -55,13 +56,14 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         fix = "; use trainer.accelerator=cpu" if flags["accelerator"] in ("gpu", "cuda", "mps") else ""
         raise InputError(f"trainer: {' '.join(str(error).split())}{fix}") from error
-    if trainer.world_size > 1:
-        trainer.callbacks.append(_Signals())
     if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:
         raise InputError(
             f"optimizer.name=rowwise_adam runs on one device, and trainer asks for {trainer.world_size}; set"
             " trainer.devices=1, or optimizer.name=adam"
         )
+    if trainer.world_size > 1:
+        _set_num_threads_if_needed(trainer.num_devices)  # as fit would, but before the machine's facts are taken
+        trainer.callbacks.append(_Signals())
     return trainer
 
 

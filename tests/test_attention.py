@@ -87,6 +87,19 @@ def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
         assert torch.equal(compiled, CompiledAttention.apply(*x, plan, heads, 0.0))
 
 
+@needs_compiler
+def test_scores_of_a_hopeless_size_are_scores_all_the_same():
+    plan, tokens = plan_of([3, 2])
+    q, k, v = inputs(tokens, 4)
+    q, k = torch.full_like(q, 1e18), torch.full_like(k, -1e18)
+    compiled, bucketed = (
+        CompiledAttention.apply(q, k, v, plan, 1, 0.0),
+        BucketedAttention.apply(q, k, v, plan.buckets, 1, 0.0),
+    )
+    torch.testing.assert_close(compiled, bucketed)
+    assert compiled[: plan.tokens].any(1).all()
+
+
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
     plan, tokens = plan_of(LENGTHS[4])

@@ -11,9 +11,9 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.plain import plain
 
 
-def save(path, *words: str, num_items: int = 60) -> None:
+def save(path, *words: str, num_items: int = 60, epoch: int = 0) -> None:
     config = plain(load(["model=tiny", *words]))
-    torch.save({"hyper_parameters": {"config": config, "num_items": num_items}}, path)
+    torch.save({"hyper_parameters": {"config": config, "num_items": num_items}, "epoch": epoch}, path)
 
 
 def refused(path, *words: str) -> str:
@@ -33,6 +33,21 @@ def test_one_of_another_model_is_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
     assert refused(path, "model.dim=8") == f"ckpt={path}: its model.dim is 16, not 8; give the same model.dim"
+
+
+def test_another_runs_must_leave_epochs_to_train(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save(path, epoch=2)
+    assert refused(path, "trainer.max_epochs=3") == (
+        f"ckpt={path} has 3 epochs, and trainer.max_epochs=3 leaves none to train here; give trainer.max_epochs of at"
+        " least 4"
+    )
+    for more in ("trainer.max_epochs=4", "trainer.max_epochs=-1"):
+        assert checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", more]), tmp_path) == path
+    own = tmp_path / "checkpoints" / "last.ckpt"
+    own.parent.mkdir()
+    save(own, epoch=2)  # this run's own: it is finished, and only tested again
+    assert checkpoints.to_resume(load(["model=tiny", "ckpt=last", "trainer.max_epochs=3"]), tmp_path) == own
 
 
 def test_one_of_another_data_set_is_refused(tmp_path):

@@ -237,6 +237,17 @@ def test_going_back_twice_doubles_the_gradients(name):
     assert_close_gradients((states.grad, table.grad), tuple(2 * gradient for gradient in once), 1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03)])
+def test_states_and_table_of_another_type(dtype, within):
+    states, table, targets = example(0)
+    expected = plain_softmax(states.double(), table.double(), targets)
+    states, table = (x.detach().to(dtype).requires_grad_() for x in (states, table))
+    loss = softmax(states, table, batch_of(targets))
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), expected, rtol=within, atol=within)
+    assert [x.dtype for x in gradients(loss, states, table)] == [dtype, dtype]
+
+
 def test_states_made_from_the_table_get_both_gradients():
     """The shared item table is input and output at once."""
     _, table, targets = example(0)

@@ -18,7 +18,16 @@ from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.schema import Catalogue, Windows
 from sasrec_lab.data.sequences import hold_out, load_sequences
-from sasrec_lab.metrics import HoldoutMetrics, RankMetrics, Scores, full_ranks, metrics_from_counts, sampled_ranks
+from sasrec_lab.metrics import (
+    HoldoutMetrics,
+    MeanLoss,
+    Numbers,
+    RankMetrics,
+    Scores,
+    full_ranks,
+    metrics_from_counts,
+    sampled_ranks,
+)
 from sasrec_lab.popularity import popularity_metrics
 
 NAN = float("nan")
@@ -309,13 +318,16 @@ def test_two_parts_add_up_to_the_whole():
 TWO_PROCESSES = """
 import json, sys
 import torch
-from sasrec_lab.metrics import RankMetrics
+from sasrec_lab.metrics import Numbers, RankMetrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 metrics = RankMetrics(30, [5, 10])
 ranks = torch.arange(101) * 7 % 31
 metrics.update(ranks[:70] if rank == 0 else ranks[70:])
-print(json.dumps([metrics.compute(), len(metrics.counts)]))
+numbers = Numbers()
+numbers.update(torch.tensor([2**24 + 1, 5] if rank == 0 else [], dtype=torch.long))
+numbers.update(torch.tensor([rank]))
+print(json.dumps([metrics.compute(), len(metrics.counts), numbers.compute().tolist()]))
 torch.distributed.destroy_process_group()
 """
 
@@ -336,7 +348,8 @@ def test_two_processes_have_the_metrics_of_one(tmp_path):
     alone = RankMetrics(30, [5, 10])
     alone.update(torch.arange(101) * 7 % 31)
     for line in printed:
-        values, size = json.loads(line)
+        values, size, numbers = json.loads(line)
+        assert numbers == [2**24 + 1, 5, 0, 1]
         assert values == alone.compute()
         assert size == 31
 
@@ -434,3 +447,20 @@ def test_popularity_on_movielens_is_the_published_one(data_root, tmp_path):
     assert values["test/ndcg@10-sampled100"] == pytest.approx(0.2377, abs=0.005)
     assert values["test/recall@10"] == pytest.approx(0.037, abs=0.004)
     assert values["test/ndcg@10"] == pytest.approx(0.018, abs=0.004)
+
+
+def test_numbers_stay_whole_beyond_those_of_single_precision():
+    numbers = Numbers()
+    for part in ([2**24 + 1, 2**40 + 3], [], [7]):
+        numbers.update(torch.tensor(part, dtype=torch.long))
+    assert numbers.compute().tolist() == [2**24 + 1, 2**40 + 3, 7]
+
+
+def test_the_mean_loss_counts_targets_and_keeps_what_is_no_number():
+    loss = MeanLoss()
+    loss.update(torch.tensor(1.0), torch.tensor(3))
+    loss.update(torch.tensor(5.0), torch.tensor(1))
+    assert loss.compute() == 2.0
+    loss.update(torch.tensor(float("nan")), torch.tensor(1))
+    loss.update(torch.tensor(1.0), torch.tensor(1))
+    assert loss.compute().isnan()

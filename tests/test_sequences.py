@@ -363,6 +363,22 @@ def test_numbers_of_ids(ids):
     assert list(different) == list(plain)
 
 
+def test_what_is_held_out_lies_in_the_cache_where_every_item_is_known(tmp_path):
+    loaded = read(tmp_path, ROWS)
+    held = hold_out(loaded, Windows.last, Catalogue.all, maxlen=5)
+    assert np.shares_memory(held.items, loaded.items)
+    assert not np.shares_memory(hold_out(loaded, Windows.last, Catalogue.train, maxlen=5).items, loaded.items)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_repeats_are_found_a_block_of_users_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(sequences, "PAIRS_AT_ONCE", at_once)
+    assert not holdout_of([[1, 2, 3], [1, 2, 3, 4], [5], [3, 2, 1]]).repeats
+    assert not holdout_of([[1, 2, 3], [1, 2, 3, 1]]).repeats  # only the test's target is there twice
+    for users in ([[1, 2, 1, 3], [1, 2, 3]], [[1, 2, 3], [4], [1, 5, 2, 5, 3]], [[1, 2, 3], [2, 2]]):
+        assert holdout_of(users).repeats
+
+
 def test_what_decides_the_arrays_decides_the_cache_folder(tmp_path):
     plain = read(tmp_path, ROWS)
     folders = {

@@ -56,3 +56,12 @@ def test_where_too_few_are_left_the_rest_is_zero():
     best = best_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)
     assert best.items.tolist() == [[2, 0], [3, 2]]
     assert best.scores[0].tolist() == [2.0, float("-inf")]
+
+
+@pytest.mark.usefixtures("both_forms")
+def test_a_score_that_is_no_number_is_none():
+    none = torch.zeros(0, dtype=torch.long)
+    table = torch.tensor([[1.0], [float("nan")], [3.0], [float("inf")], [2.0]])
+    best = best_items(torch.tensor([[1.0], [float("nan")]]), table, 4, none, none)
+    assert best.items.tolist() == [[4, 3, 5, 1], [0, 0, 0, 0]]
+    assert best.scores.tolist() == [[float("inf"), 3.0, 2.0, 1.0], [float("-inf")] * 4]

@@ -275,6 +275,23 @@ def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+LOOKING = "from pathlib import Path; from sasrec_lab.claims import is_taken\nwhile True: is_taken(Path('run'))"
+
+
+def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    looking = subprocess.Popen([sys.executable, "-c", LOOKING], cwd=tmp_path)
+    try:
+        for _ in range(2000):
+            with claimed(tmp_path / "run"):
+                pass
+    finally:
+        assert looking.poll() is None
+        looking.kill()
+        looking.wait()
+
+
 @pytest.mark.parametrize("moment", ["model ", "test"])
 def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test begins."""
@@ -337,6 +354,17 @@ def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
     written = results(tmp_path / "run")
     assert written["status"] == "failed"
     assert written["error"].startswith("InputError: training diverged in epoch")
+
+
+@pytest.mark.parametrize(  # in the midst of the epoch, or by its only step
+    "words", [["batch_size=32", "optimizer.lr=1e30"], ["batch_size=1000", "optimizer.lr=1e39"]]
+)
+def test_what_diverges_in_the_only_epoch_is_no_result_either(train_command, tmp_path, words):
+    done = train_command(*TINY, "trainer=fast", "trainer.max_epochs=1", *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: training diverged in epoch 0: ")
+    assert results(tmp_path / "run")["status"] == "failed"
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
 def test_warm_up_clipping_and_string_ids(train_command, tmp_path):

@@ -11,7 +11,7 @@ struct Random {
     uvec state;
     Random(uint64_t seed, uint64_t stream) {
         for (int i = 0; i < W; i++) {
-            const uint64_t x = seed + (stream * W + i + 1) * 0x9E3779B97F4A7C15u;  // no two lanes of a call alike
+            const uint64_t x = seed + (stream * W + i + 1) * 0x9E3779B97F4A7C15u;  // hardly two lanes of a call alike
             uint64_t z = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
             z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
             state[i] = uint32_t(z ^ (z >> 31)) | 1u;
@@ -40,7 +40,7 @@ static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, 
 // Scores to weights in place: softmax of the first `count` times `scale`, zeros from there to `width`.
 static void softmax_row(float* row, int64_t count, int64_t width, float scale) {
     const int64_t end = round_up(count, W);
-    std::fill(row + count, row + end, -1e30f);
+    std::fill(row + count, row + end, -__builtin_inff());
     vec most = load(row);
     for (int64_t j = W; j < end; j += W) most = larger(most, load(row + j));
     const float shift = largest(most) * scale;

@@ -114,13 +114,13 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
     if (hits) chunk.left_out.resize(lanes);
     const std::unique_ptr<float[]> weights(new float[V * chunk.stride]);
     std::vector<std::vector<double>> sums(threads, std::vector<double>(lanes));
-    std::vector<std::vector<float>> products(threads, std::vector<float>(lanes * wide)), part(threads);
+    std::vector<std::vector<float>> products(threads, std::vector<float>(lanes * wide)),
+        part(threads, std::vector<float>(lanes));
     bool too_large = false;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num();
         std::vector<float> item_rows(wide == D ? 0 : panel * wide), item_grads(MR * wide);
-        part[me].resize(lanes);
         for (int64_t begin = 0; begin < T; begin += rows) {
             const int64_t R = std::min(rows, T - begin);
 #pragma omp single

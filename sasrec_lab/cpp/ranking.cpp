@@ -88,7 +88,7 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
     const int64_t threads = omp_get_max_threads(), panel = panel_size(V, threads), most = round_up(U, W);
     const Seen seen{seen_rows, seen_items, seen_count};
     std::vector<float> columns(most * D), bounds(most);
-    std::vector<std::vector<int32_t>> below(threads);  // minus one for each
+    std::vector<std::vector<int32_t>> below(threads, std::vector<int32_t>(most));  // minus one for each
     pack_states(states, U, D, columns.data());
     const auto score_of = [&](int64_t u, int64_t item) {
         return score_of_one(table + (item - 1) * D, D, columns.data(), U, u);
@@ -96,7 +96,6 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
 #pragma omp parallel num_threads(threads)
     {
         std::vector<int32_t>& mine = below[omp_get_thread_num()];
-        mine.resize(most);
 #pragma omp for schedule(static)
         for (int64_t u = 0; u < U; u++) bounds[u] = score_of(u, targets[u]);
 #pragma omp for schedule(static)

@@ -39,7 +39,7 @@ class EvaluationBatch:
     ranked: Tensor  # (B,) which of the users the inputs belong to, in order: those with a known item
     users: Tensor  # (U,) int64, internal user numbers
     targets: Tensor  # (U,) int64, 0 for an item outside the catalogue
-    seen_rows: Tensor  # (S,) int64: which user of the batch ...
+    seen_rows: Tensor  # (S,) int64, in order: which user of the batch ...
     seen_items: Tensor  # (S,) int64: ... has had which item before the target, each pair once
     candidates: Tensor | None = None  # (U, N) int64: sampled items to rank the target among
 

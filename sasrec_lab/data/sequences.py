@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sasrec_lab.plain import plain
 log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1  # raise it when what is written below changes its meaning
+PAIRS_AT_ONCE = 2**18  # interactions that are sorted at once: 2 MiB
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Holdout:
 
     Users with two interactions serve training only, users with fewer nothing: their range is empty. `items` holds what
     the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
-    With `holdout=none` every interaction is training and no user is held out.
+    With `holdout=none` every interaction is training and no user is held out. Where every item is known, `items` and
+    `weights` are the sequences' own, mapped from the cache.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
@@ -77,8 +80,12 @@ class Holdout:
     @cached_property
     def repeats(self) -> bool:
         """Whether any user has an item more than once, the test's target left out."""
-        lengths = self.val_ends - self.starts
-        places = np.repeat(self.val_ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
+        firsts = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_AT_ONCE)))
+        return any(self._repeats_among(slice(*users)) for users in pairwise([*firsts, len(self.starts)]))
+
+    def _repeats_among(self, users: slice) -> bool:
+        lengths = self.val_ends[users] - self.starts[users]
+        places = np.repeat(self.val_ends[users] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
         pairs = np.repeat(np.arange(len(lengths)) * (self.num_items + 1), lengths) + self.items[places]
         pairs.sort()
         return bool((pairs[1:] == pairs[:-1]).any())
@@ -164,27 +171,40 @@ def hold_out(
             f"{sequences.file}: no user has 2 training interactions;{held_back}"
             f" the longest of {len(lengths)} users has {lengths.max()}"
         )
-    if catalogue is Catalogue.train:
-        known = _in_windows(sequences, window_starts, window_ends)
-    else:
-        known = np.ones(len(sequences.item_ids), dtype=bool)
+    whole = Holdout(
+        items=np.asarray(sequences.items),
+        weights=sequences.weights,
+        starts=starts,
+        train_ends=train_ends,
+        val_ends=train_ends + held_out,
+        users=users,
+        val_targets=sequences.items[train_ends[users]],
+        test_targets=sequences.items[train_ends[users] + 1],
+        window_starts=window_starts,
+        window_ends=window_ends,
+        window_users=window_users,
+        item_ids=np.asarray(sequences.item_ids),
+    )
+    if catalogue is Catalogue.all:
+        return whole
+    return _of_known(whole, _in_windows(sequences, window_starts, window_ends))
+
+
+def _of_known(holdout: Holdout, known: np.ndarray) -> Holdout:
+    """Without the items that are not known (num_items,); those left are numbered anew, in the same order."""
     number = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)  # old item number -> new one, 0 unknown
-    items = number[sequences.items]
+    items = number[holdout.items]
     kept = items > 0
     moved = np.concatenate([[0], np.cumsum(kept)])  # place in the file's sequence -> place among the known items
-    return Holdout(
+    places = ("starts", "train_ends", "val_ends", "window_starts", "window_ends")
+    return replace(
+        holdout,
         items=items[kept],
-        weights=None if sequences.weights is None else np.asarray(sequences.weights)[kept],
-        starts=moved[starts],
-        train_ends=moved[train_ends],
-        val_ends=moved[train_ends + held_out],
-        users=users,
-        val_targets=items[train_ends[users]],
-        test_targets=items[train_ends[users] + 1],
-        window_starts=moved[window_starts],
-        window_ends=moved[window_ends],
-        window_users=window_users,
-        item_ids=np.asarray(sequences.item_ids)[known],
+        weights=None if holdout.weights is None else np.asarray(holdout.weights)[kept],
+        val_targets=number[holdout.val_targets],
+        test_targets=number[holdout.test_targets],
+        item_ids=holdout.item_ids[known],
+        **{name: moved[getattr(holdout, name)] for name in places},
     )
 
 

@@ -41,4 +41,5 @@ def leave(stamp: Stamp, sha256: str, folder: Path) -> None:
         draft, name = tempfile.mkstemp(dir=folder, prefix=f".{_NAME}-")
         with open(draft, "w") as file:
             json.dump({"file": stamp, "sha256": sha256}, file)
+            os.fchmod(draft, 0o644)  # as the arrays beside it: who reads them need not take the checksum again
         os.replace(name, folder / _NAME)

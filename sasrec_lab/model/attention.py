@@ -56,10 +56,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float)
 
 
 def attend_newest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int) -> Tensor:
-    """What `attend` gives each sequence's newest token, whose queries alone are given, without dropout or gradients."""
+    """What `attend` gives each sequence's newest token, whose queries alone are given, without dropout or gradients.
+
+    q (B, D), k and v (T, D).
+    """
     if torch.compiler.is_exporting():
         return attend_alone(q, k, v, heads, causal=False)
-    if not kernels.serve(q):  # q (B, D), k and v (T, D)
+    if not kernels.serve(q):
         return newest_attention(q, k, v, plan.buckets, heads)
     out = torch.empty_like(q)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
