@@ -37,6 +37,7 @@ def entry() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
         if not is_first_process():
+            logging.disable(logging.WARNING)  # the first one says it
             if os.environ.get("LOCAL_RANK", "0") != "0":  # the process that started this one stops it
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)

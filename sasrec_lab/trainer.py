@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -109,6 +110,7 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 def _quiet() -> None:
     """Warnings go into train.log; of Lightning's messages only warnings are heard."""
     logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", r".*sync_dist=True")  # what is logged is of all processes already
     logging.raiseExceptions = False  # where the disk is full, the lines that train.log has no room for are lost
     threading.excepthook = _thread_failed
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):

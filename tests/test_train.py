@@ -520,6 +520,10 @@ def test_a_gpu_that_is_not_there_is_told_with_what_is(tmp_path):
 def test_two_processes_test_every_user_once(train_command, tmp_path):
     done = train_command(*TINY, "trainer=fast", "trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp")
     assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("epoch   1  loss") == done.stdout.count("model  1 block") == done.stdout.count("Test:") == 1
+    )
+    assert "sync_dist" not in (tmp_path / "run" / "train.log").read_text()
     written = results(tmp_path / "run")
     ranks = np.load(tmp_path / "run" / "ranks.npz")
     assert len(set(ranks["user"])) == len(ranks["user"]) == written["protocol"]["held_out_users"]
