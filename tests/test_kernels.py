@@ -13,6 +13,8 @@ import torch
 from sasrec_lab import kernels
 
 TWINS = (
+    "test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
+    "test_model.py::test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads",
     "test_attention.py::test_the_compiled_form_is_the_bucketed_one",
     "test_attention.py::test_attention_is_the_plain_loop",
     "test_attention.py::test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed",

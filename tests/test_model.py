@@ -10,6 +10,7 @@ from small_data import random_users
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasrec_lab import kernels
 from sasrec_lab.command_line import load
 from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
@@ -313,24 +314,28 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
     assert_same_gradients(model, twin, 1e-9)
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.2, 0.5, 0.9])
 def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
     torch.manual_seed(0)
-    rounded = round(rate * 256) / 256
-    assert abs(rounded - rate) <= 1 / 512
     n = 400_000
+    rounded = rate if kernels.serve(torch.ones(1)) else round(rate * 256) / 256
+    assert abs(rounded - rate) <= 1 / 512
     out = dropout(torch.ones(n), rate)
     kept = out != 0
     assert torch.allclose(out[kept], torch.tensor(1 / (1 - rounded)))
     bound = 5 * sqrt(rounded * (1 - rounded) / n)
     assert abs(kept.double().mean() - (1 - rounded)) < bound
     assert abs(out.double().mean() - 1) < bound / (1 - rounded)
-    # each of the eight bytes of a random word, and neighbours are independent
-    assert (kept.view(-1, 8).double().mean(0) - (1 - rounded)).abs().max() < sqrt(8) * bound
-    both = torch.stack([(kept[i:] & kept[: n - i]).double().mean() for i in range(1, 9)])
+    # each of the eight bytes of a random word or lanes of a register, and neighbours, near ones and a block's, are
+    # independent
+    for places in (8, 16):
+        assert (kept.view(-1, places).double().mean(0) - (1 - rounded)).abs().max() < sqrt(places) * bound
+    both = torch.stack([(kept[i:] & kept[: n - i]).double().mean() for i in (*range(1, 18), 4096)])
     assert (both - (1 - rounded) ** 2).abs().max() < 2 * bound
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("rate", [0.001, 0.999])
 def test_rates_that_a_byte_cannot_express(rate):
     torch.manual_seed(0)
@@ -339,8 +344,9 @@ def test_rates_that_a_byte_cannot_express(rate):
     assert torch.allclose(out[out != 0], torch.tensor(1 / (1 - rate)))
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 9)])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 9), (0, 4)])
 def test_dropout_of_any_shape_and_type(shape, dtype):
     torch.manual_seed(0)
     x = (torch.rand(shape) + 1).to(dtype).requires_grad_()
@@ -353,6 +359,7 @@ def test_dropout_of_any_shape_and_type(shape, dtype):
     assert torch.equal(x.grad, 2 * (out != 0).sum(0).to(dtype))  # what is dropped has no gradient
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_dropout_of_a_transposed_tensor():
     torch.manual_seed(0)
     x = torch.arange(1.0, 61).view(6, 10).T
@@ -365,6 +372,23 @@ def test_rate_zero_is_no_dropout():
     assert dropout(x, 0) is x
 
 
+@pytest.mark.usefixtures("both_forms")
+def test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads():
+    torch.manual_seed(1)
+    x, weights = torch.rand(10_001).add_(1).requires_grad_(), torch.randn(10_001)
+    out = dropout(x, 0.3)
+    torch.set_num_threads(3)
+    (out * weights).sum().backward()
+    torch.set_num_threads(1)
+    torch.testing.assert_close(x.grad, weights * (out / x).detach())
+
+
+@pytest.mark.usefixtures("both_forms")
+def test_what_is_no_number_is_not_dropped():
+    assert dropout(torch.full((1000,), float("nan")), 0.5).isnan().all()
+
+
+@pytest.mark.usefixtures("both_forms")
 def test_dropout_differs_from_call_to_call_and_follows_the_seed():
     x = torch.ones(1000)
     torch.manual_seed(3)

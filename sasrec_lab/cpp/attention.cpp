@@ -4,26 +4,7 @@
 
 #include <cstdint>
 
-#include "products.h"
-
-// Independent 32-bit generators side by side (Marsaglia 2003, xorshift), started from splitmix64.
-struct Random {
-    uvec state;
-    Random(uint64_t seed, uint64_t stream) {
-        for (int i = 0; i < W; i++) {
-            const uint64_t x = seed + (stream * W + i + 1) * 0x9E3779B97F4A7C15u;  // hardly two lanes of a call alike
-            uint64_t z = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-            z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-            state[i] = uint32_t(z ^ (z >> 31)) | 1u;
-        }
-    }
-    uvec next() {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        return state;
-    }
-};
+#include "random.h"
 
 static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
     for (int64_t c = 0; c < d; c++) {
@@ -83,7 +64,7 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
                int64_t heads, double scale, double rate, uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
-    const uint32_t threshold = uint32_t(rate * 4294967296.0);
+    const uint32_t threshold = threshold_of(rate);
     std::vector<int64_t> first(B + 1, 0);
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
 #pragma omp parallel

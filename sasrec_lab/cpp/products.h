@@ -26,7 +26,7 @@ typedef uint32_t uvec __attribute__((vector_size(4 * W)));
 
 static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return x; }
 static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
-static inline vec all(float x) { return vec{} + x; }
+static inline vec all(float x) { return x - vec{}; }  // "+" would keep an addition, for the sake of -0
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

@@ -1,0 +1,25 @@
+// Dropout without a mask.
+
+#include "random.h"
+
+constexpr int64_t BLOCK = 4096;  // elements that share a generator
+
+extern "C" {
+
+// out (n,) = x, each element times zero at the rate, else times 1 / (1 - rate). Which are dropped follows from the seed and
+// the place alone, so the same call takes a gradient back.
+void dropout(const float* x, int64_t n, double rate, uint64_t seed, float* out) {
+    const vec kept = all(1 / (1 - rate));
+    const uvec threshold = uvec{} + threshold_of(rate);
+#pragma omp parallel for schedule(static)
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        Random random(seed, begin / BLOCK);
+        const int64_t end = std::min(n, begin + BLOCK), whole = begin + (end - begin) / W * W;
+        for (int64_t i = begin; i < whole; i += W) store(out + i, load(x + i) * (random.next() < threshold ? vec{} : kept));
+        if (whole < end) {
+            const vec factors = random.next() < threshold ? vec{} : kept;
+            for (int64_t i = whole; i < end; i++) out[i] = x[i] * factors[i - whole];
+        }
+    }
+}
+}
