@@ -11,7 +11,7 @@ from torch import Tensor
 from sasrec_lab import kernels
 from sasrec_lab.data.batches import few_sizes, pack
 from sasrec_lab.model.attention import CompiledAttention, Plan, attend, attend_newest
-from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention, newest_attention
+from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
 SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]
@@ -59,8 +59,19 @@ def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch)
     out, expected = attend(*x, plan, heads, 0.0), plain_attention(*x, lengths, heads)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
-    newest = attend_newest(x[0][plan.offsets[1:] - 1], *x[1:], plan, heads)
-    torch.testing.assert_close(newest, expected[plan.offsets[1:] - 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize("dim", [1, 16, 50, 64])
+@pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
+def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):
+    plan, tokens = plan_of(lengths)
+    one, other, x = (x.detach() for x in inputs(tokens, dim))
+    newest = plan.offsets[1:] - 1
+    out = attend_newest(torch.stack([one[newest], other[newest]], 1), x, plan, 1 / sqrt(dim))
+    for head, queries in enumerate((one, other)):
+        expected = plain_attention(queries, x, x, lengths, heads=1)[newest]
+        torch.testing.assert_close(out[:, head], expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
@@ -107,9 +118,6 @@ def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
     fused, bucketed = (form(*x, plan.buckets, heads, 0.0) for form in (fused_attention, BucketedAttention.apply))
     torch.testing.assert_close(fused, bucketed, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(fused, x, tokens), gradients(bucketed, x, tokens), rtol=1e-4, atol=1e-4)
-    newest = plan.offsets[1:] - 1
-    alone = newest_attention(x[0][newest], *x[1:], plan.buckets, heads)
-    torch.testing.assert_close(alone, bucketed[newest], rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler

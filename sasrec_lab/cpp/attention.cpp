@@ -151,31 +151,31 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
     }
 }
 
-// out (B, D): attention of each sequence's newest token alone, whose queries are q (B, D).
-void newest_attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
-                      int64_t heads, double scale, float* out) {
-    const int64_t d = D / heads;
+// out (B, heads, D): what each sequence's newest token gets of the tokens x (T, D) by its queries q (B, heads, D), which are
+// compared with the tokens whole.
+void newest_attention(const float* q, const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t heads,
+                      double scale, float* out) {
 #pragma omp parallel
     {
         std::vector<float> row;
 #pragma omp for schedule(dynamic, 4)
         for (int64_t s = 0; s < B; s++) {
             const int64_t L = offsets[s + 1] - offsets[s];
+            const float* tokens = x + offsets[s] * D;
             row.resize(round_up(L, W));
-            for (int64_t h = 0; h < heads; h++) {
-                const float *query = q + s * D + h * d, *keys = k + offsets[s] * D + h * d;
-                const float* values = v + offsets[s] * D + h * d;
-                float* result = out + s * D + h * d;
+            for (int64_t h = s * heads; h < (s + 1) * heads; h++) {
+                const float* query = q + h * D;
+                float* result = out + h * D;
                 for (int64_t j = 0; j < L; j++) {
                     float score = 0;
 #pragma omp simd reduction(+ : score)
-                    for (int64_t c = 0; c < d; c++) score += query[c] * keys[j * D + c];
+                    for (int64_t c = 0; c < D; c++) score += query[c] * tokens[j * D + c];
                     row[j] = score;
                 }
                 softmax_row(row.data(), L, L, scale);
-                std::fill(result, result + d, 0.0f);
+                std::fill(result, result + D, 0.0f);
                 for (int64_t j = 0; j < L; j++)
-                    for (int64_t c = 0; c < d; c++) result[c] += row[j] * values[j * D + c];
+                    for (int64_t c = 0; c < D; c++) result[c] += row[j] * tokens[j * D + c];
             }
         }
     }

@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float)
     Tokens behind the last sequence get zeros.
     """  # all (T, D)
     if torch.compiler.is_exporting():
-        return attend_alone(q, k, v, heads, causal=True)
+        return attend_alone(q, k, v, heads)
     if q.is_cuda:
         return fused_attention(q, k, v, plan.buckets, heads, rate)
     if q.dtype == torch.bfloat16:  # of autocast: single precision is faster here and has a kernel
@@ -55,26 +55,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float)
     return BucketedAttention.apply(q, k, v, plan.buckets, heads, rate)
 
 
-def attend_newest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int) -> Tensor:
-    """What `attend` gives each sequence's newest token, whose queries alone are given, without dropout or gradients.
-
-    q (B, D), k and v (T, D).
-    """
+def attend_newest(q: Tensor, x: Tensor, plan: Plan, scale: float) -> Tensor:
+    """softmax(scale q x') x within each sequence, for queries (B, H, D) of its newest token; without gradients."""
     if torch.compiler.is_exporting():
-        return attend_alone(q, k, v, heads, causal=False)
-    if not kernels.serve(q):
-        return newest_attention(q, k, v, plan.buckets, heads)
+        tokens = x.expand(q.shape[1], -1, -1)  # (H, tokens, D)
+        return F.scaled_dot_product_attention(q.transpose(0, 1), tokens, tokens, scale=scale).transpose(0, 1)
+    if not kernels.serve(q, x):
+        return newest_attention(q, x, plan.buckets, scale)
     out = torch.empty_like(q)
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    sizes = len(plan.offsets) - 1, q.shape[1], heads, _scale(q, heads)
-    kernels.call("newest_attention", q, k, v, plan.offsets, *sizes, out)
-    return out  # (B, D)
+    heads, dim = q.shape[1:]
+    kernels.call("newest_attention", q, x, plan.offsets, len(q), dim, heads, scale, out)
+    return out  # (B, H, D)
 
 
-def attend_alone(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
+def attend_alone(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """By torch's own function, where all tokens are one sequence's: in a program that export.py makes."""
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, tokens, D / H)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1)
 
 
 class Rows:

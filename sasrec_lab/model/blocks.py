@@ -1,5 +1,7 @@
 """A transformer block over packed tokens. T tokens, D dim."""
 
+from math import sqrt
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,18 +44,33 @@ class Block(nn.Module):
         return self._add(normed, self.feed_forward(normed))
 
     def _attend(self, queries: Tensor, others: Tensor, plan: Plan, newest: Tensor | None) -> Tensor:
+        if newest is not None:
+            return self.output(self._attend_newest(queries, others, plan))
         q, k, v = self.query(queries), self.key(others), self.value(others)
         rate = self.rate if self.training else 0.0
         if self.pad_keys:
             rows, plan = plan.rows, plan.rows.plan
             k, v = rows.fill(k, self.key.bias), rows.fill(v, self.value.bias)
-        if newest is not None:
-            out = attend_newest(q, k, v, plan, self.heads)
-        elif self.pad_keys:
+        if self.pad_keys:
             out = rows.take(attend(rows.fill(q, torch.zeros_like(self.query.bias)), k, v, plan, self.heads, rate))
         else:
             out = attend(q, k, v, plan, self.heads, rate)
         return self.output(out)
+
+    def _attend_newest(self, queries: Tensor, others: Tensor, plan: Plan) -> Tensor:  # (B, D), (T, D) -> (B, D)
+        """As keys and values are linear in the tokens' states, the states themselves are compared and averaged, and
+        keys' and values' matrices applied to the query and to the average: two products less for each token.
+
+        A key's bias adds the same to all scores of a query, which the softmax does not see.
+        """
+        if self.pad_keys:
+            others, plan = plan.rows.fill(others, torch.zeros_like(others[0])), plan.rows.plan
+        heads = (self.heads, queries.shape[1] // self.heads)
+        q = self.query(queries).unflatten(1, heads)  # (B, H, D / H)
+        q = torch.einsum("bhd,hde->bhe", q, self.key.weight.unflatten(0, heads))  # (B, H, D)
+        mean = attend_newest(q.contiguous(), others.to(q.dtype), plan, 1 / sqrt(heads[1]))  # (B, H, D)
+        values = torch.einsum("bhe,hde->bhd", mean, self.value.weight.unflatten(0, heads))  # (B, H, D / H)
+        return values.flatten(1) + self.value.bias
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change

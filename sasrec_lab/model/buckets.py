@@ -77,15 +77,14 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: in
     return buckets.scatter([F.scaled_dot_product_attention(*qkv, dropout_p=rate, is_causal=True) for qkv in inputs])
 
 
-def newest_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int) -> Tensor:
-    """Of each sequence's newest token alone; q (B, D)."""
+def newest_attention(q: Tensor, x: Tensor, buckets: Buckets, scale: float) -> Tensor:
+    """Of each sequence's newest token alone, by queries q (B, H, D) compared with whole tokens x (T, D)."""
     out = torch.empty_like(q)
-    inputs = zip(buckets.gather(k, heads), buckets.gather(v, heads), buckets.members, buckets.lengths, strict=True)
-    for k_bucket, v_bucket, rows, lengths in inputs:
-        past = torch.arange(k_bucket.shape[2], device=q.device) < lengths[:, None, None, None]  # (n, 1, 1, L)
-        queries, keys, values = q[rows].view(len(rows), heads, 1, -1), k_bucket[: len(rows)], v_bucket[: len(rows)]
-        out[rows] = F.scaled_dot_product_attention(queries, keys, values, attn_mask=past).flatten(1)
-    return out  # (B, D)
+    for bucket, rows, lengths in zip(buckets.gather(x, heads=1), buckets.members, buckets.lengths, strict=True):
+        past = torch.arange(bucket.shape[2], device=q.device) < lengths[:, None, None]  # (n, 1, L)
+        tokens = bucket[: len(rows), 0]  # (n, L, D)
+        out[rows] = F.scaled_dot_product_attention(q[rows], tokens, tokens, attn_mask=past, scale=scale)
+    return out  # (B, H, D)
 
 
 class BucketedAttention(torch.autograd.Function):

@@ -25,13 +25,12 @@ def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -
 def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float:
     """Of ranking all items for a user, a mean over users with so many known items.
 
-    Of the last block only keys and values are needed at every position.
+    Of the last block only the newest position is needed, its keys' and values' matrices applied to query and result.
     """
     last, all_but_last = min(model.blocks, 1), max(model.blocks - 1, 0)
-    keys_and_values = 4 * model.dim**2 * lengths.mean()
-    newest = token_flops(model) - 4 * model.dim**2 + 4 * model.dim * lengths.mean()
+    newest = token_flops(model) + 4 * model.dim * model.heads * lengths.mean()
     block = token_flops(model) * lengths.mean() + 4 * model.dim * np.mean(lengths * (lengths + 1) / 2)
-    return all_but_last * block + last * (keys_and_values + newest) + 2 * model.dim * items
+    return all_but_last * block + last * newest + 2 * model.dim * items
 
 
 def token_flops(model: ModelConfig) -> int:
