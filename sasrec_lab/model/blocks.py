@@ -51,7 +51,6 @@ class Block(nn.Module):
         if self.pad_keys:
             rows, plan = plan.rows, plan.rows.plan
             k, v = rows.fill(k, self.key.bias), rows.fill(v, self.value.bias)
-        if self.pad_keys:
             out = rows.take(attend(rows.fill(q, torch.zeros_like(self.query.bias)), k, v, plan, self.heads, rate))
         else:
             out = attend(q, k, v, plan, self.heads, rate)

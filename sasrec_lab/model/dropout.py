@@ -17,7 +17,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 class CompiledDropout(torch.autograd.Function):
-    """The seed is all that is kept for the way back. A fifteenth of a training step on MovieLens-1M."""
+    """The seed is all that is kept for the way back. Spares a fifteenth of a training step on MovieLens-1M."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
