@@ -61,7 +61,6 @@ def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch)
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("dim", [1, 16, 50, 64])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
 def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):

@@ -118,12 +118,12 @@ def test_flops_of_a_training_position(tiny_model):
 def test_flops_of_a_ranked_user(tiny_model):
     from benchmark.floor import flops_per_user
 
-    # One block, so for the newest item alone the matrices of query, key and value 24, the feed-forward 16 and attention
-    # to 3 items 3 * 8 = 24; 5 items: 20.
-    assert flops_per_user(tiny_model, 5, np.array([3])) == 24 + 16 + 24 + 20
-    # A block below computes everything: 3 * (24 + 16), attention to 1, 2 and 3 items: 6 * 8.
+    # One block, so for the newest item alone the matrices of query and key, made one, and value 16, the feed-forward 16
+    # and attention to 3 items 3 * 8 = 24; 5 items: 20.
+    assert flops_per_user(tiny_model, 5, np.array([3])) == 16 + 16 + 24 + 20
+    # A block below computes everything: 3 * (16 + 16), attention to 1, 2 and 3 items: 6 * 8.
     tiny_model.blocks = 2
-    assert flops_per_user(tiny_model, 5, np.array([3])) == 84 + 3 * 40 + 48
+    assert flops_per_user(tiny_model, 5, np.array([3])) == 76 + 3 * 32 + 48
 
 
 def test_items_that_a_state_is_compared_with():

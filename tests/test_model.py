@@ -230,6 +230,82 @@ def test_sinusoids(dim):
     torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
 
 
+# The compiled block
+
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+# several groups of sequences, and lengths that no tile of queries and no register divides
+LONG_USERS = [
+    [1 + i * j % ITEMS for j in range(length)] for i, length in enumerate([1, 2, 90, 3, 5, 48, 17, 16, 40, 6, 7])
+]
+
+
+def block_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by every block that the kernel takes."""
+    calls, call = [], kernels.call
+
+    def noted(name: str, *arguments):
+        calls.extend([name] if name == "block" else [])
+        return call(name, *arguments)
+
+    monkeypatch.setattr(kernels, "call", noted)
+    return calls
+
+
+@needs_compiler
+@pytest.mark.parametrize("changes", [{}, {"residual": False}, {"output_projection": True}, {"ff_dim": 70}], ids=name)
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("dim", [7, 16, 50, 64])
+def test_a_compiled_block_is_the_plain_one(dim, norm, changes, monkeypatch):
+    calls = block_calls(monkeypatch)
+    model = random_encoder(replace(SMALL, dim=dim, norm=norm, maxlen=90, **changes)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=dim**-0.5)
+    batch = packed(LONG_USERS, 90)
+    with torch.no_grad():
+        every, newest = model(batch), model.newest(batch)  # in double precision, which has no kernel
+        assert not calls
+        model.float()
+        torch.testing.assert_close(
+            model(batch)[: batch.offsets[-1]].double(), every[: batch.offsets[-1]], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(model.newest(batch).double(), newest, rtol=0, atol=1e-5)
+    assert len(calls) == 4
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "changes", [{"heads": 4}, {"activation": Activation.gelu}, {"pad_keys": True}, {"dropout": 0.5}], ids=name
+)
+def test_a_block_that_the_kernel_does_not_know_is_made_without_it(changes, monkeypatch):
+    calls = block_calls(monkeypatch)
+    model = Encoder(ITEMS, replace(SMALL, **changes)).train("dropout" in changes)
+    with torch.no_grad():
+        model(packed(USERS))
+    assert not calls
+
+
+@needs_compiler
+@pytest.mark.parametrize("norm", list(Norm))
+def test_nan_in_a_compiled_block_stays_and_stays_with_its_sequence(norm):
+    model = Encoder(ITEMS, replace(SMALL, norm=norm, maxlen=90)).eval()
+    model.input_items.weight.data[ITEMS - 1, 3] = torch.nan
+    users = [[1, 2, 3], [4, ITEMS, 5], [6], [7, ITEMS]]
+    with torch.no_grad():
+        one, other, third, fourth = states_of_users(model(packed(users)), users)
+        newest = model.newest(packed(users))
+    assert torch.cat([one, third, newest[[0, 2]]]).isfinite().all()
+    assert torch.cat([other[1:], fourth[1:], newest[[1, 3]]]).isnan().all()
+
+
+@needs_compiler
+def test_a_compiled_block_is_in_single_precision_under_autocast_too():
+    model = Encoder(ITEMS, SMALL).eval()
+    with torch.no_grad():
+        expected = model.newest(packed(USERS))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model.newest(packed(USERS)), expected, rtol=0, atol=0)
+
+
 # Parameters
 
 

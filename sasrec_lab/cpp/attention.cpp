@@ -5,35 +5,11 @@
 #include <cstdint>
 
 #include "random.h"
-
-static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
-    for (int64_t c = 0; c < d; c++) {
-        for (int64_t i = 0; i < L; i++) out[c * width + i] = x[i * stride + c];
-        for (int64_t i = L; i < width; i++) out[c * width + i] = 0;
-    }
-}
+#include "softmax.h"
 
 static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, float scale, float* out, int64_t stride) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < d; c++) out[i * stride + c] = scale * x[i * width + c];
-}
-
-// Scores to weights in place: softmax of the first `count` times `scale`, zeros from there to `width`.
-static void softmax_row(float* row, int64_t count, int64_t width, float scale) {
-    const int64_t end = round_up(count, W);
-    std::fill(row + count, row + end, -__builtin_inff());
-    vec most = load(row);
-    for (int64_t j = W; j < end; j += W) most = larger(most, load(row + j));
-    const float shift = largest(most) * scale;
-    vec total = {};
-    for (int64_t j = 0; j < end; j += W) {
-        const vec e = exponential(load(row + j) * scale - shift);
-        store(row + j, e);
-        total += e;
-    }
-    const float share = 1 / sum(total);
-    for (int64_t j = 0; j < end; j += W) store(row + j, load(row + j) * share);
-    std::fill(row + count, row + width, 0.0f);
 }
 
 // The negative sign marks a weight as dropped.
@@ -76,7 +52,7 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
             const int64_t start = offsets[s] * D + h * d;
             k_columns.resize(d * ld), v_rows.resize(L * wide), block.resize(MR * ld), own_block.resize(MR * ld);
             pack_columns(k + start, L, d, D, k_columns.data(), ld);
-            pack_rows(v + start, L, d, D, v_rows.data(), wide);
+            copy_rows(v + start, L, d, D, v_rows.data(), wide);
             Random random(seed, task);
             for (int64_t i = 0; i < L; i += MR) {
                 const int64_t rows = std::min<int64_t>(MR, L - i), past = i + rows;
@@ -118,9 +94,9 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
             v_columns.resize(d * ld), q_rows.resize(L * wide), k_rows.resize(L * wide), grad_rows.resize(L * wide);
             used.resize(L * ld), scores.resize(L * ld);
             pack_columns(v + start, L, d, D, v_columns.data(), ld);
-            pack_rows(q + start, L, d, D, q_rows.data(), wide);
-            pack_rows(k + start, L, d, D, k_rows.data(), wide);
-            pack_rows(grad + start, L, d, D, grad_rows.data(), wide);
+            copy_rows(q + start, L, d, D, q_rows.data(), wide);
+            copy_rows(k + start, L, d, D, k_rows.data(), wide);
+            copy_rows(grad + start, L, d, D, grad_rows.data(), wide);
             for (int64_t i = 0; i < L; i += MR) {
                 const int64_t rows = std::min<int64_t>(MR, L - i), past = i + rows;
                 float* S = &scores[i * ld];
@@ -146,36 +122,6 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                 unpack_rows(tile_out.data(), columns, d, wide, scale, k_grad + start + j * D, D);
                 rows_product(columns, wide, L - j, &used[at], 1, ld, &grad_rows[j * wide], wide, tile_out.data(), wide);
                 unpack_rows(tile_out.data(), columns, d, wide, 1, v_grad + start + j * D, D);
-            }
-        }
-    }
-}
-
-// out (B, heads, D): what each sequence's newest token gets of the tokens x (T, D) by its queries q (B, heads, D), which are
-// compared with the tokens whole.
-void newest_attention(const float* q, const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t heads,
-                      double scale, float* out) {
-#pragma omp parallel
-    {
-        std::vector<float> row;
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t s = 0; s < B; s++) {
-            const int64_t L = offsets[s + 1] - offsets[s];
-            const float* tokens = x + offsets[s] * D;
-            row.resize(round_up(L, W));
-            for (int64_t h = s * heads; h < (s + 1) * heads; h++) {
-                const float* query = q + h * D;
-                float* result = out + h * D;
-                for (int64_t j = 0; j < L; j++) {
-                    float score = 0;
-#pragma omp simd reduction(+ : score)
-                    for (int64_t c = 0; c < D; c++) score += query[c] * tokens[j * D + c];
-                    row[j] = score;
-                }
-                softmax_row(row.data(), L, L, scale);
-                std::fill(result, result + D, 0.0f);
-                for (int64_t j = 0; j < L; j++)
-                    for (int64_t c = 0; c < D; c++) result[c] += row[j] * tokens[j * D + c];
             }
         }
     }

@@ -26,13 +26,14 @@ struct Chunk {
     }
 };
 
-static void take(Chunk& chunk, const float* states, const float* own, const int64_t* hits) {
+// The states and own items of the chunk's tokens `first`, the beginning of a tile, to `last` - 1.
+static void take(Chunk& chunk, const float* states, const float* own, int64_t first, int64_t last) {
     const int64_t D = chunk.D;
-    pack_states(states, chunk.R, D, chunk.columns.data());
-    for (int64_t r = 0; r < chunk.R; r++)
-        chunk.own[r] = score_of_one(own + r * D, D, chunk.columns.data(), chunk.R, r);
-    chunk.shift = chunk.own;
-    if (hits) std::copy(hits, hits + chunk.R, chunk.left_out.begin());
+    pack_states(states, chunk.R, D, first, last, chunk.columns.data());
+    score_pairs(
+        last - first, D, chunk.columns.data(), chunk.R, [&](int64_t i) { return first + i; },
+        [&](int64_t i) { return own + (first + i) * D; },
+        [&](int64_t i, float score) { chunk.own[first + i] = chunk.shift[first + i] = score; });
 }
 
 // weights (V, stride) = e^(score - shift) of the items first to last - 1; adds their sum for each token to `sums`.
@@ -72,7 +73,7 @@ static void use_up(const Chunk& chunk, int64_t first, int64_t last, const float*
     const int64_t D = chunk.D, wide = chunk.wide, stride = chunk.stride, count = last - first;
     const float *vectors = chunk.table + first * D, *weight = weights + first * stride;
     if (wide != D) {
-        pack_rows(vectors, count, D, D, rows.data(), wide);
+        copy_rows(vectors, count, D, D, rows.data(), wide);
         vectors = rows.data();
     }
     table_grad += first * D;
@@ -110,7 +111,8 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
     const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), lanes = round_up(rows, W);
     const int64_t panel = panel_size(V, threads), panels = (V + panel - 1) / panel;
     Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
-    chunk.columns.resize(lanes * D), chunk.own.resize(lanes), chunk.share.resize(lanes), chunk.scaled.resize(lanes * wide);
+    chunk.columns.resize(lanes * D), chunk.scaled.resize(lanes * wide);
+    for (std::vector<float>* each : {&chunk.own, &chunk.shift, &chunk.share}) each->resize(lanes);
     if (hits) chunk.left_out.resize(lanes);
     const std::unique_ptr<float[]> weights(new float[V * chunk.stride]);
     std::vector<std::vector<double>> sums(threads, std::vector<double>(lanes));
@@ -127,8 +129,11 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
             {
                 too_large = false;
                 chunk.R = R;
-                take(chunk, states + begin * D, own + begin * D, hits ? hits + begin : nullptr);
+                if (hits) std::copy(hits + begin, hits + begin + R, chunk.left_out.begin());
             }
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < R; first += TILE)
+                take(chunk, states + begin * D, own + begin * D, first, std::min(R, first + TILE));
             for (bool again : {false, true}) {
                 if (again) {
                     std::fill(part[me].begin(), part[me].end(), 0.0f);

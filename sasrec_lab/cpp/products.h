@@ -30,8 +30,24 @@ static inline vec all(float x) { return x - vec{}; }  // "+" would keep an addit
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-static inline float sum(vec x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
-static inline float largest(vec x) { float s = x[0]; for (int i = 1; i < W; i++) s = std::max(s, x[i]); return s; }
+// Of all lanes, one half by the other half: lane after lane it would wait for each.
+template <typename Use>
+static inline float folded(vec x, const Use& use) {
+    float lanes[W];
+    memcpy(lanes, &x, sizeof x);
+    const auto fold = [&](auto half) {
+        typedef float part __attribute__((vector_size(sizeof(float) * decltype(half)::value)));
+        part low, high;
+        memcpy(&low, lanes, sizeof low), memcpy(&high, lanes + decltype(half)::value, sizeof high);
+        low = use(low, high);
+        memcpy(lanes, &low, sizeof low);
+    };
+    if constexpr (W == 16) fold(std::integral_constant<int, 8>());
+    fold(std::integral_constant<int, 4>()), fold(std::integral_constant<int, 2>());
+    return use(lanes[0], lanes[1]);
+}
+static inline float sum(vec x) { return folded(x, [](auto a, auto b) { return a + b; }); }
+static inline float largest(vec x) { return folded(x, [](auto a, auto b) { return a > b ? a : b; }); }
 
 // e^x for x <= 88, relative error below 4e-6, and 1e-6 near 0; 0 below -87. Coefficients: of 2^r on [-1/2, 1/2] with
 // the least relative error among those that give 1 at 0.
@@ -116,7 +132,12 @@ static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_
     if (left == 1) tile_of_rows<ADD, 1>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
 }
 
-static inline void pack_rows(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
+// x (L, d), its rows `stride` apart, as out, whose rows are `width` apart: zeros from d to `width`.
+static inline void copy_rows(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
+    if (d == stride && d == width) {
+        memcpy(out, x, L * width * sizeof(float));
+        return;
+    }
     for (int64_t i = 0; i < L; i++) {
         memcpy(out + i * width, x + i * stride, d * sizeof(float));
         for (int64_t c = d; c < width; c++) out[i * width + c] = 0;
@@ -124,9 +145,10 @@ static inline void pack_rows(const float* x, int64_t L, int64_t d, int64_t strid
 }
 
 // States (R, D) turned on their side in blocks of TILE of them, and of W where fewer are left: the state in lane i of the
-// block that begins with state r is columns[r * D + k * width + i]. Zeros up to a whole register.
-static inline void pack_states(const float* states, int64_t R, int64_t D, float* columns) {
-    for (int64_t r = 0; r < R;) {
+// block that begins with state r is columns[r * D + k * width + i]. Zeros up to a whole register. Those from `first`, the
+// beginning of a tile, to `last` - 1 alone.
+static inline void pack_states(const float* states, int64_t R, int64_t D, int64_t first, int64_t last, float* columns) {
+    for (int64_t r = first; r < last;) {
         const int64_t width = round_up(R, W) - r >= TILE ? TILE : W;
         for (int64_t k = 0; k < D; k++)
             for (int64_t i = 0; i < width; i++)
@@ -156,12 +178,29 @@ static inline void score(const float* table, int64_t first, int64_t last, int64_
     for (; r < R; r += W) block(std::integral_constant<int, 1>(), r);
 }
 
-// The score of an item by state r of R packed ones, to the last bit what `score` gives.
-static inline float score_of_one(const float* item, int64_t D, const float* columns, int64_t R, int64_t r) {
-    const int64_t whole = round_up(R, W) / TILE * TILE, width = r < whole ? TILE : W, begin = r / width * width;
-    vec scores[1][1] = {};
-    multiply(D, item, D, 1, columns + begin * D + (r - begin) / W * W, width, scores);
-    return scores[0][0][r % W];
+// Of R packed states the scores of pairs of a state and an item, to the last bit what `score` gives: use(pair, score).
+//
+// Several pairs at a time, each of which would wait for its own sum.
+template <typename State, typename Item, typename Use>
+static inline void score_pairs(int64_t pairs, int64_t D, const float* columns, int64_t R, const State& state,
+                               const Item& item, const Use& use) {
+    constexpr int M = 8;
+    const int64_t whole = round_up(R, W) / TILE * TILE;
+    for (int64_t first = 0; first < pairs; first += M) {
+        const float *rows[M], *places[M];
+        int64_t widths[M], lanes[M];
+        vec scores[M] = {};
+        for (int m = 0; m < M; m++) {
+            const int64_t pair = std::min(first + m, pairs - 1), r = state(pair), width = r < whole ? TILE : W;
+            const int64_t begin = r / width * width, lane = r - begin;
+            rows[m] = item(pair), widths[m] = width, lanes[m] = lane % W;
+            places[m] = columns + begin * D + lane / W * W;
+        }
+        for (int64_t k = 0; k < D; k++)
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) scores[m] += all(rows[m][k]) * load(places[m] + k * widths[m]);
+        for (int m = 0; m < std::min<int64_t>(M, pairs - first); m++) use(first + m, scores[m][lanes[m]]);
+    }
 }
 
 // Items that a thread takes at a time: their rows and what is made of them lie in a core's second-level cache, and all

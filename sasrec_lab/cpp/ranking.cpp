@@ -53,7 +53,7 @@ static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t 
                          const Seen& seen, int64_t k, std::vector<std::vector<Listed>>& best) {
     std::vector<float> columns(round_up(R, W) * D), bounds(round_up(R, W), -__builtin_inff());
     std::vector<std::vector<int64_t>> had(R);
-    pack_states(states + begin * D, R, D, columns.data());
+    pack_states(states + begin * D, R, D, 0, R, columns.data());
     for (int64_t r = 0; r < R; r++) {
         best[r].clear();
         had[r].assign(seen.items + seen.place(begin + r), seen.items + seen.place(begin + r + 1));
@@ -89,15 +89,19 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
     const Seen seen{seen_rows, seen_items, seen_count};
     std::vector<float> columns(most * D), bounds(most);
     std::vector<std::vector<int32_t>> below(threads, std::vector<int32_t>(most));  // minus one for each
-    pack_states(states, U, D, columns.data());
-    const auto score_of = [&](int64_t u, int64_t item) {
-        return score_of_one(table + (item - 1) * D, D, columns.data(), U, u);
-    };
+    const auto row = [&](int64_t item) { return table + (item - 1) * D; };
 #pragma omp parallel num_threads(threads)
     {
         std::vector<int32_t>& mine = below[omp_get_thread_num()];
 #pragma omp for schedule(static)
-        for (int64_t u = 0; u < U; u++) bounds[u] = score_of(u, targets[u]);
+        for (int64_t begin = 0; begin < U; begin += TILE) {
+            const int64_t end = std::min(U, begin + TILE);
+            pack_states(states, U, D, begin, end, columns.data());
+            score_pairs(
+                end - begin, D, columns.data(), U, [&](int64_t i) { return begin + i; },
+                [&](int64_t i) { return row(targets[begin + i]); },
+                [&](int64_t i, float score) { bounds[begin + i] = score; });
+        }
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < V; first += panel)
             score(table, first, std::min(V, first + panel), D, columns.data(), U, [&](int64_t, int64_t r, auto& scores) {
@@ -113,8 +117,11 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
         for (int64_t u = 0; u < U; u++) {
             counts[u] = V;
             for (int64_t t = 0; t < threads; t++) counts[u] += below[t][u];
-            for (int64_t i = seen.place(u); i < seen_count && seen_rows[i] == u; i++)
-                counts[u] -= !(score_of(u, seen_items[i]) < bounds[u]);
+            const int64_t first = seen.place(u);
+            score_pairs(
+                seen.place(u + 1) - first, D, columns.data(), U, [&](int64_t) { return u; },
+                [&](int64_t i) { return row(seen_items[first + i]); },
+                [&](int64_t, float score) { counts[u] -= !(score < bounds[u]); });
         }
     }
 }

@@ -50,17 +50,22 @@ class EvaluationBatch:
 def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[PackedBatch, np.ndarray]:
     """Pack items[start:end] of each sequence, none empty; also gives the place in `items` of each real token."""
     lengths = ends - starts  # (B,)
-    first = np.cumsum(lengths) - lengths  # (B,) first token of each sequence
-    within = np.arange(lengths.sum()) - np.repeat(first, lengths)  # (T,) counted from the oldest
-    places_in_items = np.repeat(starts, lengths) + within
-    dummies = few_sizes(len(within)) - len(within)
+    offsets = np.append(0, np.cumsum(lengths))
+    tokens = offsets[-1]
+    places = np.arange(tokens) + np.repeat(starts - offsets[:-1], lengths)  # (T,) in `items`
+    in_all = few_sizes(tokens)
+    numbers = np.empty(in_all, dtype=np.int64)
+    numbers[:tokens] = items[places]
+    numbers[tokens:] = numbers[tokens - 1]  # no row of the table but the batch's
+    positions = np.zeros(in_all, dtype=np.int64)
+    np.subtract(np.repeat(ends - 1, lengths), places, out=positions[:tokens])
     batch = PackedBatch(
-        items=_tensor(np.pad(items[places_in_items], (0, dummies), mode="edge")),  # no row of the table but the batch's
-        positions=_tensor(np.pad(np.repeat(lengths, lengths) - 1 - within, (0, dummies))),
-        last=_tensor(first + lengths - 1),
-        offsets=np.append(first, len(within)),
+        items=torch.from_numpy(numbers),
+        positions=torch.from_numpy(positions),
+        last=_tensor(offsets[1:] - 1),
+        offsets=offsets,
     )
-    return batch, places_in_items
+    return batch, places
 
 
 def training_batch(

@@ -60,12 +60,7 @@ def attend_newest(q: Tensor, x: Tensor, plan: Plan, scale: float) -> Tensor:
     if torch.compiler.is_exporting():
         tokens = x.expand(q.shape[1], -1, -1)  # (H, tokens, D)
         return F.scaled_dot_product_attention(q.transpose(0, 1), tokens, tokens, scale=scale).transpose(0, 1)
-    if not kernels.serve(q, x):
-        return newest_attention(q, x, plan.buckets, scale)
-    out = torch.empty_like(q)
-    heads, dim = q.shape[1:]
-    kernels.call("newest_attention", q, x, plan.offsets, len(q), dim, heads, scale, out)
-    return out  # (B, H, D)
+    return newest_attention(q, x, plan.buckets, scale)
 
 
 def attend_alone(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -4,6 +4,7 @@ from math import log, sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sasrec_lab.config import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
@@ -59,11 +60,12 @@ class Encoder(nn.Module):
         return self.final_norm(x)  # (B, D)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
-        x = self.input_items(batch.items - 1) * self.scale  # (T, D)
-        if self.pos_emb is PosEmb.learned:
-            x = x + self.positions(batch.positions)
-        elif self.pos_emb is PosEmb.sinusoidal:
-            x = x + self.sinusoids[batch.positions]
+        x = self.input_items(batch.items - 1)  # (T, D)
+        if self.pos_emb is PosEmb.none:
+            x = x * self.scale
+        else:  # in one pass
+            table = self.positions.weight if self.pos_emb is PosEmb.learned else self.sinusoids
+            x = torch.add(F.embedding(batch.positions, table), x, alpha=self.scale)
         return dropout(x, self.rate if self.training else 0.0)
 
 

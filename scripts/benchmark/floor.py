@@ -26,10 +26,14 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
     """Of ranking all items for a user, a mean over users with so many known items.
 
     Of the last block only the newest position is needed, its keys' and values' matrices applied to query and result.
+    Matrices that follow each other without anything between are one: with one head the query's and the key's, and the
+    value's and the output's.
     """
+    one = (1 + model.output_projection) * 2 * model.dim**2 if model.heads == 1 else 0
+    token = token_flops(model) - one
     last, all_but_last = min(model.blocks, 1), max(model.blocks - 1, 0)
-    newest = token_flops(model) + 4 * model.dim * model.heads * lengths.mean()
-    block = token_flops(model) * lengths.mean() + 4 * model.dim * np.mean(lengths * (lengths + 1) / 2)
+    newest = token + 4 * model.dim * model.heads * lengths.mean()
+    block = token * lengths.mean() + 4 * model.dim * np.mean(lengths * (lengths + 1) / 2)
     return all_but_last * block + last * newest + 2 * model.dim * items
 
 

@@ -1,0 +1,38 @@
+// What attention's kernels share: keys turned on their side, and scores made weights.
+
+#pragma once
+
+#include "products.h"
+
+// x (L, d), its rows `stride` apart, as out (d, width): zeros from L to `width`, a number of whole registers.
+static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
+    for (int64_t begin = 0; begin < width; begin += W) {
+        const int64_t count = std::min<int64_t>(W, L - begin);
+        for (int64_t c = 0; c < d; c++) {
+            float* column = out + c * width + begin;
+            for (int64_t i = 0; i < count; i++) column[i] = x[(begin + i) * stride + c];
+            for (int64_t i = std::max<int64_t>(count, 0); i < W; i++) column[i] = 0;
+        }
+    }
+}
+
+// Scores to weights in place: softmax of the first `count` times `scale`, zeros from there to `width`.
+static void softmax_row(float* row, int64_t count, int64_t width, float scale) {
+    const int64_t end = round_up(count, W);
+    ivec lanes;
+    for (int i = 0; i < W; i++) lanes[i] = i;
+    const ivec behind = lanes >= int32_t(count - (end - W));
+    vec most = behind ? all(-__builtin_inff()) : load(row + end - W);
+    store(row + end - W, most);
+    for (int64_t j = 0; j < end - W; j += W) most = larger(most, load(row + j));
+    const float shift = largest(most) * scale;
+    vec total = {};
+    for (int64_t j = 0; j < end; j += W) {
+        const vec e = exponential(load(row + j) * scale - shift);
+        store(row + j, e);
+        total += e;
+    }
+    const float share = 1 / sum(total);
+    for (int64_t j = 0; j < end; j += W) store(row + j, load(row + j) * share);
+    for (int64_t j = end; j < width; j += W) store(row + j, vec{});
+}
