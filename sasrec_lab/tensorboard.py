@@ -86,7 +86,7 @@ def spread(holdout: Holdout, count: int) -> list[int]:
     return order[places].tolist()
 
 
-@torch.no_grad()
+@torch.enable_grad()  # without gradients a block may be one kernel, in which there are no queries and keys to see
 def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
     """Of each block (H, T, T): how much a token, in a row, attends to which; `batch` holds one user."""
     tokens, seen = int(batch.offsets[-1]), []
@@ -101,7 +101,7 @@ def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     return [
-        _weights(q.float(), k.float(), block.heads)
+        _weights(q.detach().float(), k.detach().float(), block.heads)
         for q, k, block in zip(seen[::2], seen[1::2], encoder.blocks, strict=True)
     ]
 

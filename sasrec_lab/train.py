@@ -130,6 +130,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.trainer import build_trainer, interruptible
 
         trainer = build_trainer(cfg, folder)
+        trainer.logger.hparams.update(summary.hyperparameters(cfg))  # for tb/hparams.yaml
         resumed = checkpoints.to_resume(cfg, folder)
         with run.phase("data"):
             sequences = load_sequences(cfg.dataset, cfg.data_dir)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from fresh_cache import cache_in
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,6 +124,7 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
     shown = HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert {"seed", "model/blocks", "model/heads", "loss/name", "optimizer/lr", "dataset/name"} <= shown.keys()
     assert shown["model/dim"].number_value == 16
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["model/dim"] == 16
 
 
 def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
