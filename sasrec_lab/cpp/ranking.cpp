@@ -18,7 +18,7 @@ struct Seen {
 
 struct Listed {
     float score;
-    int64_t item;
+    int32_t item;
 };
 
 // A higher score first, and of equal ones the lower item.
@@ -40,44 +40,53 @@ static inline uint32_t above(vec a, vec b) {
 #endif
 }
 
-// The k best of what is there, first and in order.
-static void keep_best(std::vector<Listed>& listed, int64_t k) {
-    const auto end = listed.begin() + std::min<int64_t>(k, listed.size());
-    std::partial_sort(listed.begin(), end, listed.end(), ahead);
-    listed.erase(end, listed.end());
-}
-
-// The k best items of the states from `begin` on, R of them. What beats the k-th best so far is put aside, and looked
-// through when twice as many lie there.
+// The k best items of the states from `begin` on, R of them, to items and scores (R, k). What beats the k-th best so far is
+// put aside, and looked through when there is no more room.
 static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t D, const float* table, int64_t V,
-                         const Seen& seen, int64_t k, std::vector<std::vector<Listed>>& best) {
-    std::vector<float> columns(round_up(R, W) * D), bounds(round_up(R, W), -__builtin_inff());
-    std::vector<std::vector<int64_t>> had(R);
+                         const Seen& seen, int64_t k, int64_t* items, float* scores) {
+    const int64_t room = 2 * k + 16, padded = round_up(R, W);
+    std::vector<float> columns(padded * D), bounds(padded, __builtin_inff());
+    std::fill(bounds.begin(), bounds.begin() + R, -__builtin_inff());
+    std::vector<Listed> aside(R * room);
+    std::vector<int32_t> counts(R);
     pack_states(states + begin * D, R, D, 0, R, columns.data());
-    for (int64_t r = 0; r < R; r++) {
-        best[r].clear();
-        had[r].assign(seen.items + seen.place(begin + r), seen.items + seen.place(begin + r + 1));
-        std::sort(had[r].begin(), had[r].end());
-    }
-    const auto offer = [&](int64_t r, Listed listed) {
-        if (!(listed.score > bounds[r]) || std::binary_search(had[r].begin(), had[r].end(), listed.item)) return;
-        best[r].push_back(listed);
-        if (int64_t(best[r].size()) < 2 * k + 16) return;
-        std::nth_element(best[r].begin(), best[r].begin() + k - 1, best[r].end(), ahead);
-        best[r].resize(k);
-        bounds[r] = best[r].back().score;  // later items of this score have higher numbers
+    std::vector<int64_t> had(seen.items + seen.place(begin), seen.items + seen.place(begin + R));
+    std::vector<int64_t> places(R + 1);
+    for (int64_t r = 0; r <= R; r++) places[r] = seen.place(begin + r) - seen.place(begin);
+    for (int64_t r = 0; r < R; r++) std::sort(had.data() + places[r], had.data() + places[r + 1]);
+    const auto keep_best = [&](int64_t r) {
+        Listed *first = &aside[r * room], *last = first + counts[r];
+        const auto is_seen = [&](const Listed& listed) {
+            return std::binary_search(had.data() + places[r], had.data() + places[r + 1], listed.item);
+        };
+        last = std::remove_if(first, last, is_seen);
+        if (last - first >= k) {
+            std::nth_element(first, first + k - 1, last, ahead);
+            last = first + k;
+            bounds[r] = first[k - 1].score;  // later items of this score have higher numbers
+        }
+        counts[r] = last - first;
     };
     const int64_t panel = panel_size(V, 1);
     for (int64_t first = 0; first < V; first += panel)
-        score(table, first, std::min(V, first + panel), D, columns.data(), R, [&](int64_t row, int64_t r, auto& scores) {
-            constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
+        score(table, first, std::min(V, first + panel), D, columns.data(), R, [&](int64_t row, int64_t r, auto& made) {
+            constexpr int M = sizeof made / sizeof made[0], N = sizeof made[0] / sizeof(vec);
             for (int n = 0; n < N; n++)
                 for (int m = 0; m < M; m++)
-                    for (uint32_t bits = above(scores[m][n], load(&bounds[r + n * W])); bits; bits &= bits - 1) {
+                    for (uint32_t bits = above(made[m][n], load(&bounds[r + n * W])); bits; bits &= bits - 1) {
                         const int lane = __builtin_ctz(bits);
-                        if (r + n * W + lane < R) offer(r + n * W + lane, {scores[m][n][lane], row + m + 1});
+                        const int64_t own = r + n * W + lane;
+                        aside[own * room + counts[own]++] = {made[m][n][lane], int32_t(row + m + 1)};
+                        if (counts[own] == room) keep_best(own);
                     }
         });
+    for (int64_t r = 0; r < R; r++) {
+        keep_best(r);
+        Listed* first = &aside[r * room];
+        std::sort(first, first + counts[r], ahead);
+        std::fill(first + counts[r], first + k, Listed{-__builtin_inff(), 0});
+        for (int64_t i = 0; i < k; i++) items[r * k + i] = first[i].item, scores[r * k + i] = first[i].score;
+    }
 }
 
 extern "C" {
@@ -133,22 +142,8 @@ void best_items(const float* states, int64_t U, int64_t D, const float* table, i
     const int64_t threads = omp_get_max_threads(), fair = round_up((U + threads - 1) / threads, TILE);
     const int64_t rows = std::min<int64_t>(4 * TILE, fair);  // so many share a look at the table
     const Seen seen{seen_rows, seen_items, seen_count};
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<std::vector<Listed>> best(rows);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t begin = 0; begin < U; begin += rows) {
-            const int64_t R = std::min(rows, U - begin);
-            best_of_rows(states, begin, R, D, table, V, seen, k, best);
-            for (int64_t r = 0; r < R; r++) {
-                keep_best(best[r], k);
-                best[r].resize(k, {-__builtin_inff(), 0});
-                for (int64_t i = 0; i < k; i++) {
-                    items[(begin + r) * k + i] = best[r][i].item;
-                    scores[(begin + r) * k + i] = best[r][i].score;
-                }
-            }
-        }
-    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t begin = 0; begin < U; begin += rows)
+        best_of_rows(states, begin, std::min(rows, U - begin), D, table, V, seen, k, items + begin * k, scores + begin * k);
 }
 }
