@@ -11,7 +11,7 @@ from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_bat
 from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
 from sasrec_lab.data.sequences import Holdout
 
-TOKENS_AT_ONCE = 16384  # of users to rank: more states leave the cache, fewer leave a core waiting between batches
+TOKENS_AT_ONCE = 65536  # of users to rank: with fewer the steps between batches show, more take memory for nothing
 
 
 class SequenceData(pl.LightningDataModule):
