@@ -129,16 +129,24 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
             raise InputError(f"{several[0]}: one search at a time; run the command once for each")
         fixed = [o.input_line for o in swept if not o.is_sweep_override()]
         cfg = compose("train", overrides=common + fixed, return_hydra_config=True)
-        folder = _folder(cfg, "hydra.sweep.dir")
         params = parser.parse_overrides([f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()])
-        if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher, _search(common, params + swept))
-        (grid,) = BasicSweeper.split_arguments(params + swept, max_batch_size=None)
+        given = {override.get_key_element(): override for override in params + swept}  # the command line's stands
+        is_grid = cfg.hydra.sweeper._target_.endswith(".BasicSweeper")
+        if is_grid:
+            (grid,) = BasicSweeper.split_arguments(params + swept, max_batch_size=None)
+        else:
+            grid = [[f"{key}={_first(override)}" for key, override in given.items()]]
         if not grid:
             asked = " ".join(o.input_line for o in swept if o.is_sweep_override())
             raise InputError(f"{asked} matches nothing, so there is no job to run; --help lists what each group has")
+        first = compose("train", overrides=common + grid[0], return_hydra_config=True)
+        folder = _folder(first, "hydra.sweep.dir")
+        common.append(arguments.argument("hydra.sweep.dir", str(folder)))  # of all jobs, whatever their names
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
-        return Command(_numbered(jobs, folder), folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+        if is_grid:
+            return Command(_numbered(jobs, folder), folder, cfg.hydra.sweeper, cfg.hydra.launcher)
+        searched = [key for key, override in given.items() if override.is_sweep_override()]
+        return Command([], folder, cfg.hydra.sweeper, cfg.hydra.launcher, Search(jobs[0], searched))
 
 
 def _numbered(jobs: list[Job], sweep: Path) -> list[Job]:
@@ -154,12 +162,6 @@ def _numbered(jobs: list[Job], sweep: Path) -> list[Job]:
         own = job.folder.with_name(f"{next(free)}-{overrides}") if is_taken else job.folder
         numbered.append(replace(job, folder=folders.setdefault(overrides if dash else number, own)))
     return numbered
-
-
-def _search(common: list[str], overrides: list[Override]) -> Search:
-    given = {override.get_key_element(): override for override in overrides}  # the command line's stands
-    example = _job(0, common + [f"{key}={_first(override)}" for key, override in given.items()])
-    return Search(example, [key for key, override in given.items() if override.is_sweep_override()])
 
 
 def _first(override: Override) -> Any:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sasrec_lab import checkpoints, machine, run_folder
 from sasrec_lab.config import ModelConfig, Unsupported
 from sasrec_lab.data.batches import pack
-from sasrec_lab.data.datamodule import cuts
+from sasrec_lab.data.datamodule import STATE_ELEMENTS, cuts
 from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean
@@ -224,8 +224,10 @@ class Recommender:
         """Users of like history lengths together, which packs them best."""
         lengths = np.minimum(histories.lengths[users], self.maxlen)
         order = np.argsort(lengths, kind="stable")
-        states = self.encoder.item_table.new_empty(len(users), self.encoder.item_table.shape[1])
-        for rows in np.split(order, cuts(lengths[order], USERS_A_BATCH)) if len(users) else []:
+        dim = self.encoder.item_table.shape[1]
+        states = self.encoder.item_table.new_empty(len(users), dim)
+        batches = cuts(lengths[order], USERS_A_BATCH, STATE_ELEMENTS // dim)
+        for rows in np.split(order, batches) if len(users) else []:
             ends = histories.offsets[users[rows] + 1]
             batch, _ = pack(ends - lengths[rows], ends, histories.items)
             states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,7 +30,7 @@ errors = logging.getLogger("sasrec_lab.errors")
 WORST = float("-inf")  # what a sweeper learns of a job that failed
 
 
-def check(folder: Path, jobs: list[Job]) -> None:
+def check(command: Command) -> None:
     """Before the first job runs: can the folder be written, is each job's free for it, is its configuration valid?
 
     A job whose configuration is not is named and left to fail; the others go on. So do those beside a job that another
@@ -38,6 +39,12 @@ def check(folder: Path, jobs: list[Job]) -> None:
     Raises:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
     """
+    folder, jobs = command.sweep_folder, command.jobs
+    if command.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise InputError(
+            "hydra/launcher=slurm: there is no srun here; run this where Slurm is, such as a cluster's login node,"
+            " or try hydra/launcher=submitit_local"
+        )
     check_writable(folder, "hydra.sweep.dir")
     there, own = job_folders(folder), {job.folder.name for job in jobs}
     if jobs and there and own.isdisjoint(there):
@@ -62,6 +69,7 @@ def prepare(command: Command) -> None:
     """
     if command.launcher._target_.endswith(".JoblibLauncher"):
         print(_shares(command.launcher.n_jobs))
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of two jobs that are alike are two
     for number, job in enumerate(command.jobs):
         if not job.folder.name.startswith(f"{number}-"):  # where the job will find it: folder_names.job_folder
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,9 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
         if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
             typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
         results = run_folder.check(folder, typed)
-        if results is None:
+        if results:
+            print(f"job {folder.name} finished before")
+        else:
             if run_folder.has_checkpoint(folder):
                 typed.ckpt = "last"
             with claimed(folder):
@@ -152,7 +162,16 @@ def _number_lines() -> None:
     if not hydra.launcher._target_.endswith(".BasicLauncher"):
         for handler in logging.getLogger().handlers:
             if type(handler) is logging.StreamHandler:
-                handler.setFormatter(logging.Formatter(f"#{hydra.job.num:<3d} %(message)s"))
+                handler.setFormatter(_Numbered(hydra.job.num))
+
+
+class _Numbered(logging.Formatter):
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(f"#{self.number:<3d} {line}" for line in super().format(record).split("\n"))
 
 
 def failures(folder: Path, jobs: list[Job]) -> list[str]:
@@ -162,7 +181,8 @@ def failures(folder: Path, jobs: list[Job]) -> list[str]:
         end = run_folder.status(job)
         if end["status"] != "finished":
             running = f"another process is running in {job}" if is_taken(job) else None
-            lines.append(f"{job.name}: {end['error'] or running or end['status']}")
+            begun = end["status"] if job.is_dir() else "not begun"
+            lines.append(f"{job.name}: {end['error'] or running or begun}")
     return lines
 
 

@@ -73,21 +73,24 @@ def _run_alone(job: Job) -> None:
 
 def _run_sweep(command: Command) -> None:
     folder, jobs = command.sweep_folder, command.jobs
-    sweep.check(folder, jobs)
+    sweep.check(command)
     os.environ[COMMAND] = as_typed()
+    sweep_dir = argument("hydra.sweep.dir", near(folder))
+    sys.argv[1:] = _with(sweep_dir)  # one for all jobs, whatever their names
     stopped = None
     try:
         with claimed(folder, "hydra.sweep.dir"):
             sweep.prepare(command)
             main()
     except KeyboardInterrupt:
-        _say_how_to_go_on(folder, argument("hydra.sweep.dir", near(folder)))
+        _say_how_to_go_on(folder, sweep_dir)
     except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
         if error.code == 130:
             raise
         stopped = error
     if failed := sweep.failures(folder, jobs):
-        sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed]))
+        early = f"the launcher broke, as said above; {_going_on(sweep_dir)}" if stopped else None
+        sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed, *filter(None, [early])]))
     if stopped:
         raise stopped
     print(sweep.summary(folder, jobs))
@@ -182,11 +185,19 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _say_how_to_go_on(folder: Path, *words: str) -> NoReturn:
-    """The command that goes on with the run, or with the sweep, is this one with the words."""
-    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
-    going_on = as_typed([*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words])
-    print(f"interrupted; everything so far is in {near(folder)}\ngo on with: {going_on}", file=sys.stderr)
+    print(f"interrupted; everything so far is in {near(folder)}\n{_going_on(*words)}", file=sys.stderr)
     sys.exit(130)
+
+
+def _going_on(*words: str) -> str:
+    """The command that goes on with the run, or with the sweep, is this one with the words."""
+    return f"go on with: {as_typed(_with(*words))}"
+
+
+def _with(*words: str) -> list[str]:
+    """The command's words and these, which take the place of what is given for their keys."""
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
+    return [*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words]
 
 
 if __name__ == "__main__":

@@ -110,6 +110,17 @@ def test_scores_of_a_hopeless_size_are_scores_all_the_same():
     assert compiled[: plan.tokens].any(1).all()
 
 
+@needs_compiler
+def test_of_scores_that_are_far_apart_the_largest_takes_all():
+    plan, tokens = plan_of([20, 7])
+    q, k, v = inputs(tokens, 20)
+    compiled, bucketed = (
+        CompiledAttention.apply(q * 1e9, k * 1e9, v, plan, 1, 0.0),
+        BucketedAttention.apply(q * 1e9, k * 1e9, v, plan.buckets, 1, 0.0),
+    )
+    torch.testing.assert_close(compiled, bucketed)
+
+
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
     plan, tokens = plan_of(LENGTHS[4])

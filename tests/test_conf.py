@@ -348,6 +348,13 @@ def test_every_job_of_a_sweep_is_composed_and_checked():
         check_command_line(["-m", "model=sasrec,none"])
 
 
+def test_jobs_of_several_names_share_the_sweeps_folder():
+    """Named after the first."""
+    command = check_command_line(["-m", "dataset=synthetic,ml_1m"])
+    assert command.sweep_folder.parent == Path("outputs/synthetic")
+    assert {job.folder.parent for job in command.jobs} == {command.sweep_folder}
+
+
 def test_plain_values_are_json_and_weights_only_safe():
     tree = plain(load(["dataset=kion"]))
     assert tree["dataset"]["weight"] == {"column": "watched_pct", "above": 10.0, "then": 3.0, "otherwise": 1.0}

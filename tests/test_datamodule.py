@@ -12,7 +12,7 @@ from small_data import holdout_of, random_users
 from sasrec_lab.command_line import load
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
-from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows
+from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, cuts
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))
@@ -204,9 +204,14 @@ def test_every_process_has_users_to_rank(processes):
 
 def test_users_of_like_history_lengths_are_ranked_together():
     data = EvaluationData(HOLDOUT, "val", 5, None)
-    rows = data.rows_by_length(6, 0, 1)
+    rows = data.rows_by_length(6, 1000, 0, 1)
     lengths = (HOLDOUT.train_ends - HOLDOUT.starts)[HOLDOUT.users]
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
+
+
+def test_batches_hold_so_many_users_and_tokens_but_one_user_always():
+    assert cuts(np.array([1, 1, 2, 3, 3, 9, 20]), 3, 8) == [3, 5, 6]
+    assert cuts(np.array([9]), 3, 8) == []
 
 
 def test_candidates_stay_with_their_users():

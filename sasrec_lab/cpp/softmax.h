@@ -25,10 +25,10 @@ static void softmax_row(float* row, int64_t count, int64_t width, float scale) {
     vec most = behind ? all(-__builtin_inff()) : load(row + end - W);
     store(row + end - W, most);
     for (int64_t j = 0; j < end - W; j += W) most = larger(most, load(row + j));
-    const float shift = largest(most) * scale;
+    const float shift = largest(most);
     vec total = {};
     for (int64_t j = 0; j < end; j += W) {
-        const vec e = exponential(load(row + j) * scale - shift);
+        const vec e = exponential((load(row + j) - shift) * scale);  // 0 for the largest, however large
         store(row + j, e);
         total += e;
     }
