@@ -67,7 +67,7 @@ def check(words: list[str]) -> None:
             raise InputError(f"{word} has one '=' too many; write {key}={value.lstrip('=')}")
         if any(value.count(opening) > value.count(closing) for opening, closing in ("[]", "{}", "()")):
             raise InputError(f"{word} does not close a bracket; put quotes around the whole word where it has blanks")
-        quoted = shlex.quote(_quoted(key, value.strip("'\"")))
+        quoted = shlex.quote(_each_quoted(key, value))
         raise InputError(f"{word} has a sign that needs quotes around the value, themselves quoted: {quoted}")
 
 
@@ -80,3 +80,11 @@ def _read(word: str) -> Override | None:
 
 def _quoted(key: str, value: str) -> str:
     return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+
+
+def _each_quoted(key: str, value: str) -> str:
+    """The value in quotes, or of a list each element."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return _quoted(key, value.strip("'\""))
+    elements = (element.strip(" '\"") for element in value[1:-1].split(","))
+    return f"{key}=[{','.join(QuotedString(element, Quote.double).with_quotes() for element in elements)}]"

@@ -76,10 +76,10 @@ def fastest_exact_matmul() -> str:
             torch.set_float32_matmul_precision(precision)
             best[precision] = min(best[precision], _seconds(a, b))
     operations = 2 * len(a) * a.shape[1] * b.shape[1]
-    default, onednn = (f"{operations / seconds / 1e9:.0f} GFLOP/s" for seconds in best.values())
+    default, onednn = (f"{operations / seconds / 1e9:.0f}" for seconds in best.values())
     if best["medium"] < 0.95 * best["highest"] and _is_exact("medium"):
-        return f"oneDNN float32, {onednn} (torch's default: {default})"
-    return f"torch's default float32, {default}"
+        return f"oneDNN float32, {onednn} GFLOP/s (torch's default: {default})"
+    return f"torch's default float32, {default} GFLOP/s"
 
 
 def keep_freed_memory() -> None:

@@ -89,6 +89,7 @@ class Run:
         self.facts: dict[str, Any] = {
             "git": code_version(),
             "command": os.environ.get(COMMAND) or as_typed(),
+            "directory": os.getcwd(),  # of the command's relative paths
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": cfg.seed,
             "seconds": {},
@@ -97,15 +98,7 @@ class Run:
         if self.before:
             last = {key: value for key, value in self.before.items() if key not in ("config", "earlier")}
             self.facts["earlier"] = [*self.before.get("earlier", []), last]
-        self.results: dict[str, Any] = {
-            "status": "failed",
-            "error": None,
-            "protocol": {},
-            "metrics": {},
-            "baselines": {},
-            "best_epoch": None,
-            "epochs": 0,
-        }
+        self.results = _no_results()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -150,7 +143,13 @@ def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
 
 def mark_failed(folder: Path, error: Exception) -> None:
     """metrics.json of a job of a sweep that has no valid configuration to record."""
-    _write(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+    _write(folder / "metrics.json", _no_results() | {"error": f"{type(error).__name__}: {error}"})
+
+
+def _no_results() -> dict[str, Any]:
+    """metrics.json of a run of which nothing is known yet."""
+    nothing = {"protocol": {}, "metrics": {}, "baselines": {}, "best_epoch": None, "epochs": 0}
+    return {"status": "failed", "error": None} | nothing
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not folder.is_dir():
         raise InputError(f"run={folder}: there is no such folder{_near_miss(folder)}")
-    facts, results = _read(folder / "run.json"), status(folder)
+    facts, results = _read(folder / "run.json"), {"status": None, "error": None} | status(folder)
     if facts is None:
         inner = sorted(path.parent.name for path in folder.glob("*/run.json"))
         if results["error"]:
@@ -232,7 +231,23 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         results["protocol"]["sha256"], results["best_epoch"]
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"run={folder}: run.json or metrics.json is of another form ({error}); {ANOTHER}") from error
+    _set_paths(facts["config"], facts.get("directory", ""))
     return facts["config"], results
+
+
+def _set_paths(config: dict[str, Any], directory: str) -> None:
+    """Relative paths as they were meant where the run was made, which another command may not be called from."""
+
+    def there(path: str) -> str:
+        return str(Path(directory, Path(path).expanduser()))
+
+    if config["data_dir"]:
+        config["data_dir"] = there(config["data_dir"])
+    if not config["dataset"].get("sources"):  # the user's own file, if not one below the data root
+        for section in (config["dataset"], config["dataset"].get("titles") or {}):
+            path = section.get("path")
+            if path and any(Path(f"{there(path)}{ending}").is_file() for ending in ("", ".gz")):
+                section["path"] = there(path)
 
 
 def _near_miss(folder: Path) -> str:
@@ -288,7 +303,7 @@ def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
             raise ValueError("no object of JSON")
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not what a run writes ({error}); {fix}") from error
     return content
 

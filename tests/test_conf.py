@@ -193,6 +193,10 @@ MISTAKES = {
     "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
     "name=имя": ("name=имя has a sign that needs quotes around the value, themselves quoted: 'name=\"имя\"'"),
     "name=a=b": "name=a=b has a sign that needs quotes around the value, themselves quoted: 'name=\"a=b\"'",
+    "evaluation.k=[ж,ц]": (
+        "evaluation.k=[ж,ц] has a sign that needs quotes around the value, themselves quoted:"
+        """ 'evaluation.k=["ж","ц"]'"""
+    ),
     "name=[a,": "name=[a, does not close a bracket; put quotes around the whole word where it has blanks",
     "model.dim": "model.dim is no key=value; write model.dim=<value>",
     "=1": "=1 has no key before the '='; write <key>=1",

@@ -339,3 +339,11 @@ def test_a_folder_is_no_file(tmp_path):
     assert refusal(source.read, tmp_path, None) == (
         f"{tmp_path} cannot be read (Is a directory); dataset.path must name a readable file"
     )
+
+
+@pytest.mark.parametrize("path", [".", "", "folder"])
+def test_a_folder_is_no_data_sets_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    said = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
+    assert said.startswith(f"dataset.path={path}: there is no such file")

@@ -25,6 +25,8 @@ from sasrec_lab.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.lightning_module import SequentialRecommender
+from sasrec_lab.recommender import Recommender
+from sasrec_lab.train import train
 from sasrec_lab.trainer import build_trainer, interruptible
 
 TINY = [
@@ -84,6 +86,7 @@ def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
         "threads",
         "seed",
         "command",
+        "directory",
         "start",
         "seconds",
         "peak_memory_mb",
@@ -561,3 +564,19 @@ def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (results(folder) for folder in sorted((tmp_path / "sweep").iterdir()) if folder.is_dir())
     assert first["metrics"] == second["metrics"]
+
+
+def test_a_runs_relative_paths_are_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{user},{item}\n" for user in range(6) for item in range(user, user + 4)]
+    Path("my.csv").write_text("".join(["user_id,item_id\n", *rows]))
+    words = ["dataset=csv", "dataset.path=my.csv", "dataset.time=null", "data_dir=root", "model=tiny"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    train(load([*words, "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]), folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    config, _ = run_folder.finished(folder)
+    assert config["dataset"]["path"] == str(tmp_path / "my.csv")
+    assert config["data_dir"] == str(tmp_path / "root")
+    assert len(Recommender.from_run(folder).recommend("all", 1)) == 6

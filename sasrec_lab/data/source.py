@@ -126,8 +126,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _plain_or_gz(path: Path) -> Path | None:
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.exists():
+    for candidate in (path, Path(f"{path}.gz")):
+        if candidate.is_file():
             return candidate
     return None
 
