@@ -464,6 +464,36 @@ def test_a_sweep_has_the_figure_that_fits_its_keys(tmp_path, grid, name):
     assert [figure.name for figure in draw(build(find([tmp_path]), [], None))] == [name, "time"]
 
 
+def test_a_page_pairs_figures_and_leaves_both_columns_to_wide_ones_and_to_an_odd_one(tmp_path):
+    from sasrec_lab.report.figures import draw
+
+    for dim, maxlen in itertools.product((1, 2), range(1, 10)):
+        write_run(tmp_path / f"{dim}-{maxlen}", f"model.dim={dim}", f"model.maxlen={maxlen}")
+    report = build(find([tmp_path]), [], None)
+    figures = draw(report)
+    assert [(figure.name, figure.stands_alone) for figure in figures] == [
+        ("by-model.dim-model.maxlen", True),
+        ("time", False),
+    ]
+    assert html(report, figures).count("<figure class=alone>") == 2
+    assert html(report, [*figures, figures[1]]).count("<figure class=alone>") == 1
+
+
+def test_text_in_a_heat_map_has_the_colour_with_more_contrast():
+    from sasrec_lab.report.figures import _ink
+
+    grounds = {"yellow": (1.0, 0.9, 0.1, 1.0), "teal": (0.13, 0.57, 0.55, 1.0), "violet": (0.27, 0.0, 0.33, 1.0)}
+    inks = {name: _ink(ground) for name, ground in grounds.items()}
+    assert inks == {"yellow": "black", "teal": "black", "violet": "white"}
+
+
+def test_a_long_label_in_a_figure_keeps_its_end():
+    from sasrec_lab.report.figures import _wrapped
+
+    label = "model.dim=16 model.dropout=0.2 optimizer.lr=1e-05 optimizer.weight_decay=0.01"
+    assert _wrapped(label) == "dim=16 dropout=0.2 lr=1e-05\nweight_decay=0.01"
+
+
 def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
