@@ -464,6 +464,27 @@ def test_a_sweep_has_the_figure_that_fits_its_keys(tmp_path, grid, name):
     assert [figure.name for figure in draw(build(find([tmp_path]), [], None))] == [name, "time"]
 
 
+def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_command):
+    published = {"published": PUBLISHED | {"source": "Somebody & al."}}
+    write_run(tmp_path / "x/a", "dataset=small", config=published)
+    write_run(tmp_path / "x/b", "dataset=small", "model.dim=8", config=published, ranks=[1, 1, 1, 1])
+    write_run(tmp_path / "x/c", seed=1, protocol={"dataset": "an_other"}, git={"commit": "def"})
+    write_run(tmp_path / "x/d", seed=2, protocol={"dataset": "an_other"})
+    assert report_command("x", "--latex", "a.tex").returncode == 0
+    latex = (tmp_path / "a.tex").read_text()
+    assert latex.startswith("% needs \\usepackage{booktabs}\n\n\\begin{table}\n\\caption{2 protocols, which share")
+    assert "\n% 1: small, last item of 4 users\n% every row: dataset=small\n\n\\begin{table}" in latex
+    assert "% 2: an_other, last item of 4 users\n% the runs are of 2 versions of the code: def, abc\n" in latex
+    assert latex.count("published: Somebody \\& al.; difference: ours less theirs\n") == 1
+    assert latex.count("; vs baseline: mean difference over users, with its 95 \\% interval") == 1
+    assert re.findall(r"\\caption{(.*)}", latex)[4] == (
+        r"2: an\_other, last item of 4 users; test/ndcg@10: all 9 items but those the user had before"
+    )
+    labels = re.findall(r"\\label{(.*)}", latex)
+    assert labels[:3] == ["tab:2-protocols", "tab:1-small-test-ndcg-10", "tab:1-small-test-ndcg-10-sampled3"]
+    assert len(set(labels)) == len(labels) == 7
+
+
 def test_a_page_pairs_figures_and_leaves_both_columns_to_wide_ones_and_to_an_odd_one(tmp_path):
     from sasrec_lab.report.figures import draw
 

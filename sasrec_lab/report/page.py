@@ -50,8 +50,7 @@ def html(report: Report, figures: list[Figure]) -> str:
     body = [f"<h1>{escape(title)}</h1>", f"<p>Runs of <code>{escape(places)}</code></p>", _counts(report)]
     if report.protocols:
         body.append(_table(report.protocols))
-    for number, part in enumerate(report.parts, 1):
-        heading = f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading
+    for heading, part in report.headed:
         body += [f"<h2>{escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
     if report.without_result:
         body.append("<h2>Without a result</h2>")

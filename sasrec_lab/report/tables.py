@@ -80,6 +80,13 @@ class Report:
         )
 
     @property
+    def headed(self) -> list[tuple[str, Part]]:
+        """The parts and their headings, numbered where there are several."""
+        if len(self.parts) == 1:
+            return [(self.parts[0].heading, self.parts[0])]
+        return [(f"{number}: {part.heading}", part) for number, part in enumerate(self.parts, 1)]
+
+    @property
     def without_result(self) -> dict[str, list[str]]:
         """What gave no number, by name."""
         runs: dict[str, list[str]] = {}
