@@ -21,7 +21,7 @@ from sasrec_lab.report.page import html
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find
 from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
-from sasrec_lab.report.tables import build
+from sasrec_lab.report.tables import build, clock
 
 PROTOCOL = {
     "dataset": "small",
@@ -196,8 +196,22 @@ def test_versions_of_the_code_and_equal_configurations_are_told(tmp_path):
     write_run(tmp_path / "a", "model.dim=4")
     write_run(tmp_path / "b", git={"commit": None})
     notes = one(tmp_path).notes
-    assert "model.dim=4 and default are the same configuration" in notes
+    assert "the same configuration: model.dim=4 and default" in notes
     assert "the runs are of 2 versions of the code: abc, unknown" in notes
+
+
+def test_many_equal_configurations_are_one_note(tmp_path):
+    for dim in range(1, 6):
+        write_run(tmp_path / f"{dim}a", f"model.dim={dim}")
+        write_run(tmp_path / f"{dim}b", f"model.dim={dim}", "model.maxlen=5")
+    (note,) = [note for note in one(tmp_path).notes if "same configuration" in note]
+    pairs = "; ".join(f"model.dim={dim} and model.dim={dim} model.maxlen=5" for dim in (1, 2, 3))
+    assert note == f"the same configuration: {pairs}; and 2 more"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.26, "0.3 s"), (9.94, "9.9 s"), (9.96, "0:10"), (3661, "1:01:01")])
+def test_the_time_of_a_quick_run_has_a_decimal(seconds, told):
+    assert clock(seconds) == told
 
 
 def test_parts_of_a_run_that_went_on_are_added_up(tmp_path):
@@ -540,6 +554,13 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     [
         (["swep"], "swep is not a folder; did you mean sweep?"),
         (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (
+            ["foreign"],
+            "foreign/0: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/1: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/2: a run of another program; and 1 more; give the folder of a run or of a sweep, "
+            "such as outputs/<name>/<time>",
+        ),
         (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean ndcg@10?"),
         (
             ["sweep", "--metric", "loss"],
@@ -569,6 +590,9 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
 def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    for name in "0123":
+        (tmp_path / "foreign" / name / ".hydra").mkdir(parents=True)
+        (tmp_path / "foreign" / name / ".hydra/config.yaml").write_text("[1]" if name in "01" else "db: mysql")
     done = report_command(*words)
     assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.plain import flat, is_beside
-from sasrec_lab.report.runs import Run
+from sasrec_lab.report.runs import Run, few
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
@@ -96,9 +96,9 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
         Row(label, settings[group[0].folder], group, _published(label, group[0], deviation(shared)))
         for label, group in zip(labels, groups, strict=True)
     ]
-    for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])):
-        if len(alike) > 1:
-            notes.append(f"{' and '.join(row.label for row in alike)} are the same configuration")
+    same = [alike for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])) if len(alike) > 1]
+    if same:
+        notes.append(f"the same configuration: {few([' and '.join(row.label for row in alike) for alike in same])}")
     if len(commits := dict.fromkeys(run.commit for group in groups for run in group)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"the runs are of {len(commits)} versions of the code: {versions}")

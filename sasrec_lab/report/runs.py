@@ -72,9 +72,13 @@ def find(folders: list[Path]) -> Found:
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: no run in it")
     if not found.runs:
-        why = found.skipped[0] if len(found.skipped) == 1 else f"no run in {', '.join(map(str, folders))}"
-        raise InputError(f"{why}; give the folder of a run or of a sweep, such as outputs/<name>/<time>")
+        raise InputError(f"{few(found.skipped)}; give the folder of a run or of a sweep, such as outputs/<name>/<time>")
     return found
+
+
+def few(told: list[str]) -> str:
+    """The first three and how many there are beside them, in one line."""
+    return "; ".join([*told[:3], *([f"and {len(told) - 3} more"] if len(told) > 3 else [])])
 
 
 def _search(folder: Path, found: Found, seen: dict[Path, bool], depth: int) -> bool:

@@ -197,6 +197,8 @@ def mean_and_std(spread: Spread) -> str:
 
 
 def clock(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
