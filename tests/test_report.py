@@ -176,6 +176,21 @@ def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
     ]
 
 
+def test_drawn_numbers_are_told_with_four_digits_and_written_with_all(tmp_path, report_command):
+    drawn = ["0.16040414354827190", "0.00012345678", "0.50001", "0.50002", "0.10"]
+    for number, value in enumerate(drawn):
+        write_run(tmp_path / f"x/{number}", f"optimizer.lr={value}", config={"lr": value})
+    shown = ["0.1604", "0.0001235", "0.50001", "0.50002", "0.10"]
+    assert [row.label for row in one(tmp_path / "x").comparison.rows] == [f"optimizer.lr={value}" for value in shown]
+    for baseline in ("0.0001235", "0.00012345678"):
+        done = report_command("x", "--baseline", f"optimizer.lr={baseline}", "--csv", "a.csv")
+        assert "baseline: optimizer.lr=0.0001235; vs baseline" in done.stdout
+        with open(tmp_path / "a.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["row"] for row in rows} == {f"optimizer.lr={value}" for value in drawn}
+        assert {row["baseline"] for row in rows} == {"", "optimizer.lr=0.00012345678"}
+
+
 def test_other_configurations_under_the_same_overrides_are_other_rows(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seed=1, config={"loss": {"name": "bce"}})  # as where a file of conf/ has changed

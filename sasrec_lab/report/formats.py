@@ -53,7 +53,7 @@ def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
     spread, test = row.spread(metric), part.tests.get((row.label, metric))
     line = {
         "dataset": part.dataset,
-        "row": row.label,
+        "row": row.exact,
         "metric": metric,
         "n": spread.n,
         "seeds": " ".join(str(run.seed) for run in row.runs),
@@ -67,7 +67,7 @@ def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
         "best_epoch": row.mean(lambda run: run.best_epoch),
     }
     if test and part.baseline:
-        line |= {"baseline": part.baseline.label, "vs_baseline": test.difference, "margin_95": test.margin}
+        line |= {"baseline": part.baseline.exact, "vs_baseline": test.difference, "margin_95": test.margin}
         line |= {"p": test.p, "p_holm": test.p_holm}
     return line
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ class Row:
     """Runs that differ in the seed alone, one for each seed."""
 
     label: str
+    exact: str  # the label with all digits of its numbers
     settings: dict[str, str]  # the overrides in which rows differ
     runs: list[Run]
     published: dict[str, float]  # metric -> value
@@ -61,7 +63,7 @@ class Comparison:
     notes: list[str]
 
     def row(self, label: str | None) -> Row | None:
-        return next((row for row in self.rows if row.label == label), None)
+        return next((row for row in self.rows if label in (row.label, row.exact)), None)
 
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(metric for row in self.rows for run in row.runs for metric in run.metrics))
@@ -93,8 +95,8 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
     groups = [_one_a_seed(group, notes) for group in groups]
     labels = _told_apart([_label(group[0], settings[group[0].folder]) for group in groups], groups)
     rows = [
-        Row(label, settings[group[0].folder], group, _published(label, group[0], deviation(shared)))
-        for label, group in zip(labels, groups, strict=True)
+        Row(label, exact, settings[group[0].folder], group, _published(exact, group[0], deviation(shared)))
+        for label, exact, group in zip(_rounded(labels), labels, groups, strict=True)
     ]
     same = [alike for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])) if len(alike) > 1]
     if same:
@@ -107,7 +109,7 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
         notes.append(f"published, and not run here: {', '.join(lacking)}")
     return Comparison(
         protocol=runs[0].protocol,
-        rows=sorted(rows, key=lambda row: row.label != first),
+        rows=sorted(rows, key=lambda row: first not in (row.label, row.exact)),
         shared=shared,
         source=published[0].get("source") if published else None,
         notes=notes,
@@ -153,6 +155,17 @@ def _told_apart(labels: list[str], groups: list[list[Run]]) -> list[str]:
         keys = [key for key in config if any(other.get(key) != config[key] for other in alike)]
         told.append(label + (f" ({', '.join(f'{key}={config[key]}' for key in keys)})" if keys else ""))
     return told
+
+
+def _rounded(labels: list[str]) -> list[str]:
+    """With four significant digits, as a search draws sixteen; where that makes two alike, as they are."""
+    short = [re.sub(r"(?<![\w.])\d+\.\d+(e[-+]?\d+)?(?![\w.])", _four_digits, label) for label in labels]
+    return [new if short.count(new) == 1 else old for new, old in zip(short, labels, strict=True)]
+
+
+def _four_digits(number: re.Match[str]) -> str:
+    short = f"{float(number[0]):.4g}"
+    return number[0] if float(short) == float(number[0]) else short  # 0.10 stays as it was typed
 
 
 def _is_published_for(run: Run) -> bool:

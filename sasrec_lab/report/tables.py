@@ -112,7 +112,7 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
             hint = near or f"; there are {', '.join(known)}"
             raise InputError(f"--metric {metric}: no run has it{hint}")
     labels = list(dict.fromkeys(row.label for part in compared for row in part.rows))
-    if compared and baseline is not None and baseline not in labels:
+    if compared and baseline is not None and not any(part.row(baseline) for part in compared):
         hint = did_you_mean(baseline, labels) or "; the rows are " + ", ".join(labels[:20])
         raise InputError(f"--baseline {baseline}: no row has this name{hint}")
     return Report(found, [_part(comparison, wanted, baseline or "default") for comparison in compared])
@@ -120,7 +120,8 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
 
 def _part(comparison: Comparison, wanted: list[str], baseline: str) -> Part:
     metrics = [metric for metric in wanted if metric in comparison.metrics()] or _usual_metrics(comparison)
-    row, others = comparison.row(baseline), [row for row in comparison.rows if row.label != baseline]
+    row = comparison.row(baseline)
+    others = [other for other in comparison.rows if other is not row]
     notes = list(comparison.notes)
     if lacking := [metric for metric in wanted if metric not in metrics]:
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
