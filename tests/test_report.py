@@ -372,7 +372,8 @@ def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_
 
 
 def test_compare_gives_nothing_for_a_metric_that_one_side_lacks(tmp_path):
-    rows = comparisons(find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs, None)[0].rows
+    runs = find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs
+    rows = comparisons(runs, None, [])[0].rows
     assert isinstance(rows[0], Row)
     assert compare(rows[0], rows[1:], ["val/ndcg@10"]) == ({}, [])
 
@@ -431,6 +432,19 @@ def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     done = report_command("sweep")
     assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
+
+
+def test_the_first_row_of_a_sweep_has_its_name_already(tmp_path, report_command):
+    hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": None}}
+    hydra["overrides"] = {"task": ["model.maxlen=5", "dataset=ml_100k,ml_1m", "model.dim=8,16", "seed=0,1"]}
+    write_run(tmp_path / "sweep/0-a", "model.maxlen=5", "dataset=ml_100k", "model.dim=8")
+    (tmp_path / "sweep/multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
+    assert [row.label for row in one(tmp_path).comparison.rows] == ["model.dim=8"]
+    assert not [note for note in one(tmp_path).notes if "nothing is tested" in note]
+    done = report_command("sweep", "--baseline", "model.dim=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "every row: model.maxlen=5 dataset=ml_100k\n" in done.stdout  # other data have another table
+    assert "missing (7)" in done.stdout
 
 
 def test_a_run_is_counted_once_however_often_it_is_given(sweep):
@@ -569,6 +583,7 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     [
         (["swep"], "swep is not a folder; did you mean sweep?"),
         (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (["begun"], "no run in begun; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
         (
             ["foreign"],
             "foreign/0: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
@@ -605,6 +620,8 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
 def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/multirun.yaml").write_text("hydra: {}")
     for name in "0123":
         (tmp_path / "foreign" / name / ".hydra").mkdir(parents=True)
         (tmp_path / "foreign" / name / ".hydra/config.yaml").write_text("[1]" if name in "01" else "db: mysql")

@@ -14,6 +14,7 @@ DEFAULT = "default"  # the label of the row in which nothing is changed
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
 # beside what does not change what is computed; a search by name sets other keys, which tell its rows apart
 _NO_SETTING = ("seed", "row", "name", "sweep")
+_OF_PROTOCOL = ("experiment", "dataset", "evaluation")  # sections of keys; jobs that differ there share no table
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class Comparison:
         return list(dict.fromkeys(metric for row in self.rows for run in row.runs for metric in run.metrics))
 
 
-def comparisons(runs: list[Run], baseline: str | None) -> list[Comparison]:
-    """One for each protocol, never two in one; the baseline's row, or else `default`, comes first."""
+def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]]) -> list[Comparison]:
+    """One for each protocol, never two in one; the baseline's row, or else `default`, comes first. The overrides of
+    a sweep's jobs tell what rows will differ in, so that the first row that is there has its name already."""
     by_protocol = _grouped(runs, lambda run: json.dumps(run.protocol, sort_keys=True))
-    return [_comparison(members, baseline or DEFAULT) for members in by_protocol]
+    return [_comparison(members, baseline or DEFAULT, jobs) for members in by_protocol]
 
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
@@ -83,9 +85,15 @@ def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _comparison(runs: list[Run], first: str) -> Comparison:
+def _comparison(runs: list[Run], first: str, jobs: list[dict[str, str]]) -> Comparison:
     overrides = [{key: value for key, value in run.overrides.items() if _is_setting(key)} for run in runs]
-    shared = {key: value for key, value in overrides[0].items() if all(each.get(key) == value for each in overrides)}
+    protocols = {_of_protocol(each) for each in overrides}
+    to_come = [job for job in jobs if _of_protocol(job) in protocols]
+    shared = {
+        key: value
+        for key, value in overrides[0].items()
+        if all(each.get(key) == value for each in (*overrides, *to_come))
+    }
     settings = {
         run.folder: {key: value for key, value in each.items() if key not in shared}
         for run, each in zip(runs, overrides, strict=True)
@@ -121,6 +129,10 @@ def _label(run: Run, chosen: dict[str, str]) -> str:
     if (row := run.config.get("row")) and not chosen.keys() - {"ablation"}:
         return row
     return " ".join(f"{key}={value}" for key, value in chosen.items()) or DEFAULT
+
+
+def _of_protocol(overrides: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((key, value) for key, value in overrides.items() if key.partition(".")[0] in _OF_PROTOCOL)
 
 
 def _is_setting(key: str) -> bool:

@@ -102,7 +102,7 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
     Raises:
         InputError: no run has the metric or the row that was asked for.
     """
-    compared = comparisons(found.finished, baseline)
+    compared = comparisons(found.finished, baseline, found.jobs)
     wanted = [metric if "/" in metric else f"test/{metric}" for metric in wanted]
     known = list(dict.fromkeys(metric for part in compared for metric in part.metrics()))
     for metric in wanted if compared else []:
@@ -125,7 +125,7 @@ def _part(comparison: Comparison, wanted: list[str], baseline: str) -> Part:
     notes = list(comparison.notes)
     if lacking := [metric for metric in wanted if metric not in metrics]:
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
-    if row is None and others:
+    if row is None and len(others) > 1:
         notes.append(f"no row {baseline}, so nothing is tested; --baseline names the row to test against")
     tests, untested = compare(row, others, metrics) if row and others else ({}, [])
     return Part(comparison, metrics, row, tests, notes + untested)
