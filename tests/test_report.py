@@ -21,7 +21,7 @@ from sasrec_lab.report.page import html
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find
 from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
-from sasrec_lab.report.tables import build
+from sasrec_lab.report.tables import build, clock
 
 PROTOCOL = {
     "dataset": "small",
@@ -176,6 +176,21 @@ def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
     ]
 
 
+def test_drawn_numbers_are_told_with_four_digits_and_written_with_all(tmp_path, report_command):
+    drawn = ["0.16040414354827190", "0.00012345678", "0.50001", "0.50002", "0.10"]
+    for number, value in enumerate(drawn):
+        write_run(tmp_path / f"x/{number}", f"optimizer.lr={value}", config={"lr": value})
+    shown = ["0.1604", "0.0001235", "0.50001", "0.50002", "0.10"]
+    assert [row.label for row in one(tmp_path / "x").comparison.rows] == [f"optimizer.lr={value}" for value in shown]
+    for baseline in ("0.0001235", "0.00012345678"):
+        done = report_command("x", "--baseline", f"optimizer.lr={baseline}", "--csv", "a.csv")
+        assert "baseline: optimizer.lr=0.0001235; vs baseline" in done.stdout
+        with open(tmp_path / "a.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["row"] for row in rows} == {f"optimizer.lr={value}" for value in drawn}
+        assert {row["baseline"] for row in rows} == {"", "optimizer.lr=0.00012345678"}
+
+
 def test_other_configurations_under_the_same_overrides_are_other_rows(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seed=1, config={"loss": {"name": "bce"}})  # as where a file of conf/ has changed
@@ -196,8 +211,22 @@ def test_versions_of_the_code_and_equal_configurations_are_told(tmp_path):
     write_run(tmp_path / "a", "model.dim=4")
     write_run(tmp_path / "b", git={"commit": None})
     notes = one(tmp_path).notes
-    assert "model.dim=4 and default are the same configuration" in notes
+    assert "the same configuration: model.dim=4 and default" in notes
     assert "the runs are of 2 versions of the code: abc, unknown" in notes
+
+
+def test_many_equal_configurations_are_one_note(tmp_path):
+    for dim in range(1, 6):
+        write_run(tmp_path / f"{dim}a", f"model.dim={dim}")
+        write_run(tmp_path / f"{dim}b", f"model.dim={dim}", "model.maxlen=5")
+    (note,) = [note for note in one(tmp_path).notes if "same configuration" in note]
+    pairs = "; ".join(f"model.dim={dim} and model.dim={dim} model.maxlen=5" for dim in (1, 2, 3))
+    assert note == f"the same configuration: {pairs}; and 2 more"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.26, "0.3 s"), (9.94, "9.9 s"), (9.96, "0:10"), (3661, "1:01:01")])
+def test_the_time_of_a_quick_run_has_a_decimal(seconds, told):
+    assert clock(seconds) == told
 
 
 def test_parts_of_a_run_that_went_on_are_added_up(tmp_path):
@@ -343,7 +372,8 @@ def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_
 
 
 def test_compare_gives_nothing_for_a_metric_that_one_side_lacks(tmp_path):
-    rows = comparisons(find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs, None)[0].rows
+    runs = find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs
+    rows = comparisons(runs, None, [])[0].rows
     assert isinstance(rows[0], Row)
     assert compare(rows[0], rows[1:], ["val/ndcg@10"]) == ({}, [])
 
@@ -402,6 +432,19 @@ def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     done = report_command("sweep")
     assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
+
+
+def test_the_first_row_of_a_sweep_has_its_name_already(tmp_path, report_command):
+    hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": None}}
+    hydra["overrides"] = {"task": ["model.maxlen=5", "dataset=ml_100k,ml_1m", "model.dim=8,16", "seed=0,1"]}
+    write_run(tmp_path / "sweep/0-a", "model.maxlen=5", "dataset=ml_100k", "model.dim=8")
+    (tmp_path / "sweep/multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
+    assert [row.label for row in one(tmp_path).comparison.rows] == ["model.dim=8"]
+    assert not [note for note in one(tmp_path).notes if "nothing is tested" in note]
+    done = report_command("sweep", "--baseline", "model.dim=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "every row: model.maxlen=5 dataset=ml_100k\n" in done.stdout  # other data have another table
+    assert "missing (7)" in done.stdout
 
 
 def test_a_run_is_counted_once_however_often_it_is_given(sweep):
@@ -464,6 +507,57 @@ def test_a_sweep_has_the_figure_that_fits_its_keys(tmp_path, grid, name):
     assert [figure.name for figure in draw(build(find([tmp_path]), [], None))] == [name, "time"]
 
 
+def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_command):
+    published = {"published": PUBLISHED | {"source": "Somebody & al."}}
+    write_run(tmp_path / "x/a", "dataset=small", config=published)
+    write_run(tmp_path / "x/b", "dataset=small", "model.dim=8", config=published, ranks=[1, 1, 1, 1])
+    write_run(tmp_path / "x/c", seed=1, protocol={"dataset": "an_other"}, git={"commit": "def"})
+    write_run(tmp_path / "x/d", seed=2, protocol={"dataset": "an_other"})
+    assert report_command("x", "--latex", "a.tex").returncode == 0
+    latex = (tmp_path / "a.tex").read_text()
+    assert latex.startswith("% needs \\usepackage{booktabs}\n\n\\begin{table}\n\\caption{2 protocols, which share")
+    assert "\n% 1: small, last item of 4 users\n% every row: dataset=small\n\n\\begin{table}" in latex
+    assert "% 2: an_other, last item of 4 users\n% the runs are of 2 versions of the code: def, abc\n" in latex
+    assert latex.count("published: Somebody \\& al.; difference: ours less theirs\n") == 1
+    assert latex.count("; vs baseline: mean difference over users, with its 95 \\% interval") == 1
+    assert re.findall(r"\\caption{(.*)}", latex)[4] == (
+        r"2: an\_other, last item of 4 users; test/ndcg@10: all 9 items but those the user had before"
+    )
+    labels = re.findall(r"\\label{(.*)}", latex)
+    assert labels[:3] == ["tab:2-protocols", "tab:1-small-test-ndcg-10", "tab:1-small-test-ndcg-10-sampled3"]
+    assert len(set(labels)) == len(labels) == 7
+
+
+def test_a_page_pairs_figures_and_leaves_both_columns_to_wide_ones_and_to_an_odd_one(tmp_path):
+    from sasrec_lab.report.figures import draw
+
+    for dim, maxlen in itertools.product((1, 2), range(1, 10)):
+        write_run(tmp_path / f"{dim}-{maxlen}", f"model.dim={dim}", f"model.maxlen={maxlen}")
+    report = build(find([tmp_path]), [], None)
+    figures = draw(report)
+    assert [(figure.name, figure.stands_alone) for figure in figures] == [
+        ("by-model.dim-model.maxlen", True),
+        ("time", False),
+    ]
+    assert html(report, figures).count("<figure class=alone>") == 2
+    assert html(report, [*figures, figures[1]]).count("<figure class=alone>") == 1
+
+
+def test_text_in_a_heat_map_has_the_colour_with_more_contrast():
+    from sasrec_lab.report.figures import _ink
+
+    grounds = {"yellow": (1.0, 0.9, 0.1, 1.0), "teal": (0.13, 0.57, 0.55, 1.0), "violet": (0.27, 0.0, 0.33, 1.0)}
+    inks = {name: _ink(ground) for name, ground in grounds.items()}
+    assert inks == {"yellow": "black", "teal": "black", "violet": "white"}
+
+
+def test_a_long_label_in_a_figure_keeps_its_end():
+    from sasrec_lab.report.figures import _wrapped
+
+    label = "model.dim=16 model.dropout=0.2 optimizer.lr=1e-05 optimizer.weight_decay=0.01"
+    assert _wrapped(label) == "dim=16 dropout=0.2 lr=1e-05\nweight_decay=0.01"
+
+
 def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
@@ -489,6 +583,14 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     [
         (["swep"], "swep is not a folder; did you mean sweep?"),
         (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (["begun"], "no run in begun; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (
+            ["foreign"],
+            "foreign/0: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/1: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/2: a run of another program; and 1 more; give the folder of a run or of a sweep, "
+            "such as outputs/<name>/<time>",
+        ),
         (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean ndcg@10?"),
         (
             ["sweep", "--metric", "loss"],
@@ -518,6 +620,11 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
 def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/multirun.yaml").write_text("hydra: {}")
+    for name in "0123":
+        (tmp_path / "foreign" / name / ".hydra").mkdir(parents=True)
+        (tmp_path / "foreign" / name / ".hydra/config.yaml").write_text("[1]" if name in "01" else "db: mysql")
     done = report_command(*words)
     assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
 

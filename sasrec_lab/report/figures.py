@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ BASELINE, GREY, PUBLISHED = "#222222", "#b8bcc2", "#9aa3ad"
 _BARS = 30  # more are no figure
 _TICKS = 12
 _IN_ONE_FRAME = 4  # learning curves whose bands can be told apart
+_WIDE = 8  # inches; at half a page's width the text of a wider figure cannot be read
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,6 +46,15 @@ class Figure:
     title: str
     part: Part
     canvas: Canvas
+
+    @property
+    def width(self) -> float:
+        return self.canvas.get_figwidth()
+
+    @property
+    def stands_alone(self) -> bool:
+        """Too wide for half a page, or so tall that whatever stands beside it leaves a blank."""
+        return self.width > _WIDE or self.canvas.get_figheight() > 0.75 * self.width
 
     def save(self, folder: Path) -> None:
         with matplotlib.rc_context(_STYLE):
@@ -159,12 +170,17 @@ def _heat_map(part: Part, rows: list[Row], keys: tuple[str, ...], metric: str) -
     axes.set_xticks(range(len(across)), [f"{x:g}" if isinstance(x, float) else x for x in across])
     axes.set_yticks(range(len(down)), [f"{y:g}" if isinstance(y, float) else y for y in down])
     axes.set(xlabel=keys[1], ylabel=keys[0])
-    bright = 0.4 * np.nanmin(means) + 0.6 * np.nanmax(means)
     for (y, x), spread in cells.items():
-        text, colour = mean_and_std(spread).replace(" ±", "\n±"), "black" if spread.mean > bright else "white"
+        text, colour = mean_and_std(spread).replace(" ±", "\n±"), _ink(image.to_rgba(spread.mean))
         axes.text(across.index(x), down.index(y), text, ha="center", va="center", color=colour, fontsize=7.5)
     canvas.colorbar(image, label=metric)
     return canvas
+
+
+def _ink(ground: tuple[float, ...]) -> str:
+    """Black or white, whichever has more contrast to the ground: WCAG's luminance, of which 0.18 is the middle."""
+    luminance = np.dot(np.array(ground[:3]) ** 2.2, [0.2126, 0.7152, 0.0722])
+    return "black" if luminance > 0.18 else "white"
 
 
 def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
@@ -172,7 +188,9 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
         best = sorted(rows, key=lambda row: -row.spread(metric).mean)[:_BARS]
         rows = [row for row in rows if row in best or row is part.baseline]
     published = [row for row in rows if metric in row.published]
-    canvas, axes = _canvas(6.4, 0.9 + len(rows) * (0.5 if published else 0.3))
+    names = [_wrapped(row.label) for row in rows]
+    lines = 1 + max(name.count("\n") for name in names)
+    canvas, axes = _canvas(6.4, 0.9 + len(rows) * max(0.5 if published else 0.3, 0.15 * lines))
     height = 0.38 if published else 0.64
     spreads = [row.spread(metric) for row in rows]
     ends = [max(s.mean + (s.std or 0), row.published.get(metric, 0)) for s, row in zip(spreads, rows, strict=True)]
@@ -189,7 +207,7 @@ def _bars(part: Part, rows: list[Row], metric: str) -> Canvas:
             bar = axes.barh(place + shift, cell, height, color="#d5dae0")
             bar.set_label("published" if row is published[0] else None)
             axes.text(cell + 0.012 * most, place + shift, f"{cell:.4f}", va="center", fontsize=7.5, color="#667077")
-    axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_xlim(0, most * 1.3)
@@ -213,21 +231,21 @@ def _curves(part: Part, rows: list[Row], colours: dict[str, str]) -> Canvas | No
     if len(named) <= _IN_ONE_FRAME:
         canvas, axes = _canvas(7, 3.6)
         for label in named:
-            curves[label].draw(axes, colours[label], _short(label))
+            curves[label].draw(axes, colours[label], _wrapped(label))
         axes.set(xlabel="epoch", ylabel=_monitor(part))
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(axes, rows, colours)
         return canvas
     across = 3
     down = math.ceil(len(named) / across)
-    canvas = Canvas(figsize=(7, 0.4 + 1.75 * down))
+    canvas = Canvas(figsize=(10, 0.4 + 2 * down))
     frames = list(canvas.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for label, axes in zip(named, frames, strict=False):
         behind = LineCollection([list(zip(c.epochs, c.mean, strict=True)) for c in curves.values()])
         axes.add_collection(behind)
         behind.set(color=GREY, linewidth=0.6, alpha=0.6, rasterized=True)
         curves[label].draw(axes, colours[label])
-        axes.set_title(_short(label, 26), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
+        axes.set_title(_wrapped(label), fontsize=8.5, loc="left", color=colours[label], fontweight="bold")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in frames[len(named) :]:
         axes.remove()
@@ -272,7 +290,7 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
             fmt="o",
             markersize=6 if named else 3,
             color=colours.get(row.label, GREY),
-            label=_short(row.label) if named else None,
+            label=_wrapped(row.label) if named else None,
             capsize=2,
             linewidth=1,
         )
@@ -280,7 +298,7 @@ def _by_time(rows: list[Row], colours: dict[str, str], metric: str) -> Canvas:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     else:
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * longest / seconds or 1)  # room for the whole of the last point
     axes.set(xlabel=f"training time of a run in {unit}, mean over seeds", ylabel=metric)
     _legend(axes, rows, colours)
     return canvas
@@ -293,7 +311,7 @@ def _legend(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
     if len(rows) > len(colours):
         axes.plot([], [], "o", color=GREY, markersize=3, label=rest)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = [name for name in (*(_short(row.label) for row in rows), rest) if name in handles]
+    names = [name for name in (*(_wrapped(row.label) for row in rows), rest) if name in handles]
     axes.legend([handles[name] for name in names], names, loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -302,10 +320,10 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     return canvas, canvas.subplots()
 
 
-def _short(label: str, most: int = 40) -> str:
-    """Without the sections of keys, which the table has."""
+def _wrapped(label: str) -> str:
+    """Without the sections of keys, which the table has. Often only the end of a long label tells it from others."""
     words = re.sub(r"[\w.]*\.(\w+=)", r"\1", label)
-    return words if len(words) <= most else words[: most - 1] + "…"
+    return textwrap.fill(words, 40, max_lines=3, placeholder="…", break_on_hyphens=False)
 
 
 def _in_order(value: float | str) -> tuple[bool, float, str]:

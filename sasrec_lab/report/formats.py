@@ -9,7 +9,7 @@ from sasrec_lab.report.rows import Row
 from sasrec_lab.report.tables import Part, Report, Table, difference
 
 _LATEX = {**{c: f"\\{c}" for c in "_%&#$"}, "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"}
+_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "<": "$<$", ">": "$>$", "|": "$|$"}
 _COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
 _COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
 _COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
@@ -24,10 +24,16 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """Tables alone, for `\\input`; they need the package booktabs."""
-    tables = [report.protocols] if report.protocols else []
-    tables += [table for part in report.parts for table in part.tables()]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex(table) for table in tables)
+    """For `\\input`, with the package booktabs: tables, under the first of a part how to read it; notes as comments."""
+    blocks = ["% needs \\usepackage{booktabs}"]
+    blocks += [_latex(report.protocols, "", [])] if report.protocols else []
+    for heading, part in report.headed:
+        shared = [f"every row: {words(part.comparison.shared)}"] if part.comparison.shared else []
+        blocks.append("\n".join(f"% {' '.join(line.split())}" for line in [heading, *shared, *part.notes]))
+        first, *rest = part.tables()
+        blocks.append(_latex(first, heading, part.legend()))
+        blocks += [_latex(table, heading, []) for table in rest]
+    return "\n\n".join(blocks) + "\n"
 
 
 def csv_text(report: Report) -> str:
@@ -47,7 +53,7 @@ def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
     spread, test = row.spread(metric), part.tests.get((row.label, metric))
     line = {
         "dataset": part.dataset,
-        "row": row.label,
+        "row": row.exact,
         "metric": metric,
         "n": spread.n,
         "seeds": " ".join(str(run.seed) for run in row.runs),
@@ -61,15 +67,15 @@ def _line(part: Part, row: Row, metric: str) -> dict[str, object]:
         "best_epoch": row.mean(lambda run: run.best_epoch),
     }
     if test and part.baseline:
-        line |= {"baseline": part.baseline.label, "vs_baseline": test.difference, "margin_95": test.margin}
+        line |= {"baseline": part.baseline.exact, "vs_baseline": test.difference, "margin_95": test.margin}
         line |= {"p": test.p, "p_holm": test.p_holm}
     return line
 
 
 def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str, int], str], bullet: str) -> str:
     blocks = [table(report.protocols)] if report.protocols else []
-    for number, part in enumerate(report.parts, 1):
-        blocks.append(heading(f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading, 0))
+    for title, part in report.headed:
+        blocks.append(heading(title, 0))
         if part.comparison.shared:
             blocks.append(f"every row: {words(part.comparison.shared)}")
         blocks += [table(each) for each in part.tables()]
@@ -100,12 +106,16 @@ def _markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", *lines])
 
 
-def _latex(table: Table) -> str:
-    lines = [r"\begin{table}", rf"\caption{{{_escaped(table.title)}}}", r"\centering", r"\begin{tabular}{l"]
-    lines[-1] += "r" * (len(table.columns) - 1) + "}"
+def _latex(table: Table, heading: str, legend: list[str]) -> str:
+    """Its label has the number of the part, where there are several, the data set and the metric."""
+    caption = f"{heading}; {table.title}" if heading else table.title
+    label = "-".join(re.findall(r"[^\W_]+", f"{heading.partition(',')[0]} {re.split('[:,]', table.title)[0]}".lower()))
+    columns = "l" + "r" * (len(table.columns) - 1) if table.columns[0] == "row" else r"lp{.6\linewidth}"
+    lines = [r"\begin{table}", rf"\caption{{{_escaped(caption)}}}", rf"\label{{tab:{label}}}", r"\centering"]
     rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (table.columns, *table.rows)]
-    lines += [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
+    lines += [r"\end{tabular}", *(rf"\par\smallskip\footnotesize {_escaped(line)}" for line in legend)]
+    return "\n".join([*lines, r"\end{table}"])
 
 
 def _escaped(text: str) -> str:

@@ -29,13 +29,17 @@ th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 tr.baseline td { background: var(--tint); font-weight: 600; }
-.figures { columns: 2 28rem; column-gap: 1.5rem; margin-top: 1.5rem; }
-figure { margin: 0 0 1.5rem; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; break-inside: avoid;
-  overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 27rem; height: auto; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
+  grid-auto-flow: dense; margin-top: 1.5rem; }
+figure { margin: 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; break-inside: avoid;
+  overflow-x: auto; min-width: 0; }
+figure img { display: block; width: 100%; min-width: min(27rem, var(--own)); max-width: calc(1.2 * var(--own));
+  height: auto; margin: auto; }
+figure.alone { grid-column: 1 / -1; } .alone img { min-width: var(--own); }
 figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
 details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
-@media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; } }
+@media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; }
+  figure img, .alone img { min-width: 0; } }
 """
 
 
@@ -46,8 +50,7 @@ def html(report: Report, figures: list[Figure]) -> str:
     body = [f"<h1>{escape(title)}</h1>", f"<p>Runs of <code>{escape(places)}</code></p>", _counts(report)]
     if report.protocols:
         body.append(_table(report.protocols))
-    for number, part in enumerate(report.parts, 1):
-        heading = f"{number}: {part.heading}" if len(report.parts) > 1 else part.heading
+    for heading, part in report.headed:
         body += [f"<h2>{escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
     if report.without_result:
         body.append("<h2>Without a result</h2>")
@@ -78,15 +81,23 @@ def _part(part: Part, figures: list[Figure]) -> list[str]:
     blocks += [_table(table, baseline) for table in tables[:1]]
     if notes := [*part.legend(), *part.notes]:
         blocks.append(_list(notes))
-    drawn = [
-        f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="{figure.svg()}"></figure>'
-        for figure in figures
-        for title in [escape(figure.title)]
-    ]
-    blocks.append(f'<div class="figures">{"".join(drawn)}</div>' if drawn else "")
+    blocks.append(_figures(figures) if figures else "")
     blocks += [_table(table, baseline) for table in [*tables[1:], took]]
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
+
+
+def _figures(figures: list[Figure]) -> str:
+    """Two beside each other; the last of an odd number has both columns."""
+    halves = [figure for figure in figures if not figure.stands_alone]
+    left = halves[-1] if len(halves) % 2 else None
+    drawn = [
+        f"<figure{' class=alone' if figure.stands_alone or figure is left else ''}><figcaption>{title}</figcaption>"
+        f'<img alt="{title}" style="--own:{figure.width:.2f}in" src="{figure.svg()}"></figure>'
+        for figure in figures
+        for title in [escape(figure.title)]
+    ]
+    return f'<div class="figures">{"".join(drawn)}</div>'
 
 
 def _table(table: Table, baseline: str | None = None) -> str:

@@ -2,17 +2,19 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.plain import flat, is_beside
-from sasrec_lab.report.runs import Run
+from sasrec_lab.report.runs import Run, few
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that say which published result is meant
 # beside what does not change what is computed; a search by name sets other keys, which tell its rows apart
 _NO_SETTING = ("seed", "row", "name", "sweep")
+_OF_PROTOCOL = ("experiment", "dataset", "evaluation")  # sections of keys; jobs that differ there share no table
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Row:
     """Runs that differ in the seed alone, one for each seed."""
 
     label: str
+    exact: str  # the label with all digits of its numbers
     settings: dict[str, str]  # the overrides in which rows differ
     runs: list[Run]
     published: dict[str, float]  # metric -> value
@@ -61,16 +64,17 @@ class Comparison:
     notes: list[str]
 
     def row(self, label: str | None) -> Row | None:
-        return next((row for row in self.rows if row.label == label), None)
+        return next((row for row in self.rows if label in (row.label, row.exact)), None)
 
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(metric for row in self.rows for run in row.runs for metric in run.metrics))
 
 
-def comparisons(runs: list[Run], baseline: str | None) -> list[Comparison]:
-    """One for each protocol, never two in one; the baseline's row, or else `default`, comes first."""
+def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]]) -> list[Comparison]:
+    """One for each protocol, never two in one; the baseline's row, or else `default`, comes first. The overrides of
+    a sweep's jobs tell what rows will differ in, so that the first row that is there has its name already."""
     by_protocol = _grouped(runs, lambda run: json.dumps(run.protocol, sort_keys=True))
-    return [_comparison(members, baseline or DEFAULT) for members in by_protocol]
+    return [_comparison(members, baseline or DEFAULT, jobs) for members in by_protocol]
 
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
@@ -81,9 +85,15 @@ def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _comparison(runs: list[Run], first: str) -> Comparison:
+def _comparison(runs: list[Run], first: str, jobs: list[dict[str, str]]) -> Comparison:
     overrides = [{key: value for key, value in run.overrides.items() if _is_setting(key)} for run in runs]
-    shared = {key: value for key, value in overrides[0].items() if all(each.get(key) == value for each in overrides)}
+    protocols = {_of_protocol(each) for each in overrides}
+    to_come = [job for job in jobs if _of_protocol(job) in protocols]
+    shared = {
+        key: value
+        for key, value in overrides[0].items()
+        if all(each.get(key) == value for each in (*overrides, *to_come))
+    }
     settings = {
         run.folder: {key: value for key, value in each.items() if key not in shared}
         for run, each in zip(runs, overrides, strict=True)
@@ -93,12 +103,12 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
     groups = [_one_a_seed(group, notes) for group in groups]
     labels = _told_apart([_label(group[0], settings[group[0].folder]) for group in groups], groups)
     rows = [
-        Row(label, settings[group[0].folder], group, _published(label, group[0], deviation(shared)))
-        for label, group in zip(labels, groups, strict=True)
+        Row(label, exact, settings[group[0].folder], group, _published(exact, group[0], deviation(shared)))
+        for label, exact, group in zip(_rounded(labels), labels, groups, strict=True)
     ]
-    for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])):
-        if len(alike) > 1:
-            notes.append(f"{' and '.join(row.label for row in alike)} are the same configuration")
+    same = [alike for alike in _grouped(rows, lambda row: _fingerprint(row.runs[0])) if len(alike) > 1]
+    if same:
+        notes.append(f"the same configuration: {few([' and '.join(row.label for row in alike) for alike in same])}")
     if len(commits := dict.fromkeys(run.commit for group in groups for run in group)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"the runs are of {len(commits)} versions of the code: {versions}")
@@ -107,7 +117,7 @@ def _comparison(runs: list[Run], first: str) -> Comparison:
         notes.append(f"published, and not run here: {', '.join(lacking)}")
     return Comparison(
         protocol=runs[0].protocol,
-        rows=sorted(rows, key=lambda row: row.label != first),
+        rows=sorted(rows, key=lambda row: first not in (row.label, row.exact)),
         shared=shared,
         source=published[0].get("source") if published else None,
         notes=notes,
@@ -119,6 +129,10 @@ def _label(run: Run, chosen: dict[str, str]) -> str:
     if (row := run.config.get("row")) and not chosen.keys() - {"ablation"}:
         return row
     return " ".join(f"{key}={value}" for key, value in chosen.items()) or DEFAULT
+
+
+def _of_protocol(overrides: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((key, value) for key, value in overrides.items() if key.partition(".")[0] in _OF_PROTOCOL)
 
 
 def _is_setting(key: str) -> bool:
@@ -153,6 +167,17 @@ def _told_apart(labels: list[str], groups: list[list[Run]]) -> list[str]:
         keys = [key for key in config if any(other.get(key) != config[key] for other in alike)]
         told.append(label + (f" ({', '.join(f'{key}={config[key]}' for key in keys)})" if keys else ""))
     return told
+
+
+def _rounded(labels: list[str]) -> list[str]:
+    """With four significant digits, as a search draws sixteen; where that makes two alike, as they are."""
+    short = [re.sub(r"(?<![\w.])\d+\.\d+(e[-+]?\d+)?(?![\w.])", _four_digits, label) for label in labels]
+    return [new if short.count(new) == 1 else old for new, old in zip(short, labels, strict=True)]
+
+
+def _four_digits(number: re.Match[str]) -> str:
+    short = f"{float(number[0]):.4g}"
+    return number[0] if float(short) == float(number[0]) else short  # 0.10 stays as it was typed
 
 
 def _is_published_for(run: Run) -> bool:

@@ -44,7 +44,8 @@ class Run:
 class Found:
     folders: list[Path]
     runs: list[Run] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # jobs that a sweep's command names and no folder holds
+    jobs: list[dict[str, str]] = field(default_factory=list)  # overrides of all that a sweep's command names
+    missing: list[str] = field(default_factory=list)  # those of them that no folder holds
     skipped: list[str] = field(default_factory=list)  # what is no run, and why
 
     @property
@@ -72,9 +73,14 @@ def find(folders: list[Path]) -> Found:
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: no run in it")
     if not found.runs:
-        why = found.skipped[0] if len(found.skipped) == 1 else f"no run in {', '.join(map(str, folders))}"
+        why = few(found.skipped) or f"no run in {', '.join(map(str, folders))}"  # as of a sweep that never began
         raise InputError(f"{why}; give the folder of a run or of a sweep, such as outputs/<name>/<time>")
     return found
+
+
+def few(told: list[str]) -> str:
+    """The first three and how many there are beside them, in one line."""
+    return "; ".join([*told[:3], *([f"and {len(told) - 3} more"] if len(told) > 3 else [])])
 
 
 def _search(folder: Path, found: Found, seen: dict[Path, bool], depth: int) -> bool:
@@ -98,7 +104,7 @@ def _search_new(folder: Path, found: Found, seen: dict[Path, bool], depth: int) 
     empty = [child for child in sorted(children, key=_by_number) if not _search(child, found, seen, depth - 1)]
     is_sweep = (folder / "multirun.yaml").is_file()
     if is_sweep:
-        found.missing += _missing(folder)
+        found.missing += _missing(folder, found.jobs)
     if is_sweep or len(empty) < len(children):
         found.skipped += [f"{child}: no run in it" for child in empty]
         return True
@@ -164,8 +170,9 @@ def as_overrides(words: list[str]) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
 
 
-def _missing(sweep: Path) -> list[str]:
-    """Jobs that the sweep's command names and no folder holds; Hydra's own sweeper says which number is which."""
+def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
+    """Jobs that the sweep's command names and no folder holds, and all of them into `known`; Hydra's own sweeper says
+    which number is which."""
     from hydra import initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -189,6 +196,7 @@ def _missing(sweep: Path) -> list[str]:
     missing = [number for number, job in enumerate(jobs) if as_overrides(job) not in there]
     if any(there) and len(missing) == len(jobs):
         return [f"{sweep}: which jobs are missing cannot be told (no folder has a job that multirun.yaml names)"]
+    known += map(as_overrides, jobs)
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     return [
         f"{sweep}: job {number}, {' '.join(word for word in jobs[number] if word not in common)}" for number in missing

@@ -80,6 +80,13 @@ class Report:
         )
 
     @property
+    def headed(self) -> list[tuple[str, Part]]:
+        """The parts and their headings, numbered where there are several."""
+        if len(self.parts) == 1:
+            return [(self.parts[0].heading, self.parts[0])]
+        return [(f"{number}: {part.heading}", part) for number, part in enumerate(self.parts, 1)]
+
+    @property
     def without_result(self) -> dict[str, list[str]]:
         """What gave no number, by name."""
         runs: dict[str, list[str]] = {}
@@ -95,7 +102,7 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
     Raises:
         InputError: no run has the metric or the row that was asked for.
     """
-    compared = comparisons(found.finished, baseline)
+    compared = comparisons(found.finished, baseline, found.jobs)
     wanted = [metric if "/" in metric else f"test/{metric}" for metric in wanted]
     known = list(dict.fromkeys(metric for part in compared for metric in part.metrics()))
     for metric in wanted if compared else []:
@@ -105,7 +112,7 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
             hint = near or f"; there are {', '.join(known)}"
             raise InputError(f"--metric {metric}: no run has it{hint}")
     labels = list(dict.fromkeys(row.label for part in compared for row in part.rows))
-    if compared and baseline is not None and baseline not in labels:
+    if compared and baseline is not None and not any(part.row(baseline) for part in compared):
         hint = did_you_mean(baseline, labels) or "; the rows are " + ", ".join(labels[:20])
         raise InputError(f"--baseline {baseline}: no row has this name{hint}")
     return Report(found, [_part(comparison, wanted, baseline or "default") for comparison in compared])
@@ -113,11 +120,12 @@ def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
 
 def _part(comparison: Comparison, wanted: list[str], baseline: str) -> Part:
     metrics = [metric for metric in wanted if metric in comparison.metrics()] or _usual_metrics(comparison)
-    row, others = comparison.row(baseline), [row for row in comparison.rows if row.label != baseline]
+    row = comparison.row(baseline)
+    others = [other for other in comparison.rows if other is not row]
     notes = list(comparison.notes)
     if lacking := [metric for metric in wanted if metric not in metrics]:
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
-    if row is None and others:
+    if row is None and len(others) > 1:
         notes.append(f"no row {baseline}, so nothing is tested; --baseline names the row to test against")
     tests, untested = compare(row, others, metrics) if row and others else ({}, [])
     return Part(comparison, metrics, row, tests, notes + untested)
@@ -190,6 +198,8 @@ def mean_and_std(spread: Spread) -> str:
 
 
 def clock(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
