@@ -133,6 +133,15 @@ def test_times_of_every_kind_put_a_users_items_in_order(times):
     assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint64", "Int64", "int64[pyarrow]", "category", object])
+def test_times_of_many_digits_do_not_tie(kind):
+    nanoseconds = 1_700_000_000_000_000_000
+    times = pd.Series([nanoseconds + 2, nanoseconds, nanoseconds + 1], dtype=kind)
+    table = pd.DataFrame({"user_id": 7, "item_id": [10, 20, 30], "timestamp": times})
+    own = recommender_of(random_users(seed=2)).recommend([7], 3, interactions=table)
+    assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
+
+
 def test_items_that_the_model_does_not_know_are_passed_over():
     users = [[1, 5, 20], [20], [2], [7, 19, 18, 3, 17, 2, 6, 20]]
     recommender = recommender_of(users, items=16)
