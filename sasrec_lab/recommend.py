@@ -5,6 +5,8 @@ python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                        items most like an item
 """
 
+import csv
+import gzip
 import signal
 import sys
 import warnings
@@ -128,8 +130,31 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
     with _readable(path, key):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        table = pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
+        text = dict.fromkeys(ids, str)
+        try:
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+                # index_col=False: else of rows that are longer than the header the first columns become an index
+                table = pd.read_csv(path, index_col=False, dtype=text, keep_default_na=False, na_values=[""])
+        except (pd.errors.ParserError, pd.errors.ParserWarning):
+            _check_rows(path)
+            raise
+        if table.iloc[:, -1].isna().any():  # as in a short row, which pandas fills up
+            _check_rows(path)
     return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
+
+
+def _check_rows(path: Path) -> None:
+    """Raises InputError where a row is longer or shorter than the header."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        rows, header, line = csv.reader(file), None, 1  # a value in quotes may go over several lines
+        for row in rows:
+            if any(value.strip() for value in row) or len(row) > 1:
+                header = header or row
+                if len(row) != len(header):
+                    count = f"{len(row)} column{'s' if len(row) > 1 else ''}, not {len(header)}"
+                    raise InputError(f"{path}, line {line}: {count} as in the header; correct the line or leave it out")
+            line = rows.line_num + 1
 
 
 @contextmanager
@@ -138,7 +163,9 @@ def _readable(path: Path, key: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{key}={path}: there is no such file") from error
-    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own are ValueErrors
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, csv.Error) as error:  # pandas' and pyarrow's own are ValueErrors
         raise InputError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
 
 

@@ -1,5 +1,6 @@
 """The recommend command, in fresh processes, on made-up data in KION's files."""
 
+import gzip
 import json
 import os
 import signal
@@ -209,6 +210,38 @@ def test_a_mistake_is_one_line(words, message, here, tmp_path):
     before = sorted(tmp_path.iterdir())
     assert refused(here, *words).startswith(message)
     assert sorted(tmp_path.iterdir()) == before
+
+
+HEADER = "user_id,item_id,datetime\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{HEADER}7,8,2021-05-11,1\n9,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
+        (f"\ufeff{HEADER}7,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
+        (f"{HEADER}7,8,2021-05-11\n\n9,8,2021-05-11,1\n", "line 4: 4 columns, not 3"),
+        (f'{HEADER}7,"8\n8",2021-05-11\n9,8\n', "line 4: 2 columns, not 3"),
+        ("user_id,item_id\n7\n", "line 2: 1 column, not 2"),
+    ],
+)
+@pytest.mark.parametrize("key", ["interactions", "users"])
+def test_a_row_of_a_csv_is_as_long_as_the_header(key, text, message, here):
+    Path("table.csv").write_text(text, encoding="utf-8")
+    users = [] if key == "users" else ["users=[7]"]
+    said = refused(here, *users, f"{key}=table.csv")
+    assert said == f"table.csv, {message} as in the header; correct the line or leave it out"
+    with gzip.open("table.csv.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    if key == "interactions":
+        assert refused(here, *users, f"{key}=table.csv.gz").startswith(f"table.csv.gz, {message}")
+
+
+def test_a_csv_may_have_gaps_in_columns_that_nobody_reads(here, run, capsys):
+    item = Recommender.from_run(run).items.ids[0]
+    Path("histories.csv").write_text(f"{HEADER[:-1]},note\n7,{item},2021-05-11,\n\n7,{item},2021-05-12,x\n")
+    recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
+    assert capsys.readouterr().out.startswith("user_id 7\n")
 
 
 def test_a_run_must_be_named(here):
