@@ -109,8 +109,8 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
     if path.suffix not in (".txt", ".csv", ".parquet"):
         raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")
     if path.suffix == ".txt":
-        with _readable(path, key):
-            return path.read_text().split()
+        with _readable(path, key), path.open(encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
     table = _table(path, key, columns)
     column = next((name for name in columns if name in table), None)
     if column is None:

@@ -152,6 +152,14 @@ def test_ids_and_histories_come_from_files(here, run, capsys):
     capsys.readouterr()
 
 
+def test_a_line_of_a_text_file_is_an_id(here, run):
+    item = Recommender.from_run(run).items.ids[0]
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\nMary Ann,{item},2021-05-11\nBob,{item},2021-05-11\n")
+    Path("ids.txt").write_text("\ufeffMary Ann\r\n\n  Bob \n", encoding="utf-8")
+    recommended(here, "users=ids.txt", "interactions=histories.csv", "k=1", "output=lists.csv")
+    assert pd.read_csv("lists.csv")["user_id"].tolist() == ["Mary Ann", "Bob"]
+
+
 def test_items_most_like_an_item(here, run, capsys):
     recommender = Recommender.from_run(run)
     item = recommender.items.ids[0]
