@@ -88,7 +88,7 @@ def _lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     allowed = _ids(cfg.items_to_recommend, "items_to_recommend", (dataset.item, "item_id"))
     if cfg.items is not None:
         items = _ids(cfg.items, "items", (dataset.item, "item_id"))
-        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself)
+        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, cfg.on_unsupported_targets.name)
     interactions = None
     if cfg.interactions:
         interactions = _table(

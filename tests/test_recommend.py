@@ -182,7 +182,7 @@ def test_items_most_like_an_item(here, run, capsys):
         (["users={a:1}"], "users={'a': 1} is no list of ids; write users=[...]"),
         (["users=[]"], "users is empty; name at least one"),
         (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
-        (["items=[5]"], "items: 5: the model knows no such item; leave it out"),
+        (["items=[5]"], "items: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
         (["users=[5]", "k=0"], "k=0 must be from 1 to 40, the number of items that the model knows"),
         (["users=[5]", "k=41"], "k=41 must be from 1 to 40"),
         (["users=[5]", "k=ten"], "k: Value 'ten' of type 'str' could not be converted to Integer"),
@@ -311,6 +311,13 @@ def test_of_a_user_who_stands_there_twice_there_is_one_list_and_a_line(users, he
     line = "warning: users: one list each for those that stand there more than once: 8\n"
     assert capsys.readouterr() == ("2 lists in lists.csv\n", line)
     assert pd.read_csv("lists.csv")["user_id"].tolist() == [8, 7]
+
+
+def test_items_that_the_model_does_not_know_are_left_out_on_request(here, run, capsys):
+    item = Recommender.from_run(run).items.ids[0]
+    recommended(here, f"items=[5,{item}]", "k=1", "on_unsupported_targets=warn", "output=lists.csv")
+    assert capsys.readouterr() == ("1 lists in lists.csv\n", "warning: items: 1 of 2 get no list (unknown: 5)\n")
+    assert pd.read_csv("lists.csv")["target_item_id"].tolist() == [item]
 
 
 def test_histories_without_times_are_told(here, run, capsys):

@@ -365,8 +365,17 @@ def test_bad_input_is_one_line(wrong, message):
 
 
 def test_an_item_that_the_model_does_not_know_has_no_list():
-    with pytest.raises(InputError, match="items: 5, 7: the model knows no such item; leave it out"):
-        recommender_of(random_users(seed=8)).recommend_to_items([10, 5, 7], 3)
+    recommender = recommender_of(random_users(seed=8))
+    with pytest.raises(InputError, match=r"items: 2 of 3 get no list \(unknown: 5, 7\); leave them out, or set"):
+        recommender.recommend_to_items([10, 5, 7], 3)
+    with pytest.warns(InputWarning, match=r"items: 2 of 3 get no list \(unknown: 5, 7\)$") as warned:
+        table = recommender.recommend_to_items([10, 5, 7], 3, on_unsupported_targets="warn")
+    assert (len(warned), warned[0].filename) == (1, __file__)
+    pd.testing.assert_frame_equal(table, recommender.recommend_to_items([10], 3))
+    with warnings.catch_warnings(action="error"):
+        assert recommender.recommend_to_items([5], 3, on_unsupported_targets="ignore").empty
+    with pytest.raises(InputError, match="on_unsupported_targets='skip' is none of raise, warn, ignore"):
+        recommender.recommend_to_items([10], 3, on_unsupported_targets="skip")
 
 
 # From a run
