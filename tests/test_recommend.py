@@ -3,17 +3,19 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR
+from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend import recommend
 from sasrec_lab.recommender import Recommender
@@ -371,5 +373,7 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert "python -m sasrec_lab.recommend run=" in done.stdout
     assert "on_unsupported_targets: raise" in done.stdout
+    for field in fields(RecommendConfig):
+        assert re.search(rf"^  {field.name}  +\w", done.stdout, re.M), field.name
     assert done.stdout.rstrip().endswith("False False")
     assert list(tmp_path.iterdir()) == []
