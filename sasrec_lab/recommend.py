@@ -7,6 +7,7 @@ python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]             
 
 import csv
 import gzip
+import os
 import signal
 import sys
 import warnings
@@ -70,7 +71,7 @@ def recommend(cfg: RecommendConfig) -> None:
         from sasrec_lab import lists
         from sasrec_lab.recommender import Recommender
 
-        output = Path(cfg.output) if cfg.output else None
+        output = _path(cfg.output) if cfg.output else None
         if output:
             lists.check_output(output)
         recommender = Recommender.from_run(cfg.run, data_dir=cfg.data_dir, device=cfg.device)
@@ -92,7 +93,7 @@ def _lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     interactions = None
     if cfg.interactions:
         interactions = _table(
-            Path(cfg.interactions), "interactions", (dataset.user, dataset.item, "user_id", "item_id")
+            _path(cfg.interactions), "interactions", (dataset.user, dataset.item, "user_id", "item_id")
         )
     users = _ids(cfg.users, "users", (dataset.user, "user_id"))
     options = cfg.filter_viewed, allowed, cfg.on_unsupported_targets.name
@@ -105,7 +106,7 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
         return given
     if isinstance(given, dict):
         raise InputError(f"{key}={given} is no list of ids; write {key}=[...]")
-    path = Path(str(given))
+    path = _path(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
         raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")
     if path.suffix == ".txt":
@@ -117,6 +118,11 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
         wanted = " or ".join(dict.fromkeys(columns))
         raise InputError(f"{key}={given} has no column {wanted}; it has {', '.join(table.columns)}")
     return table[column]
+
+
+def _path(given: str) -> Path:
+    """`~` is the home folder; a user's whom nobody knows stands as it is."""
+    return Path(os.path.expanduser(given))
 
 
 def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":

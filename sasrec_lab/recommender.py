@@ -5,6 +5,7 @@ recommender.recommend([1, 2], k=10)         # of users: user_id, item_id, score,
 recommender.recommend_to_items([50], k=10)  # of items: target_item_id, item_id, score, rank
 """
 
+import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,9 @@ class Recommender:
         Raises:
             InputError: the run is not there or has not finished, or its checkpoint is broken or not its own.
         """
-        folder = Path(folder)
+        if not str(folder):
+            raise InputError("run is empty; give the folder of a finished run")
+        folder = Path(os.path.expanduser(folder))
         config, results = run_folder.finished(folder)
         known = run_folder.read_items(folder)
         items = Ids(known["ids"])

@@ -162,6 +162,17 @@ def test_a_line_of_a_text_file_is_an_id(here, run):
     assert pd.read_csv("lists.csv")["user_id"].tolist() == ["Mary Ann", "Bob"]
 
 
+def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(run)
+    item = Recommender.from_run("~/run").items.ids[0]
+    (tmp_path / "histories.csv").write_text(f"user_id,item_id,datetime\n7,{item},2021-05-11\n")
+    (tmp_path / "ids.txt").write_text("7\n")
+    files = ["users='~/ids.txt'", "interactions='~/histories.csv'", "output='~/lists.csv'"]
+    recommended("run='~/run'", "k=1", *files)
+    assert pd.read_csv(tmp_path / "lists.csv")["user_id"].tolist() == [7]
+
+
 def test_items_most_like_an_item(here, run, capsys):
     recommender = Recommender.from_run(run)
     item = recommender.items.ids[0]
@@ -256,6 +267,7 @@ def test_a_csv_may_have_gaps_in_columns_that_nobody_reads(here, run, capsys):
 
 def test_a_run_must_be_named(here):
     assert refused("users=[5]") == "run has no value; give it one, in a file or on the command line"
+    assert refused("users=[5]", "run=") == "run is empty; give the folder of a finished run"
     assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
 
 
