@@ -103,7 +103,9 @@ def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
         return None
     _check_single(table, name)
     given = plain_values(table[name])
-    times = given.astype(float) if pd.api.types.infer_dtype(given) in _NUMBERS else given
+    times = given.infer_objects()
+    if not pd.api.types.is_integer_dtype(times) and pd.api.types.infer_dtype(times) in _NUMBERS:
+        times = times.astype(float)  # never whole numbers, of which large ones would become equal
     if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
         dates = given.mask(given.map(lambda value: isinstance(value, Number))) if given.dtype == object else given
         times = pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce")

@@ -5,6 +5,9 @@ python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                        items most like an item
 """
 
+import csv
+import gzip
+import os
 import signal
 import sys
 import warnings
@@ -68,7 +71,7 @@ def recommend(cfg: RecommendConfig) -> None:
         from sasrec_lab import lists
         from sasrec_lab.recommender import Recommender
 
-        output = Path(cfg.output) if cfg.output else None
+        output = _path(cfg.output) if cfg.output else None
         if output:
             lists.check_output(output)
         recommender = Recommender.from_run(cfg.run, data_dir=cfg.data_dir, device=cfg.device)
@@ -86,11 +89,11 @@ def _lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     allowed = _ids(cfg.items_to_recommend, "items_to_recommend", (dataset.item, "item_id"))
     if cfg.items is not None:
         items = _ids(cfg.items, "items", (dataset.item, "item_id"))
-        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself)
+        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, cfg.on_unsupported_targets.name)
     interactions = None
     if cfg.interactions:
         interactions = _table(
-            Path(cfg.interactions), "interactions", (dataset.user, dataset.item, "user_id", "item_id")
+            _path(cfg.interactions), "interactions", (dataset.user, dataset.item, "user_id", "item_id")
         )
     users = _ids(cfg.users, "users", (dataset.user, "user_id"))
     options = cfg.filter_viewed, allowed, cfg.on_unsupported_targets.name
@@ -103,18 +106,23 @@ def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
         return given
     if isinstance(given, dict):
         raise InputError(f"{key}={given} is no list of ids; write {key}=[...]")
-    path = Path(str(given))
+    path = _path(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
         raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")
     if path.suffix == ".txt":
-        with _readable(path, key):
-            return path.read_text().split()
+        with _readable(path, key), path.open(encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
     table = _table(path, key, columns)
     column = next((name for name in columns if name in table), None)
     if column is None:
         wanted = " or ".join(dict.fromkeys(columns))
         raise InputError(f"{key}={given} has no column {wanted}; it has {', '.join(table.columns)}")
     return table[column]
+
+
+def _path(given: str) -> Path:
+    """`~` is the home folder; a user's whom nobody knows stands as it is."""
+    return Path(os.path.expanduser(given))
 
 
 def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
@@ -128,8 +136,31 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
     with _readable(path, key):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        table = pd.read_csv(path, dtype=dict.fromkeys(ids, str), keep_default_na=False, na_values=[""])
+        text = dict.fromkeys(ids, str)
+        try:
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+                # index_col=False: else of rows that are longer than the header the first columns become an index
+                table = pd.read_csv(path, index_col=False, dtype=text, keep_default_na=False, na_values=[""])
+        except (pd.errors.ParserError, pd.errors.ParserWarning):
+            _check_rows(path)
+            raise
+        if table.iloc[:, -1].isna().any():  # as in a short row, which pandas fills up
+            _check_rows(path)
     return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
+
+
+def _check_rows(path: Path) -> None:
+    """Raises InputError where a row is longer or shorter than the header."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        rows, header, line = csv.reader(file), None, 1  # a value in quotes may go over several lines
+        for row in rows:
+            if any(value.strip() for value in row) or len(row) > 1:
+                header = header or row
+                if len(row) != len(header):
+                    count = f"{len(row)} column{'s' if len(row) > 1 else ''}, not {len(header)}"
+                    raise InputError(f"{path}, line {line}: {count} as in the header; correct the line or leave it out")
+            line = rows.line_num + 1
 
 
 @contextmanager
@@ -138,7 +169,9 @@ def _readable(path: Path, key: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{key}={path}: there is no such file") from error
-    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own are ValueErrors
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, csv.Error) as error:  # pandas' and pyarrow's own are ValueErrors
         raise InputError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
 
 

@@ -5,6 +5,7 @@ recommender.recommend([1, 2], k=10)         # of users: user_id, item_id, score,
 recommender.recommend_to_items([50], k=10)  # of items: target_item_id, item_id, score, rank
 """
 
+import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,9 @@ class Recommender:
         Raises:
             InputError: the run is not there or has not finished, or its checkpoint is broken or not its own.
         """
-        folder = Path(folder)
+        if not str(folder):
+            raise InputError("run is empty; give the folder of a finished run")
+        folder = Path(os.path.expanduser(folder))
         config, results = run_folder.finished(folder)
         known = run_folder.read_items(folder)
         items = Ids(known["ids"])
@@ -117,7 +120,12 @@ class Recommender:
         return self.lists_of_users(users, k, *options).table()
 
     def recommend_to_items(
-        self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True
+        self,
+        items: Any,
+        k: int,
+        items_to_recommend: Any = None,
+        filter_itself: bool = True,
+        on_unsupported_targets: str = "raise",
     ) -> pd.DataFrame:
         """The k items most like each item by the cosine of their vectors: target_item_id, item_id, score, rank.
 
@@ -127,11 +135,12 @@ class Recommender:
             items: external ids, or "all"; of one that stands there twice there is one list.
             items_to_recommend: nothing else is recommended.
             filter_itself: leave an item out of its own list.
+            on_unsupported_targets: what becomes of items that the model does not know: "raise", "warn" or "ignore".
 
         Raises:
             InputError: one line that says what is wrong.
         """
-        return self.lists_of_items(items, k, items_to_recommend, filter_itself).table()
+        return self.lists_of_items(items, k, items_to_recommend, filter_itself, on_unsupported_targets).table()
 
     def lists_of_users(
         self,
@@ -150,7 +159,8 @@ class Recommender:
             histories = self.histories
         else:
             histories = Histories.of_table(interactions, self.dataset, self.items)
-        rows = _supported(*_targets(histories.users, users, "users"), histories, on_unsupported_targets)
+        has_items = histories.lengths > 0
+        rows = _supported(*_targets(histories.users, users, "users"), has_items, on_unsupported_targets, "users")
         if filter_viewed:
             had_all = histories.had_all(rows, self._wanted(candidates))
             _tell_empty(histories.users.ids[rows[had_all]], len(rows), "users", "filter_viewed")
@@ -164,14 +174,20 @@ class Recommender:
 
         return Lists(rows, k, make)
 
-    def lists_of_items(self, items: Any, k: int, items_to_recommend: Any = None, filter_itself: bool = True) -> Lists:
+    def lists_of_items(
+        self,
+        items: Any,
+        k: int,
+        items_to_recommend: Any = None,
+        filter_itself: bool = True,
+        on_unsupported_targets: str = "raise",
+    ) -> Lists:
         """What `recommend_to_items` gives, table by table."""
         k = self._checked(k)
         _check_flag("filter_itself", filter_itself)
         candidates = self._candidates(items_to_recommend)
-        rows, given = _targets(self.items, items, "items")
-        if (rows < 0).any():
-            raise InputError(f"items: {some(given[rows < 0])}: the model knows no such item; leave it out")
+        known = np.ones(len(self.items), bool)
+        rows = _supported(*_targets(self.items, items, "items"), known, on_unsupported_targets, "items")
         wanted = self._wanted(candidates)
         if filter_itself and wanted.sum() == 1:
             alone = wanted[rows + 1]
@@ -309,19 +325,21 @@ def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
     return encoder, model
 
 
-def _supported(rows: np.ndarray, given: np.ndarray, histories: Histories, on_unsupported: str) -> np.ndarray:
-    """The numbers of the users that a list can be made for; the others follow the rule."""
+def _supported(
+    rows: np.ndarray, given: np.ndarray, has_items: np.ndarray, on_unsupported: str, what: str
+) -> np.ndarray:
+    """The numbers of the targets that a list can be made for; the others follow the rule."""
     if on_unsupported not in Unsupported.__members__:
         options = list(Unsupported.__members__)
         hint = did_you_mean(str(on_unsupported), options)
         raise InputError(f"on_unsupported_targets={on_unsupported!r} is none of {', '.join(options)}{hint}")
     unknown = rows < 0
-    without = ~unknown & (histories.lengths[np.where(unknown, 0, rows)] == 0)
+    without = ~unknown & ~has_items[np.where(unknown, 0, rows)]
     unsupported = unknown | without
     if unsupported.any() and on_unsupported != "ignore":
         kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
-        which = "; ".join(f"{what}: {some(ids)}" for what, ids in kinds.items() if len(ids))
-        line = f"users: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
+        which = "; ".join(f"{kind}: {some(ids)}" for kind, ids in kinds.items() if len(ids))
+        line = f"{what}: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
         if on_unsupported == "raise":
             raise InputError(f"{line}; leave them out, or set on_unsupported_targets=warn")
         warnings.warn(line, InputWarning, stacklevel=4)

@@ -1,18 +1,21 @@
 """The recommend command, in fresh processes, on made-up data in KION's files."""
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR
+from sasrec_lab.config import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend import recommend
 from sasrec_lab.recommender import Recommender
@@ -151,6 +154,25 @@ def test_ids_and_histories_come_from_files(here, run, capsys):
     capsys.readouterr()
 
 
+def test_a_line_of_a_text_file_is_an_id(here, run):
+    item = Recommender.from_run(run).items.ids[0]
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\nMary Ann,{item},2021-05-11\nBob,{item},2021-05-11\n")
+    Path("ids.txt").write_text("\ufeffMary Ann\r\n\n  Bob \n", encoding="utf-8")
+    recommended(here, "users=ids.txt", "interactions=histories.csv", "k=1", "output=lists.csv")
+    assert pd.read_csv("lists.csv")["user_id"].tolist() == ["Mary Ann", "Bob"]
+
+
+def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(run)
+    item = Recommender.from_run("~/run").items.ids[0]
+    (tmp_path / "histories.csv").write_text(f"user_id,item_id,datetime\n7,{item},2021-05-11\n")
+    (tmp_path / "ids.txt").write_text("7\n")
+    files = ["users='~/ids.txt'", "interactions='~/histories.csv'", "output='~/lists.csv'"]
+    recommended("run='~/run'", "k=1", *files)
+    assert pd.read_csv(tmp_path / "lists.csv")["user_id"].tolist() == [7]
+
+
 def test_items_most_like_an_item(here, run, capsys):
     recommender = Recommender.from_run(run)
     item = recommender.items.ids[0]
@@ -173,7 +195,7 @@ def test_items_most_like_an_item(here, run, capsys):
         (["users={a:1}"], "users={'a': 1} is no list of ids; write users=[...]"),
         (["users=[]"], "users is empty; name at least one"),
         (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
-        (["items=[5]"], "items: 5: the model knows no such item; leave it out"),
+        (["items=[5]"], "items: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
         (["users=[5]", "k=0"], "k=0 must be from 1 to 40, the number of items that the model knows"),
         (["users=[5]", "k=41"], "k=41 must be from 1 to 40"),
         (["users=[5]", "k=ten"], "k: Value 'ten' of type 'str' could not be converted to Integer"),
@@ -211,8 +233,41 @@ def test_a_mistake_is_one_line(words, message, here, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+HEADER = "user_id,item_id,datetime\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{HEADER}7,8,2021-05-11,1\n9,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
+        (f"\ufeff{HEADER}7,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
+        (f"{HEADER}7,8,2021-05-11\n\n9,8,2021-05-11,1\n", "line 4: 4 columns, not 3"),
+        (f'{HEADER}7,"8\n8",2021-05-11\n9,8\n', "line 4: 2 columns, not 3"),
+        ("user_id,item_id\n7\n", "line 2: 1 column, not 2"),
+    ],
+)
+@pytest.mark.parametrize("key", ["interactions", "users"])
+def test_a_row_of_a_csv_is_as_long_as_the_header(key, text, message, here):
+    Path("table.csv").write_text(text, encoding="utf-8")
+    users = [] if key == "users" else ["users=[7]"]
+    said = refused(here, *users, f"{key}=table.csv")
+    assert said == f"table.csv, {message} as in the header; correct the line or leave it out"
+    with gzip.open("table.csv.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    if key == "interactions":
+        assert refused(here, *users, f"{key}=table.csv.gz").startswith(f"table.csv.gz, {message}")
+
+
+def test_a_csv_may_have_gaps_in_columns_that_nobody_reads(here, run, capsys):
+    item = Recommender.from_run(run).items.ids[0]
+    Path("histories.csv").write_text(f"{HEADER[:-1]},note\n7,{item},2021-05-11,\n\n7,{item},2021-05-12,x\n")
+    recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
+    assert capsys.readouterr().out.startswith("user_id 7\n")
+
+
 def test_a_run_must_be_named(here):
     assert refused("users=[5]") == "run has no value; give it one, in a file or on the command line"
+    assert refused("users=[5]", "run=") == "run is empty; give the folder of a finished run"
     assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
 
 
@@ -272,6 +327,13 @@ def test_of_a_user_who_stands_there_twice_there_is_one_list_and_a_line(users, he
     assert pd.read_csv("lists.csv")["user_id"].tolist() == [8, 7]
 
 
+def test_items_that_the_model_does_not_know_are_left_out_on_request(here, run, capsys):
+    item = Recommender.from_run(run).items.ids[0]
+    recommended(here, f"items=[5,{item}]", "k=1", "on_unsupported_targets=warn", "output=lists.csv")
+    assert capsys.readouterr() == ("1 lists in lists.csv\n", "warning: items: 1 of 2 get no list (unknown: 5)\n")
+    assert pd.read_csv("lists.csv")["target_item_id"].tolist() == [item]
+
+
 def test_histories_without_times_are_told(here, run, capsys):
     Path("histories.csv").write_text(f"user_id,item_id\n7,{Recommender.from_run(run).items.ids[0]}\n")
     recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
@@ -323,5 +385,7 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert "python -m sasrec_lab.recommend run=" in done.stdout
     assert "on_unsupported_targets: raise" in done.stdout
+    for field in fields(RecommendConfig):
+        assert re.search(rf"^  {field.name}  +\w", done.stdout, re.M), field.name
     assert done.stdout.rstrip().endswith("False False")
     assert list(tmp_path.iterdir()) == []

@@ -133,6 +133,15 @@ def test_times_of_every_kind_put_a_users_items_in_order(times):
     assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint64", "Int64", "int64[pyarrow]", "category", object])
+def test_times_of_many_digits_do_not_tie(kind):
+    nanoseconds = 1_700_000_000_000_000_000
+    times = pd.Series([nanoseconds + 2, nanoseconds, nanoseconds + 1], dtype=kind)
+    table = pd.DataFrame({"user_id": 7, "item_id": [10, 20, 30], "timestamp": times})
+    own = recommender_of(random_users(seed=2)).recommend([7], 3, interactions=table)
+    assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
+
+
 def test_items_that_the_model_does_not_know_are_passed_over():
     users = [[1, 5, 20], [20], [2], [7, 19, 18, 3, 17, 2, 6, 20]]
     recommender = recommender_of(users, items=16)
@@ -356,8 +365,17 @@ def test_bad_input_is_one_line(wrong, message):
 
 
 def test_an_item_that_the_model_does_not_know_has_no_list():
-    with pytest.raises(InputError, match="items: 5, 7: the model knows no such item; leave it out"):
-        recommender_of(random_users(seed=8)).recommend_to_items([10, 5, 7], 3)
+    recommender = recommender_of(random_users(seed=8))
+    with pytest.raises(InputError, match=r"items: 2 of 3 get no list \(unknown: 5, 7\); leave them out, or set"):
+        recommender.recommend_to_items([10, 5, 7], 3)
+    with pytest.warns(InputWarning, match=r"items: 2 of 3 get no list \(unknown: 5, 7\)$") as warned:
+        table = recommender.recommend_to_items([10, 5, 7], 3, on_unsupported_targets="warn")
+    assert (len(warned), warned[0].filename) == (1, __file__)
+    pd.testing.assert_frame_equal(table, recommender.recommend_to_items([10], 3))
+    with warnings.catch_warnings(action="error"):
+        assert recommender.recommend_to_items([5], 3, on_unsupported_targets="ignore").empty
+    with pytest.raises(InputError, match="on_unsupported_targets='skip' is none of raise, warn, ignore"):
+        recommender.recommend_to_items([10], 3, on_unsupported_targets="skip")
 
 
 # From a run
