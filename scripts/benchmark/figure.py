@@ -19,8 +19,8 @@ def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
     figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 + 0.9 * len(jobs)), sharey=True)
     for panel, (key, title) in zip(panels, MEASURES.items(), strict=True):
         for place, name in enumerate(names):
-            mine = [next(x for x in results if (x["by"], x["name"]) == (name, job)) for job in jobs]
-            rows = [row + 0.27 * (place - 1) for row in range(len(jobs))]
+            mine = [x for x in results if x["by"] == name and x["name"] in jobs]  # a peer may have failed on a job
+            rows = [jobs.index(x["name"]) + 0.27 * (place - 1) for x in mine]
             bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLOURS[place], label=name)
             slower = "times_faster_training" if key == "positions_per_s" else "times_faster_ranking"
             labels = [f"{x[key]:,.0f}" + (f"  ({x[slower]:.1f}x)" if place else "") for x in mine]
