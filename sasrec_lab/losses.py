@@ -22,7 +22,7 @@ from sasrec_lab.errors import InputError
 # with 64 rows); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the last-level cache. The compiled form writes
 # and reads them once and does as well with half of that.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21}
-CHUNK_ROWS = {"cpu": 256, "cuda": 2**20, "compiled": 512}
+CHUNK_ROWS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
 PAIR_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of vectors looked up at once: 2 MiB
 
 

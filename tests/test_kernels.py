@@ -2,8 +2,11 @@
 
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +41,43 @@ def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86-64's")
+    check_twins_with(f"{os.environ.get('CXX', 'g++')} {flags}")
+
+
+@pytest.mark.parametrize("compiler", ["clang++", "ziglang"])
+def test_other_compilers_compute_the_same(compiler):
+    if compiler == "ziglang" and find_spec("ziglang"):
+        compiler = f"{shlex.quote(sys.executable)} -m ziglang c++"
+    elif not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    check_twins_with(compiler)
+
+
+def check_twins_with(compiler: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TWINS]
-    env = os.environ | {"CXX": f"{os.environ.get('CXX', 'g++')} {flags}"}
+    env = os.environ | {"CXX": compiler}
     done = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_path", "packages", "compiler"),
+    [
+        ({}, {"g++", "clang++"}, {"ziglang"}, ["g++"]),
+        ({}, {"clang++"}, {"ziglang"}, ["clang++"]),
+        ({}, set(), {"ziglang"}, [sys.executable, "-m", "ziglang", "c++"]),
+        ({}, set(), set(), []),
+        ({"CXX": "ccache 'my g++'"}, {"g++"}, {"ziglang"}, ["ccache", "my g++"]),
+        ({"CXX": ""}, {"g++"}, {"ziglang"}, []),
+        ({"CXX": "g++ 'a quote without its other"}, {"g++"}, {"ziglang"}, []),
+    ],
+)
+def test_which_compiler_is_taken(environment, on_path, packages, compiler, monkeypatch):
+    monkeypatch.setattr(kernels.os, "environ", environment)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name in on_path)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name in packages)
+    assert kernels._compiler() == compiler
 
 
 FEWER_THREADS = """

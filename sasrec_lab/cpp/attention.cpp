@@ -6,6 +6,7 @@
 
 #include "random.h"
 #include "softmax.h"
+#include "threads.h"
 
 static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, float scale, float* out, int64_t stride) {
     for (int64_t i = 0; i < rows; i++)
@@ -43,11 +44,9 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
     const uint32_t threshold = threshold_of(rate);
     std::vector<int64_t> first(B + 1, 0);
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
-#pragma omp parallel
-    {
+    parallel([&](const Team& team) {
         std::vector<float> k_columns, v_rows, block, own_block, out_block(MR * wide);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < B * heads; task++) {
+        team.take_turns(B * heads, 1, [&](int64_t task) {
             const int64_t s = task / heads, h = task % heads, L = offsets[s + 1] - offsets[s], ld = round_up(L, W);
             const int64_t start = offsets[s] * D + h * d;
             k_columns.resize(d * ld), v_rows.resize(L * wide), block.resize(MR * ld), own_block.resize(MR * ld);
@@ -72,8 +71,8 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
                 rows_product(rows, wide, past, used, ld, 1, v_rows.data(), wide, out_block.data(), wide);
                 unpack_rows(out_block.data(), rows, d, wide, 1, out + start + i * D, D);
             }
-        }
-    }
+        });
+    });
 }
 
 void attention_backward(const float* q, const float* k, const float* v, const float* out, const float* grad,
@@ -83,11 +82,9 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
     const float kept = 1 / (1 - rate);
     std::vector<int64_t> first(B + 1, 0);
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
-#pragma omp parallel
-    {
+    parallel([&](const Team& team) {
         std::vector<float> v_columns, q_rows, k_rows, grad_rows, used, scores, tile_out(MR * wide);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < B * heads; task++) {
+        team.take_turns(B * heads, 1, [&](int64_t task) {
             const int64_t s = task / heads, h = task % heads, L = offsets[s + 1] - offsets[s], ld = round_up(L, W);
             const int64_t start = offsets[s] * D + h * d;
             const float* P = weights + first[s] + h * weights_of(L);
@@ -103,9 +100,7 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                 rows_product(rows, past, d, &grad_rows[i * wide], wide, 1, v_columns.data(), ld, S, ld);
                 for (int64_t m = 0; m < rows; m++) {
                     const int64_t token = start + (i + m) * D;
-                    float mean = 0;  // of the weights' gradient, weighted: equals grad * out
-#pragma omp simd reduction(+ : mean)
-                    for (int64_t c = 0; c < d; c++) mean += grad[token + c] * out[token + c];
+                    const float mean = dot(grad + token, out + token, d);  // of the weights' gradient, weighted
                     for (int64_t j = 0; j < past; j += W) {
                         const vec p = load(P + (i + m) * ld + j), used_p = larger(p, vec{}) * kept;
                         const vec size = larger(p, -p);
@@ -123,7 +118,7 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                 rows_product(columns, wide, L - j, &used[at], 1, ld, &grad_rows[j * wide], wide, tile_out.data(), wide);
                 unpack_rows(tile_out.data(), columns, d, wide, 1, v_grad + start + j * D, D);
             }
-        }
-    }
+        });
+    });
 }
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "softmax.h"
+#include "threads.h"
 
 namespace {
 
@@ -100,12 +101,7 @@ struct Attention {
 
     void newest(float* query, const float* x, int64_t L, int64_t wide) {
         weights.resize(round_up(L, W));
-        for (int64_t j = 0; j < L; j++) {
-            float score = 0;
-#pragma omp simd reduction(+ : score)
-            for (int64_t c = 0; c < D; c++) score += query[c] * x[j * wide + c];
-            weights[j] = score;
-        }
+        for (int64_t j = 0; j < L; j++) weights[j] = dot(query, x + j * wide, D);
         softmax_row(weights.data(), L, L, scale);
         rows_product(1, wide, L, weights.data(), L, 1, x, wide, query, wide);
     }
@@ -134,12 +130,10 @@ void block(const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t
     const LayerNorm first_norm{attention_norm, D, float(eps)}, second_norm{feed_forward_norm, D, float(eps)};
     const Linear to_query{query, D, D}, to_value{value, D, D}, to_inner{inner, D, F}, to_outer{outer, F, D};
     const std::vector<int64_t> groups = groups_of(offsets, B);
-#pragma omp parallel
-    {
+    parallel([&](const Team& team) {
         Rows tokens, normed, base, queries, hidden;
         Attention attention{D, 1 / std::sqrt(float(D)), {}, {}};
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t g = 0; g < int64_t(groups.size()) - 1; g++) {
+        team.take_turns(groups.size() - 1, 1, [&](int64_t g) {
             const int64_t begin = groups[g], end = groups[g + 1], start = offsets[begin];
             const int64_t count = offsets[end] - start, rows = only_newest ? end - begin : count;
             for (Rows* each : {&tokens, &normed, &base, &queries}) each->resize(count, D);
@@ -178,7 +172,7 @@ void block(const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t
             to_outer(hidden, rows, plus);
             if (norm == POST) second_norm(base, rows, base);
             copy_rows(base[0], rows, D, base.wide, out + (only_newest ? begin : start) * D, D);
-        }
-    }
+        });
+    });
 }
 }

@@ -1,6 +1,7 @@
 // Dropout without a mask.
 
 #include "random.h"
+#include "threads.h"
 
 constexpr int64_t BLOCK = 4096;  // elements that share a generator
 
@@ -11,8 +12,7 @@ extern "C" {
 void dropout(const float* x, int64_t n, double rate, uint64_t seed, float* out) {
     const vec kept = all(1 / (1 - rate));
     const uvec threshold = uvec{} + threshold_of(rate);
-#pragma omp parallel for schedule(static)
-    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+    const auto drop = [&](int64_t begin) {
         Random random(seed, begin / BLOCK);
         const int64_t end = std::min(n, begin + BLOCK), whole = begin + (end - begin) / W * W;
         for (int64_t i = begin; i < whole; i += W) store(out + i, load(x + i) * (random.next() < threshold ? vec{} : kept));
@@ -20,6 +20,7 @@ void dropout(const float* x, int64_t n, double rate, uint64_t seed, float* out) 
             const vec factors = random.next() < threshold ? vec{} : kept;
             for (int64_t i = whole; i < end; i++) out[i] = x[i] * factors[i - whole];
         }
-    }
+    };
+    parallel([&](const Team& team) { team.share(n, BLOCK, drop); });
 }
 }

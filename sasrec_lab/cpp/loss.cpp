@@ -1,11 +1,10 @@
 // Cross-entropy over items from states. T tokens, D dim, V items.
 
-#include <omp.h>
-
 #include <cmath>
 #include <memory>
 
 #include "products.h"
+#include "threads.h"
 
 constexpr double TOO_LARGE = 1e30;  // a sum of exponentials among which some may have been cut at e^88
 
@@ -37,7 +36,7 @@ static void take(Chunk& chunk, const float* states, const float* own, int64_t fi
 }
 
 // weights (V, stride) = e^(score - shift) of the items first to last - 1; adds their sum for each token to `sums`.
-static void exponentials(const Chunk& chunk, int64_t first, int64_t last, float* weights, std::vector<float>& part,
+[[gnu::noinline]] static void exponentials(const Chunk& chunk, int64_t first, int64_t last, float* weights, std::vector<float>& part,
                          double* sums) {
     std::fill(part.begin(), part.end(), 0.0f);
     score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R, [&](int64_t item, int64_t r, auto& scores) {
@@ -109,7 +108,7 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
                       const int64_t* hits, const float* own, int64_t own_counts, const float* shares, int64_t rows,
                       float* log_p, float* expected, float* table_grad) {
     const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), lanes = round_up(rows, W);
-    const int64_t panel = panel_size(V, threads), panels = (V + panel - 1) / panel;
+    const int64_t panel = panel_size(V, threads);
     Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
     chunk.columns.resize(lanes * D), chunk.scaled.resize(lanes * wide);
     for (std::vector<float>* each : {&chunk.own, &chunk.shift, &chunk.share}) each->resize(lanes);
@@ -118,75 +117,76 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
     std::vector<std::vector<double>> sums(threads, std::vector<double>(lanes));
     std::vector<std::vector<float>> products(threads, std::vector<float>(lanes * wide)),
         part(threads, std::vector<float>(lanes));
-    bool too_large = false;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num();
+    std::atomic<bool> too_large{false};
+    parallel([&](const Team& team) {
+        const int64_t me = team.me;
         std::vector<float> item_rows(wide == D ? 0 : panel * wide), item_grads(MR * wide);
         for (int64_t begin = 0; begin < T; begin += rows) {
             const int64_t R = std::min(rows, T - begin);
-#pragma omp single
-            {
+            if (me == 0) {
                 too_large = false;
                 chunk.R = R;
                 if (hits) std::copy(hits + begin, hits + begin + R, chunk.left_out.begin());
             }
-#pragma omp for schedule(static)
-            for (int64_t first = 0; first < R; first += TILE)
+            team.wait();
+            team.share(R, TILE, [&](int64_t first) {
                 take(chunk, states + begin * D, own + begin * D, first, std::min(R, first + TILE));
+            });
+            team.wait();
             for (bool again : {false, true}) {
                 if (again) {
                     std::fill(part[me].begin(), part[me].end(), 0.0f);
-#pragma omp for schedule(static)
-                    for (int64_t p = 0; p < panels; p++)
-                        excess(chunk, p * panel, std::min(V, (p + 1) * panel), part[me]);
-#pragma omp for schedule(static)
-                    for (int64_t r = 0; r < R; r++) {
+                    team.share(V, panel, [&](int64_t first) {
+                        excess(chunk, first, std::min(V, first + panel), part[me]);
+                    });
+                    team.wait();
+                    team.share(R, 1, [&](int64_t r) {
                         float most = 0;
                         for (int64_t t = 0; t < threads; t++) most = std::max(most, part[t][r]);
                         chunk.shift[r] += most;
-                    }
+                    });
+                    team.wait();
                 }
                 std::fill(sums[me].begin(), sums[me].end(), 0.0);
-#pragma omp for schedule(static)
-                for (int64_t p = 0; p < panels; p++)
-                    exponentials(chunk, p * panel, std::min(V, (p + 1) * panel), weights.get(), part[me], sums[me].data());
-#pragma omp for schedule(static) reduction(|| : too_large)
-                for (int64_t r = 0; r < R; r++) {
+                team.share(V, panel, [&](int64_t first) {
+                    exponentials(chunk, first, std::min(V, first + panel), weights.get(), part[me], sums[me].data());
+                });
+                team.wait();
+                team.share(R, 1, [&](int64_t r) {
                     const double below = double(chunk.own[r]) - chunk.shift[r];
                     double total = own_counts ? std::exp(below) : 0;
                     for (int64_t t = 0; t < threads; t++) total += sums[t][r];
-                    too_large = too_large || !(total < TOO_LARGE);
+                    if (!(total < TOO_LARGE)) too_large = true;
                     log_p[begin + r] = below - std::log(total);
                     chunk.share[r] = 1 / total;
                     const float scale = shares[begin + r] / total;
                     for (int64_t c = 0; c < wide; c++)
                         chunk.scaled[r * wide + c] = c < D ? scale * states[(begin + r) * D + c] : 0;
-                }
+                });
+                team.wait();
                 if (!too_large) break;
             }
             std::fill(products[me].begin(), products[me].end(), 0.0f);
-#pragma omp for schedule(static)
-            for (int64_t p = 0; p < panels; p++) {
+            team.share(V, panel, [&](int64_t first) {
                 const auto pass = begin ? use_up<true> : use_up<false>;
-                pass(chunk, p * panel, std::min(V, (p + 1) * panel), weights.get(), item_rows, item_grads,
-                     products[me].data(), table_grad);
-            }
-#pragma omp for schedule(static) nowait
-            for (int64_t r = 0; r < R; r++)
+                pass(chunk, first, std::min(V, first + panel), weights.get(), item_rows, item_grads, products[me].data(),
+                     table_grad);
+            });
+            team.wait();
+            team.share(R, 1, [&](int64_t r) {
                 for (int64_t c = 0; c < D; c++) {
                     float total = 0;
                     for (int64_t t = 0; t < threads; t++) total += products[t][r * wide + c];
                     expected[(begin + r) * D + c] = total * chunk.share[r];
                 }
+            });
         }
-    }
+    });
 }
 
 // Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
 void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++) {
+    const auto turn = [&](int64_t r) {
         float* row = logits + r * V;
         const float target = row[targets[r]];
         const int64_t whole = V / W * W;
@@ -209,6 +209,7 @@ void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targe
         const float share = 1 / all_of_it;
         for (int64_t j = 0; j < V; j++) row[j] *= share;
         log_p[r] = (target - shift) - __builtin_logf(all_of_it);
-    }
+    };
+    parallel([&](const Team& team) { team.share(R, 1, turn); });
 }
 }

@@ -49,6 +49,13 @@ static inline float folded(vec x, const Use& use) {
 static inline float sum(vec x) { return folded(x, [](auto a, auto b) { return a + b; }); }
 static inline float largest(vec x) { return folded(x, [](auto a, auto b) { return a > b ? a : b; }); }
 
+static inline float dot(const float* a, const float* b, int64_t n) {
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) total += a[i] * b[i];
+    return total;
+}
+
 // e^x for x <= 88, relative error below 4e-6, and 1e-6 near 0; 0 below -87. Coefficients: of 2^r on [-1/2, 1/2] with
 // the least relative error among those that give 1 at 0.
 static inline vec exponential(vec x) {

@@ -1,12 +1,12 @@
 // Ranks by counting, and the best items. U states, D dim, V items; items are numbered from 1, so row i of a table is item
 // i + 1. Seen pairs say which state (in order) has had which item.
 
-#include <omp.h>
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
 
 #include "products.h"
+#include "threads.h"
 
 struct Seen {
     const int64_t *rows, *items;
@@ -99,20 +99,18 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
     std::vector<float> columns(most * D), bounds(most);
     std::vector<std::vector<int32_t>> below(threads, std::vector<int32_t>(most));  // minus one for each
     const auto row = [&](int64_t item) { return table + (item - 1) * D; };
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<int32_t>& mine = below[omp_get_thread_num()];
-#pragma omp for schedule(static)
-        for (int64_t begin = 0; begin < U; begin += TILE) {
+    parallel([&](const Team& team) {
+        std::vector<int32_t>& mine = below[team.me];
+        team.share(U, TILE, [&](int64_t begin) {
             const int64_t end = std::min(U, begin + TILE);
             pack_states(states, U, D, begin, end, columns.data());
             score_pairs(
                 end - begin, D, columns.data(), U, [&](int64_t i) { return begin + i; },
                 [&](int64_t i) { return row(targets[begin + i]); },
                 [&](int64_t i, float score) { bounds[begin + i] = score; });
-        }
-#pragma omp for schedule(static)
-        for (int64_t first = 0; first < V; first += panel)
+        });
+        team.wait();
+        team.share(V, panel, [&](int64_t first) {
             score(table, first, std::min(V, first + panel), D, columns.data(), U, [&](int64_t, int64_t r, auto& scores) {
                 constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
                 for (int n = 0; n < N; n++, r += W) {
@@ -122,8 +120,9 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
                     memcpy(&mine[r], &count, sizeof count);
                 }
             });
-#pragma omp for schedule(static)
-        for (int64_t u = 0; u < U; u++) {
+        });
+        team.wait();
+        team.share(U, 1, [&](int64_t u) {
             counts[u] = V;
             for (int64_t t = 0; t < threads; t++) counts[u] += below[t][u];
             const int64_t first = seen.place(u);
@@ -131,8 +130,8 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
                 seen.place(u + 1) - first, D, columns.data(), U, [&](int64_t) { return u; },
                 [&](int64_t i) { return row(seen_items[first + i]); },
                 [&](int64_t, float score) { counts[u] -= !(score < bounds[u]); });
-        }
-    }
+        });
+    });
 }
 
 // The k best unseen items of each state, best first and of equal ones the lower number first, and their scores (U, k); 0
@@ -142,8 +141,9 @@ void best_items(const float* states, int64_t U, int64_t D, const float* table, i
     const int64_t threads = omp_get_max_threads(), fair = round_up((U + threads - 1) / threads, TILE);
     const int64_t rows = std::min<int64_t>(4 * TILE, fair);  // so many share a look at the table
     const Seen seen{seen_rows, seen_items, seen_count};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t begin = 0; begin < U; begin += rows)
+    const auto list = [&](int64_t begin) {
         best_of_rows(states, begin, std::min(rows, U - begin), D, table, V, seen, k, items + begin * k, scores + begin * k);
+    };
+    parallel([&](const Team& team) { team.take_turns(U, rows, list); });
 }
 }
