@@ -1,0 +1,171 @@
+"""The CUDA path. With a GPU: its numbers beside the CPU's, and the commands. Without one, where torch is a CUDA build:
+that nothing mixes devices, by torch's fake tensors, which have a shape and a device but no numbers."""
+
+import json
+from copy import deepcopy
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from small_data import holdout_of, random_users
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sasrec_lab.command_line import load
+from sasrec_lab.config import TrainConfig
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.lightning_module import SequentialRecommender
+from sasrec_lab.metrics import Scores, sampled_ranks
+from sasrec_lab.model.dropout import dropout
+from sasrec_lab.topk import best_items
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+CONFIGS = [
+    [],
+    ["model.heads=2"],
+    ["model.blocks=0"],
+    ["model.norm=pre", "model.pos_emb=sinusoidal"],
+    ["model=sasrec_rectools", "model.pad_keys=true"],
+    ["loss=bce"],
+    ["loss=gbce", "loss.negatives=5"],
+    ["loss=sampled_softmax", "loss.negatives=8"],
+    ["loss=sampled_softmax", "loss.negatives=8", "optimizer.name=rowwise_adam"],
+    ["evaluation.sampled=5"],
+]
+configs = pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
+TINY = ["dataset=synthetic", "dataset.synthetic.users=300", "dataset.synthetic.items=60", "model=tiny"]
+
+
+HOLDOUT = holdout_of(random_users(seed=1))
+
+
+def job(overrides: list[str]) -> TrainConfig:
+    return load(["dataset=synthetic", "model.maxlen=50", *overrides])
+
+
+def model_of(overrides: list[str]) -> SequentialRecommender:
+    torch.manual_seed(0)
+    return SequentialRecommender(HOLDOUT.num_items, job(overrides))
+
+
+def batches_of(overrides: list[str]) -> tuple[PackedBatch, EvaluationBatch]:
+    data = SequenceData(HOLDOUT, job(overrides))
+    return next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+
+
+@needs_gpu
+@configs
+def test_losses_and_gradients_are_the_cpus_behind_a_step_too(overrides):
+    model, (batch, _) = model_of(["model.dropout=0", *overrides]), batches_of(overrides)
+    there = deepcopy(model).cuda()
+    for each, own in ((model, batch), (there, batch.to("cuda"))):
+        optimizer = each.configure_optimizers()["optimizer"]
+        each.training_step(own, 0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        each.training_step(own, 0).backward()
+    torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=1e-5, atol=0)
+    for (name, expected), parameter in zip(model.encoder.named_parameters(), there.encoder.parameters(), strict=True):
+        gradients = (x.grad.to_dense().cpu() for x in (parameter, expected))
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+
+
+@needs_gpu
+@configs
+def test_states_of_the_newest_items_are_the_cpus(overrides):
+    model, (_, batch) = model_of(overrides), batches_of(overrides)
+    there = deepcopy(model).cuda().eval()
+    with torch.no_grad():
+        expected, states = model.eval().scores(batch).states, there.scores(batch.to("cuda")).states
+    torch.testing.assert_close(states.cpu(), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@needs_gpu
+def test_ranks_and_lists_are_the_cpus():
+    """Whole numbers, whose products are exact on both."""
+    random = torch.Generator().manual_seed(0)
+    states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 16), (9000, 16)))
+    rows = torch.randint(70, (500,), generator=random).sort().values
+    seen, targets = (torch.randint(1, 9001, (count,), generator=random) for count in (500, 70))
+    counts, lists = [], []
+    for device in ("cpu", "cuda"):
+        s, t, r, i, wanted = (x.to(device) for x in (states, table, rows, seen, targets))
+        counts.append(Scores(s, t).not_below_target(wanted, r, i).cpu())
+        best = best_items(s, t, 10, r, i)
+        lists.append((best.items.cpu(), best.scores.cpu()))
+    assert torch.equal(*counts)
+    assert torch.equal(lists[0][0], lists[1][0])
+    assert torch.equal(lists[0][1], lists[1][1])
+
+
+@needs_gpu
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_dropout_keeps_the_mean(rate):
+    dropped = dropout(torch.ones(2**20, device="cuda"), rate)
+    assert float(dropped.mean()) == pytest.approx(1, abs=5e-3)
+    assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=5e-3)
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_commands_train_and_recommend_on_a_gpu(precision, train_command, recommend_command, tmp_path):
+    settings = ["optimizer.lr=0.01", "trainer.max_epochs=15", f"trainer.precision={precision}", "hydra.run.dir=run"]
+    done = train_command(*TINY, *settings, "trainer.accelerator=gpu", "trainer.devices=1")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["metrics"]["test/ndcg@10"] > 1.2 * written["baselines"]["popularity"]["test/ndcg@10"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["device"].startswith("cuda")
+    lists = {}
+    for device in ("cuda", "cpu"):
+        done = recommend_command("run=run", "users=all", f"output={device}.csv", f"device={device}")
+        assert done.returncode == 0, done.stderr
+        lists[device] = np.genfromtxt(tmp_path / f"{device}.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(lists["cuda"]["score"], lists["cpu"]["score"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_test_every_user_once(train_command, tmp_path):
+    done = train_command(*TINY, "hydra.run.dir=run", "trainer.max_epochs=2", "trainer=gpu", "trainer.devices=2")
+    assert done.returncode == 0, done.stderr
+    ranks = np.load(tmp_path / "run" / "ranks.npz")
+    held_out = json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]["held_out_users"]
+    assert len(set(ranks["user"])) == len(ranks["user"]) == held_out
+
+
+@needs_cuda_build
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@configs
+def test_no_operation_mixes_devices(overrides):
+    """Batches come from the CPU; whatever meets them on the way to a loss, a step, a score and a rank is on the GPU."""
+    batch, held_out = batches_of(overrides)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with torch.device("cuda"):
+            model = model_of(overrides)
+        batch, held_out = fake(batch, mode), fake(held_out, mode)
+        loss = model.training_step(batch, 0)
+        assert loss.is_cuda
+        for parameter in model.encoder.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        model.configure_optimizers()["optimizer"].step()
+        with torch.no_grad():
+            scores = model.eval().scores(held_out)
+            assert scores._not_below_target_at_once(held_out.targets, held_out.seen_rows, held_out.seen_items).is_cuda
+            if held_out.candidates is not None:
+                assert sampled_ranks(scores, held_out).is_cuda
+
+
+def fake(batch: PackedBatch | EvaluationBatch, mode: FakeTensorMode) -> PackedBatch | EvaluationBatch:
+    """The batch as `batch.to("cuda")` would give it."""
+    there = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            there[field.name] = mode.from_tensor(value).to("cuda")
+        elif isinstance(value, PackedBatch):
+            there[field.name] = fake(value, mode)
+    return replace(batch, **there)
