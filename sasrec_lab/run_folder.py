@@ -136,14 +136,14 @@ def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):  # a full disk must not hide the error
-            end("interrupted" if interrupted else "failed", None if interrupted else f"{type(error).__name__}: {error}")
+            end("interrupted" if interrupted else "failed", None if interrupted else _told(error))
         raise
     end("finished")
 
 
 def mark_failed(folder: Path, error: Exception) -> None:
     """metrics.json of a job of a sweep that has no valid configuration to record."""
-    _write(folder / "metrics.json", _no_results() | {"error": f"{type(error).__name__}: {error}"})
+    _write(folder / "metrics.json", _no_results() | {"error": _told(error)})
 
 
 def _no_results() -> dict[str, Any]:
@@ -287,10 +287,14 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     return [] if before == now else [prefix[:-1]]
 
 
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
 def explain(error: Exception, folder: Path) -> str:
     """In one line what ended the run in this folder, and what of it there is."""
     if not isinstance(error, OSError):
-        return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}".split("\n")[0]
+        return _told(error).split("\n")[0]
     fix = "; free some space and start again" if is_full(error) else ""
     kept = f"; what was finished is in {near(folder)}" if has_checkpoint(folder) else ""
     return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"

@@ -431,13 +431,13 @@ def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={near(copied)}"
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
     (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "InputError: heads"}')
-    told = "the run failed (InputError: heads); give one that has finished"
+    (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "heads"}')
+    told = "the run failed (heads); give one that has finished"
     assert refused(tmp_path / "job") == f"run={tmp_path / 'job'}: {told}"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())
     for status, error, told in [
-        ("failed", "InputError: the loss is nan", "the run failed (InputError: the loss is nan)"),
+        ("failed", "the loss is nan", "the run failed (the loss is nan)"),
         ("interrupted", None, "the run was interrupted"),
     ]:
         metrics.write_text(json.dumps(whole | {"status": status, "error": error}))

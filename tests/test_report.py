@@ -384,7 +384,7 @@ def test_compare_gives_nothing_for_a_metric_that_one_side_lacks(tmp_path):
 def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, report_command):
     end = json.loads((sweep / "0-a/metrics.json").read_text())
     failed = write_run(sweep / "4-c", seed=4)
-    (failed / "metrics.json").write_text(json.dumps({"status": "failed", "error": "InputError: training diverged"}))
+    (failed / "metrics.json").write_text(json.dumps({"status": "failed", "error": "training diverged"}))
     cut_off = write_run(sweep / "5-d", seed=5)
     (cut_off / "metrics.json").unlink()
     resumed = write_run(sweep / "6-e", seed=6)
@@ -407,7 +407,7 @@ def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, rep
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"default +3 +0.5000 ± 0.1000", done.stdout)
     rest = done.stdout.partition("failed (1)")[2]
-    assert "sweep/4-c: InputError: training diverged" in rest
+    assert "sweep/4-c: training diverged" in rest
     assert re.search(r"unfinished \(2\)\n-+\n  sweep/5-d\n  sweep/6-e\n", rest)
     assert re.search(r"running \(1\)\n-+\n  sweep/9-h\n", rest)
     skipped = rest.partition("skipped (5)")[2]
@@ -654,7 +654,7 @@ def test_a_sweep_from_its_command_to_its_page(train_command, report_command, tmp
     done = report_command("sweep", "alone", "--html", "page.html", "--figures", "figures")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"no_pos_emb +2 +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<]", done.stdout)
-    assert "alone: InputError: training diverged" in done.stdout
+    assert "alone: training diverged" in done.stdout
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert names == {"rows", "curves", "time"}
     for metric in ("test/ndcg@10", "test/recall@10-sampled5"):

@@ -24,7 +24,7 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     assert len(lines) == 2 + 3 + 4  # what will fail, what failed, the list at the end
     assert lines[0].endswith("will fail: model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
     assert lines[5] == "error: 3 of the jobs in sweep failed:"
-    assert lines[6].endswith(": InputError: model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
+    assert lines[6].endswith(": model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
     assert "training diverged" in lines[8]
 
     (finished,) = (tmp_path / "sweep").glob("2-*")
