@@ -9,10 +9,12 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.plain import plain
-from sasrec_lab.run_folder import whole
+from sasrec_lab.run_folder import ANOTHER, ITEMS, whole
+from sasrec_lab.typed import section_of
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -110,6 +112,34 @@ def load(path: Path, fix: str) -> dict[str, Any]:
     except Exception as error:  # torch's errors vary
         raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)}); {fix}") from error
     return saved
+
+
+def encoder_of(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
+    """The encoder that a checkpoint holds, and what it was made by.
+
+    Raises:
+        InputError: it is broken, its weights are no numbers, or the run knows another number of items.
+    """
+    saved = load(path, ANOTHER)
+    if saved["hyper_parameters"]["num_items"] != num_items:
+        raise InputError(
+            f"{path} knows {saved['hyper_parameters']['num_items']:,} items, {path.parent.parent / ITEMS} has"
+            f" {num_items:,}; they are of two runs"
+        )
+    model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
+    encoder = Encoder(num_items, model)
+    state = saved.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path} holds no state_dict of named weights; {ANOTHER}")
+    weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
+        raise InputError(f"{path} does not fit its own configuration: {reason}; {ANOTHER}") from error
+    if not all(weights.isfinite().all() for weights in encoder.parameters()):
+        raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
+    return encoder, model
 
 
 def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:

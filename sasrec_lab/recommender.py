@@ -64,7 +64,7 @@ class Recommender:
         config, results = run_folder.finished(folder)
         known = run_folder.read_items(folder)
         items = Ids(known["ids"])
-        encoder, model = _load(checkpoints.tested(folder, results), items)
+        encoder, model = checkpoints.encoder_of(checkpoints.tested(folder, results), len(items))
         self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
         self.titles = known.get("titles")
         self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
@@ -298,31 +298,6 @@ def _device(name: str) -> torch.device:
         return made.device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error
-
-
-def _load(path: Path, items: Ids) -> tuple[Encoder, ModelConfig]:
-    """The encoder of a checkpoint, of which only weights are read: one that holds code is refused and not run."""
-    saved = checkpoints.load(path, run_folder.ANOTHER)
-    num_items = saved["hyper_parameters"]["num_items"]
-    if num_items != len(items):
-        raise InputError(
-            f"{path} knows {num_items:,} items, {path.parent.parent / run_folder.ITEMS} has {len(items):,}; they are of"
-            " two runs"
-        )
-    model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
-    encoder = Encoder(num_items, model)
-    state = saved.get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds no state_dict of named weights; {run_folder.ANOTHER}")
-    weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise InputError(f"{path} does not fit its own configuration: {reason}; {run_folder.ANOTHER}") from error
-    if not all(weights.isfinite().all() for weights in encoder.parameters()):
-        raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
-    return encoder, model
 
 
 def _supported(
