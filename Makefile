@@ -34,6 +34,7 @@ tensorboard: .venv/.complete
 lint: .venv/.complete
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
 
+# On Linux without a C++ compiler one is installed too, for the kernels (sasrec_lab/kernels.py).
 # A .venv that is there is kept if it is whole and of a Python that fits. The stamp comes last, so that a set-up that was
 # cut off is taken up again. A candidate is tried by running it: pyenv's shims, for one, are there without their Python.
 .venv/.complete: pyproject.toml constraints.txt
@@ -56,6 +57,10 @@ lint: .venv/.complete
 	else \
 	    echo "bringing .venv up to date"; \
 	fi; \
-	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]' \
+	extras=test; \
+	if [ "$$(uname)" = Linux ] && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then \
+	    extras=test,compiler; \
+	fi; \
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[$$extras]" \
 	    || { echo "set-up did not finish; the reason stands above, and the same command tries again" >&2; exit 1; }; \
 	rm -f .venv/.unfinished && touch $@

@@ -121,7 +121,7 @@ def test_constraints_pin_every_dependency() -> None:
     assert "" not in pins.values(), "a line that is not name==version"
     assert not [version for version in pins.values() if "+" in version], "a local version such as +cpu is on no index"
     assert not [name for name in pins if name.startswith(("nvidia", "triton", "cuda"))], "not on every platform"
-    for requirement in requirements("test"):  # what `make setup` installs
+    for requirement in requirements("test", "compiler"):  # what `make setup` installs
         version = pins.get(canonicalize_name(requirement.name))
         assert version is not None, f"constraints.txt does not pin {requirement.name}"
         assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
@@ -151,12 +151,12 @@ def test_imports_are_declared(folder: str) -> None:
     assert not stray
 
 
-def make_setup(folder: Path, **pythons: str) -> str:
-    """stderr of `make setup` on a machine with these Pythons only, each a line of shell."""
+def make_setup(folder: Path, **commands: str) -> str:
+    """stderr of `make setup` on a machine with these commands only, each a line of shell."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "bin").mkdir()
-    for name, script in pythons.items():
+    for name, script in commands.items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     make = shutil.which("make")
@@ -165,6 +165,17 @@ def make_setup(folder: Path, **pythons: str) -> str:
     assert done.returncode != 0
     assert not (folder / ".venv" / ".complete").exists()
     return done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a compiler is installed on Linux only")
+@pytest.mark.parametrize(("compiler", "extras"), [("g++", "test"), ("clang++", "test"), ("cc", "test,compiler")])
+def test_setup_brings_a_compiler_where_there_is_none(compiler: str, extras: str, tmp_path: Path) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase "$*" in *install*) echo "$*" >&2; exit 1;; esac\n')
+    python.chmod(0o755)
+    asked = make_setup(tmp_path, **{compiler: "exit 0", "uname": "echo Linux"}).splitlines()[0]
+    assert asked == f"-m pip install -q -c constraints.txt -e .[{extras}]"
 
 
 def test_setup_without_a_python_that_fits(tmp_path: Path) -> None:
