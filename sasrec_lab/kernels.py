@@ -1,8 +1,8 @@
 """The functions of cpp/, compiled where there is a compiler. Without one `library()` is None, and torch does the same,
 slower.
 
-The compiler is what CXX names, else g++ or clang++, else that of the package ziglang, which pip installs. An empty CXX
-switches all of it off. What is measured with and without: README, "Speed".
+The compiler is what CXX names, else the first that works of g++, clang++ and the package ziglang, which pip installs.
+An empty CXX switches all of it off. What is measured with and without: README, "Speed".
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,21 +32,12 @@ FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-sim
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; compiled once a machine, into the user's cache folder."""
-    command = _command()
-    if command is None:
-        return None
-    sources = [path.read_bytes() for path in SOURCES]
-    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
-    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
-    try:
-        if not path.is_file():
-            log.info("compiling kernels, once on this machine: some seconds, by ziglang up to a minute")
-            _compile(command, path)
-        kernels = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):  # no such compiler, one that fails, a cache that cannot be written
-        return None
-    kernels.weights_size.restype = ctypes.c_int64
-    return kernels
+    for compiler in _compilers():
+        with suppress(OSError, subprocess.SubprocessError):  # it is not there, it fails, the cache cannot be written
+            kernels = ctypes.CDLL(str(_compiled(compiler)))
+            kernels.weights_size.restype = ctypes.c_int64
+            return kernels
+    return None
 
 
 def serve(*tensors: Tensor) -> bool:
@@ -69,34 +61,33 @@ def _argument(value):
     raise TypeError(f"a kernel takes tensors, int and float, not {value!r}")
 
 
-def _command() -> list[str] | None:
-    compiler = _compiler()
-    if not compiler or shutil.which(compiler[0]) is None:
-        return None
+def _compilers() -> list[list[str]]:
+    if "CXX" in os.environ:
+        with suppress(ValueError):  # a quote without its other
+            return [words] if (words := shlex.split(os.environ["CXX"])) else []
+        return []
+    ziglang = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
+    return [[name] for name in ("g++", "clang++") if shutil.which(name)] + ziglang
+
+
+def _compiled(compiler: list[str]) -> Path:
+    """The library by this compiler, made if it is not there yet."""
     # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
     own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     threads = str(own[0]) if own else "-lgomp"
-    return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
-
-
-def _compiler() -> list[str]:
-    if "CXX" in os.environ:
-        try:
-            return shlex.split(os.environ["CXX"])
-        except ValueError:  # a quote without its other
-            return []
-    for name in ("g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else []
-
-
-def _compile(command: list[str], path: Path) -> None:
+    command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
+    sources = [path.read_bytes() for path in SOURCES]
+    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
+    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
+    if path.is_file():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("compiling kernels, once on this machine: some seconds, by ziglang up to a minute")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, timeout=300)
+        subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, timeout=600)
         draft.replace(path)
+    return path
 
 
 def _processor() -> str:

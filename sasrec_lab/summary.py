@@ -66,7 +66,7 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
 def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
     slow = facts["device"].startswith("cpu") and facts["kernels"] != "compiled"
-    hint = "\n       no C++ compiler, so not at full speed; pip install ziglang brings one" if slow else ""
+    hint = "\n       no C++ compiler that works, so not at full speed; pip install ziglang" if slow else ""
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"

@@ -41,7 +41,7 @@ def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86-64's")
-    check_twins_with(f"{os.environ.get('CXX', 'g++')} {flags}")
+    check_twins_with(f"{shlex.join(kernels._compilers()[0])} {flags}")
 
 
 @pytest.mark.parametrize("compiler", ["clang++", "ziglang"])
@@ -62,22 +62,31 @@ def check_twins_with(compiler: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "on_path", "packages", "compiler"),
+    ("environment", "on_path", "packages", "compilers"),
     [
-        ({}, {"g++", "clang++"}, {"ziglang"}, ["g++"]),
-        ({}, {"clang++"}, {"ziglang"}, ["clang++"]),
-        ({}, set(), {"ziglang"}, [sys.executable, "-m", "ziglang", "c++"]),
+        ({}, {"g++", "clang++"}, {"ziglang"}, [["g++"], ["clang++"], [sys.executable, "-m", "ziglang", "c++"]]),
+        ({}, {"clang++"}, set(), [["clang++"]]),
+        ({}, set(), {"ziglang"}, [[sys.executable, "-m", "ziglang", "c++"]]),
         ({}, set(), set(), []),
-        ({"CXX": "ccache 'my g++'"}, {"g++"}, {"ziglang"}, ["ccache", "my g++"]),
+        ({"CXX": "ccache 'my g++'"}, {"g++"}, {"ziglang"}, [["ccache", "my g++"]]),
         ({"CXX": ""}, {"g++"}, {"ziglang"}, []),
         ({"CXX": "g++ 'a quote without its other"}, {"g++"}, {"ziglang"}, []),
     ],
 )
-def test_which_compiler_is_taken(environment, on_path, packages, compiler, monkeypatch):
+def test_which_compilers_are_tried(environment, on_path, packages, compilers, monkeypatch):
     monkeypatch.setattr(kernels.os, "environ", environment)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: name in on_path)
     monkeypatch.setattr(kernels, "find_spec", lambda name: name in packages)
-    assert kernels._compiler() == compiler
+    assert kernels._compilers() == compilers
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+def test_a_compiler_that_fails_is_followed_by_the_next(monkeypatch):
+    (works,) = kernels._compilers()[:1]
+    monkeypatch.setattr(kernels, "_compilers", lambda: [["no-such-compiler"], ["false"], works])
+    assert kernels.library.__wrapped__() is not None
+    monkeypatch.setattr(kernels, "_compilers", lambda: [["no-such-compiler"], ["false"]])
+    assert kernels.library.__wrapped__() is None
 
 
 FEWER_THREADS = """
