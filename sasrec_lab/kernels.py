@@ -1,43 +1,49 @@
 """The functions of cpp/, compiled where there is a compiler. Without one `library()` is None, and torch does the same,
 slower.
 
-The compiler is what CXX names, else the first that works of g++, clang++ and the package ziglang, which pip installs.
-An empty CXX switches all of it off. What is measured with and without: README, "Speed".
+What is measured with and without: README, "Speed". An empty CXX switches it off.
 """
 
 import ctypes
-import hashlib
-import logging
 import os
-import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
-import pooch
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from sasrec_lab.compiler import compiled, compilers, name, reason
+from sasrec_lab.provenance import near
 
-SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
-FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd"]
+
+@dataclass(frozen=True)
+class Found:
+    library: ctypes.CDLL | None
+    told: str  # whose they are
+
+
+def library() -> ctypes.CDLL | None:
+    return found().library
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; compiled once a machine, into the user's cache folder."""
-    for compiler in _compilers():
-        with suppress(OSError, subprocess.SubprocessError):  # it is not there, it fails, the cache cannot be written
-            kernels = ctypes.CDLL(str(_compiled(compiler)))
+def found() -> Found:
+    """The kernels by the first compiler that works, or why there are none."""
+    failures = []
+    for compiler in compilers():
+        try:
+            kernels = ctypes.CDLL(str(compiled(compiler)))
+        except (OSError, subprocess.SubprocessError) as error:
+            failures.append(f"{name(compiler)}: {reason(error)}")
+        else:
             kernels.weights_size.restype = ctypes.c_int64
-            return kernels
-    return None
+            return Found(kernels, f"compiled by {name(compiler)}")
+    if not failures and "CXX" not in os.environ:
+        failures = [f"no C++ compiler; {near(Path(sys.executable))} -m pip install ziglang brings one"]
+    return Found(None, f"of torch ({'; '.join(failures) or 'CXX names no compiler'})")
 
 
 def serve(*tensors: Tensor) -> bool:
@@ -59,41 +65,3 @@ def _argument(value):
     if isinstance(value, float):
         return ctypes.c_double(value)
     raise TypeError(f"a kernel takes tensors, int and float, not {value!r}")
-
-
-def _compilers() -> list[list[str]]:
-    if "CXX" in os.environ:
-        with suppress(ValueError):  # a quote without its other
-            return [words] if (words := shlex.split(os.environ["CXX"])) else []
-        return []
-    ziglang = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
-    return [[name] for name in ("g++", "clang++") if shutil.which(name)] + ziglang
-
-
-def _compiled(compiler: list[str]) -> Path:
-    """The library by this compiler, made if it is not there yet."""
-    # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
-    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    threads = str(own[0]) if own else "-lgomp"
-    command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
-    sources = [path.read_bytes() for path in SOURCES]
-    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
-    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info("compiling kernels, once on this machine: some seconds, by ziglang up to a minute")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        subprocess.run([*command, "-o", str(draft)], check=True, capture_output=True, timeout=600)
-        draft.replace(path)
-    return path
-
-
-def _processor() -> str:
-    """What -march=native depends on, where a home folder is shared by unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

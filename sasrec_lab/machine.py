@@ -30,7 +30,7 @@ def facts(device: torch.device, before: str | None = None) -> dict[str, Any]:
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "matmul": use_fastest_exact_matmul(device, before),
-        "kernels": "compiled" if device.type == "cpu" and kernels.library() else "torch's",
+        "kernels": kernels.found().told if device.type == "cpu" else "of torch",
         "versions": versions(),
         "system": platform.platform(),
     }

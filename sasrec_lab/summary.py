@@ -65,8 +65,8 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
 
 def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
-    slow = facts["device"].startswith("cpu") and facts["kernels"] != "compiled"
-    hint = "\n       no C++ compiler that works, so not at full speed; pip install ziglang" if slow else ""
+    slow = facts["device"].startswith("cpu") and not facts["kernels"].startswith("compiled")
+    hint = f"\n       not at full speed: kernels {facts['kernels']}" if slow else ""
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"
@@ -75,12 +75,13 @@ def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
 
 
 def other_kernels(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """What to say where a resumed run goes on with other kernels: those of dropout draw other masks."""
+    """What to say where a resumed run goes on with other kernels: they round otherwise, and torch's dropout draws other
+    masks."""
     if before.get("kernels") in (None, now["kernels"]):
         return None
     return (
-        f"the run began with {before['kernels']} kernels and goes on with {now['kernels']} ones (a C++ compiler is"
-        " found or not): dropout masks and last bits differ from those of a run in one go"
+        f"the run began with kernels {before['kernels']} and goes on with kernels {now['kernels']}: numbers differ"
+        " from those of a run in one go"
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sasrec_lab import kernels
 
-ROWS_AT_ONCE, ITEMS_AT_ONCE = 512, 8192  # 16 MiB of scores, which lie in the last-level cache
+ROWS_AT_ONCE = 512
+ITEMS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}  # 16 MiB of scores, which lie in the last-level cache; on a GPU 256 MiB
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_it
         seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
         kernels.call("best_items", states, *states.shape, table, len(table), k, *seen, best.items, best.scores)
         return best
+    width = ITEMS_AT_ONCE["cuda" if states.is_cuda else "cpu"]
     for begin in range(0, len(states), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
         first, last = torch.searchsorted(seen_rows, seen_rows.new_tensor([rows.start, rows.stop])).tolist()
         own_rows, own_items = seen_rows[first:last] - begin, seen_items[first:last] - 1
         part = Best(best.items[rows], best.scores[rows])
-        for item in range(0, len(table), ITEMS_AT_ONCE):
-            scores = states[rows] @ table[item : item + ITEMS_AT_ONCE].T
-            here = (own_items >= item) & (own_items < item + ITEMS_AT_ONCE)
+        for item in range(0, len(table), width):
+            scores = states[rows] @ table[item : item + width].T
+            here = (own_items >= item) & (own_items < item + width)
             scores[own_rows[here], own_items[here] - item] = float("-inf")
             scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
             take_best(part, scores, item)

@@ -12,6 +12,7 @@ from small_data import holdout_of, random_users
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sasrec_lab import metrics, topk
 from sasrec_lab.command_line import load
 from sasrec_lab.config import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
@@ -84,8 +85,26 @@ def test_states_of_the_newest_items_are_the_cpus(overrides):
 
 
 @needs_gpu
-def test_ranks_and_lists_are_the_cpus():
-    """Whole numbers, whose products are exact on both."""
+@pytest.mark.parametrize("losses", [["loss=softmax"], ["loss=gbce", "loss.negatives=5"]], ids=" ".join)
+def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(losses):
+    model, (batch, _) = model_of(["model.dropout=0", *losses]), batches_of(losses)
+    there = deepcopy(model).cuda()
+    model.training_step(batch, 0).backward()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = there.training_step(batch.to("cuda"), 0)
+    loss.backward()
+    torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=0.01, atol=0)
+    pairs = zip(there.encoder.named_parameters(), model.encoder.parameters(), strict=True)
+    norms = {name: (x.grad.cpu() - own.grad).norm() / own.grad.norm().clamp(min=0.02) for (name, x), own in pairs}
+    assert max(norms.values()) < 0.1, norms  # a key's bias has a gradient of zero
+
+
+@needs_gpu
+@pytest.mark.parametrize("at_once", [2**26, 2**14])
+def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
+    """Whole numbers, whose products are exact on both; all items at once and in blocks."""
+    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cuda", at_once)
+    monkeypatch.setitem(topk.ITEMS_AT_ONCE, "cuda", at_once // 32)
     random = torch.Generator().manual_seed(0)
     states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 16), (9000, 16)))
     rows = torch.randint(70, (500,), generator=random).sort().values
@@ -111,10 +130,19 @@ def test_dropout_keeps_the_mean(rate):
 
 @needs_gpu
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_commands_train_and_recommend_on_a_gpu(precision, train_command, recommend_command, tmp_path):
-    settings = ["optimizer.lr=0.01", "trainer.max_epochs=15", f"trainer.precision={precision}", "hydra.run.dir=run"]
-    done = train_command(*TINY, *settings, "trainer.accelerator=gpu", "trainer.devices=1")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["trainer.gradient_clip_val=1"],
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.ema=0.9"],
+        ["trainer.deterministic=true"],
+    ],
+    ids=" ".join,
+)
+def test_the_commands_train_and_recommend_on_a_gpu(flags, train_command, recommend_command, tmp_path):
+    settings = ["optimizer.lr=0.01", "trainer.max_epochs=15", "hydra.run.dir=run"]
+    done = train_command(*TINY, *settings, *flags, "trainer.accelerator=gpu", "trainer.devices=1")
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written["metrics"]["test/ndcg@10"] > 1.2 * written["baselines"]["popularity"]["test/ndcg@10"]
@@ -141,7 +169,10 @@ def test_two_gpus_test_every_user_once(train_command, tmp_path):
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @configs
 def test_no_operation_mixes_devices(overrides):
-    """Batches come from the CPU; whatever meets them on the way to a loss, a step, a score and a rank is on the GPU."""
+    """Batches come from the CPU; whatever meets them on the way to a loss, a score and a rank is on the GPU.
+
+    torch runs no backward pass of fake tensors without a GPU, and knows no shapes that follow from numbers.
+    """
     batch, held_out = batches_of(overrides)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with torch.device("cuda"):
@@ -149,9 +180,6 @@ def test_no_operation_mixes_devices(overrides):
         batch, held_out = fake(batch, mode), fake(held_out, mode)
         loss = model.training_step(batch, 0)
         assert loss.is_cuda
-        for parameter in model.encoder.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        model.configure_optimizers()["optimizer"].step()
         with torch.no_grad():
             scores = model.eval().scores(held_out)
             assert scores._not_below_target_at_once(held_out.targets, held_out.seen_rows, held_out.seen_items).is_cuda

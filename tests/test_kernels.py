@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab import kernels
+from sasrec_lab import compiler, kernels
 
 TWINS = (
     "test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
@@ -41,21 +42,22 @@ def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86-64's")
-    check_twins_with(f"{shlex.join(kernels._compilers()[0])} {flags}")
+    check_twins_with(f"{shlex.join(compiler.compilers()[0])} {flags}")
 
 
-@pytest.mark.parametrize("compiler", ["clang++", "ziglang"])
-def test_other_compilers_compute_the_same(compiler):
-    if compiler == "ziglang" and find_spec("ziglang"):
-        compiler = f"{shlex.quote(sys.executable)} -m ziglang c++"
-    elif not shutil.which(compiler):
-        pytest.skip(f"needs {compiler}")
-    check_twins_with(compiler)
+@pytest.mark.parametrize("name", ["clang++", "ziglang"])
+def test_other_compilers_compute_the_same(name):
+    command = name
+    if name == "ziglang" and find_spec("ziglang"):
+        command = f"{shlex.quote(sys.executable)} -m ziglang c++"
+    elif not shutil.which(name):
+        pytest.skip(f"needs {name}")
+    check_twins_with(command)
 
 
-def check_twins_with(compiler: str) -> None:
+def check_twins_with(cxx: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TWINS]
-    env = os.environ | {"CXX": compiler}
+    env = os.environ | {"CXX": cxx}
     done = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout
@@ -74,24 +76,49 @@ def check_twins_with(compiler: str) -> None:
     ],
 )
 def test_which_compilers_are_tried(environment, on_path, packages, compilers, monkeypatch):
-    monkeypatch.setattr(kernels.os, "environ", environment)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: name in on_path)
-    monkeypatch.setattr(kernels, "find_spec", lambda name: name in packages)
-    assert kernels._compilers() == compilers
+    monkeypatch.setattr(compiler.os, "environ", environment)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: name in on_path)
+    monkeypatch.setattr(compiler, "find_spec", lambda name: name in packages)
+    assert compiler.compilers() == compilers
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 def test_a_compiler_that_fails_is_followed_by_the_next(monkeypatch):
-    (works,) = kernels._compilers()[:1]
-    monkeypatch.setattr(kernels, "_compilers", lambda: [["no-such-compiler"], ["false"], works])
-    assert kernels.library.__wrapped__() is not None
-    monkeypatch.setattr(kernels, "_compilers", lambda: [["no-such-compiler"], ["false"]])
-    assert kernels.library.__wrapped__() is None
+    works = compiler.compilers()[0]
+    monkeypatch.setattr(kernels, "compilers", lambda: [["no-such-compiler"], ["false"], works])
+    found = kernels.found.__wrapped__()
+    assert found.library is not None
+    assert found.told == f"compiled by {compiler.name(works)}"
+
+
+@pytest.mark.parametrize(
+    ("commands", "told"),
+    [
+        ([["no-such-compiler"]], "no-such-compiler: No such file or directory: no-such-compiler"),
+        ([["false"], ["sh", "-c", "sleep 60"]], "false: exit code 1; sh: not done in 0 s"),
+        ([["sh", "-c", "echo ' x.h: error: no' >&2; exit 1"]], "sh: x.h: error: no"),
+    ],
+)
+def test_why_no_compiler_worked_is_told(commands, told, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "compilers", lambda: commands)
+    run = subprocess.run
+    monkeypatch.setattr(compiler.subprocess, "run", lambda *given, timeout, **rest: run(*given, timeout=0.2, **rest))
+    assert kernels.found.__wrapped__() == kernels.Found(None, f"of torch ({told})")
+
+
+def test_where_there_is_no_compiler_it_is_told_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(kernels, "compilers", list)
+    monkeypatch.delenv("CXX", raising=False)
+    told = kernels.found.__wrapped__().told
+    assert re.fullmatch(r"of torch \(no C\+\+ compiler; \S+ -m pip install ziglang brings one\)", told)
+    monkeypatch.setenv("CXX", "")
+    assert kernels.found.__wrapped__().told == "of torch (CXX names no compiler)"
 
 
 FEWER_THREADS = """
 import torch
-from sasrec_lab import kernels
+from sasrec_lab import compiler, kernels
 from sasrec_lab.metrics import Scores
 torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
@@ -116,9 +143,9 @@ def test_tensors_that_no_kernel_serves_have_none_compiled(monkeypatch):
 
 
 def test_without_a_compiler_there_are_no_kernels_and_no_error():
-    for compiler in ("", "no-such-compiler", "false"):
+    for cxx in ("", "no-such-compiler", "false"):
         code = "from sasrec_lab import kernels; assert kernels.library() is None"
-        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": compiler})
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": cxx})
 
 
 @pytest.mark.parametrize("argument", [None, "8", True, np.int64(8), [1.0]])

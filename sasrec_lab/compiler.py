@@ -1,0 +1,83 @@
+"""The C++ compiler of this machine, and what it makes of cpp/."""
+
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pooch
+import torch
+
+log = logging.getLogger(__name__)
+
+SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd"]
+
+
+def compilers() -> list[list[str]]:
+    """The commands to try: what CXX names, else those that are here of g++, clang++ and the package ziglang."""
+    if "CXX" in os.environ:
+        try:
+            words = shlex.split(os.environ["CXX"])
+        except ValueError:  # a quote without its other
+            words = []
+        return [words] if words else []
+    ziglang = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
+    return [[name] for name in ("g++", "clang++") if shutil.which(name)] + ziglang
+
+
+def name(compiler: list[str]) -> str:
+    return "ziglang" if "ziglang" in compiler else Path(compiler[0]).name
+
+
+def compiled(compiler: list[str]) -> Path:
+    """The library by this compiler, made if it is not in the user's cache folder yet: seconds, by ziglang a minute.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is no such compiler, it fails, or the cache cannot be written.
+    """
+    # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    threads = str(own[0]) if own else "-lgomp"
+    command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
+    sources = [path.read_bytes() for path in SOURCES]
+    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
+    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log.warning(f"compiling kernels with {name(compiler)}, once on this machine")
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            _run([*command, "-o", str(draft)], folder)
+            draft.replace(path)
+    return path
+
+
+def _run(command: list[str], folder: str) -> None:
+    env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
+    subprocess.run(command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+
+
+def reason(error: OSError | subprocess.SubprocessError) -> str:
+    """Why it failed, in one line."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not done in {error.timeout:.0f} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = (line.strip() for line in error.stderr.splitlines())
+        return next((line for line in lines if "error" in line), f"exit code {error.returncode}")
+    return f"{error.strerror or error}: {error.filename}" if isinstance(error, OSError) else str(error)
+
+
+def _processor() -> str:
+    """What -march=native depends on, where a home folder is shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
