@@ -118,10 +118,10 @@ class Scores:
             found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
         # a product of other shape may round otherwise: such users are counted again with the score that the block gave
         off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
-        for row in off.tolist():
-            own = seen_items[seen_rows == row]
-            whole = self.rows(torch.tensor([row], device=targets.device))
-            counts[row] = whole._not_below_target_at_once(targets[row : row + 1], torch.zeros_like(own), own)[0]
+        for again in off.split(max(1, SCORES_AT_ONCE[device] // self.num_items)):
+            own = torch.isin(seen_rows, again)
+            pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
+            counts[again] = self.rows(again)._not_below_target_at_once(targets[again], *pairs)
         return counts
 
     def _not_below_target_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:

@@ -220,6 +220,22 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
     assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
 
 
+@pytest.mark.parametrize("at_once", [100, 3000])  # one user again at a time, and some
+def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monkeypatch):
+    class Rounded(Scores):
+        def of_one(self, items: Tensor) -> Tensor:
+            return super().of_one(items) + 2**-10
+
+    random = torch.Generator().manual_seed(0)
+    states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 8), (500, 8)))
+    targets = torch.randint(1, 501, (70,), generator=random)
+    pairs = torch.randint(1, 70 * 500, (900,), generator=random).unique()
+    seen = pairs // 500, pairs % 500 + 1
+    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", at_once)
+    counts = Rounded(states, table)._not_below_in_blocks(targets, *seen)
+    assert torch.equal(counts, Scores(states, table)._not_below_target_at_once(targets, *seen))
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("users", "items", "dim"), [(64, 3000, 64), (128, 5000, 50), (17, 2001, 128)])
 def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items, dim):
