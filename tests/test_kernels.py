@@ -66,8 +66,8 @@ def check_twins_with(cxx: str) -> None:
 @pytest.mark.parametrize(
     ("environment", "on_path", "packages", "compilers"),
     [
-        ({}, {"g++", "clang++"}, {"ziglang"}, [["g++"], ["clang++"], [sys.executable, "-m", "ziglang", "c++"]]),
-        ({}, {"clang++"}, set(), [["clang++"]]),
+        ({}, {"g++", "clang++"}, {"ziglang"}, [["clang++"], ["g++"], [sys.executable, "-m", "ziglang", "c++"]]),
+        ({}, {"g++"}, set(), [["g++"]]),
         ({}, set(), {"ziglang"}, [[sys.executable, "-m", "ziglang", "c++"]]),
         ({}, set(), set(), []),
         ({"CXX": "ccache 'my g++'"}, {"g++"}, {"ziglang"}, [["ccache", "my g++"]]),
