@@ -57,10 +57,10 @@ lint: .venv/.complete
 	else \
 	    echo "bringing .venv up to date"; \
 	fi; \
-	extras=test; \
-	if [ "$$(uname)" = Linux ] && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then \
-	    extras=test,compiler; \
-	fi; \
-	.venv/bin/python -m pip install -q -c constraints.txt -e ".[$$extras]" \
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]' \
 	    || { echo "set-up did not finish; the reason stands above, and the same command tries again" >&2; exit 1; }; \
+	if [ "$$(uname)" = Linux ] && [ -z "$${CXX+set}" ] && ! command -v clang++ >/dev/null && ! command -v g++ >/dev/null; then \
+	    .venv/bin/python -m pip install -q -c constraints.txt -e '.[compiler]' \
+	        || echo "no C++ compiler here, and none that can be installed: training is slower" >&2; \
+	fi; \
 	rm -f .venv/.unfinished && touch $@

@@ -1,5 +1,6 @@
 """The C++ compiler of this machine, and what it makes of cpp/."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -35,36 +36,51 @@ def compilers() -> list[list[str]]:
     return [[name] for name in ("clang++", "g++") if shutil.which(name)] + ziglang
 
 
-def name(compiler: list[str]) -> str:
+def name_of(compiler: list[str]) -> str:
     return "ziglang" if "ziglang" in compiler else Path(compiler[0]).name
 
 
-def compiled(compiler: list[str]) -> Path:
-    """The library by this compiler, made if it is not in the user's cache folder yet: seconds, by ziglang a minute.
+def path_of(compiler: list[str]) -> Path:
+    """Where in the user's cache folder the library by this compiler is."""
+    sources = [path.read_bytes() for path in SOURCES]
+    key = hashlib.sha256(repr((sources, _command(compiler), _processor(), torch.__version__)).encode()).hexdigest()
+    return Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
+
+
+def loaded(compiler: list[str]) -> ctypes.CDLL:
+    """The library by this compiler, made if it is not there yet: in seconds, by ziglang in a minute.
 
     Raises:
         OSError, subprocess.SubprocessError: there is no such compiler, it fails, or the cache cannot be written.
     """
+    path = path_of(compiler)
+    if not path.is_file():
+        _make(compiler, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # it is broken: made again next time
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _command(compiler: list[str]) -> list[str]:
     # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
     own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     threads = str(own[0]) if own else "-lgomp"
-    command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
-    sources = [path.read_bytes() for path in SOURCES]
-    key = hashlib.sha256(repr((sources, command, _processor(), torch.__version__)).encode()).hexdigest()
-    path = Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log.warning(f"compiling kernels with {name(compiler)}, once on this machine")
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            _run([*command, "-o", str(draft)], folder)
-            draft.replace(path)
-    return path
+    return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
 
 
-def _run(command: list[str], folder: str) -> None:
-    env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
-    subprocess.run(command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+def _make(compiler: list[str], path: Path) -> None:
+    if shutil.which(compiler[0]) is None:
+        raise FileNotFoundError("no such command")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.warning(f"compiling kernels with {name_of(compiler)}, once on this machine")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
+        command = [*_command(compiler), "-o", str(draft)]
+        subprocess.run(command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+        draft.replace(path)
 
 
 def reason(error: OSError | subprocess.SubprocessError) -> str:
@@ -73,8 +89,8 @@ def reason(error: OSError | subprocess.SubprocessError) -> str:
         return f"not done in {error.timeout:.0f} s"
     if isinstance(error, subprocess.CalledProcessError):
         lines = (line.strip() for line in error.stderr.splitlines())
-        return next((line for line in lines if "error" in line), f"exit code {error.returncode}")
-    return f"{error.strerror or error}: {error.filename}" if isinstance(error, OSError) else str(error)
+        return next((line for line in lines if "error: " in line), f"exit code {error.returncode}")
+    return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _processor() -> str:

@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sasrec_lab.compiler import compiled, compilers, name, reason
+from sasrec_lab.compiler import compilers, loaded, name_of, path_of, reason
 from sasrec_lab.provenance import near
 
 
 @dataclass(frozen=True)
 class Found:
     library: ctypes.CDLL | None
-    told: str  # whose they are
+    compiler: list[str]
+    missing: str = ""  # why there is none
 
 
 def library() -> ctypes.CDLL | None:
@@ -31,19 +32,19 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def found() -> Found:
-    """The kernels by the first compiler that works, or why there are none."""
+    """The kernels that are compiled already, else those by the first compiler that works."""
     failures = []
-    for compiler in compilers():
+    for compiler in sorted(compilers(), key=lambda compiler: not path_of(compiler).is_file()):
         try:
-            kernels = ctypes.CDLL(str(compiled(compiler)))
+            kernels = loaded(compiler)
         except (OSError, subprocess.SubprocessError) as error:
-            failures.append(f"{name(compiler)}: {reason(error)}")
+            failures.append(f"{name_of(compiler)}: {reason(error)}")
         else:
             kernels.weights_size.restype = ctypes.c_int64
-            return Found(kernels, f"compiled by {name(compiler)}")
+            return Found(kernels, compiler)
     if not failures and "CXX" not in os.environ:
         failures = [f"no C++ compiler; {near(Path(sys.executable))} -m pip install ziglang brings one"]
-    return Found(None, f"of torch ({'; '.join(failures) or 'CXX names no compiler'})")
+    return Found(None, [], "; ".join(failures) or "CXX names no compiler")
 
 
 def serve(*tensors: Tensor) -> bool:

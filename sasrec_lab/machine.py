@@ -16,6 +16,7 @@ import pooch
 import torch
 
 from sasrec_lab import kernels
+from sasrec_lab.compiler import name_of
 from sasrec_lab.folder_names import folder_name
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
@@ -30,10 +31,16 @@ def facts(device: torch.device, before: str | None = None) -> dict[str, Any]:
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "matmul": use_fastest_exact_matmul(device, before),
-        "kernels": kernels.found().told if device.type == "cpu" else "of torch",
+        **_kernels(device),
         "versions": versions(),
         "system": platform.platform(),
     }
+
+
+def _kernels(device: torch.device) -> dict[str, str]:
+    found = kernels.found() if device.type == "cpu" else kernels.Found(None, [])
+    whose = f"compiled by {name_of(found.compiler)}" if found.library else "torch's"
+    return {"kernels": whose} | ({"no_kernels": found.missing} if found.missing else {})
 
 
 def use_fastest_exact_matmul(device: torch.device, before: str | None = None) -> str:

@@ -118,7 +118,7 @@ class Scores:
             found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
         # a product of other shape may round otherwise: such users are counted again with the score that the block gave
         off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
-        for again in off.split(max(1, SCORES_AT_ONCE[device] // self.num_items)):
+        for again in off.split(max(1, SCORES_AT_ONCE[device] // self.num_items)) if len(off) else ():
             own = torch.isin(seen_rows, again)
             pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
             counts[again] = self.rows(again)._not_below_target_at_once(targets[again], *pairs)

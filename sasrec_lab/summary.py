@@ -65,8 +65,7 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
 
 def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     model = cfg.model
-    slow = facts["device"].startswith("cpu") and not facts["kernels"].startswith("compiled")
-    hint = f"\n       not at full speed: kernels {facts['kernels']}" if slow else ""
+    hint = f"\n       not at full speed: no kernels ({facts['no_kernels']})" if "no_kernels" in facts else ""
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"
@@ -77,10 +76,10 @@ def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
 def other_kernels(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What to say where a resumed run goes on with other kernels: they round otherwise, and torch's dropout draws other
     masks."""
-    if before.get("kernels") in (None, now["kernels"]):
+    if now["kernels"].startswith(before.get("kernels") or ""):  # earlier versions wrote "compiled" alone
         return None
     return (
-        f"the run began with kernels {before['kernels']} and goes on with kernels {now['kernels']}: numbers differ"
+        f"the run began with kernels that are {before['kernels']} and goes on with {now['kernels']}: numbers differ"
         " from those of a run in one go"
     )
 

@@ -42,7 +42,7 @@ def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86-64's")
-    check_twins_with(f"{shlex.join(compiler.compilers()[0])} {flags}")
+    check_twins_with(f"{shlex.join(kernels.found().compiler)} {flags}")
 
 
 @pytest.mark.parametrize("name", ["clang++", "ziglang"])
@@ -84,41 +84,60 @@ def test_which_compilers_are_tried(environment, on_path, packages, compilers, mo
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 def test_a_compiler_that_fails_is_followed_by_the_next(monkeypatch):
-    works = compiler.compilers()[0]
+    works = kernels.found().compiler
     monkeypatch.setattr(kernels, "compilers", lambda: [["no-such-compiler"], ["false"], works])
-    found = kernels.found.__wrapped__()
-    assert found.library is not None
-    assert found.told == f"compiled by {compiler.name(works)}"
+    assert kernels.found.__wrapped__().compiler == works
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+def test_kernels_that_are_compiled_are_taken_and_broken_ones_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    works = kernels.found().compiler
+    monkeypatch.setattr(kernels, "compilers", lambda: [works])
+    assert kernels.found.__wrapped__().library is not None
+    made = []
+    monkeypatch.setattr(compiler, "_make", lambda command, path: made.append(command) or path.write_text("no library"))
+    other = [*works, "-other"]
+    monkeypatch.setattr(kernels, "compilers", lambda: [other, works])
+    assert (kernels.found.__wrapped__().compiler, made) == (works, [])
+    monkeypatch.setattr(kernels, "compilers", lambda: [other])
+    for times in (1, 2):
+        assert kernels.found.__wrapped__().library is None
+        assert made == [other] * times
 
 
 @pytest.mark.parametrize(
     ("commands", "told"),
     [
-        ([["no-such-compiler"]], "no-such-compiler: No such file or directory: no-such-compiler"),
+        ([["no-such-compiler"]], "no-such-compiler: no such command"),
         ([["false"], ["sh", "-c", "sleep 60"]], "false: exit code 1; sh: not done in 0 s"),
         ([["sh", "-c", "echo ' x.h: error: no' >&2; exit 1"]], "sh: x.h: error: no"),
     ],
 )
 def test_why_no_compiler_worked_is_told(commands, told, monkeypatch, tmp_path):
+    run = subprocess.run
+
+    def impatient(command, timeout, **given):
+        return run(command, timeout=0.2 if "sleep 60" in command else timeout, **given)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "compilers", lambda: commands)
-    run = subprocess.run
-    monkeypatch.setattr(compiler.subprocess, "run", lambda *given, timeout, **rest: run(*given, timeout=0.2, **rest))
-    assert kernels.found.__wrapped__() == kernels.Found(None, f"of torch ({told})")
+    monkeypatch.setattr(compiler.subprocess, "run", impatient)
+    assert kernels.found.__wrapped__() == kernels.Found(None, [], told)
 
 
 def test_where_there_is_no_compiler_it_is_told_how_to_get_one(monkeypatch):
     monkeypatch.setattr(kernels, "compilers", list)
     monkeypatch.delenv("CXX", raising=False)
-    told = kernels.found.__wrapped__().told
-    assert re.fullmatch(r"of torch \(no C\+\+ compiler; \S+ -m pip install ziglang brings one\)", told)
+    told = kernels.found.__wrapped__().missing
+    assert re.fullmatch(r"no C\+\+ compiler; .+ -m pip install ziglang brings one", told)
     monkeypatch.setenv("CXX", "")
-    assert kernels.found.__wrapped__().told == "of torch (CXX names no compiler)"
+    assert kernels.found.__wrapped__().missing == "CXX names no compiler"
 
 
 FEWER_THREADS = """
 import torch
-from sasrec_lab import compiler, kernels
+from sasrec_lab import kernels
 from sasrec_lab.metrics import Scores
 torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
