@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL | None:
 def found() -> Found:
     """The kernels that are compiled already, else those by the first compiler that works."""
     failures = []
-    for compiler in sorted(compilers(), key=lambda compiler: not path_of(compiler).is_file()):
+    for compiler in sorted(compilers(), key=lambda compiler: not os.path.isfile(path_of(compiler))):
         try:
             kernels = loaded(compiler)
         except (OSError, subprocess.SubprocessError) as error:
