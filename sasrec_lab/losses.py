@@ -19,8 +19,8 @@ from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.errors import InputError
 
 # Logits at once. Torch's products reach their rate from some hundred rows on (MovieLens-1M on two cores: 79 ms with 64,
-# 60 with 256, 54 with 512, 60 with 1,024); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the last-level
-# cache. The compiled form writes and reads them once and does as well with half of that.
+# 56 to 60 with 256, 54 with 512, 56 to 60 with 1,024); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the
+# last-level cache. The compiled form writes and reads them once and does as well with half of that.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21}
 CHUNK_ROWS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
 PAIR_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of vectors looked up at once: 2 MiB

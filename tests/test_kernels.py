@@ -37,7 +37,9 @@ TWINS = (
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx", "-fsanitize=undefined -fsanitize-undefined-trap-on-error"])
+@pytest.mark.parametrize(
+    "flags", ["-mno-avx512f", "-mno-avx", "-fsanitize=undefined -fsanitize-undefined-trap-on-error"]
+)
 def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
