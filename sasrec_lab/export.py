@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sasrec_lab.errors import InputError
 
 if TYPE_CHECKING:
-    from sasrec_lab.recommender import Recommender
+    from sasrec_lab.recommend.recommender import Recommender
 
 
 def entry() -> None:
@@ -50,8 +50,8 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     # imported here, because help and messages about mistakes need not wait for torch
     import torch
 
-    from sasrec_lab.recommender import Recommender
-    from sasrec_lab.run_folder import whole
+    from sasrec_lab.recommend.recommender import Recommender
+    from sasrec_lab.run.folder import whole
 
     recommender = Recommender.from_run(run, device="cpu")
     saved = BytesIO()  # torch itself, writing to a full disk, ends the process

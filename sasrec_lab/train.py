@@ -17,15 +17,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sasrec_lab import run_folder, sweep
-from sasrec_lab.arguments import argument, prepared
-from sasrec_lab.claims import claimed
-from sasrec_lab.command_line import Command, Job, check_command_line
-from sasrec_lab.config import CONF_DIR, TrainConfig
+from sasrec_lab.config.command_line import Command, Job, check_command_line
+from sasrec_lab.config.convert import to_typed
+from sasrec_lab.config.overrides import argument, prepared
+from sasrec_lab.config.printed import printed
+from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.printed import printed
-from sasrec_lab.provenance import COMMAND, as_typed, is_first_process, near
-from sasrec_lab.typed import to_typed
+from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run import sweep
+from sasrec_lab.run.lock import claimed
+from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process, near
 
 log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
 errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
@@ -59,7 +60,7 @@ def entry() -> None:
 def _run_alone(job: Job) -> None:
     finished = run_folder.check(job.folder, job.cfg)
     if finished:
-        from sasrec_lab.summary import table
+        from sasrec_lab.run.summary import table
 
         print(f"finished before, nothing is run again:\n{table(finished, job.cfg, job.folder)}")
     elif job.cfg.ckpt is None and run_folder.has_checkpoint(job.folder):
@@ -124,13 +125,15 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         # imported here, because help, --cfg and messages about mistakes need not wait for torch
         import pytorch_lightning as pl
 
-        from sasrec_lab import checkpoints, machine, summary, tensorboard
         from sasrec_lab.data.datamodule import SequenceData
+        from sasrec_lab.data.items import read_titles
         from sasrec_lab.data.sequences import hold_out, load_sequences
-        from sasrec_lab.data.titles import read_titles
-        from sasrec_lab.lightning_module import SequentialRecommender
-        from sasrec_lab.popularity import popularity_metrics
-        from sasrec_lab.trainer import build_trainer, interruptible
+        from sasrec_lab.evaluation.baselines import popularity_metrics
+        from sasrec_lab.ops import backend as machine
+        from sasrec_lab.run import summary
+        from sasrec_lab.training import checkpoints, tensorboard
+        from sasrec_lab.training.lightning_module import SequentialRecommender
+        from sasrec_lab.training.trainer import build_trainer, interruptible
 
         trainer = build_trainer(cfg, folder)
         trainer.logger.hparams.update(summary.hyperparameters(cfg))  # for tb/hparams.yaml

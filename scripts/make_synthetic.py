@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this clone's package, whichever is installed
-from sasrec_lab.data.schema import SyntheticConfig
+from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.data.synthetic import make_interactions
 
 FIRST_DAY = np.datetime64("2021-03-13")  # KION's

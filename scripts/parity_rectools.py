@@ -21,8 +21,8 @@ from parity.outputs import WITHIN, differences, outputs_of_rectools, table
 from parity.peer import FOLDER, MODEL, variants, with_weights
 from parity.training import compare_training
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fresh_cache import cache_in
 
-from sasrec_lab import kernels
+from sasrec_lab.ops import library as kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 

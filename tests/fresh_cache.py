@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pooch
 
-from sasrec_lab import kernels
+from sasrec_lab.ops import library as kernels
 
 COMPILED = Path(pooch.os_cache("sasrec_lab")) / "kernels"  # as the tests themselves use them
 

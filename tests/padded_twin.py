@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config import Activation, ModelConfig, Norm, PosEmb
+from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb
 
 
 class PaddedSASRec(nn.Module):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sasrec_lab.data.schema import Catalogue, Windows
+from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sasrec_lab import kernels
 from sasrec_lab.data.batches import few_sizes, pack
-from sasrec_lab.model.attention import CompiledAttention, Plan, attend, attend_newest
-from sasrec_lab.model.buckets import BucketedAttention, Buckets, fused_attention
+from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops.attention import CompiledAttention, Plan, attend, attend_newest
+from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
 SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]

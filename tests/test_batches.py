@@ -6,15 +6,8 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab.data.batches import (
-    EvaluationBatch,
-    PackedBatch,
-    evaluation_batch,
-    few_sizes,
-    pack,
-    training_batch,
-)
-from sasrec_lab.data.schema import Catalogue, Windows
+from sasrec_lab.config.dataset import Catalogue, Windows
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, few_sizes, pack, training_batch
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import LossConfig, ModelConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import LossConfig, ModelConfig
 from sasrec_lab.data.sequences import hold_out, load_sequences
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from sasrec_lab import checkpoints
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.plain import plain
 from sasrec_lab.errors import InputError
-from sasrec_lab.plain import plain
+from sasrec_lab.training import checkpoints
 
 
 def save(path, *words: str, num_items: int = 60, epoch: int = 0) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.arguments import argument, prepared
-from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR
-from sasrec_lab.data.schema import SyntheticConfig, WeightConfig
+from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
+from sasrec_lab.config.overrides import argument, prepared
+from sasrec_lab.config.plain import flat, plain
+from sasrec_lab.config.schema import CONF_DIR
+from sasrec_lab.config.trainer_flags import TRAINER_FLAGS
 from sasrec_lab.errors import InputError
-from sasrec_lab.plain import flat, plain
-from sasrec_lab.trainer_flags import TRAINER_FLAGS
 
 
 def names_in(group: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
 def test_trainer_flags_are_lightnings():
     import pytorch_lightning as pl
 
-    from sasrec_lab.trainer_flags import _OURS
+    from sasrec_lab.config.trainer_flags import _OURS
 
     real = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     assert set(TRAINER_FLAGS) | set(_OURS) == real

@@ -12,15 +12,16 @@ from small_data import holdout_of, random_users
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sasrec_lab import metrics, topk
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.lightning_module import SequentialRecommender
-from sasrec_lab.metrics import Scores, sampled_ranks
-from sasrec_lab.model.dropout import dropout
-from sasrec_lab.topk import best_items
+from sasrec_lab.evaluation import metrics
+from sasrec_lab.evaluation.metrics import Scores, sampled_ranks
+from sasrec_lab.ops import ranking as topk
+from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.ranking import best_items
+from sasrec_lab.training.lightning_module import SequentialRecommender
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, random_users
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, cuts
 

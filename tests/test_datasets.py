@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import CONF_DIR
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.data import source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_interactions
-from sasrec_lab.data.schema import DatasetConfig
 from sasrec_lab.errors import InputError
 
 NAMES = sorted(path.stem for path in Path(CONF_DIR, "dataset").glob("*.yaml"))

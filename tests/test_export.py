@@ -14,7 +14,7 @@ import pytest
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.export import export as write_export
-from sasrec_lab.recommender import Recommender
+from sasrec_lab.recommend.recommender import Recommender
 
 README = (Path(__file__).parent.parent / "README.md").read_text().partition("## Export")[2]
 DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")

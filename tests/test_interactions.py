@@ -8,11 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, WeightConfig
 from sasrec_lab.data import columns, interactions, source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file, read_interactions
-from sasrec_lab.data.schema import DatasetConfig, Format, IdType, Repeats, WeightConfig
 from sasrec_lab.errors import InputError
 
 FILE = Path("x.csv")

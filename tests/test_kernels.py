@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab import compiler, kernels
+from sasrec_lab.ops import compiler
+from sasrec_lab.ops import library as kernels
 
 TWINS = (
     "test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",

@@ -14,10 +14,10 @@ import pytest
 from fresh_cache import cache_in
 from small_sweep import TINY, ends
 
-from sasrec_lab import sweep as sweeps
-from sasrec_lab.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.plain import plain
 from sasrec_lab.errors import InputError
-from sasrec_lab.plain import plain
+from sasrec_lab.run import sweep as sweeps
 
 PLUGINS = {  # module -> extra
     "hydra_plugins.hydra_joblib_launcher": "joblib",

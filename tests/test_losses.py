@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasrec_lab import kernels, losses
-from sasrec_lab.config import LossConfig, LossName
+from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
-from sasrec_lab.losses import LOSSES, check_negatives
+from sasrec_lab.ops import library as kernels
+from sasrec_lab.training import losses
+from sasrec_lab.training.losses import LOSSES, check_negatives
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 pytestmark = pytest.mark.usefixtures("one_thread", "both_forms")

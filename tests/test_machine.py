@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sasrec_lab import machine
+from sasrec_lab.ops import backend as machine
 
 CPU = torch.device("cpu")
 TORCH, ONEDNN = "torch's default float32, 9 GFLOP/s", "oneDNN float32, 9 GFLOP/s (torch's default: 8 GFLOP/s)"

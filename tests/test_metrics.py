@@ -11,14 +11,15 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab import kernels, metrics
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import Catalogue, Windows
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.schema import Catalogue, Windows
 from sasrec_lab.data.sequences import hold_out, load_sequences
-from sasrec_lab.metrics import (
+from sasrec_lab.evaluation import metrics
+from sasrec_lab.evaluation.baselines import popularity_metrics
+from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
     MeanLoss,
     Numbers,
@@ -28,7 +29,7 @@ from sasrec_lab.metrics import (
     metrics_from_counts,
     sampled_ranks,
 )
-from sasrec_lab.popularity import popularity_metrics
+from sasrec_lab.ops import library as kernels
 
 NAN = float("nan")
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")

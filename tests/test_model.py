@@ -10,15 +10,15 @@ from small_data import random_users
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab import kernels
-from sasrec_lab.command_line import load
-from sasrec_lab.config import Activation, Init, ModelConfig, Norm, PosEmb
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
-from sasrec_lab.losses import softmax
-from sasrec_lab.model import buckets
-from sasrec_lab.model import dropout as dropout_module
-from sasrec_lab.model.dropout import dropout, kept_share
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.ops import buckets
+from sasrec_lab.ops import dropout as dropout_module
+from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops.dropout import dropout, kept_share
+from sasrec_lab.training.losses import softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from small_data import holdout_of, random_users
 
-from sasrec_lab.config import Draw, LossConfig, LossName
+from sasrec_lab.config.dataset import Catalogue, Windows
+from sasrec_lab.config.schema import Draw, LossConfig, LossName
 from sasrec_lab.data import negatives
 from sasrec_lab.data.batches import few_sizes
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, draw_shared, training_counts, training_items
-from sasrec_lab.data.schema import Catalogue, Windows
 from sasrec_lab.data.sequences import Holdout
 
 USERS = [

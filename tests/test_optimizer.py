@@ -8,11 +8,11 @@ from small_data import holdout_of, random_users
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.lightning_module import SequentialRecommender
-from sasrec_lab.optimizer import RowwiseAdam
+from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.optimizer import RowwiseAdam
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

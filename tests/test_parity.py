@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import Init
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import Init
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import parity_rectools

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.command_line import check_command_line
+from sasrec_lab.config.command_line import check_command_line
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m sasrec_lab\.train(.*)$", README, re.M) + re.findall(

@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sasrec_lab.command_line import check_command_line, load
-from sasrec_lab.config import CONF_DIR, RecommendConfig
+from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.recommend import recommend
-from sasrec_lab.recommender import Recommender
-from sasrec_lab.run_folder import whole
+from sasrec_lab.recommend.__main__ import recommend
+from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run.folder import whole
 from sasrec_lab.train import train
 
 MAKE = Path(CONF_DIR).parent / "scripts" / "make_synthetic.py"

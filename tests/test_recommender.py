@@ -14,15 +14,15 @@ import pytest
 import torch
 from small_data import random_users, sequences_of
 
-from sasrec_lab import histories, lists
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
 from sasrec_lab.data.batches import pack
+from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError, InputWarning
-from sasrec_lab.histories import Histories
-from sasrec_lab.ids import Ids
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.provenance import near
-from sasrec_lab.recommender import Recommender
+from sasrec_lab.recommend import histories, lists
+from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run.provenance import near
 from sasrec_lab.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from small_data import holdout_of, random_users, sequences_of
 
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
 from sasrec_lab.data import sequences, source, stamp
 from sasrec_lab.data.interactions import read_file
-from sasrec_lab.data.schema import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
 from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
 from sasrec_lab.errors import InputError
 
@@ -27,7 +27,7 @@ def sessions(holdout: Holdout) -> list[list]:
 
 def batch_of(holdout: Holdout):
     """All training windows, packed."""
-    from sasrec_lab.data.batches import training_batch  # here, so that the processes below start without torch
+    from sasrec_lab.data.batches import training_batch
 
     return training_batch(holdout, np.arange(len(holdout.window_users)), None)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.data import source
-from sasrec_lab.data.schema import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.errors import InputError
 
 ROWS = b"1\t2\t3\t4\n"

@@ -10,7 +10,7 @@ import sys
 import pytest
 from small_sweep import TINY, ends
 
-from sasrec_lab.command_line import check_command_line
+from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.errors import InputError
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.data.schema import SyntheticConfig
+from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.data.synthetic import make_interactions
 
 CONFIG = SyntheticConfig(users=2000, items=500, mean_length=20, seed=0)

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sasrec_lab.command_line import load
-from sasrec_lab.data.schema import DatasetConfig
-from sasrec_lab.data.titles import read_titles
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.data.items import read_titles
 from sasrec_lab.errors import InputError
 
 IDS = np.array([1, 3, 7])

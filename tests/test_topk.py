@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sasrec_lab import topk
-from sasrec_lab.topk import Best, best_items
+from sasrec_lab.ops import ranking as topk
+from sasrec_lab.ops.ranking import Best, best_items
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,15 +19,16 @@ from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from sasrec_lab import kernels, run_folder
-from sasrec_lab.claims import claimed
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
-from sasrec_lab.lightning_module import SequentialRecommender
-from sasrec_lab.recommender import Recommender
+from sasrec_lab.ops import library as kernels
+from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run.lock import claimed
 from sasrec_lab.train import train
-from sasrec_lab.trainer import build_trainer, interruptible
+from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.trainer import build_trainer, interruptible
 
 TINY = [
     "dataset=synthetic",

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 
+from sasrec_lab.config.dataset import DatasetConfig, Repeats
 from sasrec_lab.data.order import in_order
-from sasrec_lab.data.schema import DatasetConfig, Repeats
 from sasrec_lab.errors import InputError
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from sasrec_lab.data.schema import DatasetConfig
+from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.errors import InputError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sasrec_lab.config import LossConfig, LossName, TrainConfig
+from sasrec_lab.config.schema import LossConfig, LossName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
 from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
 from sasrec_lab.data.sequences import Holdout

@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, WeightConfig
 from sasrec_lab.data import source
 from sasrec_lab.data.columns import Column, cut_header, read_lists, read_table, refuse_blank
-from sasrec_lab.data.schema import DatasetConfig, Format, IdType, WeightConfig
 from sasrec_lab.errors import InputError
 
 _MOST_THREADS = 8  # more wait for the one that reads the file

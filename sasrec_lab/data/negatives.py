@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sasrec_lab.config import Draw
+from sasrec_lab.config.schema import Draw
 from sasrec_lab.data.batches import few_sizes
 from sasrec_lab.data.sequences import Holdout
 

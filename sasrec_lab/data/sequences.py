@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pooch
 
+from sasrec_lab.config.dataset import Catalogue, DatasetConfig, Format, HeldOut, Windows
+from sasrec_lab.config.plain import plain
 from sasrec_lab.data import source, stamp
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
-from sasrec_lab.data.schema import Catalogue, DatasetConfig, Format, HeldOut, Windows
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError
-from sasrec_lab.plain import plain
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import pooch
 import requests
 
-from sasrec_lab.data.schema import DatasetConfig, SourceConfig
+from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.data.schema import SyntheticConfig
+from sasrec_lab.config.dataset import SyntheticConfig
 
 _SPREAD = 0.8  # standard deviation of the logarithm of a user's number of interactions
 _SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])  # chances of an item's likely successors

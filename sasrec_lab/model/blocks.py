@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab import kernels
-from sasrec_lab.config import Activation, ModelConfig, Norm
-from sasrec_lab.model.attention import Plan, attend, attend_newest
-from sasrec_lab.model.dropout import dropout
+from sasrec_lab.config.schema import Activation, ModelConfig, Norm
+from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops.attention import Plan, attend, attend_newest
+from sasrec_lab.ops.dropout import dropout
 
 REGISTERS = 16  # numbers: a whole number of registers on any processor
 

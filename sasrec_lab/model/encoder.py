@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config import Init, ModelConfig, PosEmb
+from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
-from sasrec_lab.model.attention import Plan
 from sasrec_lab.model.blocks import Block
-from sasrec_lab.model.dropout import dropout
+from sasrec_lab.ops.attention import Plan
+from sasrec_lab.ops.dropout import dropout
 
 
 class Encoder(nn.Module):

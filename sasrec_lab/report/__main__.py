@@ -6,10 +6,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
+from sasrec_lab.config.printed import printed
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.printed import printed
 from sasrec_lab.report import formats, runs, tables
-from sasrec_lab.run_folder import whole
+from sasrec_lab.run.folder import whole
 
 _HELP = """\
 Runs that differ only in the seed are one row: mean, standard deviation, n; beside the published value, and tested
@@ -80,7 +80,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _draw(report: tables.Report, html: Path | None, folder: Path | None) -> None:
-    from sasrec_lab.report import figures, page  # matplotlib takes a second to import
+    from sasrec_lab.report import figures, page
 
     drawn = figures.draw(report)
     if folder:

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from sasrec_lab.claims import is_taken
 from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.run.lock import is_taken
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # what tables tell
@@ -178,7 +178,7 @@ def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from sasrec_lab.config import CONF_DIR
+    from sasrec_lab.config.schema import CONF_DIR
 
     try:
         hydra = yaml.load((sweep / "multirun.yaml").read_text(), Loader)["hydra"]

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from sasrec_lab.config import LossConfig, ModelConfig
+from sasrec_lab.config.schema import LossConfig, ModelConfig
 
 
 def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -> float:

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import DatasetConfig, Format
 from sasrec_lab.data import source
-from sasrec_lab.data.schema import DatasetConfig, Format
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 

@@ -18,14 +18,14 @@ import pytorch_lightning as pl
 import torch
 
 from benchmark.floor import compared_items, flops_per_position, flops_per_user, matrix_rate, synchronise
-from sasrec_lab import machine
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
 from sasrec_lab.errors import InputError
-from sasrec_lab.lightning_module import SequentialRecommender
-from sasrec_lab.trainer import build_trainer
+from sasrec_lab.ops import backend as machine
+from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
 

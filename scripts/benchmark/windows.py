@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec_lab.command_line import load
+from sasrec_lab.config.command_line import load
 from sasrec_lab.data.sequences import hold_out, load_sequences
 from sasrec_lab.errors import InputError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from parity.peer import Arrays, defaults, with_weights
-from sasrec_lab.config import ModelConfig
+from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.sequences import Sequences
-from sasrec_lab.run_folder import whole
+from sasrec_lab.run.folder import whole
 
 
 def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: dict[str, Arrays]) -> None:

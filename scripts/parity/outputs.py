@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
-from sasrec_lab.config import ModelConfig, TrainConfig
+from sasrec_lab.config.dataset import Catalogue, HeldOut, Windows
+from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.data.batches import pack, training_batch
-from sasrec_lab.data.schema import Catalogue, HeldOut, Windows
+from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
-from sasrec_lab.histories import Histories
-from sasrec_lab.ids import Ids
-from sasrec_lab.losses import softmax
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.recommender import Recommender
+from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.training.losses import softmax
 
 WITHIN = 1e-5
 WINDOWS = 32  # a batch of the losses, as in peers/rectools_parity.py

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from benchmark.peer import PEERS
 
-from sasrec_lab.command_line import load
-from sasrec_lab.config import ModelConfig, TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.data.sequences import Sequences
 
 FOLDER = Path("outputs/parity")

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from parity.peer import FOLDER, MODEL, PEER, sizes
-from sasrec_lab.command_line import load
-from sasrec_lab.config import TrainConfig
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
-from sasrec_lab.metrics import HoldoutMetrics, Scores
-from sasrec_lab.run_folder import whole
+from sasrec_lab.evaluation.metrics import HoldoutMetrics, Scores
+from sasrec_lab.run.folder import whole
 from sasrec_lab.train import train
 
 FIRST_USERS = 2000

@@ -1,0 +1,43 @@
+"""The items' titles, where a data set has a file of them."""
+
+import numpy as np
+import pandas as pd
+
+from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.data import source
+from sasrec_lab.data.ids import Ids
+from sasrec_lab.errors import InputError
+
+
+def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarray) -> np.ndarray | None:
+    """One for each id, empty where the file has none; None without a file.
+
+    Raises:
+        InputError: the file is not what the config says.
+    """  # (num_items,) text
+    path = source.find_titles(dataset, source.data_root(data_dir))
+    if path is None:
+        return None
+    config, columns = dataset.titles, [dataset.titles.item, dataset.titles.title]
+    try:
+        table = pd.read_csv(
+            path,
+            sep=config.separator,
+            names=config.names and list(config.names),
+            usecols=range(len(config.names)) if config.names else None,
+            encoding=config.encoding,
+            dtype=str,
+            keep_default_na=False,
+        )
+    except (ValueError, OSError, LookupError) as error:
+        raise InputError(f"dataset.titles.path: {path} cannot be read ({str(error).splitlines()[0]})") from error
+    if missing := [name for name in columns if name not in table]:
+        raise InputError(
+            f"{path}: no column {missing[0]!r}; it has {', '.join(table)};"
+            " say which they are: dataset.titles.item=..., dataset.titles.title=..."
+        )
+    table = table.drop_duplicates(config.item)
+    numbers = Ids(item_ids).numbers(table[config.item], f"{path}, column {config.item}")
+    titles = np.full(len(item_ids), "", dtype=object)
+    titles[numbers[numbers >= 0]] = table[config.title][numbers >= 0]
+    return titles.astype(str)

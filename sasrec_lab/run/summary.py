@@ -1,0 +1,150 @@
+"""What a run says in words: its protocol, the two lines it opens with and the table it closes with."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from sasrec_lab.config.convert import known_keys
+from sasrec_lab.config.dataset import HeldOut
+from sasrec_lab.config.plain import flat, is_beside, plain
+from sasrec_lab.config.schema import LossName, OptimizerName, TrainConfig
+from sasrec_lab.data.sequences import Holdout, Sequences
+from sasrec_lab.run.provenance import near
+
+_OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
+_NOT_SHOWN = (*_OR_NULL, "dataset/sources")
+_FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
+
+
+def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
+    """Everything that makes two numbers comparable."""
+    dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
+    part = cfg.trainer.get("limit_val_batches", 1.0)
+    last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
+    return {
+        "dataset": dataset["name"],
+        "file": sequences.file,
+        "sha256": sequences.sha256,
+        "users": len(sequences.user_ids),
+        "items": len(sequences.item_ids),
+        "interactions": len(sequences.items),
+        "filters": {key: dataset[key] for key in _FILTERS},
+        "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
+        "holdout": "none: all is trained on" if cfg.dataset.holdout is HeldOut.none else last,
+        "held_out_users": len(holdout.users),
+        "training_windows": dataset["windows"],
+        "catalogue": dataset["catalogue"],
+        "candidates": {"full": holdout.num_items},
+        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")}
+        if evaluation["sampled"]
+        else None,
+        "seen_items": "left out, a target among them is a miss"
+        if evaluation["filter_seen"]
+        else "ranked like the others",
+        "ties": "a rank counts every other candidate that does not score below the target",
+        "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
+        "validation": "none"
+        if cfg.dataset.holdout is HeldOut.none
+        else "all held-out users"
+        if part == 1.0 and isinstance(part, float)
+        else f"those of trainer.limit_val_batches={part}, the shortest histories first",
+    }
+
+
+def data_line(sequences: Sequences, holdout: Holdout) -> str:
+    lengths = sequences.lengths
+    known = "" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model"
+    return (
+        f"data   {sequences.file}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
+        f" {len(sequences.items):,} interactions\n"
+        f"       a user has {lengths.mean():.1f} (median {sorted(lengths)[len(lengths) // 2]:,}, longest"
+        f" {lengths.max():,}); {len(holdout.users):,} users held out{known}"
+    )
+
+
+def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
+    model = cfg.model
+    hint = f"\n       not at full speed: no kernels ({facts['no_kernels']})" if "no_kernels" in facts else ""
+    return (
+        f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
+        f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"
+        f"       {facts['device']}, {facts['matmul']}{hint}"
+    )
+
+
+def other_kernels(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """What to say where a resumed run goes on with other kernels: they round otherwise, and torch's dropout draws other
+    masks."""
+    if now["kernels"].startswith(before.get("kernels") or ""):  # earlier versions wrote "compiled" alone
+        return None
+    return (
+        f"the run began with kernels that are {before['kernels']} and goes on with {now['kernels']}: numbers differ"
+        " from those of a run in one go"
+    )
+
+
+def _loss(cfg: TrainConfig) -> str:
+    """With what it draws, and the optimiser where that is not Adam."""
+    name = cfg.loss.name.name
+    if cfg.loss.negatives:
+        what = "batch" if cfg.loss.name is LossName.sampled_softmax else "position"
+        name += f" ({_count(cfg.loss.negatives, 'negative')} a {what})"
+    return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
+
+
+def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
+    """Every key that says how the run was made, the same keys for every run."""
+    given = {key: value for key, value in flat(plain(cfg)).items() if not is_beside(key.replace("/", "."))}
+    keys = [key.replace(".", "/") for key in known_keys()]
+    inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
+    return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
+
+
+def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
+    """What TensorBoard shows beside the hyper-parameters: the test, and what the checkpoint was chosen by."""
+    metrics, monitor = results["metrics"], cfg.evaluation.monitor
+    best = {f"best/{monitor}": metrics[monitor]} if monitor in metrics else {}
+    return {name: value for name, value in metrics.items() if name.startswith("test/")} | best
+
+
+def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
+    """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
+    cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
+    endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
+    if cfg.dataset.holdout is HeldOut.none:
+        endings = []
+    rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
+    lines = [] if endings else ["", "Nothing was held out, so nothing is measured."]
+    for ending in endings:
+        candidates = (
+            f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])
+        )
+        lines += [
+            "",
+            f"Test: the last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}",
+        ]
+        names = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
+        lines.append(" " * 14 + "".join(f"{title:>12}" for title in names))
+        for row, metrics in rows.items():
+            cells = (metrics.get(f"test/{name}{ending}") for name in names.values())
+            lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    board = Path(sys.executable).with_name("tensorboard")
+    best = results["best_epoch"]
+    chosen = f"epoch {best} of {results['epochs']}, the best on validation" if best is not None else "the last epoch"
+    lines += [
+        "",
+        f"checkpoint   {chosen}",
+        f"run folder   {near(folder)}",
+        f"TensorBoard  {shlex.join([near(board), '--logdir', near(folder / 'tb')])}",
+    ]
+    return "\n".join(lines)
+
+
+def _all_items(protocol: dict[str, Any]) -> str:
+    unseen = protocol["seen_items"].startswith("left out")
+    return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

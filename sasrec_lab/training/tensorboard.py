@@ -1,0 +1,133 @@
+"""What TensorBoard shows beside a run's scalars: its hyper-parameters, and where asked attention maps and the items'
+vectors.
+
+T tokens of one user, H heads.
+"""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.batches import PackedBatch, evaluation_batch
+from sasrec_lab.data.sequences import Holdout
+from sasrec_lab.model.encoder import Encoder
+
+SHOWN = 20  # newest items of a user in a picture: of more the names cannot be read
+PROJECTED = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
+
+
+def write_hyperparameters(writer: SummaryWriter, keys: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+    """Once, at the end: of several event files of one second TensorBoard may read the newest first.
+
+    Without a summary of the experiment, which the first run would write for all, TensorBoard gathers the keys of all
+    runs and puts those first in which they differ.
+    """
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+    plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in keys.items()}
+    for part in hparams(plain, metrics)[1:]:  # of the session's start and end
+        writer._get_file_writer().add_summary(part, step)
+
+
+def write_attention(
+    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, maxlen: int, users: dict[int, str], names: np.ndarray
+) -> None:
+    """A picture a user: how much each of the newest items attends to which, in each block and head.
+
+    `users` are rows of `holdout.users` and what to call them, `names` (num_items,) what to call the items.
+    """
+    for row, user in users.items():
+        inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
+        labels = [str(names[item - 1]) for item in inputs.items[: inputs.offsets[-1]]]
+        writer.add_figure(f"attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
+
+
+def write_projector(
+    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, names: np.ndarray, ids: np.ndarray
+) -> None:
+    """The vectors of the most frequent items, with name, id and interactions."""
+    counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
+    chosen = np.argsort(-counts, kind="stable")[:PROJECTED]
+    rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
+    writer.add_embedding(
+        encoder.item_table[torch.from_numpy(chosen)], rows, tag="items", metadata_header=["item", "id", "interactions"]
+    )
+
+
+def draw(
+    writer: SummaryWriter,
+    encoder: Encoder,
+    holdout: Holdout,
+    user_ids: np.ndarray,
+    titles: np.ndarray | None,
+    cfg: TrainConfig,
+) -> None:
+    """What `cfg` asks for; `user_ids` of all users, and `titles` (num_items,) of the items that the model knows."""
+    ids = holdout.item_ids.astype(str)
+    names = ids if titles is None else np.where(titles == "", ids, titles)
+    if cfg.tensorboard.attention_users and encoder.blocks:
+        users = {row: str(user_ids[holdout.users[row]]) for row in spread(holdout, cfg.tensorboard.attention_users)}
+        write_attention(writer, encoder, holdout, cfg.model.maxlen, users, names)
+    if cfg.tensorboard.projector:
+        write_projector(writer, encoder, holdout, names, ids)
+
+
+def spread(holdout: Holdout, count: int) -> list[int]:
+    """Rows of held-out users from short to long histories, the same for every run on the data."""
+    lengths = (holdout.val_ends - holdout.starts)[holdout.users]
+    order = np.argsort(lengths, kind="stable")[np.searchsorted(np.sort(lengths), 2) :]  # one item attends to itself
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return order[places].tolist()
+
+
+@torch.enable_grad()  # without gradients a block may be one kernel, in which there are no queries and keys to see
+def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
+    """Of each block (H, T, T): how much a token, in a row, attends to which; `batch` holds one user."""
+    tokens, seen = int(batch.offsets[-1]), []
+    layers = [layer for block in encoder.blocks for layer in (block.query, block.key)]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(out[:tokens])) for layer in layers]
+    training = encoder.training
+    encoder.eval()
+    try:
+        encoder(batch.to(encoder.item_table.device))
+    finally:
+        encoder.train(training)
+        for hook in hooks:
+            hook.remove()
+    return [
+        _weights(q.detach().float(), k.detach().float(), block.heads)
+        for q, k, block in zip(seen[::2], seen[1::2], encoder.blocks, strict=True)
+    ]
+
+
+def _weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    q, k = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k))  # (T, D) -> (H, T, D / H)
+    scores = q @ k.mT / sqrt(q.shape[-1])
+    future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1).cpu()
+
+
+def _figure(blocks: list[Tensor], items: list[str]) -> Any:
+    """Blocks above each other, heads beside each other; the newest item is below and on the right."""
+    from matplotlib.figure import Figure  # a third of a second that most runs need not wait
+
+    tokens, shown, heads = len(items), min(len(items), SHOWN), len(blocks[0])
+    labels = [label if len(label) <= 30 else f"{label[:29]}…" for label in items[-shown:]]
+    side = 2 + 0.22 * shown  # inches
+    figure = Figure(figsize=(side * heads + 2, (side + 1) * len(blocks)), layout="constrained")
+    figure.suptitle(f"the {shown} newest of {tokens} items" if shown < tokens else f"all {tokens} items")
+    for number, row in enumerate(zip(blocks, figure.subplots(len(blocks), heads, squeeze=False), strict=True)):
+        for head, (weights, axes) in enumerate(zip(*row, strict=True)):
+            image = axes.imshow(weights[-shown:, -shown:].numpy(), cmap="viridis", vmin=0)
+            axes.set_title(f"block {number + 1}, head {head + 1}")
+            axes.set_xticks(range(shown), labels, rotation=90, fontsize=7)
+            axes.set_yticks(range(shown), labels if head == 0 else [], fontsize=7)
+            axes.set_xlabel("attends to")
+            figure.colorbar(image, ax=axes, shrink=0.7)
+    return figure
