@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, default=10, help="length of the lists (10)")
     parser.add_argument(
-        "--fixture", type=Path, metavar="FILE", help="write what RecTools gave, for tests/test_parity.py"
+        "--fixture", type=Path, metavar="FILE", help="write what RecTools gave, for tests/scripts/test_parity.py"
     )
     parser.add_argument("--train", action="store_true", help="train both instead, and compare their NDCG@10")
     parser.add_argument("--seeds", type=int, default=3, help="of the training (3)")

@@ -101,7 +101,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     A chunk of tokens at a time its logits are made, turned into probabilities and used up for both gradients while they
     lie in the cache, so (T, V) logits never exist: half the time of logits and autograd, and memory that does not
     grow with T * V. Compiled (cpp/loss.cpp) a step is another 1.1 (MovieLens-1M) to 1.3 times as fast (KION). The plain
-    twin is in tests/test_losses.py.
+    twin is in tests/training/test_losses.py.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The fixture of tests/test_parity.py: RecTools' weights and outputs, figures only."""
+"""The fixture of tests/scripts/test_parity.py: RecTools' weights and outputs, figures only."""
 
 import json
 from dataclasses import replace

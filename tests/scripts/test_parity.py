@@ -16,11 +16,11 @@ import pytest
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import Init
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_rectools
 from parity import fixture, outputs, peer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FIXTURE = ROOT / "tests/fixtures/rectools.json"

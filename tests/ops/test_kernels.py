@@ -61,7 +61,7 @@ def test_other_compilers_compute_the_same(name):
 def check_twins_with(cxx: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TWINS]
     env = os.environ | {"CXX": cxx}
-    done = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout
 
