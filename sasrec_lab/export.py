@@ -50,14 +50,14 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     # imported here, because help and messages about mistakes need not wait for torch
     import torch
 
+    from sasrec_lab.files import atomic_write
     from sasrec_lab.recommend.recommender import Recommender
-    from sasrec_lab.run.folder import whole
 
     recommender = Recommender.from_run(run, device="cpu")
     saved = BytesIO()  # torch itself, writing to a full disk, ends the process
     torch.export.save(program_of(recommender), saved)
     try:
-        with whole(output) as program, whole(ids) as draft:
+        with atomic_write(output) as program, atomic_write(ids) as draft:
             program.write_bytes(saved.getbuffer())
             draft.write_text(json.dumps({"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}))
     except OSError as error:
@@ -83,7 +83,7 @@ def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":  #
     """By torch's own operators alone: attention asks torch.compiler.is_exporting()."""
     import torch
 
-    from sasrec_lab.model.alone import ScoresOfOne
+    from sasrec_lab.model.encoder import ScoresOfOne
 
     maxlen = recommender.maxlen
     example = torch.ones(maxlen, dtype=torch.int64)

@@ -24,9 +24,11 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.sequences import hold_out, load_sequences
-from sasrec_lab.evaluation.metrics import HoldoutMetrics, Scores
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.train import train
 from tests.padded_twin import PaddedSASRec, padded_twin
 

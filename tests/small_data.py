@@ -3,7 +3,8 @@
 import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
+from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.sequences import Sequences
 
 
 def sequences_of(users: list[list[int]], weights: list[list[float]] | None = None) -> Sequences:

@@ -2,8 +2,36 @@
 
 import re
 from math import inf
+from typing import Any
 
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, did_you_mean
+
+# The flags of pytorch_lightning.Trainer, written out because importing it takes three seconds; a test compares them.
+TRAINER_FLAGS = (
+    "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run", "max_epochs", "min_epochs",
+    "max_steps", "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+    "num_sanity_val_steps", "log_every_n_steps", "enable_progress_bar", "enable_model_summary",
+    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
+    "inference_mode", "profiler", "detect_anomaly", "sync_batchnorm", "reload_dataloaders_every_n_epochs",
+)  # fmt: skip
+_WHOLE = ("max_epochs", "min_epochs", "max_steps", "check_val_every_n_epoch", "accumulate_grad_batches")
+_OURS = (
+    "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "enable_checkpointing",
+    "barebones", "enable_autolog_hparams", "model_registry",
+)  # fmt: skip
+TURNED_DOWN = dict.fromkeys(_OURS, "train.py sets it") | {
+    "limit_test_batches": "a test on some of the users would be comparable to nothing",
+    "fast_dev_run": "it writes no checkpoint to test; for a short look use trainer=fast",
+    "overfit_batches": "it would validate on training data; for a small training set use trainer.limit_train_batches",
+    "val_check_interval": "validation comes at an epoch's end; for every n-th one use trainer.check_val_every_n_epoch",
+}
+_CHOICES = {
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
+    "precision": ("32-true", 32, "bf16-mixed"),
+    "deterministic": (True, False, "warn", None),
+}
 
 
 def check_finite(key: str, value: float) -> None:
@@ -28,3 +56,27 @@ def check_folder_names(key: str, value: str, what: str, nested: bool = False) ->
         raise InputError(
             f"{key}={value!r} names {what}; use letters, digits, '_', '-'{', ' + repr('/') if nested else ''}"
         )
+
+
+def check_trainer_flag(flag: str, value: Any) -> None:
+    """Raises InputError where the flag is turned down, the Trainer has none of this name, or the value is wrong."""
+    key = f"trainer.{flag}"
+    if flag in TURNED_DOWN:
+        raise InputError(f"{key} cannot be given: {TURNED_DOWN[flag]}")
+    if flag not in TRAINER_FLAGS:
+        raise InputError(f"{key} is not a Lightning Trainer flag{did_you_mean(flag, list(TRAINER_FLAGS))}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = whole or isinstance(value, float)
+    counted = whole and (value >= 1 or value == -1)
+    if flag in _WHOLE and value is not None and not counted:
+        raise InputError(f"{key}={value} must be a whole number of at least 1, or -1 for no limit")
+    if flag in _CHOICES and not any(value is choice or value == choice for choice in _CHOICES[flag]):
+        raise InputError(f"{key}={value} is not one of {', '.join(str(choice) for choice in _CHOICES[flag])}")
+    if flag == "devices" and not (counted or value == "auto" or isinstance(value, list)):
+        raise InputError(f"{key}={value} must be a number of devices, -1 or auto for all, or a list of their numbers")
+    if flag.startswith("limit_"):
+        least = 0 if flag == "limit_val_batches" else 1e-9
+        if not number or not (least <= value <= 1 or (whole and value > 1)):
+            raise InputError(f"{key}={value} must be a part such as 0.1, up to 1.0, or a number of batches")
+    if flag == "gradient_clip_val" and value is not None and not (number and value > 0):
+        raise InputError(f"{key}={value} must be above 0; null switches clipping off")

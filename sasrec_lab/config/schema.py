@@ -13,9 +13,8 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed
+from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
 from sasrec_lab.config.dataset import DatasetConfig, HeldOut
-from sasrec_lab.config.trainer_flags import check_trainer_flag
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.files import job_folder
 

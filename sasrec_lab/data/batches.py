@@ -4,13 +4,13 @@ Everything in the model is per token; only attention has to know where a sequenc
 """
 
 from dataclasses import dataclass, fields, replace
-from math import ceil, floor, log2
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.data.sequences import Holdout
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.ops.backend import round_up_size
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     offsets = np.append(0, np.cumsum(lengths))
     tokens = offsets[-1]
     places = np.arange(tokens) + np.repeat(starts - offsets[:-1], lengths)  # (T,) in `items`
-    in_all = few_sizes(tokens)
+    in_all = round_up_size(tokens)
     numbers = np.empty(in_all, dtype=np.int64)
     numbers[:tokens] = items[places]
     numbers[tokens:] = numbers[tokens - 1]  # no row of the table but the batch's
@@ -118,13 +118,6 @@ def evaluation_batch(
         seen_items=_tensor(seen_items),
         candidates=None if candidates is None else _tensor(candidates),
     )
-
-
-def few_sizes(n: int, an_octave: int = 8) -> int:
-    """Round up to a multiple of an eighth of the power of two below, so at most eight sizes between n and 2n; or of
-    another power of two's part."""
-    step = max(1, 2 ** floor(log2(max(n, 1))) // an_octave)
-    return ceil(n / step) * step
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import LossConfig, LossName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
+from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
-from sasrec_lab.data.sequences import Holdout
 
 # States (T, D) of users who are ranked at once, 16 MiB: on MovieLens-1M a seventh faster than 4 MiB, with kernels and
 # without; more leaves the cache where torch's functions are at work.

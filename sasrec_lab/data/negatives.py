@@ -3,8 +3,8 @@
 import numpy as np
 
 from sasrec_lab.config.schema import Draw
-from sasrec_lab.data.batches import few_sizes
-from sasrec_lab.data.sequences import Holdout
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.ops.backend import round_up_size
 
 TRIES = 1000  # rounds of drawing anew; a user who has had nearly every item then keeps what came last
 
@@ -55,7 +55,7 @@ def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) ->
     points = np.sort(rng.integers(0, cumulative[-1], size=count))  # in order: the search then stays in the cache
     items, times = np.unique(np.searchsorted(cumulative, points, side="right"), return_counts=True)
     share = (cumulative[items] - np.where(items > 0, cumulative[items - 1], 0)) / cumulative[-1]
-    surplus = (0, few_sizes(len(items) + 1) - 1 - len(items))
+    surplus = (0, round_up_size(len(items) + 1) - 1 - len(items))
     log_weights = np.log(times) - np.log(count * share)
     return np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf)
 

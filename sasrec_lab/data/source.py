@@ -3,11 +3,13 @@
 import difflib
 import gzip
 import hashlib
+import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +22,10 @@ import requests
 
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.errors import InputError
+
+_STAMP_NAME = "stamp.json"
+_SETTLED = 2_000_000_000  # nanoseconds
+Stamp = dict[str, int]
 
 log = logging.getLogger(__name__)
 
@@ -260,3 +266,30 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return str(error)
+
+
+def file_stamp(path: Path) -> Stamp:
+    said = path.stat()
+    return {"size": said.st_size, "mtime_ns": said.st_mtime_ns, "ctime_ns": said.st_ctime_ns, "inode": said.st_ino}
+
+
+def find_checksum(stamp: Stamp, cache: Path) -> str | None:
+    """The sha256 that a folder of the cache has for this stamp."""
+    for file in cache.glob(f"*/{_STAMP_NAME}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # the folder just deleted, or spoilt by hand
+            left = json.loads(file.read_text())
+            if left["file"] == stamp:
+                return left["sha256"]
+    return None
+
+
+def save_stamp(stamp: Stamp, sha256: str, folder: Path) -> None:
+    """Put the stamp into the folder in one atomic step; of two processes either one's may stay, for both are true."""
+    if time.time_ns() - max(stamp["mtime_ns"], stamp["ctime_ns"]) < _SETTLED:
+        return
+    with suppress(OSError):  # a cache that others own is used all the same
+        draft, name = tempfile.mkstemp(dir=folder, prefix=f".{_STAMP_NAME}-")
+        with open(draft, "w") as file:
+            json.dump({"file": stamp, "sha256": sha256}, file)
+            os.fchmod(draft, 0o644)  # as the arrays beside it: who reads them need not take the checksum again
+        os.replace(name, folder / _STAMP_NAME)

@@ -4,8 +4,6 @@ With one target a user, recall@k is the hit rate. Rank 1 is the best; rank 0 say
 candidates (an item the model does not know, or one that was left out as seen): a miss at every k.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -13,9 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab.config.schema import EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
-from sasrec_lab.ops import library as kernels
-
-SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which lie in the last-level cache; on a GPU 256 MiB
+from sasrec_lab.ops.ranking import Scores
 
 
 class HoldoutMetrics(nn.Module):
@@ -54,81 +50,6 @@ class HoldoutMetrics(nn.Module):
         return values
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Of every item for each user, states @ table', made in parts; a user whose state is NaN has the worst ranks.
-
-    In the table's own precision under autocast too: half as many digits make ties, which rank the target last.
-    """
-
-    states: Tensor  # (U, D)
-    table: Tensor  # (V, D)
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    @property
-    def num_items(self) -> int:
-        return len(self.table)
-
-    def block(self, begin: int, end: int) -> Tensor:
-        """Of items begin + 1 to end."""
-        with torch.autocast(self.states.device.type, enabled=False):
-            return self.states @ self.table[begin:end].T  # (U, end - begin)
-
-    def of_one(self, items: Tensor) -> Tensor:
-        """Of one item for each user (U,): by a product like the blocks', so that it rounds like theirs."""
-        with torch.autocast(self.states.device.type, enabled=False):
-            return (self.states @ self.table[items - 1].T).diagonal()[:, None]  # (U, 1)
-
-    def of(self, items: Tensor) -> Tensor:
-        """Of each user's own items (U, N)."""
-        with torch.autocast(self.states.device.type, enabled=False):
-            return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)  # (U, N)
-
-    def rows(self, chosen: Tensor) -> "Scores":
-        return replace(self, states=self.states[chosen])
-
-    def not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        """How many unseen items do not score below the target, the target among them.
-
-        The compiled form counts while the scores are in registers: nine tenths of the rate of a product that writes
-        them nowhere, torch's form two thirds.
-        """  # (U,) int64
-        if kernels.serve(self.states, self.table):
-            counts = torch.empty_like(targets)
-            sizes = (*self.states.shape, self.table, self.num_items)
-            pairs = targets.contiguous(), seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
-            kernels.call("count_not_below", self.states, *sizes, *pairs, counts)
-            return counts
-        return self._not_below_in_blocks(targets, seen_rows, seen_items)
-
-    def _not_below_in_blocks(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        device = "cuda" if targets.is_cuda else "cpu"
-        width = max(1, SCORES_AT_ONCE[device] // max(1, len(self)))
-        if self.num_items <= width:
-            return self._not_below_target_at_once(targets, seen_rows, seen_items)
-        expected = self.of_one(targets).contiguous()  # (U, 1)
-        counts, found = torch.zeros_like(targets), expected.clone()
-        for begin in range(0, self.num_items, width):
-            block = self.block(begin, min(begin + width, self.num_items))
-            here = (seen_items > begin) & (seen_items <= begin + width)
-            counts += _count(block, expected, seen_rows[here], seen_items[here] - 1 - begin)
-            rows = torch.nonzero((targets > begin) & (targets <= begin + width)).squeeze(1)
-            found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
-        # a product of other shape may round otherwise: such users are counted again with the score that the block gave
-        off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
-        for again in off.split(max(1, SCORES_AT_ONCE[device] // self.num_items)) if len(off) else ():
-            own = torch.isin(seen_rows, again)
-            pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
-            counts[again] = self.rows(again)._not_below_target_at_once(targets[again], *pairs)
-        return counts
-
-    def _not_below_target_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        block = self.block(0, self.num_items)
-        return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
-
-
 def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
     """The target's rank in the whole catalogue: 1 + the other candidates that do not score below it.
 
@@ -140,14 +61,6 @@ def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Ten
     ranks = scores.not_below_target(batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
     known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
     return torch.where(known, ranks, 0)
-
-
-def _count(block: Tensor, target_score: Tensor, seen_rows: Tensor, seen_columns: Tensor) -> Tensor:
-    """In each row of `block` (U, n) what is not below its target's score (U, 1), seen columns left out."""
-    seen_scores = block[seen_rows, seen_columns]  # (S,)
-    above = ~(seen_scores < target_score[seen_rows, 0])
-    not_below = block.shape[1] - torch.lt(block, target_score).sum(1)  # (U,)
-    return not_below.index_add_(0, seen_rows, -above.long())
 
 
 def sampled_ranks(scores: Scores, batch: EvaluationBatch) -> Tensor:

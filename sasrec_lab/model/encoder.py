@@ -98,3 +98,17 @@ def _sinusoids(maxlen: int, dim: int) -> Tensor:
     table[:, 0::2] = angles.sin()
     table[:, 1::2] = angles.cos()[:, : dim // 2]
     return table  # (L, D)
+
+
+class ScoresOfOne(nn.Module):
+    """The scores of all items after one history, the most recent item last."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, history: Tensor) -> Tensor:  # (L,) int64 -> (V,)
+        places = torch.arange(history.shape[0])
+        # an exported program knows no offsets: all tokens are one sequence's
+        batch = PackedBatch(items=history, positions=places.flip(0), last=places[-1:], offsets=None)
+        return (self.encoder.newest(batch) @ self.encoder.item_table.T).squeeze(0)

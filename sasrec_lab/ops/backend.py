@@ -1,46 +1,20 @@
 """What the run stands on: the device, the backend of matrix products, versions, memory."""
 
 import ctypes
-import importlib.metadata
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import ceil, floor, log2
 from pathlib import Path
-from typing import Any
 
 import pooch
 import torch
 
 from sasrec_lab.files import folder_name
-from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.compiler import name_of
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
-
-
-def facts(device: torch.device, before: str | None = None) -> dict[str, Any]:
-    """What run.json says of the machine; chooses the backend of matrix products on the way.
-
-    `before` is what an earlier session of the same run had, so that it goes on with the same.
-    """
-    return {
-        "device": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "matmul": use_fastest_exact_matmul(device, before),
-        **_kernels(device),
-        "versions": versions(),
-        "system": platform.platform(),
-    }
-
-
-def _kernels(device: torch.device) -> dict[str, str]:
-    found = kernels.found() if device.type == "cpu" else kernels.Found(None, [])
-    whose = f"compiled by {name_of(found.compiler)}" if found.library else "torch's"
-    return {"kernels": whose} | ({"no_kernels": found.missing} if found.missing else {})
 
 
 def use_fastest_exact_matmul(device: torch.device, before: str | None = None) -> str:
@@ -102,33 +76,6 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's free end stays
 
 
-def describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    threads = torch.get_num_threads()
-    return f"{device.type} ({threads} thread{'' if threads == 1 else 's'})"
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "pandas", "numpy", "sasrec-lab")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
-            found[name] = "not installed"
-    return {"python": platform.python_version(), **found}
-
-
-def peak_memory_mb() -> dict[str, int]:
-    """Most memory that the process has held, and most that tensors have held on the GPU, in MiB."""
-    unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss is in bytes there, in KiB elsewhere
-    peak = {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit // 1024}
-    if torch.cuda.is_available():
-        peak["cuda"] = torch.cuda.max_memory_allocated() // 2**20
-    return peak
-
-
 def processor() -> str:
     """The CPU's model."""
     with suppress(OSError):
@@ -177,3 +124,10 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
     start = time.perf_counter()
     torch.mm(a, b)
     return time.perf_counter() - start
+
+
+def round_up_size(n: int, an_octave: int = 8) -> int:
+    """Round up to a multiple of an eighth of the power of two below, so at most eight sizes between n and 2n; or of
+    another power of two's part."""
+    step = max(1, 2 ** floor(log2(max(n, 1))) // an_octave)
+    return ceil(n / step) * step

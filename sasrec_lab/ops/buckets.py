@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.data.batches import few_sizes
+from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.dropout import keep_mask, kept_share
 
 QUERIES_AT_ONCE = 128  # with the keys up to them: a fifth less work on MovieLens-1M; 64 save more, in more calls
@@ -33,13 +33,15 @@ class Buckets:
     @staticmethod
     def of(offsets: np.ndarray, tokens: int, device: torch.device) -> "Buckets":
         lengths = np.diff(offsets)
-        widths = np.array([few_sizes(-(-length // 16) * 16) for length in range(lengths.max() + 1)])[lengths]  # (B,)
+        widths = np.array([round_up_size(-(-length // 16) * 16) for length in range(lengths.max() + 1)])[
+            lengths
+        ]  # (B,)
         places = np.empty(offsets[-1], dtype=np.int64)
         sizes, members, cells = [], [], []
         end = 0
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            n, steps = few_sizes(len(rows), an_octave=2), np.arange(width)
+            n, steps = round_up_size(len(rows), an_octave=2), np.arange(width)
             real = steps < lengths[rows][:, None]  # (sequences, L)
             table = np.zeros((n, width), dtype=np.int64)
             table[: len(rows)][real] = (offsets[rows][:, None] + steps)[real]

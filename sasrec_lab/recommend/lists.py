@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError
-from sasrec_lab.run.folder import whole
+from sasrec_lab.files import atomic_write
 
 AT_ONCE, ROWS = 8192, 2**20  # targets and rows of a table at most: some 100 MB, however many and long the lists are
 
@@ -57,7 +57,7 @@ def write(path: Path, lists: Lists) -> None:
         InputError: the file cannot be written.
     """
     bar = tqdm(total=len(lists.targets), unit=" lists", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar, _explained(path), whole(path) as draft, draft.open("wb") as file:
+    with bar, _explained(path), atomic_write(path) as draft, draft.open("wb") as file:
         writer = None
         for table in lists:
             block = pa.Table.from_pandas(table, preserve_index=False)

@@ -19,19 +19,20 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.convert import section_of
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.schema import ModelConfig, Unsupported
+from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import STATE_ELEMENTS, cuts
 from sasrec_lab.data.ids import Ids, listed, some
 from sasrec_lab.data.sequences import load_sequences
-from sasrec_lab.errors import InputError, InputWarning, did_you_mean
+from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import backend as machine
 from sasrec_lab.ops.ranking import Best, best_items
 from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.inputs import _check_flag, _supported, _targets, _tell_empty
 from sasrec_lab.recommend.lists import Lists
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.run.provenance import near
 from sasrec_lab.training import checkpoints
 
 USERS_A_BATCH = 512
@@ -86,7 +87,7 @@ class Recommender:
         sequences = load_sequences(self.dataset, self.data_dir)
         if sequences.sha256 != self.sha256:
             raise InputError(
-                f"{sequences.file} has sha256 {sequences.sha256}, but {near(self.folder)} was trained on"
+                f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"
                 f" {self.sha256}; put that file back, or give the histories as interactions"
             )
         return Histories.of_sequences(sequences, self.items)
@@ -286,11 +287,6 @@ class Recommender:
         )
 
 
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise InputError(f"{name}={value!r} is neither True nor False")
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -300,45 +296,3 @@ def _device(name: str) -> torch.device:
         return made.device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error
-
-
-def _supported(
-    rows: np.ndarray, given: np.ndarray, has_items: np.ndarray, on_unsupported: str, what: str
-) -> np.ndarray:
-    """The numbers of the targets that a list can be made for; the others follow the rule."""
-    if on_unsupported not in Unsupported.__members__:
-        options = list(Unsupported.__members__)
-        hint = did_you_mean(str(on_unsupported), options)
-        raise InputError(f"on_unsupported_targets={on_unsupported!r} is none of {', '.join(options)}{hint}")
-    unknown = rows < 0
-    without = ~unknown & ~has_items[np.where(unknown, 0, rows)]
-    unsupported = unknown | without
-    if unsupported.any() and on_unsupported != "ignore":
-        kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
-        which = "; ".join(f"{kind}: {some(ids)}" for kind, ids in kinds.items() if len(ids))
-        line = f"{what}: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
-        if on_unsupported == "raise":
-            raise InputError(f"{line}; leave them out, or set on_unsupported_targets=warn")
-        warnings.warn(line, InputWarning, stacklevel=4)
-    return rows[~unsupported]
-
-
-def _targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, -1 for an unknown one, and external ids of targets: at least one, and each once."""
-    if isinstance(given, str) and given == "all":
-        return np.arange(len(ids)), ids.ids
-    targets = listed(given, what)
-    if not len(targets):
-        raise InputError(f"{what} is empty; name at least one")
-    repeated = pd.Series(targets).duplicated().to_numpy()
-    if repeated.any():
-        names = pd.unique(targets[repeated])
-        line = f"{what}: one list each for those that stand there more than once: {some(names)}"
-        warnings.warn(line, InputWarning, stacklevel=4)
-    return ids.numbers(targets[~repeated], what), targets[~repeated]
-
-
-def _tell_empty(ids: np.ndarray, total: int, what: str, option: str) -> None:
-    if len(ids):
-        line = f"{what}: {len(ids):,} of {total:,} get no list, as nothing is left to recommend ({some(ids)})"
-        warnings.warn(f"{line}; {option}=false leaves nothing out", InputWarning, stacklevel=4)

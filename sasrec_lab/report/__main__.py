@@ -6,10 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from sasrec_lab.config.printed import printed
 from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.files import atomic_write, printed
 from sasrec_lab.report import formats, runs, tables
-from sasrec_lab.run.folder import whole
 
 _HELP = """\
 Runs that differ only in the seed are one row: mean, standard deviation, n; beside the published value, and tested
@@ -96,7 +95,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_plain = not path.is_symlink() and (path.is_file() or not path.exists())
-        with whole(path) if is_plain else nullcontext(path) as place:
+        with atomic_write(path) if is_plain else nullcontext(path) as place:
             place.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another place for it") from error

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 
-from sasrec_lab.config.plain import flat
+from sasrec_lab.config.convert import flat
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.rows import DEFAULT, Row
 from sasrec_lab.report.tables import Part, Report, mean_and_std

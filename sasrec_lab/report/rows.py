@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sasrec_lab.config.plain import flat, is_beside
+from sasrec_lab.config.convert import flat, is_beside
 from sasrec_lab.report.runs import Run, few
 
 DEFAULT = "default"  # the label of the row in which nothing is changed

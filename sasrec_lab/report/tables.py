@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sasrec_lab.config.plain import flat
+from sasrec_lab.config.convert import flat
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, protocol_differences
 from sasrec_lab.report.runs import Found

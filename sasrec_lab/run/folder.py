@@ -2,10 +2,9 @@
 
 run.json says what ran and on what; metrics.json how it ended, under which protocol, and what was measured; ranks.npz
 the rank of each test user's target; train.log, .hydra/, checkpoints/ and tb/ come from Hydra and Lightning. Files are
-written whole or not at all; .lock belongs to the process that runs in the folder (claims.py).
+written atomic_write or not at all; .lock belongs to the process that runs in the folder (claims.py).
 """
 
-import difflib
 import json
 import os
 import shlex
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sasrec_lab.config.convert import is_beside, plain
 from sasrec_lab.config.overrides import argument
-from sasrec_lab.config.plain import is_beside, plain
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import _near_miss, atomic_write, display_path
 from sasrec_lab.run.lock import check_writable, is_full, refuse_taken
-from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process, near
+from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
@@ -168,14 +168,14 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
     users = columns["user"]
     columns["user"] = sequences.user_ids[users]
     columns["target"] = sequences.item_ids[sequences.items[sequences.offsets[users + 1] - 1] - 1]  # known or not
-    with whole(folder / "ranks.npz", claimed=True) as draft:
+    with atomic_write(folder / "ranks.npz", claimed=True) as draft:
         np.savez(draft, **columns)
 
 
 def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
     """items.npz: the external ids of the items that the model knows, number i + 1 is ids[i]; and titles, if any."""
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
-    with whole(folder / ITEMS, claimed=True) as draft, draft.open("wb") as file:
+    with atomic_write(folder / ITEMS, claimed=True) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -190,9 +190,9 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
             arrays = dict(file)
         _check_items(arrays)
     except FileNotFoundError as error:
-        raise InputError(f"{near(folder)} has no {ITEMS}: an older version made it; train it again") from error
+        raise InputError(f"{display_path(folder)} has no {ITEMS}: an older version made it; train it again") from error
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{near(folder / ITEMS)} is broken ({error}); {ANOTHER}") from error
+        raise InputError(f"{display_path(folder / ITEMS)} is broken ({error}); {ANOTHER}") from error
     return arrays
 
 
@@ -219,7 +219,8 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise InputError(f"run={folder}: the run failed ({results['error']}); give one that has finished")
         what = "it has no run.json"
         if inner:
-            what = f"it holds {len(inner)}; give one, such as {shlex.quote(argument('run', near(folder / inner[-1])))}"
+            example = shlex.quote(argument("run", display_path(folder / inner[-1])))
+            what = f"it holds {len(inner)}; give one, such as {example}"
         raise InputError(f"run={folder} is no run's folder: {what}")
     if results["status"] != "finished" or "end" not in facts:
         ends = {"failed": "failed", "interrupted": "was interrupted"}
@@ -250,30 +251,6 @@ def _set_paths(config: dict[str, Any], directory: str) -> None:
                 section["path"] = there(path)
 
 
-def _near_miss(folder: Path) -> str:
-    try:
-        names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    except OSError:
-        return ""
-    near_names = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {folder.parent / near_names[0]}?" if near_names else ""
-
-
-@contextmanager
-def whole(path: Path, *, claimed: bool = False) -> Iterator[Path]:
-    """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.
-
-    Also where the disk fills up, or the process is killed, while the draft is written. Where the folder is claimed no
-    other process writes there, and the draft of one that was killed is written over.
-    """
-    draft = path.with_name(f".draft-{path.name}" if claimed else f".draft-{os.getpid()}-{path.name}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys, dotted, in which two plain configs are two configurations."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -296,8 +273,8 @@ def explain(error: Exception, folder: Path) -> str:
     if not isinstance(error, OSError):
         return _told(error).split("\n")[0]
     fix = "; free some space and start again" if is_full(error) else ""
-    kept = f"; what was finished is in {near(folder)}" if has_checkpoint(folder) else ""
-    return f"{error.filename or near(folder)}: {error.strerror or error}{fix}{kept}"
+    kept = f"; what was finished is in {display_path(folder)}" if has_checkpoint(folder) else ""
+    return f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}"
 
 
 def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
@@ -313,5 +290,5 @@ def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with whole(path, claimed=True) as draft:
+    with atomic_write(path, claimed=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

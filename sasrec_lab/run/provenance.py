@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sasrec_lab.files import display_path
+
 COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
 
 
@@ -30,14 +32,8 @@ def as_typed(words: list[str] | None = None) -> str:
     words = sys.argv[1:] if words is None else words
     program = Path(sys.argv[0]).name
     if program == "train.py":
-        return shlex.join([near(Path(sys.executable)), "-m", "sasrec_lab.train", *words])
+        return shlex.join([display_path(Path(sys.executable)), "-m", "sasrec_lab.train", *words])
     return shlex.join([program, *words])
-
-
-def near(path: Path) -> str:
-    """The path as one would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def is_first_process() -> bool:

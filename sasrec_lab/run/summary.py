@@ -5,51 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config.convert import known_keys
 from sasrec_lab.config.dataset import HeldOut
-from sasrec_lab.config.plain import flat, is_beside, plain
 from sasrec_lab.config.schema import LossName, OptimizerName, TrainConfig
-from sasrec_lab.data.sequences import Holdout, Sequences
-from sasrec_lab.run.provenance import near
-
-_OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
-_NOT_SHOWN = (*_OR_NULL, "dataset/sources")
-_FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
-
-
-def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
-    """Everything that makes two numbers comparable."""
-    dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
-    part = cfg.trainer.get("limit_val_batches", 1.0)
-    last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
-    return {
-        "dataset": dataset["name"],
-        "file": sequences.file,
-        "sha256": sequences.sha256,
-        "users": len(sequences.user_ids),
-        "items": len(sequences.item_ids),
-        "interactions": len(sequences.items),
-        "filters": {key: dataset[key] for key in _FILTERS},
-        "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
-        "holdout": "none: all is trained on" if cfg.dataset.holdout is HeldOut.none else last,
-        "held_out_users": len(holdout.users),
-        "training_windows": dataset["windows"],
-        "catalogue": dataset["catalogue"],
-        "candidates": {"full": holdout.num_items},
-        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")}
-        if evaluation["sampled"]
-        else None,
-        "seen_items": "left out, a target among them is a miss"
-        if evaluation["filter_seen"]
-        else "ranked like the others",
-        "ties": "a rank counts every other candidate that does not score below the target",
-        "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
-        "validation": "none"
-        if cfg.dataset.holdout is HeldOut.none
-        else "all held-out users"
-        if part == 1.0 and isinstance(part, float)
-        else f"those of trainer.limit_val_batches={part}, the shortest histories first",
-    }
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.sequences import Sequences
+from sasrec_lab.files import display_path
+from sasrec_lab.run.protocol import _all_items
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
@@ -93,21 +54,6 @@ def _loss(cfg: TrainConfig) -> str:
     return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
 
 
-def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
-    """Every key that says how the run was made, the same keys for every run."""
-    given = {key: value for key, value in flat(plain(cfg)).items() if not is_beside(key.replace("/", "."))}
-    keys = [key.replace(".", "/") for key in known_keys()]
-    inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
-    return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
-
-
-def hparams(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
-    """What TensorBoard shows beside the hyper-parameters: the test, and what the checkpoint was chosen by."""
-    metrics, monitor = results["metrics"], cfg.evaluation.monitor
-    best = {f"best/{monitor}": metrics[monitor]} if monitor in metrics else {}
-    return {name: value for name, value in metrics.items() if name.startswith("test/")} | best
-
-
 def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
     cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
@@ -135,15 +81,10 @@ def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     lines += [
         "",
         f"checkpoint   {chosen}",
-        f"run folder   {near(folder)}",
-        f"TensorBoard  {shlex.join([near(board), '--logdir', near(folder / 'tb')])}",
+        f"run folder   {display_path(folder)}",
+        f"TensorBoard  {shlex.join([display_path(board), '--logdir', display_path(folder / 'tb')])}",
     ]
     return "\n".join(lines)
-
-
-def _all_items(protocol: dict[str, Any]) -> str:
-    unseen = protocol["seen_items"].startswith("left out")
-    return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -16,14 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import Command, Job
-from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.plain import plain
+from sasrec_lab.config.convert import plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, Taken
-from sasrec_lab.files import job_folders
+from sasrec_lab.files import display_path, job_folders
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run.lock import check_writable, claimed, is_taken
-from sasrec_lab.run.provenance import near
 
 errors = logging.getLogger("sasrec_lab.errors")
 
@@ -194,8 +192,8 @@ def summary(folder: Path, jobs: list[Job]) -> str:
         [
             "",
             f"all {count} jobs have finished" if count > 1 else "the job has finished",
-            f"sweep folder {near(folder)}",
-            f"TensorBoard  {shlex.join([near(board), '--logdir', near(folder)])}",
+            f"sweep folder {display_path(folder)}",
+            f"TensorBoard  {shlex.join([display_path(board), '--logdir', display_path(folder)])}",
         ]
     )
 

@@ -9,12 +9,12 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config.convert import section_of
-from sasrec_lab.config.plain import plain
+from sasrec_lab.config.convert import plain, section_of
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import atomic_write
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import ANOTHER, ITEMS, whole
+from sasrec_lab.run.folder import ANOTHER, ITEMS
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -25,7 +25,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path), claimed=True) as draft, draft.open("wb") as file:
+        with atomic_write(Path(path), claimed=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
                 file.flush()

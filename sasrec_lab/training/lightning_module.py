@@ -1,7 +1,7 @@
 """The LightningModule: training, validation and test steps, and the optimiser."""
 
 import logging
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sasrec_lab.config.plain import plain
+from sasrec_lab.config.convert import plain
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.errors import InputError
-from sasrec_lab.evaluation.metrics import HoldoutMetrics, MeanLoss, Numbers, Scores
+from sasrec_lab.evaluation.metrics import HoldoutMetrics, MeanLoss, Numbers
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.losses import LOSSES, check_negatives
-from sasrec_lab.training.optimizer import RowwiseAdam
+from sasrec_lab.training.optimizer import RowwiseAdam, learning_rate_factor
 
 log = logging.getLogger(__name__)
 
@@ -138,13 +139,3 @@ class SequentialRecommender(pl.LightningModule):
             every = states.new_full((len(batch.users), states.shape[1]), float("nan"))
             states = every.index_copy_(0, batch.ranked, states)
         return Scores(states, table)
-
-
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
-    """Rises linearly to 1 over the warm-up, then falls to 0 on a cosine where `total_steps` says how many there are."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if total_steps is None:
-        return 1.0
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + cos(pi * min(1.0, done)))

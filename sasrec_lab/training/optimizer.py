@@ -1,6 +1,7 @@
 """An Adam for item tables so large that a batch touches few of their rows. V items, D dim, R rows touched."""
 
 from collections.abc import Callable
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -46,3 +47,13 @@ class RowwiseAdam(torch.optim.Adam):
         size = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
         vectors = table.index_select(0, rows).addcdiv_(mean, size, value=-group["lr"] / (1 - beta1**step))
         table.index_copy_(0, rows, vectors)  # index_add_ takes ten times as long
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """Rises linearly to 1 over the warm-up, then falls to 0 on a cosine where `total_steps` says how many there are."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if total_steps is None:
+        return 1.0
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + cos(pi * min(1.0, done)))

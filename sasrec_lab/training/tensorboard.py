@@ -13,10 +13,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from sasrec_lab.config.convert import flat, is_beside, known_keys, plain
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
-from sasrec_lab.data.sequences import Holdout
+from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.model.encoder import Encoder
+
+_OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
+_NOT_SHOWN = (*_OR_NULL, "dataset/sources")
 
 SHOWN = 20  # newest items of a user in a picture: of more the names cannot be read
 PROJECTED = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
@@ -131,3 +135,18 @@ def _figure(blocks: list[Tensor], items: list[str]) -> Any:
             axes.set_xlabel("attends to")
             figure.colorbar(image, ax=axes, shrink=0.7)
     return figure
+
+
+def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
+    """Every key that says how the run was made, the same keys for every run."""
+    given = {key: value for key, value in flat(plain(cfg)).items() if not is_beside(key.replace("/", "."))}
+    keys = [key.replace(".", "/") for key in known_keys()]
+    inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
+    return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
+
+
+def hparam_metrics(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
+    """What TensorBoard shows beside the hyper-parameters: the test, and what the checkpoint was chosen by."""
+    metrics, monitor = results["metrics"], cfg.evaluation.monitor
+    best = {f"best/{monitor}": metrics[monitor]} if monitor in metrics else {}
+    return {name: value for name, value in metrics.items() if name.startswith("test/")} | best

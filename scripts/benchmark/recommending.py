@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.sequences import hold_out, load_sequences
+from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.ops import backend as machine
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run import machine
 
 
 def main() -> None:

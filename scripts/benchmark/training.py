@@ -21,9 +21,11 @@ from benchmark.floor import compared_items, flops_per_position, flops_per_user, 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
+from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops import backend as machine
+from sasrec_lab.ops import backend
+from sasrec_lab.run import machine
 from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.trainer import build_trainer
 
@@ -58,10 +60,10 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device
-    facts = machine.facts(device)
+    facts = machine.describe_machine(device, backend.use_fastest_exact_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
-    machine.keep_freed_memory()
+    backend.keep_freed_memory()
     trainer.fit(model, SequenceData(holdout, training_cfg))
     training_peak = machine.peak_memory_mb()
 

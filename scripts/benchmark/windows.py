@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.data.sequences import hold_out, load_sequences
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from parity.peer import Arrays, defaults, with_weights
 from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.sequences import Sequences
-from sasrec_lab.run.folder import whole
+from sasrec_lab.files import atomic_write
 
 
 def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: dict[str, Arrays]) -> None:
@@ -20,7 +20,7 @@ def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: di
         "histories": [items.tolist() for items in np.split(sequences.items, sequences.offsets[1:-1])],
         "rectools": {name: {key: as_list(x) for key, x in arrays.items()} for name, arrays in theirs.items()},
     }
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(numbers, separators=(",", ":")) + "\n")
 
 

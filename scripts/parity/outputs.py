@@ -9,8 +9,9 @@ from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
 from sasrec_lab.config.dataset import Catalogue, HeldOut, Windows
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.data.batches import pack, training_batch
+from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.sequences import Holdout, Sequences, hold_out
+from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.recommender import Recommender

@@ -14,9 +14,11 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.sequences import Holdout, hold_out, load_sequences
-from sasrec_lab.evaluation.metrics import HoldoutMetrics, Scores
-from sasrec_lab.run.folder import whole
+from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.evaluation.metrics import HoldoutMetrics
+from sasrec_lab.files import atomic_write
+from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.train import train
 
 FIRST_USERS = 2000
@@ -43,7 +45,7 @@ def compare_training(seeds: int, epochs: int) -> str:
             if not result.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 metrics = run(cfg, folder)
-                with whole(result) as draft:
+                with atomic_write(result) as draft:
                     draft.write_text(json.dumps(metrics))
             found[name].append(json.loads(result.read_text()))
             print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr, flush=True)
@@ -76,7 +78,7 @@ def first_users_file(cfg: TrainConfig) -> None:
     lines = [
         f"{user} {item}\n" for user, item in zip(users, sequences.item_ids[sequences.items[:rows] - 1], strict=True)
     ]
-    with whole(FOLDER / f"ml_1m_first_{FIRST_USERS}.txt") as draft:
+    with atomic_write(FOLDER / f"ml_1m_first_{FIRST_USERS}.txt") as draft:
         draft.write_text("".join(lines))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from sasrec_lab.config.checks import TRAINER_FLAGS
 from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.convert import flat, plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
 from sasrec_lab.config.overrides import argument, prepared
-from sasrec_lab.config.plain import flat, plain
 from sasrec_lab.config.schema import CONF_DIR
-from sasrec_lab.config.trainer_flags import TRAINER_FLAGS
 from sasrec_lab.errors import InputError
 
 
@@ -94,7 +94,7 @@ def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
 def test_trainer_flags_are_lightnings():
     import pytorch_lightning as pl
 
-    from sasrec_lab.config.trainer_flags import _OURS
+    from sasrec_lab.config.checks import _OURS
 
     real = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     assert set(TRAINER_FLAGS) | set(_OURS) == real

@@ -7,7 +7,8 @@ from small_data import holdout_of, random_users
 from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, few_sizes, pack, training_batch
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack, training_batch
+from sasrec_lab.ops.backend import round_up_size
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:
@@ -20,16 +21,16 @@ def listed(batch: PackedBatch | EvaluationBatch) -> dict:
 
 
 def test_few_sizes_up_to_64():
-    assert sorted({few_sizes(n) for n in range(65)}) == [
+    assert sorted({round_up_size(n) for n in range(65)}) == [
         *range(17), 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64,
     ]  # fmt: skip
 
 
 def test_few_sizes_round_up_by_less_than_an_eighth():
-    sizes = [few_sizes(n) for n in range(5000)]
+    sizes = [round_up_size(n) for n in range(5000)]
     assert all(n <= size and 8 * (size - n) < max(n, 1) for n, size in enumerate(sizes))
     assert sizes == sorted(sizes)
-    assert all(few_sizes(size) == size for size in sizes)
+    assert all(round_up_size(size) == size for size in sizes)
     assert all(sum(n <= size < 2 * n for size in set(sizes)) <= 8 for n in range(1, 2500))
 
 
@@ -54,7 +55,7 @@ def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     holdout = holdout_of([list(range(1, 19)), list(range(1, 7))], maxlen=20, weights=[[2.0] * 18, [3.0] * 6])
     negatives = np.arange(2, 68).reshape(33, 2)
     batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), negatives)  # 15 + 6 * 3 tokens
-    assert len(batch.items) == few_sizes(33) == 36
+    assert len(batch.items) == round_up_size(33) == 36
     assert batch.items[33:].tolist() == 3 * batch.items[32:33].tolist()
     assert batch.positions[33:].tolist() == [0, 0, 0]
     assert batch.targets[33:].tolist() == [0, 0, 0]
@@ -86,7 +87,7 @@ def test_a_training_batch_is_its_windows(windows, maxlen):
         assert batch.weights[tokens].tolist() == holdout.weights[start + 1 : end].tolist()
         token += len(items) - 1
         assert batch.last[row] == token - 1
-    assert len(batch.items) == few_sizes(token)
+    assert len(batch.items) == round_up_size(token)
 
 
 # Evaluation

@@ -9,10 +9,10 @@ from small_data import holdout_of, random_users
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import Draw, LossConfig, LossName
 from sasrec_lab.data import negatives
-from sasrec_lab.data.batches import few_sizes
 from sasrec_lab.data.datamodule import TrainingData
+from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, draw_shared, training_counts, training_items
-from sasrec_lab.data.sequences import Holdout
+from sasrec_lab.ops.backend import round_up_size
 
 USERS = [
     [1, 2, 1, 3, 4, 5],  # training 1, 2, 1, 3; validation 4, test 5
@@ -153,7 +153,7 @@ def test_an_items_weight_is_how_often_it_was_drawn_over_how_often_it_was_expecte
 def test_surplus_draws_repeat_the_last_one_with_weight_0(count):
     items, log_weights = draw_shared(np.arange(1, 501), count, np.random.default_rng(0))
     distinct = len(np.unique(items))
-    assert len(items) + 1 == few_sizes(distinct + 1)
+    assert len(items) + 1 == round_up_size(distinct + 1)
     assert np.all(items[distinct:] == items[distinct - 1])
     assert np.all(log_weights[distinct:] == -np.inf)
     assert np.isfinite(log_weights[:distinct]).all()

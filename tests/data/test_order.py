@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sasrec_lab.data.order import in_order
+from sasrec_lab.data.cleaning import in_order
 
 INT64 = np.iinfo(np.int64)
 

@@ -11,9 +11,10 @@ from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
-from sasrec_lab.data import sequences, source, stamp
+from sasrec_lab.data import sequences, source
+from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out
 from sasrec_lab.data.interactions import read_file
-from sasrec_lab.data.sequences import Holdout, Sequences, cut_windows, hold_out, load_sequences, to_arrays
+from sasrec_lab.data.sequences import Sequences, load_sequences, to_arrays
 from sasrec_lab.errors import InputError
 
 CSV = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
@@ -283,7 +284,7 @@ def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatc
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch) -> Path:
     """A file that was last changed an hour ago, as the clock here has it; its arrays are built."""
-    monkeypatch.setattr(stamp.time, "time_ns", lambda now=stamp.time.time_ns: now() + 3_600 * 10**9)
+    monkeypatch.setattr(source.time, "time_ns", lambda now=source.time.time_ns: now() + 3_600 * 10**9)
     read(tmp_path, ROWS)
     return tmp_path / "x.csv"
 
@@ -319,11 +320,11 @@ def test_a_changed_file_is_read_again(settled, change):
         copy.write_text(ROWS)
         os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
         copy.replace(settled)
-    assert stamp.recall(stamp.of(settled), cached(first).parent) is None
+    assert source.find_checksum(source.file_stamp(settled), cached(first).parent) is None
     again = load_again(settled)
     assert (again.sha256 == first.sha256) == (change in ("time", "inode"))
     assert (cached(again) == cached(first)) == (change in ("time", "inode"))
-    assert stamp.recall(stamp.of(settled), cached(first).parent) == again.sha256
+    assert source.find_checksum(source.file_stamp(settled), cached(first).parent) == again.sha256
 
 
 def test_a_file_changed_just_now_gets_no_stamp(tmp_path):
@@ -336,7 +337,7 @@ def test_a_spoilt_stamp_is_none(settled, content):
     folder = cached(load_again(settled))
     (folder / "stamp.json").write_text(content)
     load_again(settled)
-    assert stamp.recall(stamp.of(settled), folder.parent) == load_again(settled).sha256
+    assert source.find_checksum(source.file_stamp(settled), folder.parent) == load_again(settled).sha256
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):

@@ -16,20 +16,21 @@ from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.sequences import hold_out, load_sequences
-from sasrec_lab.evaluation import metrics
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.evaluation.baselines import popularity_metrics
 from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
     MeanLoss,
     Numbers,
     RankMetrics,
-    Scores,
     full_ranks,
     metrics_from_counts,
     sampled_ranks,
 )
 from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops import ranking
+from sasrec_lab.ops.ranking import Scores
 
 NAN = float("nan")
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -126,7 +127,7 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 @pytest.mark.parametrize("at_once", [1200, 280, 40, 1])  # all items, blocks of 7, blocks of one
 @pytest.mark.parametrize("seed", range(3))
 def test_full_ranks_against_a_sort(seed, filter_seen, at_once, monkeypatch):
-    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", at_once)
     scores, batch = random_case(seed)
     assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)
 
@@ -215,7 +216,7 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
         def of(self, items: Tensor) -> Tensor:
             return super().of(items) * (1 + 2**-20)
 
-    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", 8)
+    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", 8)
     scores = torch.tensor([[0.5, 0.25, 0.5, 0.125, 0.5, 0.75], [0.5] * 6])
     batch = batch_of([3, 1], [[1], [6]])
     assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
@@ -232,7 +233,7 @@ def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monke
     targets = torch.randint(1, 501, (70,), generator=random)
     pairs = torch.randint(1, 70 * 500, (900,), generator=random).unique()
     seen = pairs // 500, pairs % 500 + 1
-    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", at_once)
     counts = Rounded(states, table)._not_below_in_blocks(targets, *seen)
     assert torch.equal(counts, Scores(states, table)._not_below_target_at_once(targets, *seen))
 
@@ -251,7 +252,7 @@ def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items,
     states, table = torch.randn(users, dim, generator=random), torch.randn(items, dim, generator=random)
     batch = batch_of(torch.randint(1, items + 1, (users,), generator=random).tolist())
     expected = full_ranks(Scores(states, table), batch, filter_seen=True)
-    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cpu", users * 256)
+    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", users * 256)
     found = full_ranks(Scores(states, table), batch, filter_seen=True)
     assert (found - expected).abs().max() <= 1  # a product of other shape may round otherwise
     assert sum(again) <= users // 20

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sasrec_lab.data.batches import few_sizes, pack
+from sasrec_lab.data.batches import pack
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops.attention import CompiledAttention, Plan, attend, attend_newest
+from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
@@ -219,7 +220,7 @@ def test_cells_and_places_are_each_others_inverse(count, longest):
             assert length == lengths[sequence] <= width
             tokens = places[offsets[sequence] : offsets[sequence] + length]
             assert tokens.tolist() == list(range(begin + row * width, begin + row * width + length))
-        assert len(members) <= n == few_sizes(n, an_octave=2)
+        assert len(members) <= n == round_up_size(n, an_octave=2)
         begin += n * width
 
 

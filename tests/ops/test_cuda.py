@@ -16,11 +16,10 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.evaluation import metrics
-from sasrec_lab.evaluation.metrics import Scores, sampled_ranks
-from sasrec_lab.ops import ranking as topk
+from sasrec_lab.evaluation.metrics import sampled_ranks
+from sasrec_lab.ops import ranking
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.ranking import best_items
+from sasrec_lab.ops.ranking import Scores, best_items
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -104,8 +103,8 @@ def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(loss
 @pytest.mark.parametrize("at_once", [2**26, 2**14])
 def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
     """Whole numbers, whose products are exact on both; all items at once and in blocks."""
-    monkeypatch.setitem(metrics.SCORES_AT_ONCE, "cuda", at_once)
-    monkeypatch.setitem(topk.ITEMS_AT_ONCE, "cuda", at_once // 32)
+    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cuda", at_once)
+    monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cuda", at_once // 32)
     random = torch.Generator().manual_seed(0)
     states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 16), (9000, 16)))
     rows = torch.randint(70, (500,), generator=random).sort().values

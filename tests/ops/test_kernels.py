@@ -14,26 +14,25 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.ops import compiler
 from sasrec_lab.ops import library as kernels
 
 TWINS = (
-    "test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
-    "test_model.py::test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads",
-    "test_attention.py::test_the_compiled_form_is_the_bucketed_one",
-    "test_model.py::test_a_compiled_block_is_the_plain_one",
-    "test_model.py::test_nan_in_a_compiled_block_stays_and_stays_with_its_sequence",
-    "test_attention.py::test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed",
-    "test_attention.py::test_masks_of_neighbouring_sequences_and_heads_are_independent",
-    "test_attention.py::test_compiled_dropout_has_the_gradients_of_its_own_mask",
-    "test_losses.py::test_softmax_on_three_threads",
-    "test_losses.py::test_a_hopeless_target_beside_ordinary_ones",
-    "test_losses.py::test_with_every_item_drawn_once_it_is_the_full_softmax",
-    "test_losses.py::test_the_compiled_softmax_keeps_nan",
-    "test_losses.py::test_autocast_is_close",
-    "test_metrics.py::test_compiled_ranks_against_a_sort",
-    "test_metrics.py::test_a_compiled_score_is_the_same_to_the_last_bit_wherever_it_is_made",
-    "test_topk.py",
+    "model/test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
+    "model/test_model.py::test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads",
+    "ops/test_attention.py::test_the_compiled_form_is_the_bucketed_one",
+    "model/test_model.py::test_a_compiled_block_is_the_plain_one",
+    "model/test_model.py::test_nan_in_a_compiled_block_stays_and_stays_with_its_sequence",
+    "ops/test_attention.py::test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed",
+    "ops/test_attention.py::test_masks_of_neighbouring_sequences_and_heads_are_independent",
+    "ops/test_attention.py::test_compiled_dropout_has_the_gradients_of_its_own_mask",
+    "training/test_losses.py::test_softmax_on_three_threads",
+    "training/test_losses.py::test_a_hopeless_target_beside_ordinary_ones",
+    "training/test_losses.py::test_with_every_item_drawn_once_it_is_the_full_softmax",
+    "training/test_losses.py::test_the_compiled_softmax_keeps_nan",
+    "training/test_losses.py::test_autocast_is_close",
+    "evaluation/test_metrics.py::test_compiled_ranks_against_a_sort",
+    "evaluation/test_metrics.py::test_a_compiled_score_is_the_same_to_the_last_bit_wherever_it_is_made",
+    "ops/test_ranking.py",
 )
 
 
@@ -79,10 +78,10 @@ def check_twins_with(cxx: str) -> None:
     ],
 )
 def test_which_compilers_are_tried(environment, on_path, packages, compilers, monkeypatch):
-    monkeypatch.setattr(compiler.os, "environ", environment)
-    monkeypatch.setattr(compiler.shutil, "which", lambda name: name in on_path)
-    monkeypatch.setattr(compiler, "find_spec", lambda name: name in packages)
-    assert compiler.compilers() == compilers
+    monkeypatch.setattr(kernels.os, "environ", environment)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name in on_path)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name in packages)
+    assert kernels.compilers() == compilers
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -99,7 +98,7 @@ def test_kernels_that_are_compiled_are_taken_and_broken_ones_made_again(monkeypa
     monkeypatch.setattr(kernels, "compilers", lambda: [works])
     assert kernels.found.__wrapped__().library is not None
     made = []
-    monkeypatch.setattr(compiler, "_make", lambda command, path: made.append(command) or path.write_text("no library"))
+    monkeypatch.setattr(kernels, "_make", lambda command, path: made.append(command) or path.write_text("no library"))
     other = [*works, "-other"]
     monkeypatch.setattr(kernels, "compilers", lambda: [other, works])
     assert (kernels.found.__wrapped__().compiler, made) == (works, [])
@@ -125,7 +124,7 @@ def test_why_no_compiler_worked_is_told(commands, told, monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "compilers", lambda: commands)
-    monkeypatch.setattr(compiler.subprocess, "run", impatient)
+    monkeypatch.setattr(kernels.subprocess, "run", impatient)
     assert kernels.found.__wrapped__() == kernels.Found(None, [], told)
 
 

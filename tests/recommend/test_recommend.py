@@ -17,9 +17,9 @@ import pytest
 from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import atomic_write
 from sasrec_lab.recommend.__main__ import recommend
 from sasrec_lab.recommend.recommender import Recommender
-from sasrec_lab.run.folder import whole
 from sasrec_lab.train import train
 
 MAKE = Path(CONF_DIR).parent / "scripts" / "make_synthetic.py"
@@ -293,10 +293,10 @@ def test_a_file_that_cannot_be_finished_is_not_there(here, tmp_path):
 
 def test_drafts_of_two_processes_are_two_files(monkeypatch, tmp_path):
     path = tmp_path / "lists.csv"
-    with whole(path) as own:
+    with atomic_write(path) as own:
         own.write_text("own")
         monkeypatch.setattr(os, "getpid", lambda: -1)
-        with whole(path) as other:
+        with atomic_write(path) as other:
             other.write_text("other")
         assert path.read_text() == "other"
     assert path.read_text() == "own"

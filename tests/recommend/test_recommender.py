@@ -18,11 +18,11 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend import histories, lists
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.recommender import Recommender
-from sasrec_lab.run.provenance import near
 from sasrec_lab.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -428,7 +428,10 @@ def refused(folder: Path) -> str:
 
 def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
-    assert refused(tmp_path) == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={near(copied)}"
+    assert (
+        refused(tmp_path)
+        == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={display_path(copied)}"
+    )
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "heads"}')

@@ -15,7 +15,7 @@ from fresh_cache import cache_in
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.plain import plain
+from sasrec_lab.config.convert import plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep as sweeps
 

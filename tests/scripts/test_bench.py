@@ -16,7 +16,8 @@ import pytest
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import LossConfig, ModelConfig
-from sasrec_lab.data.sequences import hold_out, load_sequences
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.sequences import load_sequences
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY_MODEL = ("model.dim=2", "model.maxlen=4", "model.blocks=1")

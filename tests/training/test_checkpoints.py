@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.plain import plain
+from sasrec_lab.config.convert import plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints
 

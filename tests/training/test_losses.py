@@ -13,8 +13,8 @@ from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
+from sasrec_lab.ops import cross_entropy
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.training import losses
 from sasrec_lab.training.losses import LOSSES, check_negatives
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -32,7 +32,7 @@ def _three_threads():
 
 def set_chunk_rows(monkeypatch, rows: int) -> None:
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(losses.CHUNK_ROWS, form, rows)
+        monkeypatch.setitem(cross_entropy.CHUNK_ROWS, form, rows)
 
 
 def batch_of(
@@ -159,7 +159,7 @@ def test_softmax_on_three_threads(tokens, items, dim):
 
 def test_a_small_chunk_has_sixteen_rows_all_the_same(monkeypatch):
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(losses.CHUNK_ELEMENTS, form, 1)
+        monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, form, 1)
     states, table, targets = example(0)
     loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -341,9 +341,9 @@ def test_the_compiled_softmax_keeps_nan(monkeypatch, at, items):
     logits, targets = torch.randn(3, items), torch.tensor([[1], [2], [0]])
     logits[1, {"first": 0, "middle": items // 2, "last": items - 1, "target": 2}[at]] = float("nan")
     compiled, plain = logits.clone(), logits.clone()
-    log_p = losses.softmax_and_log_p(compiled, targets)
+    log_p = cross_entropy.softmax_and_log_p(compiled, targets)
     monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
-    torch.testing.assert_close(log_p, losses.softmax_and_log_p(plain, targets), equal_nan=True)
+    torch.testing.assert_close(log_p, cross_entropy.softmax_and_log_p(plain, targets), equal_nan=True)
     torch.testing.assert_close(compiled, plain, equal_nan=True)
     assert log_p.isnan().flatten().tolist() == [False, True, False]
     assert compiled[1].isnan().all()
@@ -482,7 +482,7 @@ def plain_binary(
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
 @pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
 def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
-    monkeypatch.setitem(losses.PAIR_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
+    monkeypatch.setitem(cross_entropy.PAIR_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     weights = 3 * torch.rand(TOKENS) if weighted else None
@@ -527,7 +527,7 @@ def test_binary_losses_under_autocast_are_exact_for_their_states(name, low_preci
 
 def test_many_negatives_are_never_looked_up_at_once(monkeypatch):
     tokens, negatives = 200, 40
-    monkeypatch.setitem(losses.PAIR_ELEMENTS, "cpu", 10 * 41 * DIM)
+    monkeypatch.setitem(cross_entropy.PAIR_ELEMENTS, "cpu", 10 * 41 * DIM)
     states, table, targets = example(0, tokens=tokens)
     drawn = torch.randint(1, ITEMS + 1, (tokens, negatives))
     with Largest() as plain:

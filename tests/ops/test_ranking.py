@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sasrec_lab.ops import ranking as topk
+from sasrec_lab.ops import ranking
 from sasrec_lab.ops.ranking import Best, best_items
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,8 +39,8 @@ def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers
 
 @pytest.mark.usefixtures("both_forms")
 def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
-    monkeypatch.setitem(topk.ITEMS_AT_ONCE, "cpu", 3)
-    monkeypatch.setattr(topk, "ROWS_AT_ONCE", 2)
+    monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cpu", 3)
+    monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 2)
     table = torch.tensor([[1.0], [2.0], [2.0], [1.0], [2.0], [3.0], [2.0]])
     none = torch.zeros(0, dtype=torch.long)
     best = best_items(torch.ones(3, 1), table, 4, none, none)

@@ -1,0 +1,116 @@
+"""Start a run or a sweep from the command line, or say how to resume it; every mistake ends in one line."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from sasrec_lab.config.command_line import Command, Job, check_command_line
+from sasrec_lab.config.overrides import argument, prepared
+from sasrec_lab.errors import InputError
+from sasrec_lab.files import display_path, printed
+from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run import sweep
+from sasrec_lab.run.lock import claimed
+from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
+
+Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
+
+
+def launch(main: Main) -> None:
+    """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run `main`."""
+    sys.argv[1:] = prepared(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
+    try:
+        if not is_first_process():
+            _run_as_helper(main)
+        elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
+            with printed():
+                main()
+        elif command.sweep_folder:
+            _run_sweep(command, main)
+        else:
+            _run_single(command.jobs[0], main)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run_as_helper(main: Main) -> None:
+    """Run a further process of a run on several devices: the first one prints, and stops those on its own machine."""
+    logging.disable(logging.WARNING)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    main()
+
+
+def _run_single(job: Job, main: Main) -> None:
+    finished = run_folder.check(job.folder, job.cfg)
+    if finished:
+        from sasrec_lab.run.summary import table
+
+        print(f"finished before, nothing is run again:\n{table(finished, job.cfg, job.folder)}")
+    elif job.cfg.ckpt is None and run_folder.has_checkpoint(job.folder):
+        raise InputError(
+            f"{job.folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir"
+        )
+    else:
+        with claimed(job.folder):
+            main()
+
+
+def _run_sweep(command: Command, main: Main) -> None:
+    folder, jobs = command.sweep_folder, command.jobs
+    sweep.check(command)
+    os.environ[COMMAND] = as_typed()
+    sweep_dir = argument("hydra.sweep.dir", display_path(folder))
+    sys.argv[1:] = _replace_overrides(sweep_dir)  # one for all jobs, whatever their names
+    stopped = None
+    try:
+        with claimed(folder, "hydra.sweep.dir"):
+            sweep.prepare(command)
+            main()
+    except KeyboardInterrupt:
+        _exit_with_resume_hint(folder, sweep_dir)
+    except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
+        if error.code == 130:
+            raise
+        stopped = error
+    if failed := sweep.failures(folder, jobs):
+        early = f"the launcher broke, as said above; {_resume_hint(sweep_dir)}" if stopped else None
+        sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed, *filter(None, [early])]))
+    if stopped:
+        raise stopped
+    print(sweep.summary(folder, jobs))
+
+
+def exit_interrupted(folder: Path, is_job: bool) -> NoReturn:
+    """End an interrupted process; the first of several says how to resume the run, or the sweep that it is a job of."""
+    if not is_first_process():
+        sys.exit(130)
+    if is_job:
+        _exit_with_resume_hint(folder, argument("hydra.sweep.dir", display_path(folder.parent)))
+    ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+    _exit_with_resume_hint(folder, argument("hydra.run.dir", display_path(folder)), *ckpt)
+
+
+def _exit_with_resume_hint(folder: Path, *words: str) -> NoReturn:
+    print(f"interrupted; everything so far is in {display_path(folder)}\n{_resume_hint(*words)}", file=sys.stderr)
+    sys.exit(130)
+
+
+def _resume_hint(*words: str) -> str:
+    """Return the command that resumes the run or the sweep: this one with the words."""
+    return f"go on with: {as_typed(_replace_overrides(*words))}"
+
+
+def _replace_overrides(*words: str) -> list[str]:
+    """Return this command's words and the given ones, which replace those with the same keys."""
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
+    return [*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words]
