@@ -11,7 +11,7 @@ class InputWarning(UserWarning):
     """What a user should know of the input and need not mend. The message is one line."""
 
 
-class Taken(InputError):
+class FolderInUse(InputError):
     """Another process runs in the folder."""
 
 

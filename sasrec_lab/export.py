@@ -83,13 +83,13 @@ def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":  #
     """By torch's own operators alone: attention asks torch.compiler.is_exporting()."""
     import torch
 
-    from sasrec_lab.model.encoder import ScoresOfOne
+    from sasrec_lab.model.encoder import SingleHistoryScores
 
     maxlen = recommender.maxlen
     example = torch.ones(maxlen, dtype=torch.int64)
     lengths = {0: torch.export.Dim("L", min=1, max=maxlen)} if maxlen > 1 else {}
     with torch.no_grad():
-        model = ScoresOfOne(recommender.encoder).eval()
+        model = SingleHistoryScores(recommender.encoder).eval()
         return torch.export.export(model, (example,), dynamic_shapes=(lengths,))
 
 

@@ -55,13 +55,13 @@ def _near_miss(folder: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path, *, claimed: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
     """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.
 
     Also where the disk fills up, or the process is killed, while the draft is written. Where the folder is claimed no
     other process writes there, and the draft of one that was killed is written over.
     """
-    draft = path.with_name(f".draft-{path.name}" if claimed else f".draft-{os.getpid()}-{path.name}")
+    draft = path.with_name(f".draft-{path.name}" if locked else f".draft-{os.getpid()}-{path.name}")
     try:
         yield draft
         draft.replace(path)
@@ -70,7 +70,7 @@ def atomic_write(path: Path, *, claimed: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def printed() -> Iterator[None]:
+def tolerate_closed_pipe() -> Iterator[None]:
     """What prints in here and does nothing else may end early: `| head` has read enough.
 
     Raises:

@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> float | None:
             return sweep.run_job(cfg, folder, train)
         train(to_typed(cfg), folder)
     except (InputError, OSError) as error:
-        line = run_folder.explain(error, folder)
+        line = run_folder.describe_failure(error, folder)
         errors.error(line)
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
-    with run_folder.recorded(folder, cfg) as run:
+    with run_folder.record_run(folder, cfg) as run:
         # imported here, because help, --cfg and messages about mistakes need not wait for torch
         import pytorch_lightning as pl
 
@@ -71,7 +71,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         trainer = build_trainer(cfg, folder)
         trainer.logger.hparams.update(tensorboard.hyperparameters(cfg))  # for tb/hparams.yaml
-        resumed = checkpoints.to_resume(cfg, folder)
+        resumed = checkpoints.checkpoint_to_resume(cfg, folder)
         with run.phase("data"):
             sequences = load_sequences(cfg.dataset, cfg.data_dir)
             dataset = cfg.dataset
@@ -87,11 +87,11 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         model = SequentialRecommender(holdout.num_items, cfg)
         device = trainer.strategy.root_device
-        matmul = backend.use_fastest_exact_matmul(device, run.before.get("matmul"))
-        run.facts |= machine.describe_machine(device, matmul)
-        run.facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        log.info(summary.model_line(cfg, run.facts))
-        if told := summary.other_kernels(run.before, run.facts):
+        matmul = backend.choose_matmul(device, run.before.get("matmul"))
+        run.info |= machine.describe_machine(device, matmul)
+        run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        log.info(summary.model_line(cfg, run.info))
+        if told := summary.kernel_change_warning(run.before, run.info):
             log.warning(told)
 
         measured = len(holdout.users) > 0
@@ -103,9 +103,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             with run.phase("fit"), interruptible(trainer):
                 trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
         finally:
-            run.facts["peak_memory_mb"] = machine.peak_memory_mb()
+            run.info["peak_memory_mb"] = machine.peak_memory_mb()
             run.results |= checkpoints.results(trainer, folder)
-        best = checkpoints.chosen(folder)
+        best = checkpoints.best_or_last(folder)
         if best.stem == "last":
             run.results["protocol"]["selected_by"] = "last epoch"
         if measured:
@@ -117,9 +117,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             writer, metrics = trainer.logger.experiment, tensorboard.hparam_metrics(run.results, cfg)
             tensorboard.write_hyperparameters(writer, tensorboard.hyperparameters(cfg), metrics, trainer.global_step)
-            tensorboard.draw(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
+            tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
             writer.close()
-    log.info(summary.table(run.results, cfg, folder))
+    log.info(summary.results_table(run.results, cfg, folder))
     return run.results
 
 

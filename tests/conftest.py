@@ -104,6 +104,6 @@ def data_root() -> Path:
 def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once with compiled kernels and once without."""
     if request.param == "torch":
-        monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     elif kernels.library() is None:
         pytest.skip("needs a C++ compiler")

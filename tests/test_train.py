@@ -25,7 +25,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.run.lock import claimed
+from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.train import train
 from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.trainer import build_trainer, interruptible
@@ -273,7 +273,7 @@ def test_a_finished_run_is_made_longer(train_command, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
-    with claimed(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         done = train_command(*TINY)
     assert (done.returncode, done.stderr) == (
         1,
@@ -291,7 +291,7 @@ def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
     looking = subprocess.Popen([sys.executable, "-c", LOOKING], cwd=tmp_path)
     try:
         for _ in range(2000):
-            with claimed(tmp_path / "run"):
+            with lock_folder(tmp_path / "run"):
                 pass
     finally:
         assert looking.poll() is None
@@ -501,7 +501,7 @@ def test_a_folder_without_permission(tmp_path):
         (tmp_path / "locked").chmod(0)
     try:
         with pytest.raises(InputError, match="the run folder cannot be written: Permission denied; choose another"):
-            run_folder.check(tmp_path / "locked" / "below" / "run", cfg)
+            run_folder.check_can_run(tmp_path / "locked" / "below" / "run", cfg)
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
@@ -578,7 +578,7 @@ def test_a_runs_relative_paths_are_found_from_elsewhere(tmp_path, monkeypatch):
     train(load([*words, "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]), folder)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    config, _ = run_folder.finished(folder)
+    config, _ = run_folder.load_finished(folder)
     assert config["dataset"]["path"] == str(tmp_path / "my.csv")
     assert config["data_dir"] == str(tmp_path / "root")
     assert len(Recommender.from_run(folder).recommend("all", 1)) == 6

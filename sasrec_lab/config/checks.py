@@ -15,12 +15,12 @@ TRAINER_FLAGS = (
     "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
     "inference_mode", "profiler", "detect_anomaly", "sync_batchnorm", "reload_dataloaders_every_n_epochs",
 )  # fmt: skip
-_WHOLE = ("max_epochs", "min_epochs", "max_steps", "check_val_every_n_epoch", "accumulate_grad_batches")
-_OURS = (
+_INTEGER_FLAGS = ("max_epochs", "min_epochs", "max_steps", "check_val_every_n_epoch", "accumulate_grad_batches")
+_MANAGED_FLAGS = (
     "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "enable_checkpointing",
     "barebones", "enable_autolog_hparams", "model_registry",
 )  # fmt: skip
-TURNED_DOWN = dict.fromkeys(_OURS, "train.py sets it") | {
+REJECTED_FLAGS = dict.fromkeys(_MANAGED_FLAGS, "train.py sets it") | {
     "limit_test_batches": "a test on some of the users would be comparable to nothing",
     "fast_dev_run": "it writes no checkpoint to test; for a short look use trainer=fast",
     "overfit_batches": "it would validate on training data; for a small training set use trainer.limit_train_batches",
@@ -61,14 +61,14 @@ def check_folder_names(key: str, value: str, what: str, nested: bool = False) ->
 def check_trainer_flag(flag: str, value: Any) -> None:
     """Raises InputError where the flag is turned down, the Trainer has none of this name, or the value is wrong."""
     key = f"trainer.{flag}"
-    if flag in TURNED_DOWN:
-        raise InputError(f"{key} cannot be given: {TURNED_DOWN[flag]}")
+    if flag in REJECTED_FLAGS:
+        raise InputError(f"{key} cannot be given: {REJECTED_FLAGS[flag]}")
     if flag not in TRAINER_FLAGS:
         raise InputError(f"{key} is not a Lightning Trainer flag{did_you_mean(flag, list(TRAINER_FLAGS))}")
     whole = isinstance(value, int) and not isinstance(value, bool)
     number = whole or isinstance(value, float)
     counted = whole and (value >= 1 or value == -1)
-    if flag in _WHOLE and value is not None and not counted:
+    if flag in _INTEGER_FLAGS and value is not None and not counted:
         raise InputError(f"{key}={value} must be a whole number of at least 1, or -1 for no limit")
     if flag in _CHOICES and not any(value is choice or value == choice for choice in _CHOICES[flag]):
         raise InputError(f"{key}={value} is not one of {', '.join(str(choice) for choice in _CHOICES[flag])}")

@@ -62,7 +62,7 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
     Raises:
         InputError: anything that Hydra refuses, in one line, with the nearest name that exists.
     """
-    arguments.check(overrides)
+    arguments.check_syntax(overrides)
     with _composing(config_dir, name) as search_path:
         return compose(name, overrides=search_path + overrides, return_hydra_config=True)
 
@@ -110,7 +110,7 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
 
 def _check_one(overrides: list[str], config_dir: Optional[str], name: str) -> None:
     """Raises InputError where help has no config of one run to show."""
-    arguments.check(overrides)
+    arguments.check_syntax(overrides)
     swept = [o.input_line for o in OverridesParser.create().parse_overrides(overrides) if o.is_sweep_override()]
     if swept:
         raise InputError(f"help shows the config of one run; leave out {' '.join(swept)}")
@@ -119,7 +119,7 @@ def _check_one(overrides: list[str], config_dir: Optional[str], name: str) -> No
 
 def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
     """Its jobs as Hydra's own sweeper numbers them."""
-    arguments.check(overrides)
+    arguments.check_syntax(overrides)
     with _composing(config_dir) as search_path:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
@@ -141,7 +141,7 @@ def _sweep(overrides: list[str], config_dir: Optional[str]) -> Command:
             raise InputError(f"{asked} matches nothing, so there is no job to run; --help lists what each group has")
         first = compose("train", overrides=common + grid[0], return_hydra_config=True)
         folder = _folder(first, "hydra.sweep.dir")
-        common.append(arguments.argument("hydra.sweep.dir", str(folder)))  # of all jobs, whatever their names
+        common.append(arguments.format_override("hydra.sweep.dir", str(folder)))  # of all jobs, whatever their names
         jobs = [_job(number, common + job) for number, job in enumerate(grid)]
         if is_grid:
             return Command(_numbered(jobs, folder), folder, cfg.hydra.sweeper, cfg.hydra.launcher)

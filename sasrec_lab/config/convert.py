@@ -10,11 +10,11 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sasrec_lab.config.checks import TRAINER_FLAGS, TURNED_DOWN
+from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
-_BESIDE = ("ckpt", "data_dir", "published", "tensorboard", "trainer.enable_progress_bar")
+_BOOKKEEPING_KEYS = ("ckpt", "data_dir", "published", "tensorboard", "trainer.enable_progress_bar")
 
 
 def to_typed(cfg: DictConfig) -> Any:
@@ -77,7 +77,7 @@ def _refuse_appended(typed: Any, prefix: str, schema: type) -> None:
 
 def hint_for(key: str, schema: type = TrainConfig) -> str:
     """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
-    if key.startswith("trainer.") and (reason := TURNED_DOWN.get(key.removeprefix("trainer."))):
+    if key.startswith("trainer.") and (reason := REJECTED_FLAGS.get(key.removeprefix("trainer."))):
         return f": {reason}"
     keys = known_keys(schema)
     if key in keys:
@@ -91,25 +91,27 @@ def hint_for(key: str, schema: type = TrainConfig) -> str:
     )
 
 
-def plain(typed: Any) -> Any:
+def to_plain(typed: Any) -> Any:
     """A typed config as dicts, lists, numbers and text (an Enum member is its name), for JSON and TensorBoard."""
     if is_dataclass(typed):
-        return {field.name: plain(getattr(typed, field.name)) for field in fields(typed)}
+        return {field.name: to_plain(getattr(typed, field.name)) for field in fields(typed)}
     if isinstance(typed, dict):
-        return {key: plain(value) for key, value in typed.items()}
+        return {key: to_plain(value) for key, value in typed.items()}
     if isinstance(typed, (list, tuple)):
-        return [plain(value) for value in typed]
+        return [to_plain(value) for value in typed]
     return typed.name if isinstance(typed, Enum) else typed
 
 
-def flat(tree: dict[str, Any], prefix: str = "", joint: str = "/") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "", joint: str = "/") -> dict[str, Any]:
     """`{"model": {"dim": 64}}` -> `{"model/dim": 64}`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}{joint}", joint) if isinstance(value, dict) else {f"{prefix}{key}": value}
+        leaves |= (
+            flatten(value, f"{prefix}{key}{joint}", joint) if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return leaves
 
 
-def is_beside(key: str) -> bool:
+def is_bookkeeping(key: str) -> bool:
     """Whether a dotted key says where things lie, what stands beside a run or what is shown, and not what is run."""
-    return any(f"{key}.".startswith(f"{own}.") for own in _BESIDE)
+    return any(f"{key}.".startswith(f"{own}.") for own in _BOOKKEEPING_KEYS)

@@ -16,7 +16,7 @@ from sasrec_lab.errors import InputError
 Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
-HeldOut = Enum("HeldOut", ["last", "none"])
+HoldoutMode = Enum("HeldOut", ["last", "none"])
 Windows = Enum("Windows", ["last", "all"])
 Catalogue = Enum("Catalogue", ["all", "train"])
 
@@ -106,7 +106,7 @@ class DatasetConfig:
     min_item: int = MISSING
     until_stable: bool = MISSING
     titles: Optional[TitlesConfig] = MISSING
-    holdout: HeldOut = MISSING
+    holdout: HoldoutMode = MISSING
     windows: Windows = MISSING
     catalogue: Catalogue = MISSING
     synthetic: Optional[SyntheticConfig] = MISSING

@@ -16,7 +16,7 @@ _ONE_PATH = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir"
 _PATHS = (*_ONE_PATH, "data_dir", "ckpt", "dataset.path")  # of the others a comma makes a sweep
 
 
-def prepared(words: list[str]) -> list[str]:
+def normalize(words: list[str]) -> list[str]:
     """A command as Hydra takes it: its flags first, and around a path the quotes that the grammar asks for.
 
     A job's folder, 0-model.dim=8,seed=1 for one, has signs that mean something there.
@@ -44,14 +44,14 @@ def _quoted_path(word: str) -> str:
     return word if is_read else _quoted(key, path)
 
 
-def argument(key: str, value: str) -> str:
+def format_override(key: str, value: str) -> str:
     """`key=value` as a word that Hydra reads as just that."""
     read = _read(f"{key}={value}")
     plain = read is not None and not read.is_sweep_override() and str(read.value()) == value
     return f"{key}={value}" if plain else _quoted(key, value)
 
 
-def check(words: list[str]) -> None:
+def check_syntax(words: list[str]) -> None:
     """Raises InputError for a word that Hydra's grammar does not take."""
     for before, word in zip(["", *words], words, strict=False):
         key, equals, value = word.partition("=")

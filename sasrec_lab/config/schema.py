@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
-from sasrec_lab.config.dataset import DatasetConfig, HeldOut
+from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.files import job_folder
 
@@ -216,7 +216,7 @@ class TrainConfig:
     @property
     def validates(self) -> bool:
         """Whether anything is held out and looked at; else there is no best checkpoint but the last."""
-        return self.dataset.holdout is not HeldOut.none and self.trainer.get("limit_val_batches", 1.0) != 0
+        return self.dataset.holdout is not HoldoutMode.none and self.trainer.get("limit_val_batches", 1.0) != 0
 
 
 @dataclass

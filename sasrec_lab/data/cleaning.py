@@ -34,7 +34,7 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     if dataset.until is not None:
         keep = table["time"] <= _bound("dataset.until", dataset.until)
         table = _keep(table, keep, "time", f"dataset.until={dataset.until}")
-    table = in_order(table)
+    table = sort_interactions(table)
     if dataset.repeats is Repeats.drop:
         table = table.drop_duplicates(["user", "item"])
     table = _drop_rare(table, dataset)
@@ -87,7 +87,7 @@ def _count(ids: pd.Series) -> np.ndarray:
     return np.bincount(codes)[codes]
 
 
-def in_order(table: pd.DataFrame) -> pd.DataFrame:
+def sort_interactions(table: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by user, then time where there is one, then as they stood; numbered anew.
 
     User and time become one whole number of as few bits as hold it (KION: 21 of the user, 8 of the day). Its highest

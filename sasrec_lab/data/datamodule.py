@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sasrec_lab.config.schema import LossConfig, LossName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import draw, draw_candidates, draw_shared, training_counts, training_items
+from sasrec_lab.data.negatives import draw_candidates, draw_excluding, draw_shared, training_counts, training_items
 
 # States (T, D) of users who are ranked at once, 16 MiB: on MovieLens-1M a seventh faster than 4 MiB, with kernels and
 # without; more leaves the cache where torch's functions are at work.
-STATE_ELEMENTS = 2**22
+MAX_STATE_ELEMENTS = 2**22
 
 
 class SequenceData(pl.LightningDataModule):
@@ -44,7 +44,7 @@ class SequenceData(pl.LightningDataModule):
 
     def evaluation_dataloader(self, stage: str) -> DataLoader:
         data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
-        users, tokens = self.cfg.evaluation.batch_size, STATE_ELEMENTS // self.cfg.model.dim
+        users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
         return DataLoader(data, batch_size=None, sampler=data.rows_by_length(users, tokens, *self._place()))
 
     def _place(self) -> tuple[int, int]:
@@ -104,7 +104,7 @@ class TrainingData(Dataset):
             negatives = rng.integers(1, self.holdout.num_items + 1, size=(labels.sum(), count))  # (tokens, N)
         else:
             users = np.repeat(np.repeat(self.holdout.window_users[windows], labels), count)
-            negatives = draw(users, self.had, rng).reshape(-1, count)
+            negatives = draw_excluding(users, self.had, rng).reshape(-1, count)
         return training_batch(self.holdout, windows, negatives)
 
 
@@ -123,10 +123,10 @@ class EvaluationData(Dataset):
         lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
         order = np.argsort(lengths, kind="stable")[process::processes]
         known = np.minimum(lengths[order], self.maxlen)
-        return np.split(order, cuts(known, users, tokens))
+        return np.split(order, batch_boundaries(known, users, tokens))
 
 
-def cuts(tokens: np.ndarray, most: int, most_tokens: int) -> list[int]:
+def batch_boundaries(tokens: np.ndarray, most: int, most_tokens: int) -> list[int]:
     """Where to cut users of so many tokens each into batches of at most `most` users and `most_tokens` tokens."""
     ends, at = np.cumsum(tokens), []
     begin = 0

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from sasrec_lab.config.dataset import Catalogue, HeldOut, Windows
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
 
-PAIRS_AT_ONCE = 2**18  # interactions that are sorted at once: 2 MiB
+PAIRS_PER_CHUNK = 2**18  # interactions that are sorted at once: 2 MiB
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Holdout:
     @cached_property
     def repeats(self) -> bool:
         """Whether any user has an item more than once, the test's target left out."""
-        firsts = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_AT_ONCE)))
+        firsts = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
         return any(self._repeats_among(slice(*users)) for users in pairwise([*firsts, len(self.starts)]))
 
     def _repeats_among(self, users: slice) -> bool:
@@ -55,7 +55,7 @@ class Holdout:
 
 
 def hold_out(
-    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, held: HeldOut = HeldOut.last
+    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, held: HoldoutMode = HoldoutMode.last
 ) -> Holdout:
     """Split every sequence and cut the training windows.
 
@@ -64,9 +64,9 @@ def hold_out(
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     lengths = ends - starts  # (num_users,)
-    held_out = (lengths >= 3) & (held is HeldOut.last)
+    held_out = (lengths >= 3) & (held is HoldoutMode.last)
     users = np.flatnonzero(held_out)
-    if held is HeldOut.last and not len(users):
+    if held is HoldoutMode.last and not len(users):
         raise InputError(
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
             f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
@@ -74,7 +74,7 @@ def hold_out(
     train_ends = np.where(lengths < 2, starts, ends - 2 * held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
     if not len(window_users):
-        held_back = " with the last two of each held out," if held is HeldOut.last else ""
+        held_back = " with the last two of each held out," if held is HoldoutMode.last else ""
         raise InputError(
             f"{sequences.file}: no user has 2 training interactions;{held_back}"
             f" the longest of {len(lengths)} users has {lengths.max()}"

@@ -31,19 +31,19 @@ class Ids:
         Raises:
             InputError: `given` is no list of ids, or one is missing in it; `what` names it.
         """  # (len(given),) int64
-        ids = listed(given, what)
+        ids = as_id_array(given, what)
         if self.ids.dtype.kind != "i":
             return self._index.get_indexer(pd.Index(ids if ids.dtype.kind == "U" else ids.astype(str)))
         if ids.dtype.kind == "U":
             text = pd.Series(ids)
-            whole = _are_whole(text)
+            whole = _is_integer_text(text)
             numbers = np.full(len(ids), -1)
             numbers[whole] = self._index.get_indexer(text[whole].astype(np.int64))
             return numbers
         return self._index.get_indexer(ids)
 
 
-def listed(given: Any, what: str) -> np.ndarray:
+def as_id_array(given: Any, what: str) -> np.ndarray:
     """The ids as an array of whole numbers or of text.
 
     Raises:
@@ -92,12 +92,12 @@ def _from_floats(numbers: np.ndarray, what: str) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def whole_if_all(text: pd.Series) -> pd.Series:
+def to_int_if_all_integers(text: pd.Series) -> pd.Series:
     """Ids in text as whole numbers where every one is written as such."""
-    return text.astype(np.int64) if _are_whole(text).all() else text
+    return text.astype(np.int64) if _is_integer_text(text).all() else text
 
 
-def _are_whole(text: pd.Series) -> np.ndarray:
+def _is_integer_text(text: pd.Series) -> np.ndarray:
     """Which of them are whole numbers of 64 bits."""
     whole = np.array(text.str.fullmatch(_WHOLE).eq(True), bool)
     longest = np.flatnonzero(whole & (text.str.len().fillna(0).to_numpy() >= 19))

@@ -6,7 +6,7 @@ from sasrec_lab.config.schema import Draw
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.ops.backend import round_up_size
 
-TRIES = 1000  # rounds of drawing anew; a user who has had nearly every item then keeps what came last
+MAX_REDRAWS = 1000  # rounds of drawing anew; a user who has had nearly every item then keeps what came last
 
 
 class UserItems:
@@ -28,7 +28,7 @@ def training_items(holdout: Holdout) -> UserItems:
     return _items_until(holdout, holdout.train_ends)
 
 
-def draw(
+def draw_excluding(
     users: np.ndarray, had: UserItems, rng: np.random.Generator, cumulative: np.ndarray | None = None
 ) -> np.ndarray:
     """One item for each entry of `users`, none that the user has had, with replacement.
@@ -37,7 +37,7 @@ def draw(
     """
     items = np.empty(len(users), dtype=np.int64)
     open_entries = np.arange(len(users))
-    for _ in range(TRIES):
+    for _ in range(MAX_REDRAWS):
         items[open_entries] = _any_items(len(open_entries), had.base - 1, rng, cumulative)
         open_entries = open_entries[had.contain(users[open_entries], items[open_entries])]
         if not len(open_entries):
@@ -79,7 +79,7 @@ def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: s
         )
     cumulative = np.cumsum(training_counts(holdout)) if how is Draw.popularity else None
     users = np.repeat(holdout.users, count)
-    return draw(users, had, rng, cumulative).reshape(-1, count).astype(np.int32)
+    return draw_excluding(users, had, rng, cumulative).reshape(-1, count).astype(np.int32)
 
 
 def training_counts(holdout: Holdout) -> np.ndarray:

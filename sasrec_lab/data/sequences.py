@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pooch
 
-from sasrec_lab.config.convert import plain
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import DatasetConfig, Format
 from sasrec_lab.data import source
 from sasrec_lab.data.cleaning import clean
@@ -161,7 +161,7 @@ def _folder(cache: Path, dataset: DatasetConfig, sha256: str | None) -> Path:
         "windows",
         "catalogue",
     )  # not about the arrays' content
-    kept = {key: value for key, value in plain(dataset).items() if key not in elsewhere}
+    kept = {key: value for key, value in to_plain(dataset).items() if key not in elsewhere}
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sha256, kept], sort_keys=True).encode()).hexdigest()
     return cache / f"{dataset.name}-{key[:16]}"
 

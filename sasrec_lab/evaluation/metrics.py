@@ -90,7 +90,7 @@ class MeanLoss(Metric):
         return self.total / self.targets
 
 
-class Numbers(Metric):
+class IntegerConcat(Metric):
     """Whole numbers of all batches and processes, one after the other; torchmetrics' CatMetric has float32, to 2^24."""
 
     full_state_update = False

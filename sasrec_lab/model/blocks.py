@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.schema import Activation, ModelConfig, Norm
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.attention import Plan, attend, attend_newest
+from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest
 from sasrec_lab.ops.dropout import dropout
 
 REGISTERS = 16  # numbers: a whole number of registers on any processor
@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg)
 
-    def forward(self, x: Tensor, plan: Plan, newest: Tensor | None = None) -> Tensor:  # (T, D) -> (T, D)
+    def forward(self, x: Tensor, plan: BatchLayout, newest: Tensor | None = None) -> Tensor:  # (T, D) -> (T, D)
         """With `newest` (B,) the states of these tokens alone, (B, D): all that a ranking wants of the last block."""
         if self._has_kernel(x):
             return self._compiled(x, plan, newest is not None)
@@ -48,7 +48,7 @@ class Block(nn.Module):
         normed = self.feed_forward_norm(self._add(normed, self._attend(normed, x, plan, newest)))
         return self._add(normed, self.feed_forward(normed))
 
-    def _attend(self, queries: Tensor, others: Tensor, plan: Plan, newest: Tensor | None) -> Tensor:
+    def _attend(self, queries: Tensor, others: Tensor, plan: BatchLayout, newest: Tensor | None) -> Tensor:
         if newest is not None:
             return self.output(self._attend_newest(queries, others, plan))
         q, k, v = self.query(queries), self.key(others), self.value(others)
@@ -61,7 +61,7 @@ class Block(nn.Module):
             out = attend(q, k, v, plan, self.heads, rate)
         return self.output(out)
 
-    def _attend_newest(self, queries: Tensor, others: Tensor, plan: Plan) -> Tensor:  # (B, D), (T, D) -> (B, D)
+    def _attend_newest(self, queries: Tensor, others: Tensor, plan: BatchLayout) -> Tensor:  # (B, D), (T, D) -> (B, D)
         """As keys and values are linear in the tokens' states, the states themselves are compared and averaged, and
         keys' and values' matrices applied to the query and to the average: two products less for each token.
 
@@ -80,9 +80,9 @@ class Block(nn.Module):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return False
         known = self.heads == 1 and self.feed_forward.activation is F.relu and not self.pad_keys
-        return known and kernels.serve(x, self.query.weight)
+        return known and kernels.supports(x, self.query.weight)
 
-    def _compiled(self, x: Tensor, plan: Plan, only_newest: bool) -> Tensor:
+    def _compiled(self, x: Tensor, plan: BatchLayout, only_newest: bool) -> Tensor:
         """Some sequences at a time go through the whole block in a core's own cache.
 
         Ranking on MovieLens-1M is 1.5 times as fast as by torch's functions, each of which reads and writes all states.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import Block
-from sasrec_lab.ops.attention import Plan
+from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
 
 
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         return self.output_items.weight  # (V, D)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x, plan = self._embed(batch), Plan(batch, self.maxlen)
+        x, plan = self._embed(batch), BatchLayout(batch, self.maxlen)
         for block in self.blocks:
             x = block(x, plan)
         return self.final_norm(x)  # (T, D)
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
 
         Not for training: there is no dropout in the last block.
         """
-        x, plan = self._embed(batch), Plan(batch, self.maxlen)
+        x, plan = self._embed(batch), BatchLayout(batch, self.maxlen)
         for block in self.blocks[:-1]:
             x = block(x, plan)
         x = self.blocks[-1](x, plan, batch.last) if self.blocks else x.index_select(0, batch.last)
@@ -100,7 +100,7 @@ def _sinusoids(maxlen: int, dim: int) -> Tensor:
     return table  # (L, D)
 
 
-class ScoresOfOne(nn.Module):
+class SingleHistoryScores(nn.Module):
     """The scores of all items after one history, the most recent item last."""
 
     def __init__(self, encoder: Encoder):

@@ -14,7 +14,7 @@ from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention, newest_attention
 
 
-class Plan:
+class BatchLayout:
     """Where each sequence lies among the tokens, and what attention makes of it, once for all blocks."""
 
     def __init__(self, batch: PackedBatch, maxlen: int | None = None):
@@ -35,27 +35,27 @@ class Plan:
         return Buckets.of(self.batch.offsets, len(self.batch.items), self.batch.items.device)
 
     @cached_property
-    def rows(self) -> "Rows":
-        return Rows(self.batch, self.maxlen)
+    def rows(self) -> "PaddedRows":
+        return PaddedRows(self.batch, self.maxlen)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: BatchLayout, heads: int, rate: float) -> Tensor:
     """softmax(q k' / sqrt(D / H)) v within each sequence and not into the future; dropout on the weights.
 
     Tokens behind the last sequence get zeros.
     """  # all (T, D)
     if torch.compiler.is_exporting():
-        return attend_alone(q, k, v, heads)
+        return attend_single_sequence(q, k, v, heads)
     if q.is_cuda:
         return fused_attention(q, k, v, plan.buckets, heads, rate)
     if q.dtype == torch.bfloat16:  # of autocast: single precision is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()
-    if kernels.serve(q):
+    if kernels.supports(q):
         return CompiledAttention.apply(q, k, v, plan, heads, rate)
     return BucketedAttention.apply(q, k, v, plan.buckets, heads, rate)
 
 
-def attend_newest(q: Tensor, x: Tensor, plan: Plan, scale: float) -> Tensor:
+def attend_newest(q: Tensor, x: Tensor, plan: BatchLayout, scale: float) -> Tensor:
     """softmax(scale q x') x within each sequence, for queries (B, H, D) of its newest token; without gradients."""
     if torch.compiler.is_exporting():
         tokens = x.expand(q.shape[1], -1, -1)  # (H, tokens, D)
@@ -63,13 +63,13 @@ def attend_newest(q: Tensor, x: Tensor, plan: Plan, scale: float) -> Tensor:
     return newest_attention(q, x, plan.buckets, scale)
 
 
-def attend_alone(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """By torch's own function, where all tokens are one sequence's: in a program that export.py makes."""
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, tokens, D / H)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1)
 
 
-class Rows:
+class PaddedRows:
     """The tokens as the padded original lays them out: `maxlen` cells a sequence, its newest token in the last one.
 
     For `pad_keys`. In RecTools a block's input is zero in the cells in front, so all their keys are the bias of the
@@ -79,14 +79,14 @@ class Rows:
     def __init__(self, batch: PackedBatch, maxlen: int):
         if torch.compiler.is_exporting():  # one sequence, which has no offsets
             self.cells, self.dummies = maxlen - 1 - batch.positions, 0
-            self.plan = Plan(replace(batch, items=batch.items.new_zeros(maxlen)))
+            self.plan = BatchLayout(replace(batch, items=batch.items.new_zeros(maxlen)))
             return
         lengths = np.diff(batch.offsets)  # (B,)
         ends = torch.from_numpy(np.repeat(np.arange(1, len(lengths) + 1) * maxlen, lengths)).to(batch.items.device)
         self.cells = ends - 1 - batch.positions[: len(ends)]  # (tokens in sequences,)
         self.dummies = len(batch.items) - len(ends)
         items, offsets = batch.items.new_zeros(len(lengths) * maxlen), np.arange(len(lengths) + 1) * maxlen
-        self.plan = Plan(replace(batch, items=items, offsets=offsets))  # every sequence has `maxlen` tokens
+        self.plan = BatchLayout(replace(batch, items=items, offsets=offsets))  # every sequence has `maxlen` tokens
 
     def fill(self, x: Tensor, pad: Tensor) -> Tensor:
         """The cells (C, D) of x (T, D), `pad` (D,) in those in front."""
@@ -103,7 +103,7 @@ class CompiledAttention(torch.autograd.Function):
     nothing copied into shape. The plain twin is BucketedAttention. A fifth of a training step on MovieLens-1M."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: int, rate: float) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: BatchLayout, heads: int, rate: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         ctx.sizes = len(plan.offsets) - 1, q.shape[1], heads, _scale(q, heads), float(rate)
         ctx.plan = plan

@@ -17,7 +17,7 @@ from sasrec_lab.files import folder_name
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 
 
-def use_fastest_exact_matmul(device: torch.device, before: str | None = None) -> str:
+def choose_matmul(device: torch.device, before: str | None = None) -> str:
     """Choose how float32 matrices are multiplied and say so; the same in every run on one machine.
 
     The two ways differ in the last bits, so a stopwatch must not choose anew in each run: what it said first is kept
@@ -27,16 +27,16 @@ def use_fastest_exact_matmul(device: torch.device, before: str | None = None) ->
         torch.set_float32_matmul_precision("highest")
         return f"{device.type} float32 without TF32"
     same = before and (before.startswith("torch") or (before.startswith("oneDNN") and _is_exact("medium")))
-    chosen = before if same else _remembered(fastest_exact_matmul)
+    chosen = before if same else _cached_choice(fastest_exact_matmul)
     torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")
     return chosen
 
 
 @contextmanager
-def matmul_chosen(device: torch.device) -> Iterator[None]:
+def fastest_matmul(device: torch.device) -> Iterator[None]:
     """Inside, products are as in a run; behind it as they were, for a caller who has other work for torch."""
     before = torch.get_float32_matmul_precision()
-    use_fastest_exact_matmul(device)
+    choose_matmul(device)
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _remembered(choose: Callable[[], str]) -> str:
+def _cached_choice(choose: Callable[[], str]) -> str:
     """What was chosen first on a machine like this; of two processes that choose at once the first one's stands."""
     name = f"matmul {processor()} {torch.get_num_threads()} threads torch {torch.__version__}"
     path = Path(pooch.os_cache("sasrec_lab")) / f"{folder_name(name)}.txt"

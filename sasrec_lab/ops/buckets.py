@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.ops.backend import round_up_size
-from sasrec_lab.ops.dropout import keep_mask, kept_share
+from sasrec_lab.ops.dropout import keep_mask, keep_probability
 
 QUERIES_AT_ONCE = 128  # with the keys up to them: a fifth less work on MovieLens-1M; 64 save more, in more calls
 
@@ -105,7 +105,10 @@ class BucketedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            ctx.scales = 1 / sqrt(q.shape[1] // heads), 1 / kept_share(rate)  # of q, and of v in place of the weights
+            ctx.scales = (
+                1 / sqrt(q.shape[1] // heads),
+                1 / keep_probability(rate),
+            )  # of q; of v instead of weights
             q = buckets.gather(q * ctx.scales[0], heads)
             k = buckets.gather(k, heads)
             v = buckets.gather(v * ctx.scales[1] if rate else v, heads)

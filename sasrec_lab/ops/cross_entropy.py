@@ -32,7 +32,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             states, shares = states.detach().contiguous(), shares[:, None]
             own = item_table.index_select(0, targets)  # (T, D)
-            if kernels.serve(states, item_table, own) and matmul_dtype == torch.float32:
+            if kernels.supports(states, item_table, own) and matmul_dtype == torch.float32:
                 log_p, expected, table_grad = _compiled_products(states, item_table, own, shares)
             else:
                 log_p, expected, table_grad = _log_p_and_products(
@@ -62,7 +62,7 @@ class SampledCrossEntropy(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             states, shares = states.detach().contiguous(), shares[:, None]
             own, negatives = rows.detach().split([len(states), len(log_weights)])  # (T, D), (N, D)
-            if kernels.serve(states, own, negatives, log_weights) and matmul_dtype == torch.float32:
+            if kernels.supports(states, own, negatives, log_weights) and matmul_dtype == torch.float32:
                 log_p, expected, table_grad = _compiled_products(
                     states, negatives, own, shares, biases=log_weights, hits=hits, own_counts=True
                 )
@@ -220,7 +220,7 @@ def softmax_and_log_p(logits: Tensor, targets: Tensor) -> Tensor:
     The compiled form is a pass less and knows the sum: half the time of this part of a step in bf16. Single precision
     has `_compiled_products`.
     """
-    if kernels.serve(logits):
+    if kernels.supports(logits):
         log_p = logits.new_empty(len(logits), 1)
         kernels.call("softmax_and_log_p", logits, *logits.shape, targets, log_p)
         return log_p

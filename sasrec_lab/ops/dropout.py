@@ -11,9 +11,9 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """Zero elements with probability `rate` and scale the others so that the mean stays; 0 switches it off."""
     if not rate:
         return x
-    if kernels.serve(x):
+    if kernels.supports(x):
         return CompiledDropout.apply(x, rate)
-    return F.dropout(x, rate) if x.is_cuda else x * keep_mask(x, rate).mul_(1 / kept_share(rate))
+    return F.dropout(x, rate) if x.is_cuda else x * keep_mask(x, rate).mul_(1 / keep_probability(rate))
 
 
 class CompiledDropout(torch.autograd.Function):
@@ -49,7 +49,7 @@ def keep_mask(x: Tensor, rate: float) -> Tensor:
     return torch.ge(bits.view(torch.uint8)[: x.numel()].view(x.shape), round(rate * 256), out=mask)
 
 
-def kept_share(rate: float) -> float:
+def keep_probability(rate: float) -> float:
     """1 - rate with the rate rounded to k / 256, so that scaling by the share is unbiased."""
     return 1 - round(rate * 256) / 256 if _in_bytes(rate) else 1 - rate
 

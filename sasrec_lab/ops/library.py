@@ -30,34 +30,34 @@ FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-sim
 
 
 @dataclass(frozen=True)
-class Found:
+class Kernels:
     library: ctypes.CDLL | None
     compiler: list[str]
     missing: str = ""  # why there is none
 
 
 def library() -> ctypes.CDLL | None:
-    return found().library
+    return find_kernels().library
 
 
 @cache
-def found() -> Found:
+def find_kernels() -> Kernels:
     """The kernels that are compiled already, else those by the first compiler that works."""
     failures = []
-    for compiler in sorted(compilers(), key=lambda compiler: not os.path.isfile(path_of(compiler))):
+    for compiler in sorted(compilers(), key=lambda compiler: not os.path.isfile(library_path(compiler))):
         try:
-            kernels = loaded(compiler)
+            kernels = load_or_compile(compiler)
         except (OSError, subprocess.SubprocessError) as error:
-            failures.append(f"{name_of(compiler)}: {reason(error)}")
+            failures.append(f"{compiler_name(compiler)}: {reason(error)}")
         else:
             kernels.weights_size.restype = ctypes.c_int64
-            return Found(kernels, compiler)
+            return Kernels(kernels, compiler)
     if not failures and "CXX" not in os.environ:
         failures = [f"no C++ compiler; {display_path(Path(sys.executable))} -m pip install ziglang brings one"]
-    return Found(None, [], "; ".join(failures) or "CXX names no compiler")
+    return Kernels(None, [], "; ".join(failures) or "CXX names no compiler")
 
 
-def serve(*tensors: Tensor) -> bool:
+def supports(*tensors: Tensor) -> bool:
     """Whether there are kernels for these: on the CPU, in single precision."""
     served = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
     return served and library() is not None  # in this order: what needs none compiles none
@@ -93,26 +93,26 @@ def compilers() -> list[list[str]]:
     return [[name] for name in ("clang++", "g++") if shutil.which(name)] + ziglang
 
 
-def name_of(compiler: list[str]) -> str:
+def compiler_name(compiler: list[str]) -> str:
     return "ziglang" if "ziglang" in compiler else Path(compiler[0]).name
 
 
-def path_of(compiler: list[str]) -> Path:
+def library_path(compiler: list[str]) -> Path:
     """Where in the user's cache folder the library by this compiler is."""
     sources = [path.read_bytes() for path in SOURCES]
     key = hashlib.sha256(repr((sources, _command(compiler), _processor(), torch.__version__)).encode()).hexdigest()
     return Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
 
 
-def loaded(compiler: list[str]) -> ctypes.CDLL:
+def load_or_compile(compiler: list[str]) -> ctypes.CDLL:
     """The library by this compiler, made if it is not there yet: in seconds, by ziglang in a minute.
 
     Raises:
         OSError, subprocess.SubprocessError: there is no such compiler, it fails, or the cache cannot be written.
     """
-    path = path_of(compiler)
+    path = library_path(compiler)
     if not path.is_file():
-        _make(compiler, path)
+        _compile(compiler, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError:  # it is broken: made again next time
@@ -127,11 +127,11 @@ def _command(compiler: list[str]) -> list[str]:
     return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
 
 
-def _make(compiler: list[str], path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     if shutil.which(compiler[0]) is None:
         raise FileNotFoundError("no such command")
     path.parent.mkdir(parents=True, exist_ok=True)
-    log.warning(f"compiling kernels with {name_of(compiler)}, once on this machine")
+    log.warning(f"compiling kernels with {compiler_name(compiler)}, once on this machine")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once

@@ -10,30 +10,30 @@ from torch import Tensor
 
 from sasrec_lab.ops import library as kernels
 
-SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which lie in the last-level cache; on a GPU 256 MiB
+MAX_SCORES_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which lie in the last-level cache; on a GPU 256 MiB
 
 ROWS_AT_ONCE = 512
 ITEMS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}  # 16 MiB of scores, which lie in the last-level cache; on a GPU 256 MiB
 
 
 @dataclass(frozen=True)
-class Best:
+class TopK:
     """The best items of each row so far. Where it has fewer than k candidates the rest are 0, with a score of -inf."""
 
     items: Tensor  # (R, k) int64, 1..V
     scores: Tensor  # (R, k) float32
 
 
-def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> Best:
+def top_k_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> TopK:
     """The k items with the highest dot products with each state, those that its row has seen left out.
 
     Row r of `table` is item r + 1; `seen_rows` (S,) is in order. A score of NaN is none.
     """
-    best = Best(
+    best = TopK(
         torch.zeros(len(states), k, dtype=torch.long, device=states.device),
         states.new_full((len(states), k), float("-inf")),
     )
-    if kernels.serve(states, table):
+    if kernels.supports(states, table):
         seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
         kernels.call("best_items", states, *states.shape, table, len(table), k, *seen, best.items, best.scores)
         return best
@@ -42,17 +42,17 @@ def best_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_it
         rows = slice(begin, begin + ROWS_AT_ONCE)
         first, last = torch.searchsorted(seen_rows, seen_rows.new_tensor([rows.start, rows.stop])).tolist()
         own_rows, own_items = seen_rows[first:last] - begin, seen_items[first:last] - 1
-        part = Best(best.items[rows], best.scores[rows])
+        part = TopK(best.items[rows], best.scores[rows])
         for item in range(0, len(table), width):
             scores = states[rows] @ table[item : item + width].T
             here = (own_items >= item) & (own_items < item + width)
             scores[own_rows[here], own_items[here] - item] = float("-inf")
             scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-            take_best(part, scores, item)
+            merge_top_k(part, scores, item)
     return best
 
 
-def take_best(best: Best, scores: Tensor, before: int) -> None:
+def merge_top_k(best: TopK, scores: Tensor, before: int) -> None:
     """Update the best so far, in place, by the scores (R, n) of the items before + 1, before + 2, ...; -inf is none."""
     k = best.scores.shape[1]
     values, places = _top(scores, min(k, scores.shape[1]))
@@ -117,7 +117,7 @@ class Scores:
         The compiled form counts while the scores are in registers: nine tenths of the rate of a product that writes
         them nowhere, torch's form two thirds.
         """  # (U,) int64
-        if kernels.serve(self.states, self.table):
+        if kernels.supports(self.states, self.table):
             counts = torch.empty_like(targets)
             sizes = (*self.states.shape, self.table, self.num_items)
             pairs = targets.contiguous(), seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
@@ -127,7 +127,7 @@ class Scores:
 
     def _not_below_in_blocks(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         device = "cuda" if targets.is_cuda else "cpu"
-        width = max(1, SCORES_AT_ONCE[device] // max(1, len(self)))
+        width = max(1, MAX_SCORES_PER_BLOCK[device] // max(1, len(self)))
         if self.num_items <= width:
             return self._not_below_target_at_once(targets, seen_rows, seen_items)
         expected = self.of_one(targets).contiguous()  # (U, 1)
@@ -140,7 +140,7 @@ class Scores:
             found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
         # a product of other shape may round otherwise: such users are counted again with the score that the block gave
         off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
-        for again in off.split(max(1, SCORES_AT_ONCE[device] // self.num_items)) if len(off) else ():
+        for again in off.split(max(1, MAX_SCORES_PER_BLOCK[device] // self.num_items)) if len(off) else ():
             own = torch.isin(seen_rows, again)
             pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
             counts[again] = self.rows(again)._not_below_target_at_once(targets[again], *pairs)

@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.overrides import prepared
+from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
-from sasrec_lab.files import printed
+from sasrec_lab.files import tolerate_closed_pipe
 from sasrec_lab.recommend.inputs import _ids, _path, _table
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """One line for a mistake; Hydra itself is asked only for help and the like, so it makes no folder."""
-    sys.argv[1:] = prepared(sys.argv[1:])
+    sys.argv[1:] = normalize(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     try:
         command = check_command_line(sys.argv[1:], "recommend")
         if command is None:
-            with printed():
+            with tolerate_closed_pipe():
                 main()
         else:
             recommend(command.jobs[0].cfg)
@@ -75,7 +75,7 @@ def recommend(cfg: RecommendConfig) -> None:
             lists.write(output, wanted)
             print(f"{len(wanted.targets):,} lists in {output}")
         else:
-            with printed():
+            with tolerate_closed_pipe():
                 lists.show(wanted, recommender.items, recommender.titles)
 
 

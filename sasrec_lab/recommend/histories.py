@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.data.ids import Ids, listed, plain_values
+from sasrec_lab.data.ids import Ids, as_id_array, plain_values
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError, InputWarning
 
@@ -45,7 +45,7 @@ class Histories:
         item = _column(table, (dataset.item, "item_id"))
         if table.empty:
             raise InputError("interactions has no rows; give at least one, or leave it out")
-        users = listed(table[user], f"interactions, column {user}")
+        users = as_id_array(table[user], f"interactions, column {user}")
         numbers = items.numbers(table[item], f"interactions, column {item}") + 1
         codes, different = pd.factorize(users)
         keys = [codes] if (times := _times(table, dataset)) is None else [times, codes]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.schema import Unsupported
-from sasrec_lab.data.ids import Ids, listed, some
+from sasrec_lab.data.ids import Ids, as_id_array, some
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean
 
 
@@ -46,7 +46,7 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
     """A .csv, plain or .gz, or a .parquet. Ids become numbers where all are, so that 007 stays what it is."""
     import pandas as pd
 
-    from sasrec_lab.data.ids import whole_if_all
+    from sasrec_lab.data.ids import to_int_if_all_integers
 
     if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise InputError(f"{key}={path} is no .csv or .parquet file")
@@ -63,7 +63,7 @@ def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
             raise
         if table.iloc[:, -1].isna().any():  # as in a short row, which pandas fills up
             _check_rows(path)
-    return table.assign(**{name: whole_if_all(table[name]) for name in set(ids) & set(table)})
+    return table.assign(**{name: to_int_if_all_integers(table[name]) for name in set(ids) & set(table)})
 
 
 def _check_rows(path: Path) -> None:
@@ -122,7 +122,7 @@ def _targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Numbers, -1 for an unknown one, and external ids of targets: at least one, and each once."""
     if isinstance(given, str) and given == "all":
         return np.arange(len(ids)), ids.ids
-    targets = listed(given, what)
+    targets = as_id_array(given, what)
     if not len(targets):
         raise InputError(f"{what} is empty; name at least one")
     repeated = pd.Series(targets).duplicated().to_numpy()

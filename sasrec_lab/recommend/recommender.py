@@ -21,14 +21,14 @@ from sasrec_lab.config.convert import section_of
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.batches import pack
-from sasrec_lab.data.datamodule import STATE_ELEMENTS, cuts
-from sasrec_lab.data.ids import Ids, listed, some
+from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
+from sasrec_lab.data.ids import Ids, as_id_array, some
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import backend as machine
-from sasrec_lab.ops.ranking import Best, best_items
+from sasrec_lab.ops.ranking import TopK, top_k_items
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import _check_flag, _supported, _targets, _tell_empty
 from sasrec_lab.recommend.lists import Lists
@@ -64,10 +64,10 @@ class Recommender:
         if not str(folder):
             raise InputError("run is empty; give the folder of a finished run")
         folder = Path(os.path.expanduser(folder))
-        config, results = run_folder.finished(folder)
+        config, results = run_folder.load_finished(folder)
         known = run_folder.read_items(folder)
         items = Ids(known["ids"])
-        encoder, model = checkpoints.encoder_of(checkpoints.tested(folder, results), len(items))
+        encoder, model = checkpoints.load_encoder(checkpoints.tested_checkpoint(folder, results), len(items))
         self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
         self.titles = known.get("titles")
         self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
@@ -171,7 +171,7 @@ class Recommender:
 
         def make(block: np.ndarray) -> pd.DataFrame:
             seen = histories.places(block) if filter_viewed else None
-            with machine.matmul_chosen(self.device):
+            with machine.fastest_matmul(self.device):
                 best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
             return self._table("user_id", histories.users.ids[block], best)
 
@@ -200,7 +200,7 @@ class Recommender:
 
         def make(block: np.ndarray) -> pd.DataFrame:
             itself = (np.arange(len(block)), block + 1) if filter_itself else None
-            with machine.matmul_chosen(self.device):
+            with machine.fastest_matmul(self.device):
                 best = self._best(vectors[block], vectors, k, candidates, itself)
             return self._table("target_item_id", self.items.ids[block], best)
 
@@ -218,7 +218,7 @@ class Recommender:
         if allowed is None:
             return None
         numbers = self.items.numbers(allowed, "items_to_recommend")
-        unknown = listed(allowed, "items_to_recommend")[numbers < 0]
+        unknown = as_id_array(allowed, "items_to_recommend")[numbers < 0]
         if len(unknown) == len(numbers):
             why = "is empty; name at least one item"
             if len(numbers):
@@ -245,7 +245,7 @@ class Recommender:
         order = np.argsort(lengths, kind="stable")
         dim = self.encoder.item_table.shape[1]
         states = self.encoder.item_table.new_empty(len(users), dim)
-        batches = cuts(lengths[order], USERS_A_BATCH, STATE_ELEMENTS // dim)
+        batches = batch_boundaries(lengths[order], USERS_A_BATCH, MAX_STATE_ELEMENTS // dim)
         for rows in np.split(order, batches) if len(users) else []:
             ends = histories.offsets[users[rows] + 1]
             batch, _ = pack(ends - lengths[rows], ends, histories.items)
@@ -260,7 +260,7 @@ class Recommender:
         k: int,
         candidates: np.ndarray | None,
         seen: tuple[np.ndarray, np.ndarray] | None,
-    ) -> Best:
+    ) -> TopK:
         rows, items = seen or (np.zeros(0, np.int64), np.zeros(0, np.int64))
         if candidates is not None:  # from here on an item's number is its place among the candidates
             places = np.searchsorted(candidates, items)
@@ -268,12 +268,12 @@ class Recommender:
             rows, items = rows[among], places[among] + 1
             table = table[torch.from_numpy(candidates - 1).to(table.device)]
         rows, items = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
-        best = best_items(states, table, k, rows, items)
+        best = top_k_items(states, table, k, rows, items)
         if candidates is None:
             return best
-        return Best(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
+        return TopK(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
 
-    def _table(self, target: str, targets: np.ndarray, best: Best) -> pd.DataFrame:
+    def _table(self, target: str, targets: np.ndarray, best: TopK) -> pd.DataFrame:
         items, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()  # (targets, k)
         there = items > 0
         return pd.DataFrame(

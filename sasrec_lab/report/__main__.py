@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.files import atomic_write, printed
+from sasrec_lab.files import atomic_write, tolerate_closed_pipe
 from sasrec_lab.report import formats, runs, tables
 
 _HELP = """\
@@ -32,7 +32,7 @@ def entry() -> None:
         found = runs.find(args.folders)
         report = tables.build(found, args.metric, args.baseline)
         sys.stdout.reconfigure(errors="replace")  # a terminal's encoding may have no `±`
-        with printed():
+        with tolerate_closed_pipe():
             print(formats.terminal(report))
         if not report.parts:
             raise InputError("no run has finished, so there is no table")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 
-from sasrec_lab.config.convert import flat
+from sasrec_lab.config.convert import flatten
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.rows import DEFAULT, Row
 from sasrec_lab.report.tables import Part, Report, mean_and_std
@@ -130,7 +130,7 @@ def _with_default(keys: tuple[str, ...], members: list[Row], rows: list[Row]) ->
 
 def _setting(row: Row, key: str) -> float | str:
     """The key's value in a row, from the config where the row does not override it."""
-    value = str(row.settings.get(key, flat(row.runs[0].config, joint=".").get(key)))
+    value = str(row.settings.get(key, flatten(row.runs[0].config, joint=".").get(key)))
     try:
         return float(value)
     except ValueError:

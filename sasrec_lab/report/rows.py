@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sasrec_lab.config.convert import flat, is_beside
+from sasrec_lab.config.convert import flatten, is_bookkeeping
 from sasrec_lab.report.runs import Run, few
 
 DEFAULT = "default"  # the label of the row in which nothing is changed
@@ -79,7 +79,7 @@ def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
     """Key -> its value in each comparison, of the keys whose values differ."""
-    flats = [flat(part.protocol, joint=".") for part in parts]
+    flats = [flatten(part.protocol, joint=".") for part in parts]
     keys = dict.fromkeys(key for protocol in flats for key in protocol)
     values = {key: [protocol.get(key) for protocol in flats] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
@@ -136,7 +136,7 @@ def _of_protocol(overrides: dict[str, str]) -> frozenset[tuple[str, str]]:
 
 
 def _is_setting(key: str) -> bool:
-    return key not in _NO_SETTING and not is_beside(key) and not key.startswith("hydra.")
+    return key not in _NO_SETTING and not is_bookkeeping(key) and not key.startswith("hydra.")
 
 
 def _fingerprint(run: Run) -> str:
@@ -144,7 +144,7 @@ def _fingerprint(run: Run) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in flat(run.config, joint=".").items() if _is_setting(key)}
+    return {key: value for key, value in flatten(run.config, joint=".").items() if _is_setting(key)}
 
 
 def _one_a_seed(runs: list[Run], notes: list[str]) -> list[Run]:

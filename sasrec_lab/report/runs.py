@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.run.lock import is_taken
+from sasrec_lab.run.lock import is_locked
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # what tables tell
@@ -41,7 +41,7 @@ class Run:
 
 
 @dataclass
-class Found:
+class RunSearch:
     folders: list[Path]
     runs: list[Run] = field(default_factory=list)
     jobs: list[dict[str, str]] = field(default_factory=list)  # overrides of all that a sweep's command names
@@ -57,13 +57,13 @@ class Found:
         return [run for run in self.runs if run.status != "finished"]
 
 
-def find(folders: list[Path]) -> Found:
+def find(folders: list[Path]) -> RunSearch:
     """All runs in and below the folders, sweeps among them, in the order of the folders and of the jobs' numbers.
 
     Raises:
         InputError: a folder does not exist, or there is no run in any.
     """
-    found, seen = Found(folders), {}
+    found, seen = RunSearch(folders), {}
     for folder in folders:
         if not folder.is_dir():
             if folder.is_file():
@@ -83,7 +83,7 @@ def few(told: list[str]) -> str:
     return "; ".join([*told[:3], *([f"and {len(told) - 3} more"] if len(told) > 3 else [])])
 
 
-def _search(folder: Path, found: Found, seen: dict[Path, bool], depth: int) -> bool:
+def _search(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: int) -> bool:
     """Whether there is a run in the folder or below; one that was seen before is not read again."""
     place = folder.resolve()
     if place not in seen:
@@ -92,7 +92,7 @@ def _search(folder: Path, found: Found, seen: dict[Path, bool], depth: int) -> b
     return seen[place]
 
 
-def _search_new(folder: Path, found: Found, seen: dict[Path, bool], depth: int) -> bool:
+def _search_new(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: int) -> bool:
     if any((folder / name).exists() for name in (".hydra", "run.json", "metrics.json")):
         try:
             found.runs.append(_read_run(folder))
@@ -127,7 +127,7 @@ def _read_run(folder: Path) -> Run:
         status = "unfinished"  # metrics.json is of an earlier part, or there is none
     if status == "finished" and facts is None:
         raise InputError("it has no run.json, so nobody knows what was run")
-    if status == "unfinished" and is_taken(folder):
+    if status == "unfinished" and is_locked(folder):
         status = "running"
     facts, results = facts or {}, results or {}
     finished = status == "finished"

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sasrec_lab.config.convert import flat
+from sasrec_lab.config.convert import flatten
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, protocol_differences
-from sasrec_lab.report.runs import Found
+from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 
 NONE = "-"
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    found: Found
+    found: RunSearch
     parts: list[Part]
 
     @property
@@ -96,7 +96,7 @@ class Report:
         return {name: lines for name, lines in lists.items() if lines}
 
 
-def build(found: Found, wanted: list[str], baseline: str | None) -> Report:
+def build(found: RunSearch, wanted: list[str], baseline: str | None) -> Report:
     """Group, test and check what was asked for.
 
     Raises:
@@ -220,7 +220,7 @@ def protocol_table(comparison: Comparison) -> Table:
     return Table(
         "Protocol",
         ["key", "value"],
-        [[key, str(value)] for key, value in flat(comparison.protocol, joint=".").items()],
+        [[key, str(value)] for key, value in flatten(comparison.protocol, joint=".").items()],
     )
 
 

@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sasrec_lab.config.convert import is_beside, plain
-from sasrec_lab.config.overrides import argument
+from sasrec_lab.config.convert import is_bookkeeping, to_plain
+from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import _near_miss, atomic_write, display_path
-from sasrec_lab.run.lock import check_writable, is_full, refuse_taken
+from sasrec_lab.run.lock import check_unlocked, check_writable, is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
 
-_LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # what may change where a run goes on
+_MAY_CHANGE_ON_RESUME = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 ITEMS = "items.npz"
-_ELSEWHERE = "choose another hydra.run.dir"
-ANOTHER = "train the run again, or give another run"  # what can be done about a run folder that is broken
+_OTHER_FOLDER_HINT = "choose another hydra.run.dir"
+RETRAIN_HINT = "train the run again, or give another run"  # what can be done about a run folder that is broken
 
 
-def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
+def check_can_run(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     """Whether this configuration may run in the folder; gives its metrics.json where it has finished there already.
 
     Raises:
@@ -44,22 +44,22 @@ def check(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
             results.
     """
     check_writable(folder)
-    refuse_taken(folder)
-    before = _read(folder / "run.json", _ELSEWHERE)
+    check_unlocked(folder)
+    before = _read(folder / "run.json", _OTHER_FOLDER_HINT)
     if before is None:
         _check_there(cfg.ckpt)
         if cfg.ckpt == "last":
             raise InputError(f"ckpt=last: {folder} holds no run; give the folder to go on in as hydra.run.dir=<folder>")
         return None
-    differing = differences(before["config"], plain(cfg))
-    longer = [key for key in differing if key in _LENGTH]
+    differing = differences(before["config"], to_plain(cfg))
+    longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
         raise InputError(
             f"{folder} holds another configuration's results ({', '.join(others[:3])}"
             f"{', ...' if len(others) > 3 else ''} differ{'s' if len(others) == 1 else ''});"
             " choose another hydra.run.dir"
         )
-    metrics = _read(folder / "metrics.json", _ELSEWHERE)
+    metrics = _read(folder / "metrics.json", _OTHER_FOLDER_HINT)
     if metrics and metrics["status"] == "finished" and "end" in before and not longer:
         return metrics
     _check_there(cfg.ckpt)
@@ -85,19 +85,19 @@ class Run:
 
     def __init__(self, folder: Path, cfg: TrainConfig):
         self.folder = folder
-        self.before = (_read(folder / "run.json", _ELSEWHERE) if cfg.ckpt else None) or {}
-        self.facts: dict[str, Any] = {
+        self.before = (_read(folder / "run.json", _OTHER_FOLDER_HINT) if cfg.ckpt else None) or {}
+        self.info: dict[str, Any] = {
             "git": code_version(),
             "command": os.environ.get(COMMAND) or as_typed(),
             "directory": os.getcwd(),  # of the command's relative paths
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": cfg.seed,
             "seconds": {},
-            "config": plain(cfg),
+            "config": to_plain(cfg),
         }
         if self.before:
             last = {key: value for key, value in self.before.items() if key not in ("config", "earlier")}
-            self.facts["earlier"] = [*self.before.get("earlier", []), last]
+            self.info["earlier"] = [*self.before.get("earlier", []), last]
         self.results = _no_results()
 
     @contextmanager
@@ -107,22 +107,22 @@ class Run:
         try:
             yield
         finally:
-            seconds = self.facts["seconds"]
+            seconds = self.info["seconds"]
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def write(self) -> None:
-        _write(self.folder / "run.json", self.facts)
+        _write(self.folder / "run.json", self.info)
 
     def end(self, status: str, error: str | None = None) -> None:
         """`status` is finished, failed or interrupted."""
         self.results |= {"status": status, "error": error}
         _write(self.folder / "metrics.json", self.results)
-        self.facts["end"] = datetime.now(UTC).isoformat(timespec="seconds")  # without it metrics.json is of before
+        self.info["end"] = datetime.now(UTC).isoformat(timespec="seconds")  # without it metrics.json is of before
         self.write()
 
 
 @contextmanager
-def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
+def record_run(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
     """However the block ends, the folder says so; a process that is not the first of several writes nothing."""
     run = Run(folder, cfg)
     first = is_first_process()
@@ -136,14 +136,14 @@ def recorded(folder: Path, cfg: TrainConfig) -> Iterator[Run]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):  # a full disk must not hide the error
-            end("interrupted" if interrupted else "failed", None if interrupted else _told(error))
+            end("interrupted" if interrupted else "failed", None if interrupted else _error_text(error))
         raise
     end("finished")
 
 
 def mark_failed(folder: Path, error: Exception) -> None:
     """metrics.json of a job of a sweep that has no valid configuration to record."""
-    _write(folder / "metrics.json", _no_results() | {"error": _told(error)})
+    _write(folder / "metrics.json", _no_results() | {"error": _error_text(error)})
 
 
 def _no_results() -> dict[str, Any]:
@@ -152,12 +152,12 @@ def _no_results() -> dict[str, Any]:
     return {"status": "failed", "error": None} | nothing
 
 
-def config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The plain config of the run that began in the folder."""
     return (_read(folder / "run.json") or {"config": {}})["config"]
 
 
-def status(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json, or that there is none."""
     return _read(folder / "metrics.json") or {"status": "unfinished", "error": None}
 
@@ -168,14 +168,14 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
     users = columns["user"]
     columns["user"] = sequences.user_ids[users]
     columns["target"] = sequences.item_ids[sequences.items[sequences.offsets[users + 1] - 1] - 1]  # known or not
-    with atomic_write(folder / "ranks.npz", claimed=True) as draft:
+    with atomic_write(folder / "ranks.npz", locked=True) as draft:
         np.savez(draft, **columns)
 
 
 def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
     """items.npz: the external ids of the items that the model knows, number i + 1 is ids[i]; and titles, if any."""
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
-    with atomic_write(folder / ITEMS, claimed=True) as draft, draft.open("wb") as file:
+    with atomic_write(folder / ITEMS, locked=True) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -192,7 +192,7 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise InputError(f"{display_path(folder)} has no {ITEMS}: an older version made it; train it again") from error
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{display_path(folder / ITEMS)} is broken ({error}); {ANOTHER}") from error
+        raise InputError(f"{display_path(folder / ITEMS)} is broken ({error}); {RETRAIN_HINT}") from error
     return arrays
 
 
@@ -204,7 +204,7 @@ def _check_items(arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"it has {titles.size:,} titles for {len(ids):,} items")
 
 
-def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration of a finished run, as plain values, and its metrics.json.
 
     Raises:
@@ -212,14 +212,14 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not folder.is_dir():
         raise InputError(f"run={folder}: there is no such folder{_near_miss(folder)}")
-    facts, results = _read(folder / "run.json"), {"status": None, "error": None} | status(folder)
+    facts, results = _read(folder / "run.json"), {"status": None, "error": None} | read_metrics(folder)
     if facts is None:
         inner = sorted(path.parent.name for path in folder.glob("*/run.json"))
         if results["error"]:
             raise InputError(f"run={folder}: the run failed ({results['error']}); give one that has finished")
         what = "it has no run.json"
         if inner:
-            example = shlex.quote(argument("run", display_path(folder / inner[-1])))
+            example = shlex.quote(format_override("run", display_path(folder / inner[-1])))
             what = f"it holds {len(inner)}; give one, such as {example}"
         raise InputError(f"run={folder} is no run's folder: {what}")
     if results["status"] != "finished" or "end" not in facts:
@@ -231,7 +231,7 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         facts["config"]["dataset"].keys(), facts["config"]["data_dir"]
         results["protocol"]["sha256"], results["best_epoch"]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"run={folder}: run.json or metrics.json is of another form ({error}); {ANOTHER}") from error
+        raise InputError(f"run={folder}: run.json or metrics.json is malformed ({error}); {RETRAIN_HINT}") from error
     _set_paths(facts["config"], facts.get("directory", ""))
     return facts["config"], results
 
@@ -258,26 +258,26 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
         inner = [
             differences(before.get(key), now.get(key), f"{prefix}{key}.")
             for key in keys
-            if not is_beside(f"{prefix}{key}")
+            if not is_bookkeeping(f"{prefix}{key}")
         ]
         return [key for keys in inner for key in keys]
     return [] if before == now else [prefix[:-1]]
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
-def explain(error: Exception, folder: Path) -> str:
+def describe_failure(error: Exception, folder: Path) -> str:
     """In one line what ended the run in this folder, and what of it there is."""
     if not isinstance(error, OSError):
-        return _told(error).split("\n")[0]
+        return _error_text(error).split("\n")[0]
     fix = "; free some space and start again" if is_full(error) else ""
     kept = f"; what was finished is in {display_path(folder)}" if has_checkpoint(folder) else ""
     return f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}"
 
 
-def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
+def _read(path: Path, fix: str = RETRAIN_HINT) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -290,5 +290,5 @@ def _read(path: Path, fix: str = ANOTHER) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path, claimed=True) as draft:
+    with atomic_write(path, locked=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

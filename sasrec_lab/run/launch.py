@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from sasrec_lab.config.command_line import Command, Job, check_command_line
-from sasrec_lab.config.overrides import argument, prepared
+from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import display_path, printed
+from sasrec_lab.files import display_path, tolerate_closed_pipe
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import sweep
-from sasrec_lab.run.lock import claimed
+from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
 
 Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
@@ -22,13 +22,13 @@ Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
 
 def launch(main: Main) -> None:
     """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run `main`."""
-    sys.argv[1:] = prepared(sys.argv[1:])
+    sys.argv[1:] = normalize(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
         if not is_first_process():
             _run_as_helper(main)
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
-            with printed():
+            with tolerate_closed_pipe():
                 main()
         elif command.sweep_folder:
             _run_sweep(command, main)
@@ -51,17 +51,17 @@ def _run_as_helper(main: Main) -> None:
 
 
 def _run_single(job: Job, main: Main) -> None:
-    finished = run_folder.check(job.folder, job.cfg)
+    finished = run_folder.check_can_run(job.folder, job.cfg)
     if finished:
-        from sasrec_lab.run.summary import table
+        from sasrec_lab.run.summary import results_table  # late, as it imports pandas
 
-        print(f"finished before, nothing is run again:\n{table(finished, job.cfg, job.folder)}")
+        print(f"finished before, nothing is run again:\n{results_table(finished, job.cfg, job.folder)}")
     elif job.cfg.ckpt is None and run_folder.has_checkpoint(job.folder):
         raise InputError(
             f"{job.folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir"
         )
     else:
-        with claimed(job.folder):
+        with lock_folder(job.folder):
             main()
 
 
@@ -69,11 +69,11 @@ def _run_sweep(command: Command, main: Main) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     sweep.check(command)
     os.environ[COMMAND] = as_typed()
-    sweep_dir = argument("hydra.sweep.dir", display_path(folder))
+    sweep_dir = format_override("hydra.sweep.dir", display_path(folder))
     sys.argv[1:] = _replace_overrides(sweep_dir)  # one for all jobs, whatever their names
     stopped = None
     try:
-        with claimed(folder, "hydra.sweep.dir"):
+        with lock_folder(folder, "hydra.sweep.dir"):
             sweep.prepare(command)
             main()
     except KeyboardInterrupt:
@@ -95,9 +95,9 @@ def exit_interrupted(folder: Path, is_job: bool) -> NoReturn:
     if not is_first_process():
         sys.exit(130)
     if is_job:
-        _exit_with_resume_hint(folder, argument("hydra.sweep.dir", display_path(folder.parent)))
+        _exit_with_resume_hint(folder, format_override("hydra.sweep.dir", display_path(folder.parent)))
     ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
-    _exit_with_resume_hint(folder, argument("hydra.run.dir", display_path(folder)), *ckpt)
+    _exit_with_resume_hint(folder, format_override("hydra.run.dir", display_path(folder)), *ckpt)
 
 
 def _exit_with_resume_hint(folder: Path, *words: str) -> NoReturn:

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from sasrec_lab.errors import InputError, Taken
+from sasrec_lab.errors import FolderInUse, InputError
 
 _SMALLEST = 2**16  # bytes that a run writes at the very least
 _LOOK = 0.2  # seconds: longer than `is_taken` holds a lock
 
 
 @contextmanager
-def claimed(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
+def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
     """No other process runs in the folder meanwhile; the system ends the claim however this process ends.
 
     Raises:
@@ -32,7 +32,7 @@ def claimed(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
         yield
 
 
-def is_taken(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process runs in the folder. Nothing is changed; the lock is shared for a moment."""
     try:
         with open(folder / ".lock", "rb") as file:
@@ -44,10 +44,10 @@ def is_taken(folder: Path) -> bool:
     return False
 
 
-def refuse_taken(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Raises Taken where another process runs in the folder."""
-    if is_taken(folder):
-        raise _taken(folder, "hydra.run.dir")
+    if is_locked(folder):
+        raise _folder_in_use(folder, "hydra.run.dir")
 
 
 def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:
@@ -84,11 +84,11 @@ def _lock(folder: Path, key: str) -> IO[bytes]:
                 time.sleep(_LOOK / 20)
                 continue
             file.close()
-            raise _taken(folder, key) from error
+            raise _folder_in_use(folder, key) from error
         except OSError:  # a file system without locks
             pass
         return file
 
 
-def _taken(folder: Path, key: str) -> Taken:
-    return Taken(f"another process is running in {folder}; wait for it, or choose another {key}")
+def _folder_in_use(folder: Path, key: str) -> FolderInUse:
+    return FolderInUse(f"another process is running in {folder}; wait for it, or choose another {key}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.library import name_of
+from sasrec_lab.ops.library import compiler_name
 
 
 def describe_machine(device: torch.device, matmul: str) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def describe_machine(device: torch.device, matmul: str) -> dict[str, Any]:
 
 
 def _kernels(device: torch.device) -> dict[str, str]:
-    found = kernels.found() if device.type == "cpu" else kernels.Found(None, [])
-    whose = f"compiled by {name_of(found.compiler)}" if found.library else "torch's"
+    found = kernels.find_kernels() if device.type == "cpu" else kernels.Kernels(None, [])
+    whose = f"compiled by {compiler_name(found.compiler)}" if found.library else "torch's"
     return {"kernels": whose} | ({"no_kernels": found.missing} if found.missing else {})
 
 

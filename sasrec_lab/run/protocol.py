@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sasrec_lab.config.convert import plain
-from sasrec_lab.config.dataset import HeldOut
+from sasrec_lab.config.convert import to_plain
+from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
@@ -13,7 +13,7 @@ _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "
 
 def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
     """Everything that makes two numbers comparable."""
-    dataset, evaluation = plain(cfg.dataset), plain(cfg.evaluation)
+    dataset, evaluation = to_plain(cfg.dataset), to_plain(cfg.evaluation)
     part = cfg.trainer.get("limit_val_batches", 1.0)
     last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
     return {
@@ -25,7 +25,7 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         "interactions": len(sequences.items),
         "filters": {key: dataset[key] for key in _FILTERS},
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
-        "holdout": "none: all is trained on" if cfg.dataset.holdout is HeldOut.none else last,
+        "holdout": "none: all is trained on" if cfg.dataset.holdout is HoldoutMode.none else last,
         "held_out_users": len(holdout.users),
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
@@ -39,7 +39,7 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         "ties": "a rank counts every other candidate that does not score below the target",
         "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
         "validation": "none"
-        if cfg.dataset.holdout is HeldOut.none
+        if cfg.dataset.holdout is HoldoutMode.none
         else "all held-out users"
         if part == 1.0 and isinstance(part, float)
         else f"those of trainer.limit_val_batches={part}, the shortest histories first",

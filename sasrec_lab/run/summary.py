@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config.dataset import HeldOut
+from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import LossName, OptimizerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
@@ -34,7 +34,7 @@ def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
     )
 
 
-def other_kernels(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def kernel_change_warning(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What to say where a resumed run goes on with other kernels: they round otherwise, and torch's dropout draws other
     masks."""
     if now["kernels"].startswith(before.get("kernels") or ""):  # earlier versions wrote "compiled" alone
@@ -54,11 +54,11 @@ def _loss(cfg: TrainConfig) -> str:
     return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
 
 
-def table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
+def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
     cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
     endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
-    if cfg.dataset.holdout is HeldOut.none:
+    if cfg.dataset.holdout is HoldoutMode.none:
         endings = []
     rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
     lines = [] if endings else ["", "Nothing was held out, so nothing is measured."]

@@ -16,16 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import Command, Job
-from sasrec_lab.config.convert import plain, to_typed
+from sasrec_lab.config.convert import to_plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError, Taken
+from sasrec_lab.errors import FolderInUse, InputError
 from sasrec_lab.files import display_path, job_folders
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.run.lock import check_writable, claimed, is_taken
+from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
 
 errors = logging.getLogger("sasrec_lab.errors")
 
-WORST = float("-inf")  # what a sweeper learns of a job that failed
+FAILED_VALUE = float("-inf")  # what a sweeper learns of a job that failed
 
 
 def check(command: Command) -> None:
@@ -52,8 +52,8 @@ def check(command: Command) -> None:
         raise mistakes[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
-            with suppress(Taken):
-                run_folder.check(job.folder, job.cfg)
+            with suppress(FolderInUse):
+                run_folder.check_can_run(job.folder, job.cfg)
     for job, mistake in mistakes.items():
         print(f"job {job.name} will fail: {mistake}", file=sys.stderr)
 
@@ -66,7 +66,7 @@ def prepare(command: Command) -> None:
         InputError: the folder holds the runs of another search.
     """
     if command.launcher._target_.endswith(".JoblibLauncher"):
-        print(_shares(command.launcher.n_jobs))
+        print(_describe_core_sharing(command.launcher.n_jobs))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of two jobs that are alike are two
     for number, job in enumerate(command.jobs):
         if not job.folder.name.startswith(f"{number}-"):  # where the job will find it: folder_names.job_folder
@@ -74,13 +74,13 @@ def prepare(command: Command) -> None:
     if command.search and isinstance(command.search.example.cfg, TrainConfig):
         _check_same(command.sweep_folder, command.search.example.cfg, command.search.keys)
     if command.sweeper._target_.endswith(".OptunaSweeper"):
-        _take_up(command.sweeper, command.sweep_folder)
+        _requeue_interrupted_trials(command.sweeper, command.sweep_folder)
 
 
 def _check_same(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
     """Raises InputError where a run in the folder differs in a key that the search does not choose."""
     for file in sorted(folder.glob("*/run.json")):
-        differing = run_folder.differences(run_folder.config(file.parent), plain(cfg))
+        differing = run_folder.differences(run_folder.read_config(file.parent), to_plain(cfg))
         if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
             raise InputError(
                 f"{folder} holds another search's runs ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
@@ -88,7 +88,7 @@ def _check_same(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
             )
 
 
-def _shares(n_jobs: int) -> str:
+def _describe_core_sharing(n_jobs: int) -> str:
     """joblib gives each of its processes a share of the cores, unless the user has set OMP_NUM_THREADS."""
     import joblib
 
@@ -100,7 +100,7 @@ def _shares(n_jobs: int) -> str:
     return f"joblib  {at_once}, {threads} thread{'' if str(threads) == '1' else 's'} each ({why})"
 
 
-def _take_up(sweeper: DictConfig, folder: Path) -> None:
+def _requeue_interrupted_trials(sweeper: DictConfig, folder: Path) -> None:
     """Trials that were cut off come next, with the same values: so in their own folders, from their last checkpoint.
 
     Only of a study in the sweep's own folder, which one process at a time uses: in another the trials may be running.
@@ -125,25 +125,25 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
     Gives the monitored validation metric, or None where another process is at it. A job that fails says so in its
     folder and lets the others go on.
     """
-    _number_lines()
+    _prefix_job_number()
     try:
         typed = _typed(cfg, folder)
         if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
             typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
-        results = run_folder.check(folder, typed)
+        results = run_folder.check_can_run(folder, typed)
         if results:
             print(f"job {folder.name} finished before")
         else:
             if run_folder.has_checkpoint(folder):
                 typed.ckpt = "last"
-            with claimed(folder):
+            with lock_folder(folder):
                 results = train(typed, folder)
     except Exception as error:
-        errors.error(run_folder.explain(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
-        print(f"job {folder.name} failed: {run_folder.explain(error, folder)}", file=sys.stderr)
-        return None if isinstance(error, Taken) else WORST
-    value = results["metrics"].get(typed.evaluation.monitor, WORST)
-    return value if isfinite(value) else WORST
+        errors.error(run_folder.describe_failure(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
+        print(f"job {folder.name} failed: {run_folder.describe_failure(error, folder)}", file=sys.stderr)
+        return None if isinstance(error, FolderInUse) else FAILED_VALUE
+    value = results["metrics"].get(typed.evaluation.monitor, FAILED_VALUE)
+    return value if isfinite(value) else FAILED_VALUE
 
 
 def _typed(cfg: DictConfig, folder: Path) -> TrainConfig:
@@ -154,7 +154,7 @@ def _typed(cfg: DictConfig, folder: Path) -> TrainConfig:
         raise
 
 
-def _number_lines() -> None:
+def _prefix_job_number() -> None:
     """Jobs that run side by side say which of them speaks."""
     hydra = HydraConfig.get()
     if not hydra.launcher._target_.endswith(".BasicLauncher"):
@@ -176,9 +176,9 @@ def failures(folder: Path, jobs: list[Job]) -> list[str]:
     """A line for each job that has not finished."""
     lines = []
     for job in _folders(folder, jobs):
-        end = run_folder.status(job)
+        end = run_folder.read_metrics(job)
         if end["status"] != "finished":
-            running = f"another process is running in {job}" if is_taken(job) else None
+            running = f"another process is running in {job}" if is_locked(job) else None
             begun = end["status"] if job.is_dir() else "not begun"
             lines.append(f"{job.name}: {end['error'] or running or begun}")
     return lines

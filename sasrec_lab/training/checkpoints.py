@@ -9,15 +9,15 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config.convert import plain, section_of
+from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import ANOTHER, ITEMS
+from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames; Lightning's own copies from /tmp, of which a full disk keeps a part.
 
     Neither writing nor reading holds a second copy in memory, which of a million items would be 0.7 GB.
@@ -25,7 +25,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(path), claimed=True) as draft, draft.open("wb") as file:
+        with atomic_write(Path(path), locked=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -36,7 +36,7 @@ class WholeFiles(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
 
 
-class Checkpoint(ModelCheckpoint):
+class MovableCheckpoint(ModelCheckpoint):
     """Still knows the best score where the run folder has been moved, which Lightning tells by its path."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
     """
     names = {"best": monitor, "last": None} if monitor else {"last": None}
     return [
-        Checkpoint(
+        MovableCheckpoint(
             folder / "checkpoints",
             filename=name,
             monitor=monitored,
@@ -67,19 +67,19 @@ def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
     ]
 
 
-def chosen(folder: Path) -> Path:
+def best_or_last(folder: Path) -> Path:
     """The best on validation, or the last where nothing was validated."""
     best = folder / "checkpoints" / "best.ckpt"
     return best if best.is_file() else folder / "checkpoints" / "last.ckpt"
 
 
-def tested(folder: Path, results: dict[str, Any]) -> Path:
+def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
     """The checkpoint that a finished run's metrics.json speaks of.
 
     Raises:
         InputError: it is gone.
     """
-    path = chosen(folder)
+    path = best_or_last(folder)
     if results["best_epoch"] is not None and path.stem != "best":
         raise InputError(f"{path.with_name('best.ckpt')}, which the run was tested with, is gone; train the run again")
     return path
@@ -87,7 +87,7 @@ def tested(folder: Path, results: dict[str, Any]) -> Path:
 
 def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """Epochs finished, and epoch and validation metrics of the best checkpoint so far."""
-    path = chosen(folder)
+    path = best_or_last(folder)
     if path.stem != "best":
         return {"epochs": trainer.current_epoch}
     best = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -114,13 +114,13 @@ def load(path: Path, fix: str) -> dict[str, Any]:
     return saved
 
 
-def encoder_of(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
+def load_encoder(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
     """The encoder that a checkpoint holds, and what it was made by.
 
     Raises:
         InputError: it is broken, its weights are no numbers, or the run knows another number of items.
     """
-    saved = load(path, ANOTHER)
+    saved = load(path, RETRAIN_HINT)
     if saved["hyper_parameters"]["num_items"] != num_items:
         raise InputError(
             f"{path} knows {saved['hyper_parameters']['num_items']:,} items, {path.parent.parent / ITEMS} has"
@@ -130,19 +130,19 @@ def encoder_of(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
     encoder = Encoder(num_items, model)
     state = saved.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds no state_dict of named weights; {ANOTHER}")
+        raise InputError(f"{path} holds no state_dict of named weights; {RETRAIN_HINT}")
     weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise InputError(f"{path} does not fit its own configuration: {reason}; {ANOTHER}") from error
+        raise InputError(f"{path} does not fit its own configuration: {reason}; {RETRAIN_HINT}") from error
     if not all(weights.isfinite().all() for weights in encoder.parameters()):
         raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
     return encoder, model
 
 
-def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
+def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     """The checkpoint that `ckpt` names.
 
     Raises:
@@ -157,14 +157,14 @@ def to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         model = saved["hyper_parameters"]["config"]["model"]
     except InputError as error:
         raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
-    now = plain(cfg.model)
+    now = to_plain(cfg.model)
     if differing := [key for key in now if model.get(key) != now[key]]:
         key = differing[0]
         raise InputError(
             f"ckpt={cfg.ckpt}: its model.{key} is {model.get(key)}, not {now[key]}; give the same model.{key}"
         )
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
-    if 0 < most <= epochs and not chosen(folder).is_file():
+    if 0 < most <= epochs and not best_or_last(folder).is_file():
         raise InputError(
             f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; give"
             f" trainer.max_epochs of at least {epochs + 1}"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sasrec_lab.config.convert import plain
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.errors import InputError
-from sasrec_lab.evaluation.metrics import HoldoutMetrics, MeanLoss, Numbers
+from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.losses import LOSSES, check_negatives
@@ -32,7 +32,7 @@ class SequentialRecommender(pl.LightningModule):
     def __init__(self, num_items: int, cfg: TrainConfig):
         super().__init__()
         check_negatives(cfg.loss, num_items)
-        self.save_hyperparameters({"num_items": num_items, "config": plain(cfg)}, logger=False)
+        self.save_hyperparameters({"num_items": num_items, "config": to_plain(cfg)}, logger=False)
         self.cfg = cfg
         self.encoder = Encoder(num_items, cfg.model)
         self.loss = LOSSES[cfg.loss.name]
@@ -43,7 +43,7 @@ class SequentialRecommender(pl.LightningModule):
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
-        self.ranks = nn.ModuleDict({name: Numbers() for name in ("user", "target", "rank", "sampled_rank")})
+        self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
         self.test_ranks: dict[str, Tensor] = {}  # per tested user, in the order of user numbers
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:

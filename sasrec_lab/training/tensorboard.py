@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from sasrec_lab.config.convert import flat, is_beside, known_keys, plain
+from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_plain
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
@@ -22,8 +22,8 @@ from sasrec_lab.model.encoder import Encoder
 _OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
 _NOT_SHOWN = (*_OR_NULL, "dataset/sources")
 
-SHOWN = 20  # newest items of a user in a picture: of more the names cannot be read
-PROJECTED = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
+ATTENTION_ITEMS = 20  # newest items of a user in a picture: of more the names cannot be read
+PROJECTOR_ITEMS = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
 
 
 def write_hyperparameters(writer: SummaryWriter, keys: dict[str, Any], metrics: dict[str, float], step: int) -> None:
@@ -34,8 +34,8 @@ def write_hyperparameters(writer: SummaryWriter, keys: dict[str, Any], metrics: 
     """
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
-    plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in keys.items()}
-    for part in hparams(plain, metrics)[1:]:  # of the session's start and end
+    to_plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in keys.items()}
+    for part in hparams(to_plain, metrics)[1:]:  # of the session's start and end
         writer._get_file_writer().add_summary(part, step)
 
 
@@ -57,14 +57,14 @@ def write_projector(
 ) -> None:
     """The vectors of the most frequent items, with name, id and interactions."""
     counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
-    chosen = np.argsort(-counts, kind="stable")[:PROJECTED]
+    chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
     rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
     writer.add_embedding(
         encoder.item_table[torch.from_numpy(chosen)], rows, tag="items", metadata_header=["item", "id", "interactions"]
     )
 
 
-def draw(
+def write_extras(
     writer: SummaryWriter,
     encoder: Encoder,
     holdout: Holdout,
@@ -76,13 +76,16 @@ def draw(
     ids = holdout.item_ids.astype(str)
     names = ids if titles is None else np.where(titles == "", ids, titles)
     if cfg.tensorboard.attention_users and encoder.blocks:
-        users = {row: str(user_ids[holdout.users[row]]) for row in spread(holdout, cfg.tensorboard.attention_users)}
+        users = {
+            row: str(user_ids[holdout.users[row]])
+            for row in pick_users_by_length(holdout, cfg.tensorboard.attention_users)
+        }
         write_attention(writer, encoder, holdout, cfg.model.maxlen, users, names)
     if cfg.tensorboard.projector:
         write_projector(writer, encoder, holdout, names, ids)
 
 
-def spread(holdout: Holdout, count: int) -> list[int]:
+def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:
     """Rows of held-out users from short to long histories, the same for every run on the data."""
     lengths = (holdout.val_ends - holdout.starts)[holdout.users]
     order = np.argsort(lengths, kind="stable")[np.searchsorted(np.sort(lengths), 2) :]  # one item attends to itself
@@ -121,7 +124,7 @@ def _figure(blocks: list[Tensor], items: list[str]) -> Any:
     """Blocks above each other, heads beside each other; the newest item is below and on the right."""
     from matplotlib.figure import Figure  # a third of a second that most runs need not wait
 
-    tokens, shown, heads = len(items), min(len(items), SHOWN), len(blocks[0])
+    tokens, shown, heads = len(items), min(len(items), ATTENTION_ITEMS), len(blocks[0])
     labels = [label if len(label) <= 30 else f"{label[:29]}…" for label in items[-shown:]]
     side = 2 + 0.22 * shown  # inches
     figure = Figure(figsize=(side * heads + 2, (side + 1) * len(blocks)), layout="constrained")
@@ -139,7 +142,7 @@ def _figure(blocks: list[Tensor], items: list[str]) -> Any:
 
 def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
     """Every key that says how the run was made, the same keys for every run."""
-    given = {key: value for key, value in flat(plain(cfg)).items() if not is_beside(key.replace("/", "."))}
+    given = {key: value for key, value in flatten(to_plain(cfg)).items() if not is_bookkeeping(key.replace("/", "."))}
     keys = [key.replace(".", "/") for key in known_keys()]
     inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
     return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}

@@ -50,7 +50,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             **flags,
             logger=TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False),
             callbacks=callbacks,
-            plugins=[checkpoints.WholeFiles()],
+            plugins=[checkpoints.AtomicCheckpointIO()],
             default_root_dir=folder,
             use_distributed_sampler=False,  # ours gives each process its own windows and users
         )

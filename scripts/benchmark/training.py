@@ -60,7 +60,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device
-    facts = machine.describe_machine(device, backend.use_fastest_exact_matmul(device))
+    facts = machine.describe_machine(device, backend.choose_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
     backend.keep_freed_memory()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
-from sasrec_lab.config.dataset import Catalogue, HeldOut, Windows
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.data.batches import pack, training_batch
 from sasrec_lab.data.holdout import Holdout, hold_out
@@ -42,7 +42,7 @@ def outputs_of_rectools(sequences: Sequences, cfg: TrainConfig, k: int) -> dict[
 @torch.inference_mode()
 def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[str, float]:
     """The largest absolute difference of each kind of number, lists among them; infinite where lists differ in form."""
-    holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HeldOut.none)
+    holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HoldoutMode.none)
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
     places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
     histories = Histories.of_sequences(sequences, Ids(holdout.item_ids))

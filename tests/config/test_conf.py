@@ -11,9 +11,9 @@ import pytest
 
 from sasrec_lab.config.checks import TRAINER_FLAGS
 from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.convert import flat, plain
+from sasrec_lab.config.convert import flatten, to_plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
-from sasrec_lab.config.overrides import argument, prepared
+from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
 
@@ -72,10 +72,10 @@ def test_every_row_of_an_ablation_has_its_published_cell(name):
 
 
 def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
-    without = flat(plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic"])))
+    without = flatten(to_plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic"])))
     changed = {}
     for name in names_in("ablation"):
-        cfg = flat(plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic", f"ablation={name}"])))
+        cfg = flatten(to_plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic", f"ablation={name}"])))
         assert cfg["row"] == name
         changed[name] = {key: value for key, value in cfg.items() if value != without[key] and key != "row"}
     assert changed == {
@@ -94,10 +94,10 @@ def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
 def test_trainer_flags_are_lightnings():
     import pytorch_lightning as pl
 
-    from sasrec_lab.config.checks import _OURS
+    from sasrec_lab.config.checks import _MANAGED_FLAGS
 
     real = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    assert set(TRAINER_FLAGS) | set(_OURS) == real
+    assert set(TRAINER_FLAGS) | set(_MANAGED_FLAGS) == real
 
 
 MISTAKES = {
@@ -244,10 +244,10 @@ def test_a_mistake_of_several_words_gives_one_line(words, message):
 
 
 def test_words_as_hydra_takes_them():
-    assert prepared(["seed=1", "-m", "model.dim=8,16"]) == ["-m", "seed=1", "model.dim=8,16"]
-    assert prepared(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
+    assert normalize(["seed=1", "-m", "model.dim=8,16"]) == ["-m", "seed=1", "model.dim=8,16"]
+    assert normalize(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
     for words in (["a=1", "--info"], ["a=1", "--unknown", "b=1"], ["-m", "a=1", "--cfg", "job"]):
-        assert prepared(words) == words
+        assert normalize(words) == words
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_words_as_hydra_takes_them():
     ],
 )
 def test_a_path_is_quoted_for_hydra(word, taken):
-    assert prepared([word]) == [taken]
+    assert normalize([word]) == [taken]
     if word.startswith("hydra"):
-        assert check_command_line(prepared([word])).jobs[0].folder == Path(word[14:].replace("${name}", "ml_100k"))
+        assert check_command_line(normalize([word])).jobs[0].folder == Path(word[14:].replace("${name}", "ml_100k"))
 
 
 def test_an_argument_is_read_as_what_it_says():
-    assert argument("run", "outputs/a/20260101-120000-000001") == "run=outputs/a/20260101-120000-000001"
-    assert argument("run", "a/0-seed=1") == 'run="a/0-seed=1"'
+    assert format_override("run", "outputs/a/20260101-120000-000001") == "run=outputs/a/20260101-120000-000001"
+    assert format_override("run", "a/0-seed=1") == 'run="a/0-seed=1"'
 
 
 def test_a_launcher_that_is_not_there_is_told_with_those_that_are():
@@ -360,10 +360,10 @@ def test_jobs_of_several_names_share_the_sweeps_folder():
 
 
 def test_plain_values_are_json_and_weights_only_safe():
-    tree = plain(load(["dataset=kion"]))
+    tree = to_plain(load(["dataset=kion"]))
     assert tree["dataset"]["weight"] == {"column": "watched_pct", "above": 10.0, "then": 3.0, "otherwise": 1.0}
-    assert flat(tree)["model/pos_emb"] == "learned"
-    assert all(isinstance(value, (int, float, str, list, type(None))) for value in flat(tree).values())
+    assert flatten(tree)["model/pos_emb"] == "learned"
+    assert all(isinstance(value, (int, float, str, list, type(None))) for value in flatten(tree).values())
 
 
 def test_help_is_a_menu_and_imports_no_torch(tmp_path):

@@ -12,7 +12,7 @@ from small_data import holdout_of, random_users
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
-from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, cuts
+from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))
@@ -210,8 +210,8 @@ def test_users_of_like_history_lengths_are_ranked_together():
 
 
 def test_batches_hold_so_many_users_and_tokens_but_one_user_always():
-    assert cuts(np.array([1, 1, 2, 3, 3, 9, 20]), 3, 8) == [3, 5, 6]
-    assert cuts(np.array([9]), 3, 8) == []
+    assert batch_boundaries(np.array([1, 1, 2, 3, 3, 9, 20]), 3, 8) == [3, 5, 6]
+    assert batch_boundaries(np.array([9]), 3, 8) == []
 
 
 def test_candidates_stay_with_their_users():

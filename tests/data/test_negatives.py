@@ -11,7 +11,14 @@ from sasrec_lab.config.schema import Draw, LossConfig, LossName
 from sasrec_lab.data import negatives
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import UserItems, draw, draw_candidates, draw_shared, training_counts, training_items
+from sasrec_lab.data.negatives import (
+    UserItems,
+    draw_candidates,
+    draw_excluding,
+    draw_shared,
+    training_counts,
+    training_items,
+)
 from sasrec_lab.ops.backend import round_up_size
 
 USERS = [
@@ -71,7 +78,7 @@ def test_training_counts_leave_validation_and_test_out():
 
 def test_a_draw_is_uniform_over_what_the_user_has_not_had():
     holdout = holdout_of(USERS)
-    drawn = draw(np.repeat([0, 2], 5000), training_items(holdout), np.random.default_rng(0)).reshape(2, -1)
+    drawn = draw_excluding(np.repeat([0, 2], 5000), training_items(holdout), np.random.default_rng(0)).reshape(2, -1)
     for row, allowed in ((0, [4, 5, 6, 7, 8]), (1, [1, 2, 3, 4, 5, 6, 8])):
         assert sorted(set(drawn[row].tolist())) == allowed
         expected = 5000 / len(allowed)
@@ -82,7 +89,9 @@ def test_a_draw_is_uniform_over_what_the_user_has_not_had():
 def test_a_draw_in_proportion_to_counts():
     holdout = holdout_of(USERS)
     counts = np.array([50, 0, 9, 1, 0, 2, 7, 0])
-    drawn = draw(np.zeros(10_000, dtype=int), training_items(holdout), np.random.default_rng(0), np.cumsum(counts))
+    drawn = draw_excluding(
+        np.zeros(10_000, dtype=int), training_items(holdout), np.random.default_rng(0), np.cumsum(counts)
+    )
     found = Counter(drawn.tolist())
     assert sorted(found) == [4, 6, 7]  # the first user has had 1, 2 and 3; 5 and 8 never occur
     for item, share in ((4, 0.1), (6, 0.2), (7, 0.7)):
@@ -90,9 +99,9 @@ def test_a_draw_in_proportion_to_counts():
 
 
 def test_a_user_who_has_had_everything_ends_the_draw(monkeypatch):
-    monkeypatch.setattr(negatives, "TRIES", 5)
+    monkeypatch.setattr(negatives, "MAX_REDRAWS", 5)
     had = UserItems(np.array([0, 0, 0]), np.array([1, 2, 3]), num_items=3)
-    drawn = draw(np.zeros(50, dtype=int), had, np.random.default_rng(0))
+    drawn = draw_excluding(np.zeros(50, dtype=int), had, np.random.default_rng(0))
     assert set(drawn.tolist()) == {1, 2, 3}
 
 

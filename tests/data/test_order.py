@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sasrec_lab.data.cleaning import in_order
+from sasrec_lab.data.cleaning import sort_interactions
 
 INT64 = np.iinfo(np.int64)
 
@@ -41,11 +41,11 @@ def test_the_order_is_that_of_a_stable_sort(users, times, rows):
         table["time"] = TIMES[times](random, rows)
     table["weight"] = random.random(rows).astype(np.float32)
     before = table.copy()
-    pd.testing.assert_frame_equal(in_order(table), plain(table))
+    pd.testing.assert_frame_equal(sort_interactions(table), plain(table))
     pd.testing.assert_frame_equal(table, before)
 
 
 def test_one_row_and_an_index_with_holes():
     table = pd.DataFrame({"user": [3, 1, 3], "item": [1, 2, 3], "time": [5, 5, 4]}, index=[4, 9, 2])
-    assert in_order(table)["item"].tolist() == [2, 3, 1]
-    assert in_order(table[:1])["item"].tolist() == [1]
+    assert sort_interactions(table)["item"].tolist() == [2, 3, 1]
+    assert sort_interactions(table[:1])["item"].tolist() == [1]

@@ -10,7 +10,7 @@ import pytest
 from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HeldOut, Repeats, WeightConfig, Windows
+from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Repeats, WeightConfig, Windows
 from sasrec_lab.data import sequences, source
 from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out
 from sasrec_lab.data.interactions import read_file
@@ -515,11 +515,11 @@ def test_a_holdout_leaves_nothing_to_train_on(windows, catalogue):
 
 def test_without_a_holdout_all_is_trained_on():
     users = sequences_of([[1, 2, 3, 4], [5], [6, 1], [2, 7, 8]])
-    held = hold_out(users, Windows.last, Catalogue.train, 2, HeldOut.none)
+    held = hold_out(users, Windows.last, Catalogue.train, 2, HoldoutMode.none)
     assert len(held.users) == len(held.val_targets) == len(held.test_targets) == 0
     assert held.item_ids.tolist() == [10, 20, 30, 40, 60, 70, 80]  # 50 is of a user with one interaction
     windows = zip(held.window_starts, held.window_ends, held.window_users, strict=True)
     cut = {user: held.item_ids[held.items[start:end] - 1].tolist() for start, end, user in windows}
     assert cut == {0: [20, 30, 40], 2: [60, 10], 3: [20, 70, 80]}
     with pytest.raises(InputError, match="no user has 2 training interactions; the longest of 2 users has 1"):
-        hold_out(sequences_of([[1], [2]]), Windows.last, Catalogue.all, 2, HeldOut.none)
+        hold_out(sequences_of([[1], [2]]), Windows.last, Catalogue.all, 2, HoldoutMode.none)

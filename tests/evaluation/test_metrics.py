@@ -21,8 +21,8 @@ from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.evaluation.baselines import popularity_metrics
 from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
+    IntegerConcat,
     MeanLoss,
-    Numbers,
     RankMetrics,
     full_ranks,
     metrics_from_counts,
@@ -127,7 +127,7 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 @pytest.mark.parametrize("at_once", [1200, 280, 40, 1])  # all items, blocks of 7, blocks of one
 @pytest.mark.parametrize("seed", range(3))
 def test_full_ranks_against_a_sort(seed, filter_seen, at_once, monkeypatch):
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", at_once)
     scores, batch = random_case(seed)
     assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)
 
@@ -216,7 +216,7 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
         def of(self, items: Tensor) -> Tensor:
             return super().of(items) * (1 + 2**-20)
 
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", 8)
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", 8)
     scores = torch.tensor([[0.5, 0.25, 0.5, 0.125, 0.5, 0.75], [0.5] * 6])
     batch = batch_of([3, 1], [[1], [6]])
     assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
@@ -233,7 +233,7 @@ def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monke
     targets = torch.randint(1, 501, (70,), generator=random)
     pairs = torch.randint(1, 70 * 500, (900,), generator=random).unique()
     seen = pairs // 500, pairs % 500 + 1
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", at_once)
     counts = Rounded(states, table)._not_below_in_blocks(targets, *seen)
     assert torch.equal(counts, Scores(states, table)._not_below_target_at_once(targets, *seen))
 
@@ -242,7 +242,7 @@ def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monke
 @pytest.mark.parametrize(("users", "items", "dim"), [(64, 3000, 64), (128, 5000, 50), (17, 2001, 128)])
 def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items, dim):
     again = []
-    monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     monkeypatch.setattr(
         Scores,
         "rows",
@@ -252,7 +252,7 @@ def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items,
     states, table = torch.randn(users, dim, generator=random), torch.randn(items, dim, generator=random)
     batch = batch_of(torch.randint(1, items + 1, (users,), generator=random).tolist())
     expected = full_ranks(Scores(states, table), batch, filter_seen=True)
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", users * 256)
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", users * 256)
     found = full_ranks(Scores(states, table), batch, filter_seen=True)
     assert (found - expected).abs().max() <= 1  # a product of other shape may round otherwise
     assert sum(again) <= users // 20
@@ -468,7 +468,7 @@ def test_popularity_on_movielens_is_the_published_one(data_root, tmp_path):
 
 
 def test_numbers_stay_whole_beyond_those_of_single_precision():
-    numbers = Numbers()
+    numbers = IntegerConcat()
     for part in ([2**24 + 1, 2**40 + 3], [], [7]):
         numbers.update(torch.tensor(part, dtype=torch.long))
     assert numbers.compute().tolist() == [2**24 + 1, 2**40 + 3, 7]

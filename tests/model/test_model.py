@@ -17,7 +17,7 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import buckets
 from sasrec_lab.ops import dropout as dropout_module
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.dropout import dropout, kept_share
+from sasrec_lab.ops.dropout import dropout, keep_probability
 from sasrec_lab.training.losses import softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -382,7 +382,7 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
     model = random_encoder(cfg)
     for module in (buckets, dropout_module):
         monkeypatch.setattr(module, "keep_mask", mask_by_digits)
-    twins_dropout = lambda x: x * mask_by_digits(x, 0.3) / kept_share(0.3)  # noqa: E731
+    twins_dropout = lambda x: x * mask_by_digits(x, 0.3) / keep_probability(0.3)  # noqa: E731
     states, expected, twin = assert_same_states(model.train(), cfg, 1e-9, dropout=twins_dropout)
     weights = torch.randn_like(states)
     (states * weights).sum().backward()
@@ -395,7 +395,7 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
 def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
     torch.manual_seed(0)
     n = 400_000
-    rounded = rate if kernels.serve(torch.ones(1)) else round(rate * 256) / 256
+    rounded = rate if kernels.supports(torch.ones(1)) else round(rate * 256) / 256
     assert abs(rounded - rate) <= 1 / 512
     out = dropout(torch.ones(n), rate)
     kept = out != 0

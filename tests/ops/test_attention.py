@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sasrec_lab.data.batches import pack
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.attention import CompiledAttention, Plan, attend, attend_newest
+from sasrec_lab.ops.attention import BatchLayout, CompiledAttention, attend, attend_newest
 from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention
 
@@ -19,11 +19,11 @@ SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 
 
-def plan_of(lengths: list[int]) -> tuple[Plan, int]:
+def plan_of(lengths: list[int]) -> tuple[BatchLayout, int]:
     """A plan and the number of tokens, with dummies behind the last sequence."""
     ends = np.cumsum(lengths)
     batch, _ = pack(ends - lengths, ends, np.arange(1, ends[-1] + 1))
-    return Plan(batch), len(batch.items)
+    return BatchLayout(batch), len(batch.items)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
@@ -54,7 +54,7 @@ def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     plan, tokens = plan_of(lengths)
     x = inputs(tokens, dim)
     out, expected = attend(*x, plan, heads, 0.0), plain_attention(*x, lengths, heads)

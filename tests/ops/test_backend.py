@@ -18,34 +18,34 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_the_stopwatch_runs_once(monkeypatch):
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: ONEDNN)
-    assert backend.use_fastest_exact_matmul(CPU) == ONEDNN
+    assert backend.choose_matmul(CPU) == ONEDNN
     assert torch.get_float32_matmul_precision() == "medium"
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
-    assert backend.use_fastest_exact_matmul(CPU) == ONEDNN
+    assert backend.choose_matmul(CPU) == ONEDNN
 
 
 def test_of_two_that_choose_at_once_the_first_ones_stands(tmp_path, monkeypatch):
     def slower() -> str:
         monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
-        backend.use_fastest_exact_matmul(CPU)  # another process, which is done earlier
+        backend.choose_matmul(CPU)  # another process, which is done earlier
         return ONEDNN
 
     monkeypatch.setattr(backend, "fastest_exact_matmul", slower)
-    assert backend.use_fastest_exact_matmul(CPU) == TORCH
+    assert backend.choose_matmul(CPU) == TORCH
     assert len(list(tmp_path.rglob("matmul*"))) == 1
 
 
 def test_a_resumed_run_keeps_its_own_where_it_is_exact(monkeypatch):
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
     monkeypatch.setattr(backend, "_is_exact", lambda precision: True)
-    assert backend.use_fastest_exact_matmul(CPU, before=ONEDNN) == ONEDNN
+    assert backend.choose_matmul(CPU, before=ONEDNN) == ONEDNN
     monkeypatch.setattr(backend, "_is_exact", lambda precision: False)
-    assert backend.use_fastest_exact_matmul(CPU, before=ONEDNN) == TORCH
+    assert backend.choose_matmul(CPU, before=ONEDNN) == TORCH
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_what_is_chosen_is_exact():
-    backend.use_fastest_exact_matmul(CPU)
+    backend.choose_matmul(CPU)
     assert backend._is_exact(torch.get_float32_matmul_precision())
 
 
@@ -53,4 +53,4 @@ def test_without_a_cache_folder_it_is_chosen_all_the_same(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: ONEDNN)
-    assert backend.use_fastest_exact_matmul(CPU) == ONEDNN
+    assert backend.choose_matmul(CPU) == ONEDNN

@@ -19,7 +19,7 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.metrics import sampled_ranks
 from sasrec_lab.ops import ranking
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.ranking import Scores, best_items
+from sasrec_lab.ops.ranking import Scores, top_k_items
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -103,7 +103,7 @@ def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(loss
 @pytest.mark.parametrize("at_once", [2**26, 2**14])
 def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
     """Whole numbers, whose products are exact on both; all items at once and in blocks."""
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cuda", at_once)
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cuda", at_once)
     monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cuda", at_once // 32)
     random = torch.Generator().manual_seed(0)
     states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 16), (9000, 16)))
@@ -113,7 +113,7 @@ def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
     for device in ("cpu", "cuda"):
         s, t, r, i, wanted = (x.to(device) for x in (states, table, rows, seen, targets))
         counts.append(Scores(s, t).not_below_target(wanted, r, i).cpu())
-        best = best_items(s, t, 10, r, i)
+        best = top_k_items(s, t, 10, r, i)
         lists.append((best.items.cpu(), best.scores.cpu()))
     assert torch.equal(*counts)
     assert torch.equal(lists[0][0], lists[1][0])

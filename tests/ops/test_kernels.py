@@ -44,7 +44,7 @@ def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
     """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86-64's")
-    check_twins_with(f"{shlex.join(kernels.found().compiler)} {flags}")
+    check_twins_with(f"{shlex.join(kernels.find_kernels().compiler)} {flags}")
 
 
 @pytest.mark.parametrize("name", ["clang++", "ziglang"])
@@ -86,25 +86,27 @@ def test_which_compilers_are_tried(environment, on_path, packages, compilers, mo
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 def test_a_compiler_that_fails_is_followed_by_the_next(monkeypatch):
-    works = kernels.found().compiler
+    works = kernels.find_kernels().compiler
     monkeypatch.setattr(kernels, "compilers", lambda: [["no-such-compiler"], ["false"], works])
-    assert kernels.found.__wrapped__().compiler == works
+    assert kernels.find_kernels.__wrapped__().compiler == works
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 def test_kernels_that_are_compiled_are_taken_and_broken_ones_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    works = kernels.found().compiler
+    works = kernels.find_kernels().compiler
     monkeypatch.setattr(kernels, "compilers", lambda: [works])
-    assert kernels.found.__wrapped__().library is not None
+    assert kernels.find_kernels.__wrapped__().library is not None
     made = []
-    monkeypatch.setattr(kernels, "_make", lambda command, path: made.append(command) or path.write_text("no library"))
+    monkeypatch.setattr(
+        kernels, "_compile", lambda command, path: made.append(command) or path.write_text("no library")
+    )
     other = [*works, "-other"]
     monkeypatch.setattr(kernels, "compilers", lambda: [other, works])
-    assert (kernels.found.__wrapped__().compiler, made) == (works, [])
+    assert (kernels.find_kernels.__wrapped__().compiler, made) == (works, [])
     monkeypatch.setattr(kernels, "compilers", lambda: [other])
     for times in (1, 2):
-        assert kernels.found.__wrapped__().library is None
+        assert kernels.find_kernels.__wrapped__().library is None
         assert made == [other] * times
 
 
@@ -125,16 +127,16 @@ def test_why_no_compiler_worked_is_told(commands, told, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "compilers", lambda: commands)
     monkeypatch.setattr(kernels.subprocess, "run", impatient)
-    assert kernels.found.__wrapped__() == kernels.Found(None, [], told)
+    assert kernels.find_kernels.__wrapped__() == kernels.Kernels(None, [], told)
 
 
 def test_where_there_is_no_compiler_it_is_told_how_to_get_one(monkeypatch):
     monkeypatch.setattr(kernels, "compilers", list)
     monkeypatch.delenv("CXX", raising=False)
-    told = kernels.found.__wrapped__().missing
+    told = kernels.find_kernels.__wrapped__().missing
     assert re.fullmatch(r"no C\+\+ compiler; .+ -m pip install ziglang brings one", told)
     monkeypatch.setenv("CXX", "")
-    assert kernels.found.__wrapped__().missing == "CXX names no compiler"
+    assert kernels.find_kernels.__wrapped__().missing == "CXX names no compiler"
 
 
 FEWER_THREADS = """
@@ -159,8 +161,8 @@ def test_with_fewer_threads_than_torch_has_set_they_compute_the_same(limit):
 
 def test_tensors_that_no_kernel_serves_have_none_compiled(monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda: pytest.fail("compiled"))
-    assert not kernels.serve(torch.zeros(2, device="meta"))
-    assert not kernels.serve(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    assert not kernels.supports(torch.zeros(2, device="meta"))
+    assert not kernels.supports(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
 
 
 def test_without_a_compiler_there_are_no_kernels_and_no_error():

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from sasrec_lab.ops import ranking
-from sasrec_lab.ops.ranking import Best, best_items
+from sasrec_lab.ops.ranking import TopK, top_k_items
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def by_sorting(states, table, k, rows, items) -> Best:
+def by_sorting(states, table, k, rows, items) -> TopK:
     scores = states @ table.T
     scores[rows, items - 1] = float("-inf")
     values, places = scores.sort(dim=1, descending=True, stable=True)
-    return Best(torch.where(values > float("-inf"), places + 1, 0)[:, :k], values[:, :k])
+    return TopK(torch.where(values > float("-inf"), places + 1, 0)[:, :k], values[:, :k])
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -29,7 +29,7 @@ def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers
         states, table = states.round(), table.round()
     rows = torch.randint(users, (users * 7,), generator=random).sort().values
     seen = torch.randint(1, items + 1, (users * 7,), generator=random)
-    best, expected = best_items(states, table, k, rows, seen), by_sorting(states, table, k, rows, seen)
+    best, expected = top_k_items(states, table, k, rows, seen), by_sorting(states, table, k, rows, seen)
     torch.testing.assert_close(best.scores, expected.scores, rtol=0, atol=1e-5)
     if whole_numbers:
         assert torch.equal(best.items, expected.items)
@@ -43,9 +43,9 @@ def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
     monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 2)
     table = torch.tensor([[1.0], [2.0], [2.0], [1.0], [2.0], [3.0], [2.0]])
     none = torch.zeros(0, dtype=torch.long)
-    best = best_items(torch.ones(3, 1), table, 4, none, none)
+    best = top_k_items(torch.ones(3, 1), table, 4, none, none)
     assert best.items.tolist() == [[6, 2, 3, 5]] * 3
-    best = best_items(torch.ones(3, 1), table, 4, torch.tensor([1, 1]), torch.tensor([2, 6]))
+    best = top_k_items(torch.ones(3, 1), table, 4, torch.tensor([1, 1]), torch.tensor([2, 6]))
     assert best.items.tolist() == [[6, 2, 3, 5], [3, 5, 7, 1], [6, 2, 3, 5]]
     assert best.scores[1].tolist() == [2, 2, 2, 1]
 
@@ -53,7 +53,7 @@ def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
 @pytest.mark.usefixtures("both_forms")
 def test_where_too_few_are_left_the_rest_is_zero():
     rows, seen = torch.tensor([0, 0]), torch.tensor([1, 3])
-    best = best_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)
+    best = top_k_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)
     assert best.items.tolist() == [[2, 0], [3, 2]]
     assert best.scores[0].tolist() == [2.0, float("-inf")]
 
@@ -62,6 +62,6 @@ def test_where_too_few_are_left_the_rest_is_zero():
 def test_a_score_that_is_no_number_is_none():
     none = torch.zeros(0, dtype=torch.long)
     table = torch.tensor([[1.0], [float("nan")], [3.0], [float("inf")], [2.0]])
-    best = best_items(torch.tensor([[1.0], [float("nan")]]), table, 4, none, none)
+    best = top_k_items(torch.tensor([[1.0], [float("nan")]]), table, 4, none, none)
     assert best.items.tolist() == [[4, 3, 5, 1], [0, 0, 0, 0]]
     assert best.scores.tolist() == [[float("inf"), 3.0, 2.0, 1.0], [float("-inf")] * 4]

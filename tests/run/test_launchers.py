@@ -15,7 +15,7 @@ from fresh_cache import cache_in
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.convert import plain
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep as sweeps
 
@@ -190,7 +190,7 @@ def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
     run = tmp_path / "optimizer.lr=0.05"
     run.mkdir()
     cfg = load(["model.dim=16", "optimizer.lr=0.05", "model.dropout=0.4"])
-    (run / "run.json").write_text(json.dumps({"config": plain(cfg)}))
+    (run / "run.json").write_text(json.dumps({"config": to_plain(cfg)}))
     prepare()  # what it chooses may differ
     with pytest.raises(InputError) as caught:
         prepare("model.blocks=1")

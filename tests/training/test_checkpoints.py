@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.convert import plain
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints
 
 
 def save(path, *words: str, num_items: int = 60, epoch: int = 0) -> None:
-    config = plain(load(["model=tiny", *words]))
+    config = to_plain(load(["model=tiny", *words]))
     torch.save({"hyper_parameters": {"config": config, "num_items": num_items}, "epoch": epoch}, path)
 
 
 def refused(path, *words: str) -> str:
     with pytest.raises(InputError) as caught:
-        checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", *words]), path.parent)
+        checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", *words]), path.parent)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -26,7 +26,7 @@ def refused(path, *words: str) -> str:
 def test_one_of_the_same_model_is_taken(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
-    assert checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
+    assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
 
 
 def test_one_of_another_model_is_refused(tmp_path):
@@ -43,11 +43,11 @@ def test_another_runs_must_leave_epochs_to_train(tmp_path):
         " least 4"
     )
     for more in ("trainer.max_epochs=4", "trainer.max_epochs=-1"):
-        assert checkpoints.to_resume(load(["model=tiny", f"ckpt={path}", more]), tmp_path) == path
+        assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", more]), tmp_path) == path
     own = tmp_path / "checkpoints" / "last.ckpt"
     own.parent.mkdir()
     save(own, epoch=2)  # this run's own: it is finished, and only tested again
-    assert checkpoints.to_resume(load(["model=tiny", "ckpt=last", "trainer.max_epochs=3"]), tmp_path) == own
+    assert checkpoints.checkpoint_to_resume(load(["model=tiny", "ckpt=last", "trainer.max_epochs=3"]), tmp_path) == own
 
 
 def test_one_of_another_data_set_is_refused(tmp_path):
@@ -75,9 +75,9 @@ def test_what_is_none_or_holds_code_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoints.WholeFiles().save_checkpoint({"epoch": 0}, path)
+    checkpoints.AtomicCheckpointIO().save_checkpoint({"epoch": 0}, path)
     monkeypatch.setattr("pathlib.Path.replace", lambda draft, target: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        checkpoints.WholeFiles().save_checkpoint({"epoch": 1}, path)
+        checkpoints.AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     assert torch.load(path) == {"epoch": 0}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]

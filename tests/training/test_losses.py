@@ -342,7 +342,7 @@ def test_the_compiled_softmax_keeps_nan(monkeypatch, at, items):
     logits[1, {"first": 0, "middle": items // 2, "last": items - 1, "target": 2}[at]] = float("nan")
     compiled, plain = logits.clone(), logits.clone()
     log_p = cross_entropy.softmax_and_log_p(compiled, targets)
-    monkeypatch.setattr(kernels, "serve", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     torch.testing.assert_close(log_p, cross_entropy.softmax_and_log_p(plain, targets), equal_nan=True)
     torch.testing.assert_close(compiled, plain, equal_nan=True)
     assert log_p.isnan().flatten().tolist() == [False, True, False]

@@ -161,8 +161,8 @@ def test_users_are_spread_from_short_to_long_histories():
     """Of one item there is nothing to see."""
     holdout = holdout_of([[1, 2, 3] * n + [4] for n in (5, 1, 3, 2, 4)] + [[5, 6, 7]])
     lengths = (holdout.val_ends - holdout.starts)[holdout.users]
-    assert lengths[tensorboard.spread(holdout, 3)].tolist() == [2, 6, 15]
-    assert len(tensorboard.spread(holdout, 50)) == 6
+    assert lengths[tensorboard.pick_users_by_length(holdout, 3)].tolist() == [2, 6, 15]
+    assert len(tensorboard.pick_users_by_length(holdout, 50)) == 6
 
 
 def test_what_stands_in_a_picture():
