@@ -1,0 +1,121 @@
+"""The house: which file may import which, how many files a newcomer meets, how long a function may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "sasrec_lab"
+# A part imports parts of lower floors, and files of its own part; parts of one floor may import each other in one
+# direction, which the search for circles watches.
+FLOORS = [
+    {"errors", "files"},
+    {"config", "ops"},
+    {"data"},
+    {"model", "evaluation", "run"},
+    {"training"},
+    {"recommend", "report"},
+    {"train", "export"},
+]
+SEPARATE = [
+    ("config", "ops"),
+    ("recommend", "report"),
+    ("model", "run"),
+    ("model", "evaluation"),
+    ("run", "evaluation"),
+]
+FILES = sorted(PACKAGE.glob("**/*.py"))
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name below the package, such as `data.holdout`; a folder's own is the folder's."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").strip(".")
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, inside functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sasrec_lab":
+            inside = node.module.removeprefix("sasrec_lab").strip(".")
+            for name in node.names:
+                full = f"{inside}.{name.name}".strip(".")
+                found.add(full if full in MODULES else inside)
+    return found - {""}
+
+
+def floor_of(module: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if module.partition(".")[0] in floor)
+
+
+IMPORTS = {module_of(path): imports(path) for path in FILES if module_of(path)}
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_imports_run_downwards(module):
+    part = module.partition(".")[0]
+    for other in IMPORTS[module]:
+        assert floor_of(other) <= floor_of(module), f"{module} imports {other}"
+        assert {part, other.partition(".")[0]} not in [set(pair) for pair in SEPARATE], f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_through_others():
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in finished:
+            for other in IMPORTS.get(module, ()):
+                visit(other, (*path, module))
+            finished.add(module)
+
+    for module in IMPORTS:
+        visit(module, ())
+
+
+def test_the_package_shows_its_flow():
+    assert len(list(PACKAGE.glob("*.py"))) <= 5
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - {"conf"} == {
+        "config",
+        "data",
+        "ops",
+        "model",
+        "training",
+        "evaluation",
+        "run",
+        "recommend",
+        "report",
+    }
+
+
+def test_config_and_ops_know_nothing_above_them():
+    for path in FILES:
+        text = path.read_text()
+        if path.is_relative_to(PACKAGE / "config"):
+            assert "import torch" not in text, path
+            assert "import pytorch_lightning" not in text, path
+
+
+def test_hydras_internals_are_in_one_file():
+    files = [path for path in FILES if "hydra._internal" in path.read_text()]
+    assert len(files) <= 1, files
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted(ROOT.glob("scripts/**/*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_functions_fit_on_a_screen_and_public_ones_are_documented(path):
+    for function in functions(path):
+        assert function.end_lineno - function.lineno < 60, function.name
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main":
+            assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
