@@ -1,4 +1,4 @@
-"""TODO."""
+"""Cross-entropies between token states and item vectors, without ever storing (T, V) logits. T tokens, D dim, V items."""
 
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -17,7 +17,36 @@ CHUNK_ROWS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
 PAIR_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of vectors looked up at once: 2 MiB
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+def linear_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+    """Return the sum of token_weights (T,) * cross_entropy(states @ table', targets).
+
+    `states` (T, D), `table` (V, D), `targets` (T,) rows of the table; a token of weight 0 may have any target.
+    """
+    return _LinearCrossEntropy.apply(states, table, targets, token_weights)
+
+
+def sampled_cross_entropy(
+    states: Tensor, vectors: Tensor, excluded_columns: Tensor, log_weights: Tensor, token_weights: Tensor
+) -> Tensor:
+    """Return the sum of token_weights (T,) * cross-entropy of each token's target against N shared negatives.
+
+    `vectors` (T + N, D) are the targets' vectors, then the negatives'. `log_weights` (N,) are added to the negatives'
+    logits; `excluded_columns` (T,) is the negative that does not count for a token, N for none.
+    """
+    return _SampledCrossEntropy.apply(states, vectors, excluded_columns, log_weights, token_weights)
+
+
+def linear_binary_cross_entropy(
+    states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor
+) -> Tensor:
+    """Return the sum of token_weights (T,) * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)).
+
+    s = table[rows] @ states: `rows` (T, 1 + N) are each token's target and its N negatives.
+    """
+    return _LinearBinaryCrossEntropy.apply(states, table, rows, beta, token_weights)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
     """sum of shares * cross_entropy(states @ item_table', targets), gradients made in the forward pass.
 
     A chunk of tokens at a time its logits are made, turned into probabilities and used up for both gradients while they
@@ -49,7 +78,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return _scaled(states_grad, grad_output), _scaled(table_grad, grad_output), None, None
 
 
-class SampledCrossEntropy(torch.autograd.Function):
+class _SampledCrossEntropy(torch.autograd.Function):
     """sum of shares * cross_entropy of each token's target among itself and the N negatives, as LinearCrossEntropy.
 
     `rows` are the targets' vectors and behind them the negatives'. The target's logit is one column more, behind the
@@ -95,7 +124,7 @@ class SampledCrossEntropy(torch.autograd.Function):
         return _scaled(states_grad, grad_output), _scaled(rows_grad, grad_output), None, None, None
 
 
-class LinearBinaryCrossEntropy(torch.autograd.Function):
+class _LinearBinaryCrossEntropy(torch.autograd.Function):
     """sum of shares * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)), s = table[places] @ states.
 
     Looked up a chunk of tokens at a time, so (T, 1 + N, D) vectors never exist: memory grows with T * N, as the

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops.cross_entropy import LinearBinaryCrossEntropy, LinearCrossEntropy, SampledCrossEntropy
+from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 
 
 def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
     """Cross-entropy over the whole catalogue ("Turning Dross Into Gold Loss", RecTools)."""
-    return LinearCrossEntropy.apply(states, items.weight, (batch.targets - 1).clamp(min=0), _shares(batch))
+    return linear_cross_entropy(states, items.weight, (batch.targets - 1).clamp(min=0), _shares(batch))
 
 
 def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
@@ -32,7 +32,7 @@ def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg
     rows = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
     places = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
     hits = torch.where(batch.negatives[places] == targets, places, len(batch.negatives))  # (T,) N where there is none
-    return SampledCrossEntropy.apply(states, rows, hits, batch.log_weights, _shares(batch))
+    return sampled_cross_entropy(states, rows, hits, batch.log_weights, _shares(batch))
 
 
 def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
@@ -74,7 +74,7 @@ def _binary(states: Tensor, items: nn.Embedding, batch: PackedBatch, beta: float
     if items.sparse:
         rows, places = torch.unique(places, return_inverse=True)
         table = items(rows)
-    return LinearBinaryCrossEntropy.apply(states, table, places, beta, _shares(batch))
+    return linear_binary_cross_entropy(states, table, places, beta, _shares(batch))
 
 
 def _shares(batch: PackedBatch) -> Tensor:
