@@ -33,12 +33,12 @@ class SharedScores:
     def rising(self) -> Tensor:
         return self.counts.sort().values
 
-    def of(self, items: Tensor) -> Tensor:
+    def for_items(self, items: Tensor) -> Tensor:
         return self.counts[items - 1]
 
-    def not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         """As Scores'."""  # (U,) int64
-        bounds = self.of(targets)
-        seen = self.of(seen_items) >= bounds[seen_rows]
+        bounds = self.for_items(targets)
+        seen = self.for_items(seen_items) >= bounds[seen_rows]
         not_below = len(self.counts) - torch.searchsorted(self.rising, bounds)
         return not_below.index_add_(0, seen_rows, -seen.long())

@@ -58,7 +58,7 @@ def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Ten
     """  # (U,) int64
     known = batch.targets > 0
     seen = (batch.seen_rows, batch.seen_items) if filter_seen else (batch.seen_rows[:0], batch.seen_items[:0])
-    ranks = scores.not_below_target(batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
+    ranks = scores.count_not_below_target(batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
     known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
     return torch.where(known, ranks, 0)
 
@@ -66,7 +66,7 @@ def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Ten
 def sampled_ranks(scores: Scores, batch: EvaluationBatch) -> Tensor:
     """The target's rank among itself and the sampled candidates; a candidate that is the target does not count."""
     targets = batch.targets.clamp(min=1)[:, None]
-    own = scores.of(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
+    own = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
     above = ~(own[:, 1:] < own[:, :1]) & (batch.candidates != targets)
     return torch.where(batch.targets > 0, 1 + above.sum(1), 0)
 

@@ -126,8 +126,8 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def round_up_size(n: int, an_octave: int = 8) -> int:
+def round_up_size(n: int, steps_per_octave: int = 8) -> int:
     """Round up to a multiple of an eighth of the power of two below, so at most eight sizes between n and 2n; or of
     another power of two's part."""
-    step = max(1, 2 ** floor(log2(max(n, 1))) // an_octave)
+    step = max(1, 2 ** floor(log2(max(n, 1))) // steps_per_octave)
     return ceil(n / step) * step

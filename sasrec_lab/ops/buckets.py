@@ -41,7 +41,7 @@ class Buckets:
         end = 0
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            n, steps = round_up_size(len(rows), an_octave=2), np.arange(width)
+            n, steps = round_up_size(len(rows), steps_per_octave=2), np.arange(width)
             real = steps < lengths[rows][:, None]  # (sequences, L)
             table = np.zeros((n, width), dtype=np.int64)
             table[: len(rows)][real] = (offsets[rows][:, None] + steps)[real]

@@ -98,12 +98,12 @@ class Scores:
         with torch.autocast(self.states.device.type, enabled=False):
             return self.states @ self.table[begin:end].T  # (U, end - begin)
 
-    def of_one(self, items: Tensor) -> Tensor:
+    def for_targets(self, items: Tensor) -> Tensor:
         """Of one item for each user (U,): by a product like the blocks', so that it rounds like theirs."""
         with torch.autocast(self.states.device.type, enabled=False):
             return (self.states @ self.table[items - 1].T).diagonal()[:, None]  # (U, 1)
 
-    def of(self, items: Tensor) -> Tensor:
+    def for_items(self, items: Tensor) -> Tensor:
         """Of each user's own items (U, N)."""
         with torch.autocast(self.states.device.type, enabled=False):
             return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)  # (U, N)
@@ -111,7 +111,7 @@ class Scores:
     def rows(self, chosen: Tensor) -> "Scores":
         return replace(self, states=self.states[chosen])
 
-    def not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         """How many unseen items do not score below the target, the target among them.
 
         The compiled form counts while the scores are in registers: nine tenths of the rate of a product that writes
@@ -123,14 +123,14 @@ class Scores:
             pairs = targets.contiguous(), seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
             kernels.call("count_not_below", self.states, *sizes, *pairs, counts)
             return counts
-        return self._not_below_in_blocks(targets, seen_rows, seen_items)
+        return self._count_torch(targets, seen_rows, seen_items)
 
-    def _not_below_in_blocks(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    def _count_torch(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         device = "cuda" if targets.is_cuda else "cpu"
         width = max(1, MAX_SCORES_PER_BLOCK[device] // max(1, len(self)))
         if self.num_items <= width:
-            return self._not_below_target_at_once(targets, seen_rows, seen_items)
-        expected = self.of_one(targets).contiguous()  # (U, 1)
+            return self._count_at_once(targets, seen_rows, seen_items)
+        expected = self.for_targets(targets).contiguous()  # (U, 1)
         counts, found = torch.zeros_like(targets), expected.clone()
         for begin in range(0, self.num_items, width):
             block = self.block(begin, min(begin + width, self.num_items))
@@ -143,10 +143,10 @@ class Scores:
         for again in off.split(max(1, MAX_SCORES_PER_BLOCK[device] // self.num_items)) if len(off) else ():
             own = torch.isin(seen_rows, again)
             pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
-            counts[again] = self.rows(again)._not_below_target_at_once(targets[again], *pairs)
+            counts[again] = self.rows(again)._count_at_once(targets[again], *pairs)
         return counts
 
-    def _not_below_target_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    def _count_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         block = self.block(0, self.num_items)
         return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
 

@@ -57,8 +57,8 @@ class Given:
     """Scores as they are given, in place of products, ranked as torch does it."""
 
     matrix: Tensor  # (U, V)
-    not_below_target = Scores._not_below_in_blocks
-    _not_below_target_at_once = Scores._not_below_target_at_once
+    count_not_below_target = Scores._count_torch
+    _count_at_once = Scores._count_at_once
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -70,11 +70,11 @@ class Given:
     def block(self, begin: int, end: int) -> Tensor:
         return self.matrix[:, begin:end].contiguous()
 
-    def of(self, items: Tensor) -> Tensor:
+    def for_items(self, items: Tensor) -> Tensor:
         return self.matrix.gather(1, items - 1)
 
-    def of_one(self, items: Tensor) -> Tensor:
-        return self.of(items[:, None])
+    def for_targets(self, items: Tensor) -> Tensor:
+        return self.for_items(items[:, None])
 
     def rows(self, chosen: Tensor) -> "Given":
         return Given(self.matrix[chosen])
@@ -213,8 +213,8 @@ def test_ranking_leaves_scores_and_batch_as_they_are():
 
 def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_among_all(monkeypatch):
     class Rounded(Given):
-        def of(self, items: Tensor) -> Tensor:
-            return super().of(items) * (1 + 2**-20)
+        def for_items(self, items: Tensor) -> Tensor:
+            return super().for_items(items) * (1 + 2**-20)
 
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", 8)
     scores = torch.tensor([[0.5, 0.25, 0.5, 0.125, 0.5, 0.75], [0.5] * 6])
@@ -225,8 +225,8 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
 @pytest.mark.parametrize("at_once", [100, 3000])  # one user again at a time, and some
 def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monkeypatch):
     class Rounded(Scores):
-        def of_one(self, items: Tensor) -> Tensor:
-            return super().of_one(items) + 2**-10
+        def for_targets(self, items: Tensor) -> Tensor:
+            return super().for_targets(items) + 2**-10
 
     random = torch.Generator().manual_seed(0)
     states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 8), (500, 8)))
@@ -234,8 +234,8 @@ def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monke
     pairs = torch.randint(1, 70 * 500, (900,), generator=random).unique()
     seen = pairs // 500, pairs % 500 + 1
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", at_once)
-    counts = Rounded(states, table)._not_below_in_blocks(targets, *seen)
-    assert torch.equal(counts, Scores(states, table)._not_below_target_at_once(targets, *seen))
+    counts = Rounded(states, table)._count_torch(targets, *seen)
+    assert torch.equal(counts, Scores(states, table)._count_at_once(targets, *seen))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -263,11 +263,11 @@ def test_scores_of_blocks_and_of_items_are_the_product():
     scores, expected = Scores(states, table), states @ table.T
     torch.testing.assert_close(scores.block(7, 31), expected[:, 7:31])
     items = torch.randint(1, 41, (5, 6))
-    torch.testing.assert_close(scores.of(items), expected.gather(1, items - 1))
-    torch.testing.assert_close(scores.of_one(items[:, 0]), expected.gather(1, items[:, :1] - 1))
+    torch.testing.assert_close(scores.for_items(items), expected.gather(1, items - 1))
+    torch.testing.assert_close(scores.for_targets(items[:, 0]), expected.gather(1, items[:, :1] - 1))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(scores.block(7, 31), Scores(states, table).block(7, 31))
-        for part in (scores.block(0, 40), scores.of(items), scores.of_one(items[:, 0])):
+        for part in (scores.block(0, 40), scores.for_items(items), scores.for_targets(items[:, 0])):
             assert part.dtype == torch.float32
         torch.testing.assert_close(scores.block(0, 40), expected)
     torch.testing.assert_close(scores.rows(torch.tensor([3, 1])).block(0, 40), expected[[3, 1]])

@@ -220,7 +220,7 @@ def test_cells_and_places_are_each_others_inverse(count, longest):
             assert length == lengths[sequence] <= width
             tokens = places[offsets[sequence] : offsets[sequence] + length]
             assert tokens.tolist() == list(range(begin + row * width, begin + row * width + length))
-        assert len(members) <= n == round_up_size(n, an_octave=2)
+        assert len(members) <= n == round_up_size(n, steps_per_octave=2)
         begin += n * width
 
 

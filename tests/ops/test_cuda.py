@@ -112,7 +112,7 @@ def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
     counts, lists = [], []
     for device in ("cpu", "cuda"):
         s, t, r, i, wanted = (x.to(device) for x in (states, table, rows, seen, targets))
-        counts.append(Scores(s, t).not_below_target(wanted, r, i).cpu())
+        counts.append(Scores(s, t).count_not_below_target(wanted, r, i).cpu())
         best = top_k_items(s, t, 10, r, i)
         lists.append((best.items.cpu(), best.scores.cpu()))
     assert torch.equal(*counts)
@@ -182,7 +182,7 @@ def test_no_operation_mixes_devices(overrides):
         assert loss.is_cuda
         with torch.no_grad():
             scores = model.eval().scores(held_out)
-            assert scores._not_below_target_at_once(held_out.targets, held_out.seen_rows, held_out.seen_items).is_cuda
+            assert scores._count_at_once(held_out.targets, held_out.seen_rows, held_out.seen_items).is_cuda
             if held_out.candidates is not None:
                 assert sampled_ranks(scores, held_out).is_cuda
 

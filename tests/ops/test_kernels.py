@@ -145,7 +145,7 @@ from sasrec_lab import kernels
 from sasrec_lab.metrics import Scores
 torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
-assert Scores(states, table).not_below_target(torch.tensor([1, 2, 3]), none, none).tolist() == [500] * 3
+assert Scores(states, table).count_not_below_target(torch.tensor([1, 2, 3]), none, none).tolist() == [500] * 3
 table[7] = 400.0  # so that the sums are made again
 made = torch.empty(3), torch.empty(3, 2), torch.empty(500, 2)
 kernels.call("softmax_products", states, 3, 2, table, 500, none, none, states, 0, torch.ones(3), 16, *made)
