@@ -10,6 +10,7 @@ from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.report.rows import Comparison, Row, Spread, comparisons, deviation, protocol_differences
 from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
+from sasrec_lab.run.protocol import describe_candidates
 
 NONE = "-"
 
@@ -163,15 +164,7 @@ def _metric_table(part: Part, metric: str) -> Table:
     popularity = comparison.rows[0].runs[0].popularity.get(metric)
     if popularity is not None:
         rows.append(["popularity", NONE, _number(popularity), *[NONE] * (len(columns) - 3)])
-    return Table(f"{metric}: {_ranked_among(comparison, metric)}", list(columns), rows)
-
-
-def _ranked_among(comparison: Comparison, metric: str) -> str:
-    protocol = comparison.protocol
-    if sampled := metric.partition("-sampled")[2]:
-        return f"the target and {sampled} sampled items ({protocol['sampled_candidates']['draw']})"
-    unseen = protocol["seen_items"].startswith("left out")
-    return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
+    return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
 
 
 def _runs_table(rows: list[Row]) -> Table:

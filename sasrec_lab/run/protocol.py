@@ -1,21 +1,30 @@
-"""TODO."""
+"""Evaluation protocol of a run: everything that two numbers must share to be comparable.
 
-from typing import Any
+metrics.json records it, and the report compares only runs whose protocols are equal. Its texts therefore never change:
+a reworded one would separate new runs from old ones.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.sequences import Sequences
+
+if TYPE_CHECKING:  # the report reads protocols without torch and pandas
+    from sasrec_lab.data.holdout import Holdout
+    from sasrec_lab.data.sequences import Sequences
+
+LAST_EPOCH = "last epoch"  # selected_by, if no validation chose the checkpoint
 
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
+_SEEN_EXCLUDED = "left out, a target among them is a miss"
 
 
-def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[str, Any]:
-    """Everything that makes two numbers comparable."""
+def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> dict[str, Any]:
+    """Return the protocol of a run as metrics.json records it."""
     dataset, evaluation = to_plain(cfg.dataset), to_plain(cfg.evaluation)
-    part = cfg.trainer.get("limit_val_batches", 1.0)
     last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
+    sampled = {key: evaluation[key] for key in ("sampled", "draw", "seed")} if evaluation["sampled"] else None
     return {
         "dataset": dataset["name"],
         "file": sequences.file,
@@ -30,22 +39,26 @@ def protocol(cfg: TrainConfig, sequences: Sequences, holdout: Holdout) -> dict[s
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
         "candidates": {"full": holdout.num_items},
-        "sampled_candidates": {key: evaluation[key] for key in ("sampled", "draw", "seed")}
-        if evaluation["sampled"]
-        else None,
-        "seen_items": "left out, a target among them is a miss"
-        if evaluation["filter_seen"]
-        else "ranked like the others",
+        "sampled_candidates": sampled,
+        "seen_items": _SEEN_EXCLUDED if evaluation["filter_seen"] else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
-        "selected_by": evaluation["monitor"] if cfg.validates else "last epoch",
-        "validation": "none"
-        if cfg.dataset.holdout is HoldoutMode.none
-        else "all held-out users"
-        if part == 1.0 and isinstance(part, float)
-        else f"those of trainer.limit_val_batches={part}, the shortest histories first",
+        "selected_by": evaluation["monitor"] if cfg.validates else LAST_EPOCH,
+        "validation": _validation(cfg),
     }
 
 
-def _all_items(protocol: dict[str, Any]) -> str:
-    unseen = protocol["seen_items"].startswith("left out")
-    return f"all {protocol['candidates']['full']:,} items" + (" but those the user had before" if unseen else "")
+def _validation(cfg: TrainConfig) -> str:
+    part = cfg.trainer.get("limit_val_batches", 1.0)
+    if cfg.dataset.holdout is HoldoutMode.none:
+        return "none"
+    if part == 1.0 and isinstance(part, float):
+        return "all held-out users"
+    return f"those of trainer.limit_val_batches={part}, the shortest histories first"
+
+
+def describe_candidates(protocol: dict[str, Any], metric: str) -> str:
+    """Return a phrase for the items that a metric ranks the target among; `-sampled<n>` in its name means a sample."""
+    if sampled := metric.partition("-sampled")[2]:
+        return f"the target and {sampled} sampled items (draw={protocol['sampled_candidates']['draw']})"
+    is_filtered = protocol["seen_items"] == _SEEN_EXCLUDED
+    return f"all {protocol['candidates']['full']:,} items" + (" except those already seen" if is_filtered else "")

@@ -10,7 +10,7 @@ from sasrec_lab.config.schema import LossName, OptimizerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.files import display_path
-from sasrec_lab.run.protocol import _all_items
+from sasrec_lab.run.protocol import describe_candidates
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
@@ -63,12 +63,10 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
     rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
     lines = [] if endings else ["", "Nothing was held out, so nothing is measured."]
     for ending in endings:
-        candidates = (
-            f"the target and {cfg.evaluation.sampled} sampled items" if ending else _all_items(results["protocol"])
-        )
+        candidates = describe_candidates(results["protocol"], ending)
         lines += [
             "",
-            f"Test: the last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}",
+            f"Test: last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}",
         ]
         names = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
         lines.append(" " * 14 + "".join(f"{title:>12}" for title in names))

@@ -110,7 +110,7 @@ def test_the_table_as_it_is_printed(sweep, report_command):
     done = report_command(sweep)
     assert (done.returncode, done.stderr) == (0, "")
     expected = """\
-test/ndcg@10: all 9 items but those the user had before
+test/ndcg@10: all 9 items except those already seen
   row          n       mean ± std  published  difference       vs baseline       p
   default      3  0.5000 ± 0.1000     0.5000     +0.0000                 -       -
   model.dim=8  1           0.3000     0.2500     +0.0500  +0.4673 ± 0.4052  0.2584
@@ -255,8 +255,8 @@ def test_protocols_share_no_table_and_their_differences_are_told(tmp_path, repor
 def test_full_and_sampled_ranks_have_tables_of_their_own(sweep):
     titles = [table.title for table in one(sweep).tables()]
     assert titles[:2] == [
-        "test/ndcg@10: all 9 items but those the user had before",
-        "test/ndcg@10-sampled3: the target and 3 sampled items (paper)",
+        "test/ndcg@10: all 9 items except those already seen",
+        "test/ndcg@10-sampled3: the target and 3 sampled items (draw=paper)",
     ]
 
 
@@ -521,7 +521,7 @@ def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_co
     assert latex.count("published: Somebody \\& al.; difference: ours less theirs\n") == 1
     assert latex.count("; vs baseline: mean difference over users, with its 95 \\% interval") == 1
     assert re.findall(r"\\caption{(.*)}", latex)[4] == (
-        r"2: an\_other, last item of 4 users; test/ndcg@10: all 9 items but those the user had before"
+        r"2: an\_other, last item of 4 users; test/ndcg@10: all 9 items except those already seen"
     )
     labels = re.findall(r"\\label{(.*)}", latex)
     assert labels[:3] == ["tab:2-protocols", "tab:1-small-test-ndcg-10", "tab:1-small-test-ndcg-10-sampled3"]
