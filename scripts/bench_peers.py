@@ -37,7 +37,7 @@ def main() -> None:
     if args.figure:
         from benchmark.figure import draw_speed  # at the end: a child's peak memory starts at its parent's
 
-        draw_speed(results, args.figure)
+        draw_speed([result | {"job": result["name"]} for result in results], args.figure)
     sys.exit(1 if failures else 0)
 
 

@@ -1,38 +1,66 @@
-"""Bars of what this project and its peers reach, from the results of bench_peers.py."""
+"""A bar chart of the speed of this project and its peers, from the results of bench_peers.py."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+MEASURES = {  # by field: title, ratio to a peer
+    "positions_per_s": ("training: positions/s", "times_faster_training"),
+    "users_per_s": ("full ranking: users/s", "times_faster_ranking"),
+}
+COLORS = ["#1b6ca8", "#d9822b", "#8a8a8a"]
+STYLE = "<style>text{fill:#1f2328}@media(prefers-color-scheme:dark){text{fill:#e6edf3}}</style>"
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
-MEASURES = {"positions_per_s": "training: positions/s", "users_per_s": "full ranking: users/s"}
-COLOURS = ["#1b6ca8", "#d9822b", "#8a8a8a"]
+def data_of(results: list[dict[str, Any]]) -> str:
+    """Return a checksum of the results, which an SVG figure of them contains."""
+    return "data " + hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
+
+
+def times(value: float) -> str:
+    """Format a ratio as `8.5x` or `16x`."""
+    return f"{value:.1f}x" if value < 9.95 else f"{value:.0f}x"
 
 
 def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
-    """One panel a measure, one group of bars a job, logarithmic; behind a peer's bar how many times slower it is."""
+    """Draw one panel per measure and one group of bars per job, with a peer's speed ratio next to its bar."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    description = data_of(results)
     names = list(dict.fromkeys(result["by"] for result in results))
-    jobs = list(dict.fromkeys(result["name"] for result in results if result.get("positions_per_s")))
-    figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 + 0.9 * len(jobs)), sharey=True)
-    for panel, (key, title) in zip(panels, MEASURES.items(), strict=True):
-        for place, name in enumerate(names):
-            mine = [x for x in results if x["by"] == name and x["name"] in jobs]  # a peer may have failed on a job
-            rows = [jobs.index(x["name"]) + 0.27 * (place - 1) for x in mine]
-            bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLOURS[place], label=name)
-            slower = "times_faster_training" if key == "positions_per_s" else "times_faster_ranking"
-            labels = [f"{x[key]:,.0f}" + (f"  ({x[slower]:.1f}x)" if place else "") for x in mine]
-            panel.bar_label(bars, labels, padding=3, fontsize=8)
-        panel.set_xscale("log")
-        panel.set_xlim(100, 12 * max(x[key] for x in results if x.get(key)))
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.set_yticks(range(len(jobs)), jobs)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    panels[-1].legend(fontsize=8, frameon=False, loc="lower right")
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
-    plt.close(figure)
+    jobs = list(dict.fromkeys(result["job"] for result in results if result.get("positions_per_s")))
+    results = [result for result in results if result["job"] in jobs]
+    svg = file.suffix == ".svg"
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed", "axes.edgecolor": "#8a8a8a"}):
+        figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 + 0.9 * len(jobs)), sharey=True)
+        for panel, (key, (title, ratio)) in zip(panels, MEASURES.items(), strict=True):
+            for place, name in enumerate(names):
+                mine = [x for x in results if x["by"] == name]  # a peer may have failed on a job
+                rows = [jobs.index(x["job"]) + 0.27 * (place - 1) for x in mine]
+                bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLORS[place], label=name)
+                labels = [f"{x[key]:,.0f}" + (f"  ({times(x[ratio])})" if place else "") for x in mine]
+                panel.bar_label(bars, labels, padding=3, fontsize=8)
+            style_panel(panel, title, jobs, 12 * max(x[key] for x in results))
+        panels[0].invert_yaxis()
+        panels[-1].legend(fontsize=8, frameon=False, loc="lower right")
+        figure.tight_layout()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"Date": None, "Description": description} if svg else None
+        figure.savefig(file, metadata=metadata, transparent=svg)
+        plt.close(figure)
+    if svg:  # text follows the reader's light or dark mode
+        file.write_text(file.read_text().replace("<defs>", f"<defs>{STYLE}", 1))
+
+
+def style_panel(panel: Any, title: str, jobs: list[str], limit: float) -> None:
+    """Set a panel's logarithmic scale, title and labels."""
+    panel.set_xscale("log")
+    panel.set_xlim(100, limit)
+    panel.set_title(title, fontsize=10, loc="left")
+    panel.set_yticks(range(len(jobs)), jobs)
+    panel.tick_params(which="both", color="#8a8a8a")
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,311 @@
+"""Write the tables, figures and numbers of README.md and docs/*.md from docs/results/*.json.
+
+python scripts/render_results.py           rewrite every page, and docs/speed.svg
+python scripts/render_results.py --check   exit with 1 and name each table that differs from its data
+
+In a page, a table with its caption is what is between two markers, each on a line of its own:
+
+    <!-- results:speed -->
+    <!-- /results -->
+
+and one number inside a sentence is between `<!-- result:speed/ml1m/rectools/times_faster_training -->` and
+`<!-- /result -->`: the table's name, words that pick its first row with these values, then the field. `mean`, `std` or
+`n` may follow a field that has them. TABLES has the names of the tables, FIELDS those of the fields. The block
+`results:first_run_output` is what `make train` prints.
+
+Each file of docs/results/ has `measured` (date), `commit`, `dirty`, `machine`, `threads`, `versions`, `command` and
+`note`; null is unknown and omitted from captions. A row with a stamp of its own overrides the file's. Figures that
+were measured before these files existed have the commit that recorded them.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmark.figure import data_of, draw_speed, times
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
+NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
+
+Row = dict[str, Any]
+
+
+def decimal(value: Any) -> str:
+    """Format a metric as `0.1758`, several runs as `mean ± std (n)`, a difference with its standard error."""
+    if not isinstance(value, dict):
+        return f"{value:.4f}"
+    if "standard_error" in value:
+        return f"{value['mean']:+.4f}, standard error {value['standard_error']:.4f}"
+    spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+    return f"{value['mean']:.4f}{spread} ({value['n']})"
+
+
+def ranged(number: str) -> Callable[[Any], str]:
+    """Return a format for a number, or for a range as `low to high`."""
+
+    def formatted(value: Any) -> str:
+        values = value.values() if isinstance(value, dict) else [value]
+        return " to ".join(format(x, number) for x in values)
+
+    return formatted
+
+
+def code(value: str) -> str:
+    """Format a command or an override."""
+    return f"`{value}`"
+
+
+def library(value: str) -> str:
+    """Return a library's name as it is written."""
+    return {"rectools": "RecTools", "replay": "RePlay"}.get(value, value)
+
+
+def scientific(value: float) -> str:
+    """Format a small difference as `1.9e-06`."""
+    return f"{value:.1e}" if value else "0"
+
+
+def percent(value: float) -> str:
+    """Format a relative change as `-3 %`."""
+    return f"{100 * value:+.0f} %"
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, format
+    "model": ("", str),
+    "configuration": ("configuration", str),
+    "run": ("command", code),
+    "machine_of_run": ("machine", str),
+    "implementation": ("implementation", str),
+    "data": ("data", str),
+    "row": ("row", code),
+    "loss": ("loss", code),
+    "job": ("job", code),
+    "about": ("job", str),
+    "by": ("by", library),
+    "kernels": ("kernels", str),
+    "difference": ("largest difference", str),
+    "1 head, no key mask": ("1 head", scientific),
+    "1 head, key mask": ("1 head, key mask", scientific),
+    "4 heads, no key mask": ("4 heads", scientific),
+    "4 heads, key mask": ("4 heads, key mask", scientific),
+    "ndcg": ("NDCG@10", decimal),
+    "recall": ("recall@10", decimal),
+    "mrr": ("MRR", decimal),
+    "change": ("change", percent),
+    "published": ("published", decimal),
+    "published_change": ("change", percent),
+    "published_table3": ("published NDCG@10", decimal),
+    "published_recall": ("published recall@10", decimal),
+    "epochs": ("epochs", str),
+    "best_epoch": ("best epoch", str),
+    "minutes": ("minutes", str),
+    "n": ("n", str),
+    "positions_per_s": ("positions/s", ranged(",.0f")),
+    "users_per_s": ("users/s ranked", ranged(",.0f")),
+    "lists_per_s": ("lists/s", ranged(",.0f")),
+    "times_faster_training": ("sasrec_lab trains", times),
+    "times_faster_ranking": ("sasrec_lab ranks", times),
+    "times_faster_lists": ("sasrec_lab makes lists", times),
+    "peak_rss_mb": ("peak MB", ranged(",.0f")),
+    "seconds": ("seconds", "{:.3g}".format),
+    "cached_seconds": ("from the cache", "{:.3g}".format),
+    "tensor_seconds": ("by its `build_sequences`", "{:.3g}".format),
+    "fraction_of_roofline": ("of roofline", ranged(".2f")),
+    "relative_to_gcc": ("relative to g++", ranged(".2f")),
+    "relative_to_float32": ("relative to float32", ranged(".2f")),
+}
+# By table: the file, and the fields shown. A row belongs to a table if it has the last field of those that it needs.
+TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a row must have, columns
+    "first_run": ("first_run", "mrr", ["model", "ndcg", "recall", "mrr"]),
+    "rounding": ("rounding", "ndcg", ["machine_of_run", "ndcg", "recall"]),
+    "quality": (
+        "quality",
+        "ndcg",
+        ["configuration", "run", "ndcg", "recall", "epochs", "best_epoch", "minutes", "n"],
+    ),
+    "quality_repeats": ("quality_repeats", "ndcg", ["configuration", "ndcg", "recall", "n"]),
+    "paper_table4": ("paper_table4", "ndcg", ["data", "row", "ndcg", "change", "published", "published_change"]),
+    "paper_table3": (
+        "paper_table4",
+        "recall",
+        ["data", "ndcg", "published_table3", "recall", "published_recall"],
+    ),
+    "speed": (
+        "speed",
+        "positions_per_s",
+        ["about", "by", "positions_per_s", "users_per_s", "lists_per_s", "peak_rss_mb"],
+    ),
+    "loading": ("speed", "seconds", ["by", "seconds", "cached_seconds", "tensor_seconds", "peak_rss_mb"]),
+    "speed_repeats": ("speed_repeats", "positions_per_s", ["job", "by", "positions_per_s"]),
+    "roofline": (
+        "roofline",
+        "fraction_of_roofline",
+        ["job", "kernels", "positions_per_s", "fraction_of_roofline", "users_per_s", "peak_rss_mb"],
+    ),
+    "compilers": ("compilers", "kernels", ["kernels", "job", "positions_per_s", "relative_to_gcc"]),
+    "bf16": ("bf16", "relative_to_float32", ["machine_of_run", "relative_to_float32"]),
+    "parity": (
+        "parity",
+        "difference",
+        ["difference", "1 head, no key mask", "1 head, key mask", "4 heads, no key mask", "4 heads, key mask"],
+    ),
+    "parity_training": ("parity_training", "ndcg", ["by", "ndcg", "recall"]),
+    "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
+    "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
+}
+RATIOS = {  # shown in parentheses next to a speed
+    "positions_per_s": "times_faster_training",
+    "users_per_s": "times_faster_ranking",
+    "lists_per_s": "times_faster_lists",
+}
+
+
+class PageError(Exception):
+    """A marker of a page that names no table, row or field."""
+
+
+def main() -> None:
+    """Rewrite the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page differs")
+    args = parser.parse_args()
+    try:
+        stale = render(ROOT, write=not args.check)
+    except PageError as error:
+        sys.exit(f"error: {error}")
+    if args.check and stale:
+        sys.exit("\n".join([*stale, "error: pages differ from docs/results; run python scripts/render_results.py"]))
+
+
+def render(root: Path, write: bool) -> list[str]:
+    """Return what differs from its data, as `page: name`, and rewrite it if asked."""
+    stale = []
+    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        old = page.read_text()
+        try:
+            new, differing = render_page(old, root / "docs/results")
+        except PageError as error:
+            raise PageError(f"{page.relative_to(root)}: {error}") from None
+        stale += [f"{page.relative_to(root)}: {name} differs from its data" for name in differing]
+        if write and new != old:
+            page.write_text(new)
+    figure, speed = root / "docs/speed.svg", root / "docs/results/speed.json"
+    if speed.exists():
+        rows = json.loads(speed.read_text())["rows"]
+        if not figure.exists() or data_of(rows) not in figure.read_text():
+            stale.append("docs/speed.svg differs from its data")
+            if write:
+                draw_speed(rows, figure)
+    return stale
+
+
+def render_page(text: str, results: Path) -> tuple[str, list[str]]:
+    """Return the page with its tables and numbers from the data, and the names of those that were different."""
+    stale = []
+
+    def replace(match: re.Match, content: str) -> str:
+        if content != match[3]:
+            stale.append(match[2])
+        return match[1] + content + match[4]
+
+    text = TABLE.sub(lambda match: replace(match, block(match[2], results)), text)
+    return NUMBER.sub(lambda match: replace(match, number(match[2], results)), text), stale
+
+
+def block(name: str, results: Path) -> str:
+    """Return a table with its caption, or the printed output of the first run."""
+    if name == "first_run_output":
+        lines = [row["output"] for row in read_rows("first_run", results)[1] if "output" in row]
+        return "\n".join(["```", *lines, "```", ""])
+    if name not in TABLES:
+        raise PageError(f"results:{name} is not a table; use one of {', '.join([*TABLES, 'first_run_output'])}")
+    file, needed, fields = TABLES[name]
+    stamp, rows = read_rows(file, results)
+    rows = [row for row in rows if needed in row]
+    own = [own_stamp(row) for row in rows]
+    headings = [FIELDS[field][0] for field in fields] + (["measured separately"] if any(own) else [])
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    group = None
+    for row, note in zip(rows, own, strict=True):
+        first, *cells = [cell(row, field) for field in fields] + ([note] if any(own) else [])
+        lines.append("| " + " | ".join(["" if first == group else first, *cells]) + " |")
+        group = first
+    return "\n".join(["", *lines, "", caption(stamp, seeds="± " in "".join(lines)), "", ""])
+
+
+def number(path: str, results: Path) -> str:
+    """Return one formatted number, such as `speed/ml1m/rectools/times_faster_training` or `.../ndcg/mean`."""
+    name, *words = path.split("/")
+    part = words.pop() if words and words[-1] in ("mean", "std", "n") and words[-2:-1] in ([f] for f in FIELDS) else ""
+    if name not in TABLES or not words or words[-1] not in FIELDS:
+        raise PageError(f"result:{path} must be TABLE/WORD/.../FIELD, as in scripts/render_results.py")
+    *words, field = words
+    for row in read_rows(TABLES[name][0], results)[1]:
+        if field in row and all(word in row.values() for word in words):
+            value = row[field][part] if part else row[field]
+            return str(value) if part == "n" else FIELDS[field][1](value)
+    raise PageError(f"result:{path} has no row in docs/results/{TABLES[name][0]}.json")
+
+
+def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
+    """Return a file's stamp and its rows, those of ablations with their change against the row `default`."""
+    stamp = json.loads((results / f"{file}.json").read_text())
+    rows = stamp.pop("rows")
+    default = {row["data"]: row for row in rows if row.get("row") == "default"}
+    for row in rows:
+        if row.get("row") not in (None, "default"):
+            reference = default[row["data"]]
+            row["change"] = row["ndcg"]["mean"] / reference["ndcg"]["mean"] - 1
+            row["published_change"] = row["published"] / reference["published"] - 1
+    return stamp, rows
+
+
+def cell(row: Row, field: str) -> str:
+    """Return a table's cell, empty if nothing was measured."""
+    if row.get(field) is None:
+        return ""
+    ratio = row.get(RATIOS.get(field, ""), 1)
+    return FIELDS[field][1](row[field]) + (f" ({times(ratio)})" if ratio != 1 else "")
+
+
+def caption(stamp: Row, seeds: bool) -> str:
+    """Return when, at which commit and on what the rows were measured, without what is unknown."""
+    legend = "Mean ± standard deviation (number of seeds). " if seeds else ""
+    versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name != "python"]
+    command = f": `{stamp['command']}`" if stamp["command"] else ""
+    return f"*{legend}Measured {', '.join([where_and_when(stamp), *versions])}{command}.{remark(stamp)}*"
+
+
+def own_stamp(row: Row) -> str:
+    """Return what a row's stamp has that the file's has not."""
+    return "; ".join(filter(None, [where_and_when(row), row.get("note")]))
+
+
+def where_and_when(stamp: Row) -> str:
+    """Return date, commit, processor and threads, as far as they are known."""
+    commit = (
+        f"at {stamp['commit'][:7]}{' with local changes' if stamp.get('dirty') else ''}" if stamp.get("commit") else ""
+    )
+    machine = stamp.get("machine")
+    place = f"on {machine['cpu']}, {counted(machine['cores'], 'core')}" if machine else ""
+    when = " ".join(filter(None, [stamp.get("measured"), commit, place]))
+    return ", ".join(filter(None, [when, counted(stamp.get("threads"), "thread")]))
+
+
+def counted(number: int | None, noun: str) -> str:
+    """Return `2 cores`, `1 core`, or nothing for an unknown number."""
+    return f"{number} {noun}{'' if number == 1 else 's'}" if number else ""
+
+
+def remark(stamp: Row) -> str:
+    """Return the note as a sentence of its own."""
+    return f" {stamp['note'][0].upper()}{stamp['note'][1:]}." if stamp.get("note") else ""
+
+
+if __name__ == "__main__":
+    main()
