@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmark.child import JobFailed, run_module
 from benchmark.jobs import FOLDER, JOBS, LOADING, Job, job_overrides, made_up_folder
+from benchmark.subprocesses import JobFailed, run_module
 
 COLUMNS = "{:<14}{:>13}{:>10}{:>11}{:>10}{:>13}{:>10}{:>10}{:>10}"
 
@@ -80,7 +80,7 @@ def run_job(job: Job, given: list[str], *, steps: int | None, small: bool) -> di
     folder = made_up_folder(small)
     overrides = job_overrides(job, given, folder)
     if job.made_up:
-        run_module("benchmark.made_up", job.made_up, str(folder), *(["--small"] if small else []))
+        run_module("benchmark.generated_data", job.made_up, str(folder), *(["--small"] if small else []))
     if job is LOADING:
         return load_cold_and_cached(job, overrides)
     run_module("benchmark.loading", *overrides)  # so that the arrays are in the cache

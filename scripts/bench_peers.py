@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import choice_of, load_cold_and_cached, positive, recommend, write_json
-from benchmark.child import JobFailed, run_module
 from benchmark.jobs import FOLDER, JOBS, LOADING, Job, job_overrides, made_up_folder
 from benchmark.peer import PEERS, Peer
+from benchmark.subprocesses import JobFailed, run_module
 
 COLUMNS = "{:<14}{:<12}{:>13}{:>8}{:>11}{:>8}{:>10}{:>8}{:>10}{:>8}"
 OURS = "sasrec_lab"
@@ -61,7 +61,7 @@ def compare(
     overrides = [*job_overrides(job, given, folder), "dataset.catalogue=train"]  # the items that peers know
     try:
         if job.made_up:
-            run_module("benchmark.made_up", job.made_up, str(folder), *(["--small"] if small else []))
+            run_module("benchmark.generated_data", job.made_up, str(folder), *(["--small"] if small else []))
         if job is LOADING:
             ours = load_cold_and_cached(job, overrides)
             task = {"csv": str(folder / "kion/interactions.csv"), "maxlen": 50}

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmark.child import JobFailed
+from benchmark.subprocesses import JobFailed
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.child import SCRIPTS, JobFailed, run
 from benchmark.jobs import FOLDER
+from benchmark.subprocesses import SCRIPTS, JobFailed, run
 
 
 @dataclass(frozen=True)

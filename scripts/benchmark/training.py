@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from benchmark.floor import compared_items, flops_per_position, flops_per_user, matrix_rate, synchronise
+from benchmark.roofline import compared_items, flops_per_position, flops_per_user, matrix_rate, synchronise
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData

@@ -109,7 +109,7 @@ def tiny_model() -> ModelConfig:
 
 
 def test_flops_of_a_training_position(tiny_model):
-    from benchmark.floor import flops_per_position
+    from benchmark.roofline import flops_per_position
 
     # dim 2: query, key, value 3 * 2 * 2 * 2 = 24; feed-forward 2 * 2 * 2 * 2 = 16. Sequences of 1 and 3 positions look
     # at 1, 1, 2 and 3: 7 / 4 in the mean, each 2 * 2 for the score and 2 * 2 for the value: 14. 5 items: 20.
@@ -117,7 +117,7 @@ def test_flops_of_a_training_position(tiny_model):
 
 
 def test_flops_of_a_ranked_user(tiny_model):
-    from benchmark.floor import flops_per_user
+    from benchmark.roofline import flops_per_user
 
     # One block, so for the newest item alone the matrices of query and key, made one, and value 16, the feed-forward 16
     # and attention to 3 items 3 * 8 = 24; 5 items: 20.
@@ -128,7 +128,7 @@ def test_flops_of_a_ranked_user(tiny_model):
 
 
 def test_items_that_a_state_is_compared_with():
-    from benchmark.floor import compared_items
+    from benchmark.roofline import compared_items
 
     loss: LossConfig = load(["loss=softmax"]).loss
     assert compared_items(loss, 1000) == 1000
@@ -152,7 +152,7 @@ def test_what_is_given_replaces_what_a_job_says():
 
 def test_peers_get_the_sequences_that_are_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from benchmark.child import run_module
+    from benchmark.subprocesses import run_module
 
     words = ["dataset=synthetic", "dataset.synthetic.users=30", "dataset.catalogue=train", "model.maxlen=4"]
     task = run_module("benchmark.windows", "windows.npz", *words, f"data_dir={tmp_path}")

@@ -1,4 +1,4 @@
-"""Files of made-up interactions: python -m benchmark.made_up kion_like <folder>. The same each time; kept once made.
+"""Files of made-up interactions: python -m benchmark.generated_data kion_like <folder>. The same each time; kept once made.
 
 Popularity is Zipf's and lengths are lognormal. There is no order in them to be learned: they serve speed only.
 """

@@ -1,6 +1,6 @@
 """Train the plain form of SASRec beside the fast one, and see whether they come to the same NDCG.
 
-python scripts/plain_twin.py --seeds 3 --epochs 25 dataset=sasrec_ml_1m model.maxlen=50
+python scripts/compare_reference.py --seeds 3 --epochs 25 dataset=sasrec_ml_1m model.maxlen=50
 
 The plain form is tests/padded_twin.py: left-padded rows, masks, attention by einsum, torch's dropout, all logits and
 torch's cross-entropy and Adam. Both start from the same parameters and see the same batches in the same order; dropout
