@@ -1,8 +1,8 @@
-"""Top-k lists for users and for items, from a finished run.
+"""The command `python -m sasrec_lab.recommend`: top-k lists from a finished run.
 
-python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=[1,2] k=5                   lists for two users
-python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.parquet    for all of the data set
-python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                        items most like an item
+python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=[1,2] k=5                 lists for two users
+python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.parquet  for all users of the data set
+python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                      items most similar to an item
 """
 
 import signal
@@ -22,7 +22,6 @@ from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.files import tolerate_closed_pipe
-from sasrec_lab.recommend.inputs import _ids, _path, _table
 
 if TYPE_CHECKING:
     from sasrec_lab.recommend.lists import Lists
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def entry() -> None:
-    """One line for a mistake; Hydra itself is asked only for help and the like, so it makes no folder."""
+    """Run the command; an error is one line on stderr and exit status 1."""
     sys.argv[1:] = normalize(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, _exit_on_signal)
     try:
         command = check_command_line(sys.argv[1:], "recommend")
-        if command is None:
+        if command is None:  # Hydra's own flags, such as --help; for lists Hydra's main would create a folder
             with tolerate_closed_pipe():
                 main()
         else:
@@ -45,13 +44,17 @@ def entry() -> None:
         sys.exit(f"error: {error}")
 
 
-def _end(number: int, _: FrameType | None) -> None:
-    """No KeyboardInterrupt: Python ends by the signal itself where one passed through an eval, as in an import."""
+def _exit_on_signal(number: int, _: FrameType | None) -> None:
+    """Exit with the shell's status of a signal.
+
+    KeyboardInterrupt would not do: if it passes through an import, Python ends itself by the signal.
+    """
     sys.exit(128 + number)
 
 
 @hydra.main(config_path=CONF_DIR, config_name="recommend", version_base="1.3")
 def main(cfg: DictConfig) -> None:
+    """Let Hydra answer its own flags."""
     recommend(to_typed(cfg))
 
 
@@ -59,45 +62,50 @@ def recommend(cfg: RecommendConfig) -> None:
     """Print or write the lists that a config asks for.
 
     Raises:
-        InputError: one line that says what is wrong.
+        InputError: a value of the config, the run or its data set is invalid.
     """
-    with _warnings_as_lines():
-        # imported here, because help and messages about mistakes need not wait for torch
+    with _print_own_warnings():
+        # imported here, so that help and most errors need not wait for torch
         from sasrec_lab.recommend import lists
+        from sasrec_lab.recommend.inputs import expand_home
         from sasrec_lab.recommend.recommender import Recommender
 
-        output = _path(cfg.output) if cfg.output else None
+        output = expand_home(cfg.output) if cfg.output else None
         if output:
             lists.check_output(output)
         recommender = Recommender.from_run(cfg.run, data_dir=cfg.data_dir, device=cfg.device)
-        wanted = _lists(cfg, recommender)
+        wanted = _make_lists(cfg, recommender)
         if output:
             lists.write(output, wanted)
-            print(f"{len(wanted.targets):,} lists in {output}")
+            count = len(wanted.targets)
+            print(f"wrote {count:,} list{'' if count == 1 else 's'} to {output}")
         else:
             with tolerate_closed_pipe():
                 lists.show(wanted, recommender.items, recommender.titles)
 
 
-def _lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
+def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
+    """Read the ids and histories that the config names, and return the lists for them."""
+    from sasrec_lab.recommend.inputs import expand_home, read_ids, read_table
+
     dataset = recommender.dataset
-    allowed = _ids(cfg.items_to_recommend, "items_to_recommend", (dataset.item, "item_id"))
+    user_columns, item_columns = (dataset.user, "user_id"), (dataset.item, "item_id")
+    allowed = read_ids(cfg.items_to_recommend, "items_to_recommend", item_columns)
+    on_unsupported = cfg.on_unsupported_targets.name
     if cfg.items is not None:
-        items = _ids(cfg.items, "items", (dataset.item, "item_id"))
-        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, cfg.on_unsupported_targets.name)
+        items = read_ids(cfg.items, "items", item_columns)
+        return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, on_unsupported)
     interactions = None
     if cfg.interactions:
-        interactions = _table(
-            _path(cfg.interactions), "interactions", (dataset.user, dataset.item, "user_id", "item_id")
-        )
-    users = _ids(cfg.users, "users", (dataset.user, "user_id"))
-    options = cfg.filter_viewed, allowed, cfg.on_unsupported_targets.name
-    return recommender.lists_of_users(users, cfg.k, interactions, *options)
+        id_columns = (dataset.user, dataset.item, "user_id", "item_id")
+        interactions = read_table(expand_home(cfg.interactions), "interactions", id_columns)
+    users = read_ids(cfg.users, "users", user_columns)
+    return recommender.lists_of_users(users, cfg.k, interactions, cfg.filter_viewed, allowed, on_unsupported)
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Ours on the error stream as lines of their own; a library's are of no use to the user here."""
+def _print_own_warnings() -> Iterator[None]:
+    """Print our warnings as one line each on stderr, and hide those of libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", InputWarning)

@@ -1,4 +1,4 @@
-"""What users have had, as flat arrays of the items that a model knows: what its lists are made from."""
+"""User histories as flat arrays of known items: the input of recommendation."""
 
 import warnings
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from sasrec_lab.data.ids import Ids, as_id_array, plain_values
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError, InputWarning
 
-_AT_ONCE = 8192  # users whose items are looked through
-# what pandas calls numbers, also in a column of objects
-_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+USERS_PER_CHUNK = 8192  # bounds the memory of has_seen_all
+# names that pandas gives to numbers, also in a column of objects
+_NUMERIC_TYPES = ("integer", "floating", "mixed-integer-float", "decimal")
 
 
 @dataclass(frozen=True)
@@ -26,86 +26,93 @@ class Histories:
     offsets: np.ndarray  # (num_users + 1,) int64
 
     @staticmethod
-    def of_sequences(sequences: Sequences, items: Ids) -> "Histories":
-        numbers = items.numbers(sequences.item_ids, "items") + 1  # 0 for an item that the model does not know
-        if np.array_equal(numbers, np.arange(1, len(numbers) + 1)):
+    def from_sequences(sequences: Sequences, items: Ids) -> "Histories":
+        """Return the histories in a data set, without the items that the model does not know."""
+        indices = items.numbers(sequences.item_ids, "items") + 1  # 0 for an unknown item
+        if np.array_equal(indices, np.arange(1, len(indices) + 1)):
             return Histories(Ids(sequences.user_ids), sequences.items, np.asarray(sequences.offsets))
-        return _known(Ids(sequences.user_ids), numbers[sequences.items - 1], np.asarray(sequences.offsets))
+        return _drop_unknown(Ids(sequences.user_ids), indices[sequences.items - 1], np.asarray(sequences.offsets))
 
     @staticmethod
-    def of_table(table: pd.DataFrame, dataset: DatasetConfig, items: Ids) -> "Histories":
-        """Of interactions that the run has not seen; columns as `Recommender.recommend` says.
+    def from_table(table: pd.DataFrame, dataset: DatasetConfig, items: Ids) -> "Histories":
+        """Return the histories in a table of interactions; its columns are those of `Recommender.recommend`.
 
         Raises:
             InputError: a column or a value is missing.
         """
         if not isinstance(table, pd.DataFrame):
-            raise InputError(f"interactions is a {type(table).__name__}, no pandas DataFrame")
-        user = _column(table, (dataset.user, "user_id"))
-        item = _column(table, (dataset.item, "item_id"))
+            raise InputError(f"interactions must be a pandas DataFrame, not a {type(table).__name__}")
+        user = _find_column(table, (dataset.user, "user_id"))
+        item = _find_column(table, (dataset.item, "item_id"))
         if table.empty:
-            raise InputError("interactions has no rows; give at least one, or leave it out")
+            raise InputError("interactions has no rows; give at least one, or omit it to use the data set's")
         users = as_id_array(table[user], f"interactions, column {user}")
-        numbers = items.numbers(table[item], f"interactions, column {item}") + 1
-        codes, different = pd.factorize(users)
-        keys = [codes] if (times := _times(table, dataset)) is None else [times, codes]
-        order = np.lexsort(keys)  # stable: of equal times the rows' order stands
-        offsets = np.append(0, np.cumsum(np.bincount(codes, minlength=len(different))))
-        return _known(Ids(np.asarray(different)), numbers[order], offsets)
+        indices = items.numbers(table[item], f"interactions, column {item}") + 1
+        codes, distinct = pd.factorize(users)
+        keys = [codes] if (times := _read_times(table, dataset)) is None else [times, codes]
+        order = np.lexsort(keys)  # stable, so that rows of equal time keep their order
+        offsets = np.append(0, np.cumsum(np.bincount(codes, minlength=len(distinct))))
+        return _drop_unknown(Ids(np.asarray(distinct)), indices[order], offsets)
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)  # (num_users,)
+        """Return the number of known items of each user, shape (num_users,)."""
+        return np.diff(self.offsets)
 
-    def had_all(self, users: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Which of these users have had every item i of which wanted[i] (num_items + 1,) is true."""
-        had = self.lengths[users] >= wanted.sum()
-        long = np.flatnonzero(had)
-        for part in np.split(long, range(_AT_ONCE, len(long), _AT_ONCE)):
-            rows, items = self.places(users[part])
+    def has_seen_all(self, users: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Return whether each user has seen every item i with `wanted[i]`; `wanted` has shape (num_items + 1,)."""
+        seen_all = self.lengths[users] >= wanted.sum()
+        long = np.flatnonzero(seen_all)
+        for part in np.split(long, range(USERS_PER_CHUNK, len(long), USERS_PER_CHUNK)):
+            rows, items = self.user_item_pairs(users[part])
             pairs = np.unique((rows * len(wanted) + items)[wanted[items]])
-            had[part] = np.bincount(pairs // len(wanted), minlength=len(part)) == wanted.sum()
-        return had
+            seen_all[part] = np.bincount(pairs // len(wanted), minlength=len(part)) == wanted.sum()
+        return seen_all
 
-    def places(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each item of these users: which of them had it, in order, and its number."""
+    def user_item_pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and items of all interactions of some users, in order; row r is `users[r]`."""
         starts, lengths = self.offsets[users], self.offsets[users + 1] - self.offsets[users]
         rows = np.repeat(np.arange(len(users)), lengths)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return rows, self.items[np.repeat(starts, lengths) + within]
 
 
-def _known(users: Ids, items: np.ndarray, offsets: np.ndarray) -> Histories:
+def _drop_unknown(users: Ids, items: np.ndarray, offsets: np.ndarray) -> Histories:
+    """Return histories without the items 0."""
     kept = items > 0
-    moved = np.concatenate([[0], np.cumsum(kept)])
-    return Histories(users, items[kept].astype(np.int32), moved[offsets])
+    kept_before = np.concatenate([[0], np.cumsum(kept)])
+    return Histories(users, items[kept].astype(np.int32), kept_before[offsets])
 
 
-def _column(table: pd.DataFrame, names: tuple[str, ...]) -> str:
+def _find_column(table: pd.DataFrame, names: tuple[str, ...]) -> str:
+    """Return the first of the names that the table has as a column."""
     for name in names:
         if name in table:
-            _check_single(table, name)
+            _check_unique(table, name)
             return name
     wanted = " or ".join(repr(name) for name in dict.fromkeys(names))
-    raise InputError(f"interactions: no column {wanted}; it has {', '.join(map(str, table.columns)) or 'none'}")
+    columns = ", ".join(map(str, table.columns)) or "none"
+    raise InputError(f"interactions must have a column {wanted}; its columns are {columns}")
 
 
-def _check_single(table: pd.DataFrame, name: str) -> None:
+def _check_unique(table: pd.DataFrame, name: str) -> None:
+    """Raise InputError if several columns have this name."""
     if list(table.columns).count(name) > 1:
-        raise InputError(f"interactions: column {name!r} stands there twice; leave one of the two out")
+        raise InputError(f"interactions: column {name!r} appears twice; remove one of the two")
 
 
-def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
+def _read_times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
+    """Return the time of each row as a sortable number or date; without such a column, warn and return None."""
     name = next((name for name in (dataset.time, "datetime") if name in table), None)
     if name is None:
-        line = f"interactions has no column {dataset.time or 'datetime'}: a user's rows are taken in their order"
+        line = f"interactions has no column {dataset.time or 'datetime'}, so each user's rows count as in time order"
         warnings.warn(line, InputWarning, stacklevel=5)
         return None
-    _check_single(table, name)
+    _check_unique(table, name)
     given = plain_values(table[name])
     times = given.infer_objects()
-    if not pd.api.types.is_integer_dtype(times) and pd.api.types.infer_dtype(times) in _NUMBERS:
-        times = times.astype(float)  # never whole numbers, of which large ones would become equal
+    if not pd.api.types.is_integer_dtype(times) and pd.api.types.infer_dtype(times) in _NUMERIC_TYPES:
+        times = times.astype(float)  # integer columns are not converted, because large integers would become equal
     if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
         dates = given.mask(given.map(lambda value: isinstance(value, Number))) if given.dtype == object else given
         times = pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce")
@@ -113,6 +120,6 @@ def _times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | None:
         row = int(broken.argmax())
         value = given.iloc[row]
         shown = repr(value) if isinstance(value, str) else value
-        what = "has no time" if pd.isna(value) else f"has {shown}, which is no ISO date"
-        raise InputError(f"interactions, column {name}: row {row + 1} {what}; give all as numbers or all as dates")
+        what = "has no time" if pd.isna(value) else f"has {shown}, which is not an ISO date"
+        raise InputError(f"interactions, column {name}: row {row + 1} {what}; give only numbers or only ISO dates")
     return times.to_numpy()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""User input of a recommendation: ids and tables from files, and checks of every argument."""
 
 import csv
 import gzip
@@ -13,127 +13,174 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.schema import Unsupported
-from sasrec_lab.data.ids import Ids, as_id_array, some
+from sasrec_lab.data.ids import Ids, as_id_array, some, to_int_if_all_integers
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean
 
 
-def _ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
-    """A list as it stands, `all`, or the ids in a file: a line each in .txt, else a column of one of these names."""
+def expand_home(path: str | Path) -> Path:
+    """Return the path with a leading `~` replaced by the home folder; an unknown user's `~name` stays."""
+    return Path(os.path.expanduser(path))
+
+
+def read_ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
+    """Return the ids that a key names.
+
+    A list, None and `all` are returned unchanged. Of a file the ids are the lines (.txt), or the values in the first of
+    `columns` that it has (.csv, .parquet).
+
+    Raises:
+        InputError: `given` is not a list or a file of ids.
+    """
     if given is None or isinstance(given, list) or (given == "all" and key != "items_to_recommend"):
         return given
     if isinstance(given, dict):
-        raise InputError(f"{key}={given} is no list of ids; write {key}=[...]")
-    path = _path(str(given))
+        raise InputError(f"{key}={given} is not a list of ids; write {key}=[...]")
+    path = expand_home(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
-        raise InputError(f"{key}={given} is no .txt, .csv or .parquet file; ids stand in brackets: {key}=[{given}]")
+        raise InputError(f"{key}={given} is not a .txt, .csv or .parquet file; write ids in brackets: {key}=[{given}]")
     if path.suffix == ".txt":
-        with _readable(path, key), path.open(encoding="utf-8-sig") as file:
+        with _explain_read_errors(path, key), path.open(encoding="utf-8-sig") as file:
             return [line.strip() for line in file if line.strip()]
-    table = _table(path, key, columns)
+    table = read_table(path, key, columns)
     column = next((name for name in columns if name in table), None)
     if column is None:
         wanted = " or ".join(dict.fromkeys(columns))
-        raise InputError(f"{key}={given} has no column {wanted}; it has {', '.join(table.columns)}")
+        raise InputError(f"{key}={given} must have a column {wanted}; its columns are {', '.join(table.columns)}")
     return table[column]
 
 
-def _path(given: str) -> Path:
-    """`~` is the home folder; a user's whom nobody knows stands as it is."""
-    return Path(os.path.expanduser(given))
+def read_table(path: Path, key: str, id_columns: tuple[str, ...]) -> pd.DataFrame:
+    """Return the table in a .csv, .csv.gz or .parquet file.
 
+    An id column of a .csv becomes integers only if all its values are integers, so that 007 stays text.
 
-def _table(path: Path, key: str, ids: tuple[str, ...]) -> "pd.DataFrame":
-    """A .csv, plain or .gz, or a .parquet. Ids become numbers where all are, so that 007 stays what it is."""
-    import pandas as pd
-
-    from sasrec_lab.data.ids import to_int_if_all_integers
-
+    Raises:
+        InputError: the file cannot be read, or a row is longer or shorter than the header.
+    """
     if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
-        raise InputError(f"{key}={path} is no .csv or .parquet file")
-    with _readable(path, key):
+        raise InputError(f"{key}={path} must be a .csv, .csv.gz or .parquet file; convert it")
+    with _explain_read_errors(path, key):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        text = dict.fromkeys(ids, str)
+        text = dict.fromkeys(id_columns, str)
         try:
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-                # index_col=False: else of rows that are longer than the header the first columns become an index
+                # without index_col=False, pandas makes an index of the first columns if rows are longer than the header
                 table = pd.read_csv(path, index_col=False, dtype=text, keep_default_na=False, na_values=[""])
         except (pd.errors.ParserError, pd.errors.ParserWarning):
-            _check_rows(path)
+            _check_row_lengths(path)
             raise
-        if table.iloc[:, -1].isna().any():  # as in a short row, which pandas fills up
-            _check_rows(path)
-    return table.assign(**{name: to_int_if_all_integers(table[name]) for name in set(ids) & set(table)})
+        if table.iloc[:, -1].isna().any():  # pandas fills short rows with missing values
+            _check_row_lengths(path)
+    return table.assign(**{name: to_int_if_all_integers(table[name]) for name in set(id_columns) & set(table)})
 
 
-def _check_rows(path: Path) -> None:
-    """Raises InputError where a row is longer or shorter than the header."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        rows, header, line = csv.reader(file), None, 1  # a value in quotes may go over several lines
+def _check_row_lengths(path: Path) -> None:
+    """Raise InputError if a row is longer or shorter than the header."""
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rt", encoding="utf-8-sig", newline="") as file:
+        rows, header, line = csv.reader(file), None, 1  # a quoted value may span several lines
         for row in rows:
             if any(value.strip() for value in row) or len(row) > 1:
                 header = header or row
                 if len(row) != len(header):
-                    count = f"{len(row)} column{'s' if len(row) > 1 else ''}, not {len(header)}"
-                    raise InputError(f"{path}, line {line}: {count} as in the header; correct the line or leave it out")
+                    count = f"{len(row)} column{'s' if len(row) > 1 else ''}, but the header has {len(header)}"
+                    raise InputError(f"{path}, line {line}: {count}; correct or remove the line")
             line = rows.line_num + 1
 
 
 @contextmanager
-def _readable(path: Path, key: str) -> Iterator[None]:
+def _explain_read_errors(path: Path, key: str) -> Iterator[None]:
+    """Turn errors of reading a file into InputError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{key}={path}: there is no such file") from error
+        raise InputError(f"{key}={path}: no such file; check the path") from error
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, csv.Error) as error:  # pandas' and pyarrow's own are ValueErrors
-        raise InputError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, EOFError, csv.Error) as error:  # errors of pandas and pyarrow are ValueErrors
+        raise InputError(f"{key}={path} cannot be read ({str(error).splitlines()[0]}); check the file") from error
 
 
-def _check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> None:
+    """Raise InputError unless the value is a bool."""
     if not isinstance(value, (bool, np.bool_)):
-        raise InputError(f"{name}={value!r} is neither True nor False")
+        raise InputError(f"{name}={value!r} must be True or False")
 
 
-def _supported(
-    rows: np.ndarray, given: np.ndarray, has_items: np.ndarray, on_unsupported: str, what: str
-) -> np.ndarray:
-    """The numbers of the targets that a list can be made for; the others follow the rule."""
-    if on_unsupported not in Unsupported.__members__:
-        options = list(Unsupported.__members__)
-        hint = did_you_mean(str(on_unsupported), options)
-        raise InputError(f"on_unsupported_targets={on_unsupported!r} is none of {', '.join(options)}{hint}")
-    unknown = rows < 0
-    without = ~unknown & ~has_items[np.where(unknown, 0, rows)]
-    unsupported = unknown | without
-    if unsupported.any() and on_unsupported != "ignore":
-        kinds = {"unknown": given[unknown], "without an item that the model knows": given[without]}
-        which = "; ".join(f"{kind}: {some(ids)}" for kind, ids in kinds.items() if len(ids))
-        line = f"{what}: {int(unsupported.sum()):,} of {len(rows):,} get no list ({which})"
-        if on_unsupported == "raise":
-            raise InputError(f"{line}; leave them out, or set on_unsupported_targets=warn")
+def check_k(k: Any, num_items: int) -> int:
+    """Return the length of a list as an int; raise InputError unless it is an integer from 1 to `num_items`."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool):
+        raise InputError(f"k={k!r} must be an integer")
+    if not 1 <= k <= num_items:
+        raise InputError(f"k={k} must be from 1 to {num_items}, the number of items that the model knows")
+    return int(k)
+
+
+def find_candidates(items: Ids, allowed: Any) -> np.ndarray | None:
+    """Return the indices (from 1, ascending) of the items that may be recommended, None for all; warn of unknown ids.
+
+    Raises:
+        InputError: none of the allowed items is known to the model.
+    """
+    if allowed is None:
+        return None
+    indices = items.numbers(allowed, "items_to_recommend")
+    unknown = as_id_array(allowed, "items_to_recommend")[indices < 0]
+    if not len(indices):
+        raise InputError("items_to_recommend is empty; give at least one item id, or omit it to allow all items")
+    if len(unknown) == len(indices):
+        raise InputError(
+            f"items_to_recommend must contain an item known to the model, not only {some(unknown)};"
+            " add one, or omit it to allow all items"
+        )
+    if len(unknown):
+        line = f"items_to_recommend: {len(unknown)} of {len(indices)} ignored (unknown to the model: {some(unknown)})"
         warnings.warn(line, InputWarning, stacklevel=4)
-    return rows[~unsupported]
+    return np.unique(indices[indices >= 0]) + 1
 
 
-def _targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, -1 for an unknown one, and external ids of targets: at least one, and each once."""
+def find_targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices (-1 for an unknown id) and raw ids of the targets, each once; warn of duplicates."""
     if isinstance(given, str) and given == "all":
         return np.arange(len(ids)), ids.ids
     targets = as_id_array(given, what)
     if not len(targets):
-        raise InputError(f"{what} is empty; name at least one")
+        raise InputError(f"{what} is empty; give at least one id")
     repeated = pd.Series(targets).duplicated().to_numpy()
     if repeated.any():
-        names = pd.unique(targets[repeated])
-        line = f"{what}: one list each for those that stand there more than once: {some(names)}"
+        line = f"{what}: duplicates ignored: {some(pd.unique(targets[repeated]))}"
         warnings.warn(line, InputWarning, stacklevel=4)
     return ids.numbers(targets[~repeated], what), targets[~repeated]
 
 
-def _tell_empty(ids: np.ndarray, total: int, what: str, option: str) -> None:
-    if len(ids):
-        line = f"{what}: {len(ids):,} of {total:,} get no list, as nothing is left to recommend ({some(ids)})"
-        warnings.warn(f"{line}; {option}=false leaves nothing out", InputWarning, stacklevel=4)
+def drop_unsupported(
+    indices: np.ndarray, raw_ids: np.ndarray, has_items: np.ndarray, on_unsupported: str, what: str
+) -> np.ndarray:
+    """Return the indices of the targets that are known and have known items; treat the others as `on_unsupported` says.
+
+    Raises:
+        InputError: some targets are unsupported and `on_unsupported` is "raise", or it is not a valid choice.
+    """
+    if on_unsupported not in Unsupported.__members__:
+        options = list(Unsupported.__members__)
+        hint = did_you_mean(str(on_unsupported), options)
+        raise InputError(f"on_unsupported_targets={on_unsupported!r} must be one of {', '.join(options)}{hint}")
+    unknown = indices < 0
+    without_items = ~unknown & ~has_items[np.where(unknown, 0, indices)]
+    unsupported = unknown | without_items
+    if unsupported.any() and on_unsupported != "ignore":
+        reasons = {"unknown": raw_ids[unknown], "no item known to the model": raw_ids[without_items]}
+        which = "; ".join(f"{reason}: {some(ids)}" for reason, ids in reasons.items() if len(ids))
+        line = f"{what}: no list for {int(unsupported.sum()):,} of {len(indices):,} ({which})"
+        if on_unsupported == "raise":
+            raise InputError(f"{line}; remove them, or set on_unsupported_targets=warn")
+        warnings.warn(line, InputWarning, stacklevel=4)
+    return indices[~unsupported]
+
+
+def warn_empty_lists(raw_ids: np.ndarray, total: int, what: str, hint: str) -> None:
+    """Warn of targets whose lists are empty because a filter excludes every candidate."""
+    if len(raw_ids):
+        line = f"{what}: no list for {len(raw_ids):,} of {total:,}: no candidate is left ({some(raw_ids)}); {hint}"
+        warnings.warn(line, InputWarning, stacklevel=4)

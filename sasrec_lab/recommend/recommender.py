@@ -1,12 +1,12 @@
-"""Top-k lists from a finished run, in Python.
+"""The Recommender, which makes top-k lists from a finished run.
 
 recommender = Recommender.from_run("outputs/ml_100k/<time>")
-recommender.recommend([1, 2], k=10)         # of users: user_id, item_id, score, rank
-recommender.recommend_to_items([50], k=10)  # of items: target_item_id, item_id, score, rank
+recommender.recommend([1, 2], k=10)         # for users: user_id, item_id, score, rank
+recommender.recommend_to_items([50], k=10)  # similar items: target_item_id, item_id, score, rank
+
+Shapes: U users or R targets of one table, D dim, V items.
 """
 
-import os
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,34 @@ from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
-from sasrec_lab.data.ids import Ids, as_id_array, some
+from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import load_sequences
-from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.ops import backend as machine
+from sasrec_lab.ops import backend
 from sasrec_lab.ops.ranking import TopK, top_k_items
 from sasrec_lab.recommend.histories import Histories
-from sasrec_lab.recommend.inputs import _check_flag, _supported, _targets, _tell_empty
+from sasrec_lab.recommend.inputs import (
+    check_flag,
+    check_k,
+    drop_unsupported,
+    expand_home,
+    find_candidates,
+    find_targets,
+    warn_empty_lists,
+)
 from sasrec_lab.recommend.lists import Lists
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.training import checkpoints
 
-USERS_A_BATCH = 512
+USERS_PER_BATCH = 512
 
 
 class Recommender:
-    """A trained encoder with the ids of its items; made by `from_run`.
+    """A trained encoder with the ids of its items; `from_run` makes one.
 
-    Of equal scores the item that comes first in the order of ids leads.
+    Items with equal scores are listed in the order of their ids.
     """
 
     def __init__(self, folder: Path, encoder: Encoder, items: Ids, model: ModelConfig, dataset: DatasetConfig):
@@ -51,46 +59,50 @@ class Recommender:
         self.maxlen = model.maxlen
         self.dataset = dataset
         self.titles: np.ndarray | None = None  # (num_items,) text
+        # the data set of the run, for the users' histories
         self.data_dir: str | None = None
-        self.sha256: str | None = None  # of the data set's file when it was trained on
+        self.sha256: str | None = None  # of its file, when the model was trained
 
     @classmethod
     def from_run(cls, folder: str | Path, *, data_dir: str | None = None, device: str = "auto") -> "Recommender":
-        """With the best checkpoint of a finished run. `data_dir` says where its data set lies now.
+        """Load a finished run with the checkpoint that it was tested with; `data_dir` is where its data set is now.
 
         Raises:
-            InputError: the run is not there or has not finished, or its checkpoint is broken or not its own.
+            InputError: the run does not exist or has not finished, or its checkpoint is broken or of another run.
         """
         if not str(folder):
             raise InputError("run is empty; give the folder of a finished run")
-        folder = Path(os.path.expanduser(folder))
+        folder = expand_home(folder)
         config, results = run_folder.load_finished(folder)
-        known = run_folder.read_items(folder)
-        items = Ids(known["ids"])
+        arrays = run_folder.read_items(folder)
+        items = Ids(arrays["ids"])
         encoder, model = checkpoints.load_encoder(checkpoints.tested_checkpoint(folder, results), len(items))
-        self = cls(folder, encoder.to(_device(device)), items, model, section_of(config, "dataset", DatasetConfig))
-        self.titles = known.get("titles")
-        self.data_dir, self.sha256 = data_dir or config["data_dir"], results["protocol"]["sha256"]
-        return self
+        encoder = encoder.to(_find_device(device))
+        recommender = cls(folder, encoder, items, model, section_of(config, "dataset", DatasetConfig))
+        recommender.titles = arrays.get("titles")
+        recommender.data_dir = data_dir or config["data_dir"]
+        recommender.sha256 = results["protocol"]["sha256"]
+        return recommender
 
     @property
     def device(self) -> torch.device:
+        """Return the device that the lists are made on."""
         return self.encoder.item_table.device
 
     @cached_property
     def histories(self) -> Histories:
-        """All that the run's data set knows of its users, what was held out of training among it.
+        """Return the histories of all users in the run's data set, items held out of training included.
 
         Raises:
-            InputError: the data set is gone, or is another one now.
+            InputError: the data set is missing or has changed.
         """
         sequences = load_sequences(self.dataset, self.data_dir)
         if sequences.sha256 != self.sha256:
             raise InputError(
                 f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"
-                f" {self.sha256}; put that file back, or give the histories as interactions"
+                f" {self.sha256}; restore that file, or pass the histories as interactions"
             )
-        return Histories.of_sequences(sequences, self.items)
+        return Histories.from_sequences(sequences, self.items)
 
     def recommend(
         self,
@@ -101,23 +113,24 @@ class Recommender:
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
     ) -> pd.DataFrame:
-        """The k best items of each user by dot product: columns user_id, item_id, score, rank (from 1).
+        """Return the k items with the highest dot products for each user: user_id, item_id, score, rank (from 1).
 
-        A list is made from the `maxlen` newest items of a user that the model knows; it is shorter than k where fewer
-        are left to recommend, and a warning names users who have none left.
+        A list uses the `maxlen` newest items of a user that the model knows. It is shorter than k if fewer candidates
+        are left, and a warning names users for whom none is left.
 
         Args:
-            users: external ids, or "all"; of one that stands there twice there is one list.
-            interactions: histories in the place of the data set's. Columns user_id and item_id, or as the data set
-                names them; the time in datetime, or as the data set names it, else a user's rows stand in order. They
-                are taken as they are: the data set's filters are not applied.
-            filter_viewed: leave out what a user has had.
-            items_to_recommend: nothing else is recommended.
-            on_unsupported_targets: what becomes of users who are unknown or have no item that the model knows:
-                "raise", or leave them out and "warn", or "ignore" them.
+            users: raw ids, or "all"; duplicates are dropped with a warning.
+            k: the maximum length of a list.
+            interactions: histories to use instead of the data set's, in columns user_id, item_id and datetime, or
+                named as in the data set. Without a column of times each user's rows count as in time order. The data
+                set's filters are not applied.
+            filter_viewed: exclude items that the user has seen.
+            items_to_recommend: recommend only these items (raw ids).
+            on_unsupported_targets: for unknown users and users without known items: "raise", or skip them with
+                ("warn") or without ("ignore") a warning.
 
         Raises:
-            InputError: one line that says what is wrong.
+            InputError: an argument is invalid, or the data set is missing or has changed.
         """
         options = interactions, filter_viewed, items_to_recommend, on_unsupported_targets
         return self.lists_of_users(users, k, *options).table()
@@ -130,18 +143,20 @@ class Recommender:
         filter_itself: bool = True,
         on_unsupported_targets: str = "raise",
     ) -> pd.DataFrame:
-        """The k items most like each item by the cosine of their vectors: target_item_id, item_id, score, rank.
+        """Return the k items most similar to each item: target_item_id, item_id, score (cosine), rank (from 1).
 
-        The vectors are those that users' states are compared with (with model.share_items=false: not the input's).
+        The vectors compared are those of the output table, which differ from the input's with model.share_items=false.
 
         Args:
-            items: external ids, or "all"; of one that stands there twice there is one list.
-            items_to_recommend: nothing else is recommended.
-            filter_itself: leave an item out of its own list.
-            on_unsupported_targets: what becomes of items that the model does not know: "raise", "warn" or "ignore".
+            items: raw ids, or "all"; duplicates are dropped with a warning.
+            k: the maximum length of a list.
+            items_to_recommend: recommend only these items (raw ids).
+            filter_itself: exclude an item from its own list.
+            on_unsupported_targets: for unknown items: "raise", or skip them with ("warn") or without ("ignore") a
+                warning.
 
         Raises:
-            InputError: one line that says what is wrong.
+            InputError: an argument is invalid.
         """
         return self.lists_of_items(items, k, items_to_recommend, filter_itself, on_unsupported_targets).table()
 
@@ -154,28 +169,31 @@ class Recommender:
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
     ) -> Lists:
-        """What `recommend` gives, table by table, for more users than fit in memory."""
-        k = self._checked(k)
-        _check_flag("filter_viewed", filter_viewed)
-        candidates = self._candidates(items_to_recommend)
+        """Return the lists of `recommend` table by table, for more users than fit in memory."""
+        k = check_k(k, len(self.items))
+        check_flag("filter_viewed", filter_viewed)
+        candidates = find_candidates(self.items, items_to_recommend)
         if interactions is None:
             histories = self.histories
         else:
-            histories = Histories.of_table(interactions, self.dataset, self.items)
+            histories = Histories.from_table(interactions, self.dataset, self.items)
         has_items = histories.lengths > 0
-        rows = _supported(*_targets(histories.users, users, "users"), has_items, on_unsupported_targets, "users")
+        indices, raw_ids = find_targets(histories.users, users, "users")
+        indices = drop_unsupported(indices, raw_ids, has_items, on_unsupported_targets, "users")
         if filter_viewed:
-            had_all = histories.had_all(rows, self._wanted(candidates))
-            _tell_empty(histories.users.ids[rows[had_all]], len(rows), "users", "filter_viewed")
-            rows = rows[~had_all]
+            seen_all = histories.has_seen_all(indices, self._candidate_mask(candidates))
+            hint = "filter_viewed=false keeps seen items"
+            warn_empty_lists(histories.users.ids[indices[seen_all]], len(indices), "users", hint)
+            indices = indices[~seen_all]
 
-        def make(block: np.ndarray) -> pd.DataFrame:
-            seen = histories.places(block) if filter_viewed else None
-            with machine.fastest_matmul(self.device):
-                best = self._best(self._states(histories, block), self.encoder.item_table, k, candidates, seen)
-            return self._table("user_id", histories.users.ids[block], best)
+        def make_table(part: np.ndarray) -> pd.DataFrame:
+            seen = histories.user_item_pairs(part) if filter_viewed else None
+            with backend.fastest_matmul(self.device):
+                states = self._newest_states(histories, part)
+                best = self._find_best(states, self.encoder.item_table, k, candidates, seen)
+            return self._to_table("user_id", histories.users.ids[part], best)
 
-        return Lists(rows, k, make)
+        return Lists(indices, k, make_table)
 
     def lists_of_items(
         self,
@@ -185,75 +203,49 @@ class Recommender:
         filter_itself: bool = True,
         on_unsupported_targets: str = "raise",
     ) -> Lists:
-        """What `recommend_to_items` gives, table by table."""
-        k = self._checked(k)
-        _check_flag("filter_itself", filter_itself)
-        candidates = self._candidates(items_to_recommend)
-        known = np.ones(len(self.items), bool)
-        rows = _supported(*_targets(self.items, items, "items"), known, on_unsupported_targets, "items")
-        wanted = self._wanted(candidates)
-        if filter_itself and wanted.sum() == 1:
-            alone = wanted[rows + 1]
-            _tell_empty(self.items.ids[rows[alone]], len(rows), "items", "filter_itself")
-            rows = rows[~alone]
+        """Return the lists of `recommend_to_items` table by table."""
+        k = check_k(k, len(self.items))
+        check_flag("filter_itself", filter_itself)
+        candidates = find_candidates(self.items, items_to_recommend)
+        indices, raw_ids = find_targets(self.items, items, "items")
+        indices = drop_unsupported(indices, raw_ids, np.ones(len(self.items), bool), on_unsupported_targets, "items")
+        mask = self._candidate_mask(candidates)
+        if filter_itself and mask.sum() == 1:
+            is_only_candidate = mask[indices + 1]
+            hint = "filter_itself=false keeps the item itself"
+            warn_empty_lists(self.items.ids[indices[is_only_candidate]], len(indices), "items", hint)
+            indices = indices[~is_only_candidate]
         vectors = F.normalize(self.encoder.item_table.detach(), dim=1)
 
-        def make(block: np.ndarray) -> pd.DataFrame:
-            itself = (np.arange(len(block)), block + 1) if filter_itself else None
-            with machine.fastest_matmul(self.device):
-                best = self._best(vectors[block], vectors, k, candidates, itself)
-            return self._table("target_item_id", self.items.ids[block], best)
+        def make_table(part: np.ndarray) -> pd.DataFrame:
+            itself = (np.arange(len(part)), part + 1) if filter_itself else None
+            with backend.fastest_matmul(self.device):
+                best = self._find_best(vectors[part], vectors, k, candidates, itself)
+            return self._to_table("target_item_id", self.items.ids[part], best)
 
-        return Lists(rows, k, make)
+        return Lists(indices, k, make_table)
 
-    def _checked(self, k: int) -> int:
-        if not isinstance(k, (int, np.integer)) or isinstance(k, bool):
-            raise InputError(f"k={k!r} is no whole number")
-        if not 1 <= k <= len(self.items):
-            raise InputError(f"k={k} must be from 1 to {len(self.items)}, the number of items that the model knows")
-        return int(k)
-
-    def _candidates(self, allowed: Any) -> np.ndarray | None:
-        """Item numbers from 1, in order; None for all."""
-        if allowed is None:
-            return None
-        numbers = self.items.numbers(allowed, "items_to_recommend")
-        unknown = as_id_array(allowed, "items_to_recommend")[numbers < 0]
-        if len(unknown) == len(numbers):
-            why = "is empty; name at least one item"
-            if len(numbers):
-                why = f"has no item that the model knows ({some(unknown)}); give some that it does"
-            raise InputError(f"items_to_recommend {why}, or leave it out for all")
-        if len(unknown):
-            warnings.warn(
-                f"items_to_recommend: {len(unknown)} of {len(numbers)} are unknown to the model and not recommended:"
-                f" {some(unknown)}",
-                InputWarning,
-                stacklevel=4,
-            )
-        return np.unique(numbers[numbers >= 0]) + 1
-
-    def _wanted(self, candidates: np.ndarray | None) -> np.ndarray:
-        """(num_items + 1,) of each item number whether it may be recommended."""
-        numbers = np.arange(len(self.items) + 1)
-        return numbers > 0 if candidates is None else np.isin(numbers, candidates)
+    def _candidate_mask(self, candidates: np.ndarray | None) -> np.ndarray:
+        """Return whether each item index may be recommended, shape (V + 1,); index 0 may not."""
+        indices = np.arange(len(self.items) + 1)
+        return indices > 0 if candidates is None else np.isin(indices, candidates)
 
     @torch.inference_mode()
-    def _states(self, histories: Histories, users: np.ndarray) -> Tensor:
-        """Users of like history lengths together, which packs them best."""
+    def _newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:
+        """Return the newest state of each user, shape (U, D)."""
         lengths = np.minimum(histories.lengths[users], self.maxlen)
-        order = np.argsort(lengths, kind="stable")
+        order = np.argsort(lengths, kind="stable")  # users with similar lengths pack best
         dim = self.encoder.item_table.shape[1]
         states = self.encoder.item_table.new_empty(len(users), dim)
-        batches = batch_boundaries(lengths[order], USERS_A_BATCH, MAX_STATE_ELEMENTS // dim)
+        batches = batch_boundaries(lengths[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // dim)
         for rows in np.split(order, batches) if len(users) else []:
             ends = histories.offsets[users[rows] + 1]
             batch, _ = pack(ends - lengths[rows], ends, histories.items)
             states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))
-        return states  # (len(users), D)
+        return states
 
     @torch.inference_mode()
-    def _best(
+    def _find_best(
         self,
         states: Tensor,
         table: Tensor,
@@ -261,11 +253,12 @@ class Recommender:
         candidates: np.ndarray | None,
         seen: tuple[np.ndarray, np.ndarray] | None,
     ) -> TopK:
+        """Return each state's best items in `table` by dot product, without the pairs (rows, items) in `seen`."""
         rows, items = seen or (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        if candidates is not None:  # from here on an item's number is its place among the candidates
-            places = np.searchsorted(candidates, items)
-            among = candidates[np.minimum(places, len(candidates) - 1)] == items
-            rows, items = rows[among], places[among] + 1
+        if candidates is not None:  # from here on an item is its position among the candidates
+            positions = np.searchsorted(candidates, items)
+            is_candidate = candidates[np.minimum(positions, len(candidates) - 1)] == items
+            rows, items = rows[is_candidate], positions[is_candidate] + 1
             table = table[torch.from_numpy(candidates - 1).to(table.device)]
         rows, items = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
         best = top_k_items(states, table, k, rows, items)
@@ -273,26 +266,28 @@ class Recommender:
             return best
         return TopK(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
 
-    def _table(self, target: str, targets: np.ndarray, best: TopK) -> pd.DataFrame:
-        items, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()  # (targets, k)
-        there = items > 0
+    def _to_table(self, target: str, targets: np.ndarray, best: TopK) -> pd.DataFrame:
+        """Return the lists as a table with raw ids; the `target` column repeats each target for its items."""
+        items, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()  # (R, k)
+        is_item = items > 0  # a list that is shorter than k ends in zeros
         return pd.DataFrame(
             {
-                target: np.repeat(targets, there.sum(1)),
-                "item_id": self.items.ids[items[there] - 1],
-                "score": scores[there],
-                "rank": np.nonzero(there)[1] + 1,
+                target: np.repeat(targets, is_item.sum(1)),
+                "item_id": self.items.ids[items[is_item] - 1],
+                "score": scores[is_item],
+                "rank": np.nonzero(is_item)[1] + 1,
             },
             copy=False,
         )
 
 
-def _device(name: str) -> torch.device:
+def _find_device(name: str) -> torch.device:
+    """Return the device with this name; `auto` is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         made = torch.zeros(1, device=name)
-        made.item()  # "meta" makes tensors without numbers
+        made.item()  # fails on "meta", whose tensors have no values
         return made.device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error

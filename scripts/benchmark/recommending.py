@@ -50,7 +50,7 @@ def untrained(overrides: list[str]) -> Recommender:
     items = Ids(holdout.item_ids)
     torch.manual_seed(cfg.seed)
     recommender = Recommender(Path("untrained"), Encoder(len(items), cfg.model), items, cfg.model, cfg.dataset)
-    recommender.histories = Histories.of_sequences(sequences, items)
+    recommender.histories = Histories.from_sequences(sequences, items)
     return recommender
 
 

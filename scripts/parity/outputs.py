@@ -45,7 +45,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HoldoutMode.none)
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
     places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
-    histories = Histories.of_sequences(sequences, Ids(holdout.item_ids))
+    histories = Histories.from_sequences(sequences, Ids(holdout.item_ids))
     states = newest_states(encoder, histories, histories.users.numbers(theirs["user_ids"], "users"))
     found = {
         "states": largest(states, theirs["states"]),

@@ -1,4 +1,4 @@
-"""The recommend command, in fresh processes, on made-up data in KION's files."""
+"""The recommend command, in this process and in fresh ones, on generated data in the format of KION."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ ONE_INTERACTION, UNKNOWN_ITEM_ONLY, UNKNOWN_ITEM = 324373, 14630, 8871
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data root with the files of the tutorial's replay, smaller."""
+    """A data root with generated files in the format of KION."""
     folder = tmp_path_factory.mktemp("data")
     command = [sys.executable, str(MAKE), str(folder), "--users", "60", "--items", "40"]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data) -> Path:
-    """A finished run of the tutorial's job, smaller."""
+    """A finished run of the tutorial's job with a small model."""
     folder = data / "run"
     folder.mkdir()
     small = ["model.dim=8", "trainer.max_epochs=2", f"data_dir={data}"]
@@ -47,31 +47,32 @@ def run(data) -> Path:
 
 @pytest.fixture
 def here(run, tmp_path, monkeypatch) -> str:
-    """In an empty folder; gives the word that names the run."""
+    """Change to an empty folder and return the override that names the run."""
     monkeypatch.chdir(tmp_path)
     return f"run={run}"
 
 
 def recommended(*words: str) -> None:
-    """As the command, in this process."""
+    """Run the command in this process."""
     recommend(check_command_line(list(words), "recommend").jobs[0].cfg)
 
 
 def refused(*words: str) -> str:
+    """Return the error of the command, which must be one line."""
     with pytest.raises(InputError) as error:
         recommended(*words)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_the_folder_of_a_job_is_typed_as_it_is_called(run, recommend_command, tmp_path):
+def test_job_folder_needs_no_quotes(run, recommend_command, tmp_path):
     (tmp_path / "0-model.dim=8,seed=1").symlink_to(run)
     done = recommend_command("run=0-model.dim=8,seed=1", "items=all", "-p", "_global_", "k=1", "output=a=1,b.csv")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "a=1,b.csv").is_file()
 
 
-def test_the_made_up_data_are_kions(data):
+def test_generated_data_have_kions_format(data):
     interactions = pd.read_csv(data / "kion" / "interactions.csv")
     assert list(interactions) == ["user_id", "item_id", "last_watch_dt", "total_dur", "watched_pct"]
     assert interactions["watched_pct"].isna().any()
@@ -85,24 +86,22 @@ def test_the_made_up_data_are_kions(data):
     assert set(interactions["user_id"]) == set(pd.read_csv(data / "kion" / "users_en.csv")["user_id"])
 
 
-def test_the_tutorials_job_trains_on_everything(run):
+def test_tutorial_job_trains_on_all_interactions(run):
     results = json.loads((run / "metrics.json").read_text())
     assert (results["status"], results["epochs"], results["metrics"]) == ("finished", 2, {})
     assert results["protocol"]["holdout"] == "none: all is trained on"
-    assert results["protocol"]["items"] == results["protocol"]["candidates"]["full"] + 1  # but the unknown one
+    assert results["protocol"]["items"] == results["protocol"]["candidates"]["full"] + 1  # except the unknown one
     assert not (run / "ranks.npz").exists()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.slow
-def test_lists_are_printed_with_titles(here, run, data, recommend_command, tmp_path):
+def test_printed_lists_have_titles(here, run, data, recommend_command, tmp_path):
     done = recommend_command(
         here, f"users=[{UNKNOWN_ITEM_ONLY},{ONE_INTERACTION}]", "k=3", "on_unsupported_targets=warn"
     )
     assert done.returncode == 0
-    assert done.stderr == (
-        f"warning: users: 1 of 2 get no list (without an item that the model knows: {UNKNOWN_ITEM_ONLY})\n"
-    )
+    assert done.stderr == (f"warning: users: no list for 1 of 2 (no item known to the model: {UNKNOWN_ITEM_ONLY})\n")
     first, *lines = done.stdout.splitlines()
     assert first == f"user_id {ONE_INTERACTION}"
     table = Recommender.from_run(run).recommend([ONE_INTERACTION], k=3)
@@ -111,25 +110,25 @@ def test_lists_are_printed_with_titles(here, run, data, recommend_command, tmp_p
     assert [(int(rank), int(item), title) for rank, item, _, title in words] == [
         (row.rank, row.item_id, titles[row.item_id]) for row in table.itertuples()
     ]
-    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # neither Hydra's folder nor a log
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # neither a folder of Hydra nor a log
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_lists_of_all_users_are_written(ending, here, run, capsys, tmp_path):
+def test_lists_of_all_users_are_written_to_a_file(ending, here, run, capsys, tmp_path):
     recommended(here, "users=all", "on_unsupported_targets=ignore", f"output=lists{ending}")
-    assert capsys.readouterr() == (f"61 lists in lists{ending}\n", "")
+    assert capsys.readouterr() == (f"wrote 61 lists to lists{ending}\n", "")
     assert [path.name for path in tmp_path.iterdir()] == [f"lists{ending}"]  # no draft is left
     written = pd.read_csv(f"lists{ending}") if ending == ".csv" else pd.read_parquet(f"lists{ending}")
     table = Recommender.from_run(run).recommend("all", k=10, on_unsupported_targets="ignore")
     pd.testing.assert_frame_equal(written, table, check_dtype=False, rtol=1e-5)
 
 
-def test_lists_of_no_user_are_an_empty_file(here):
+def test_lists_of_no_user_are_a_file_with_a_header_only(here):
     recommended(here, f"users=[{UNKNOWN_ITEM_ONLY}]", "on_unsupported_targets=ignore", "output=lists.csv")
     assert Path("lists.csv").read_text() == "user_id,item_id,score,rank\n"
 
 
-def test_ids_and_histories_come_from_files(here, run, capsys):
+def test_ids_and_histories_are_read_from_files(here, run, capsys):
     recommender = Recommender.from_run(run)
     first, second = recommender.items.ids[:2].tolist()
     Path("histories.csv").write_text(
@@ -154,7 +153,7 @@ def test_ids_and_histories_come_from_files(here, run, capsys):
     capsys.readouterr()
 
 
-def test_a_line_of_a_text_file_is_an_id(here, run):
+def test_each_line_of_a_text_file_is_an_id(here, run):
     item = Recommender.from_run(run).items.ids[0]
     Path("histories.csv").write_text(f"user_id,item_id,datetime\nMary Ann,{item},2021-05-11\nBob,{item},2021-05-11\n")
     Path("ids.txt").write_text("\ufeffMary Ann\r\n\n  Bob \n", encoding="utf-8")
@@ -162,7 +161,7 @@ def test_a_line_of_a_text_file_is_an_id(here, run):
     assert pd.read_csv("lists.csv")["user_id"].tolist() == ["Mary Ann", "Bob"]
 
 
-def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
+def test_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(run)
     item = Recommender.from_run("~/run").items.ids[0]
@@ -173,7 +172,7 @@ def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
     assert pd.read_csv(tmp_path / "lists.csv")["user_id"].tolist() == [7]
 
 
-def test_items_most_like_an_item(here, run, capsys):
+def test_similar_items_are_printed_and_written(here, run, capsys):
     recommender = Recommender.from_run(run)
     item = recommender.items.ids[0]
     recommended(here, f"items=[{item}]", "k=2", "filter_itself=false")
@@ -189,13 +188,13 @@ def test_items_most_like_an_item(here, run, capsys):
     [
         ([], "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"),
         (["users=[1]", "items=[2]"], "give either users=... or items=..."),
-        (["users=1"], "users=1 is no .txt, .csv or .parquet file; ids stand in brackets: users=[1]"),
+        (["users=1"], "users=1 is not a .txt, .csv or .parquet file; write ids in brackets: users=[1]"),
         (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
         (["users=[[1]]"], "users holds [1], which is neither a number nor text"),
-        (["users={a:1}"], "users={'a': 1} is no list of ids; write users=[...]"),
-        (["users=[]"], "users is empty; name at least one"),
-        (["users=[5]"], "users: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
-        (["items=[5]"], "items: 1 of 1 get no list (unknown: 5); leave them out, or set on_unsupported_targets=warn"),
+        (["users={a:1}"], "users={'a': 1} is not a list of ids; write users=[...]"),
+        (["users=[]"], "users is empty; give at least one id"),
+        (["users=[5]"], "users: no list for 1 of 1 (unknown: 5); remove them, or set on_unsupported_targets=warn"),
+        (["items=[5]"], "items: no list for 1 of 1 (unknown: 5); remove them, or set on_unsupported_targets=warn"),
         (["users=[5]", "k=0"], "k=0 must be from 1 to 40, the number of items that the model knows"),
         (["users=[5]", "k=41"], "k=41 must be from 1 to 40"),
         (["users=[5]", "k=ten"], "k: Value 'ten' of type 'str' could not be converted to Integer"),
@@ -206,24 +205,30 @@ def test_items_most_like_an_item(here, run, capsys):
         (["users=[5]", "-m"], "recommend has no sweeps; leave -m out"),
         (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; without it lists are"),
         (["users=[5]", "output=no/where.csv"], "output=no/where.csv cannot be written: No such file or directory"),
-        (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; name a file in it"),
-        (["users=none.txt"], "users=none.txt: there is no such file"),
-        (["users=folder.csv"], "users=folder.csv cannot be read: "),
-        (["users=other.csv"], "users=other.csv has no column user_id; it has uid, item_id"),
-        (["users=[5]", "interactions=other.csv"], "interactions: no column 'user_id'; it has uid, item_id"),
-        (["users=[5]", "interactions=ids.txt"], "interactions=ids.txt is no .csv or .parquet file"),
-        (["users=[5]", "interactions=empty.csv"], "interactions=empty.csv cannot be read: No columns to parse"),
-        (["users=[5]", "interactions=broken.parquet"], "interactions=broken.parquet cannot be read: "),
+        (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; give a file in it"),
+        (["users=none.txt"], "users=none.txt: no such file; check the path"),
+        (["users=folder.csv"], "users=folder.csv cannot be read ("),
+        (["users=other.csv"], "users=other.csv must have a column user_id; its columns are uid, item_id"),
+        (
+            ["users=[5]", "interactions=other.csv"],
+            "interactions must have a column 'user_id'; its columns are uid, item_id",
+        ),
+        (["users=[5]", "interactions=ids.txt"], "interactions=ids.txt must be a .csv, .csv.gz or .parquet file"),
+        (["users=[5]", "interactions=empty.csv"], "interactions=empty.csv cannot be read (No columns to parse"),
+        (["users=[5]", "interactions=broken.parquet"], "interactions=broken.parquet cannot be read ("),
         (
             ["items=[5]", "interactions=other.csv"],
             "interactions=other.csv are histories of users; items=... needs none",
         ),
-        (["users=[5]", "items_to_recommend=[1,2]"], "items_to_recommend has no item that the model knows (1, 2)"),
+        (
+            ["users=[5]", "items_to_recommend=[1,2]"],
+            "items_to_recommend must contain an item known to the model, not only",
+        ),
         (["users=[5]", "device=gpu"], "device=gpu: "),
         (["users=[5]", "device=meta"], "device=meta: Tensor.item() cannot be called on meta tensors; use device=cpu"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, here, tmp_path):
+def test_invalid_input_is_one_line(words, message, here, tmp_path):
     Path("folder.csv").mkdir()
     Path("other.csv").write_text("uid,item_id\n1,2\n")
     Path("empty.csv").write_text("")
@@ -239,59 +244,59 @@ HEADER = "user_id,item_id,datetime\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"{HEADER}7,8,2021-05-11,1\n9,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
-        (f"\ufeff{HEADER}7,8,2021-05-11,1\n", "line 2: 4 columns, not 3"),
-        (f"{HEADER}7,8,2021-05-11\n\n9,8,2021-05-11,1\n", "line 4: 4 columns, not 3"),
-        (f'{HEADER}7,"8\n8",2021-05-11\n9,8\n', "line 4: 2 columns, not 3"),
-        ("user_id,item_id\n7\n", "line 2: 1 column, not 2"),
+        (f"{HEADER}7,8,2021-05-11,1\n9,8,2021-05-11,1\n", "line 2: 4 columns, but the header has 3"),
+        (f"\ufeff{HEADER}7,8,2021-05-11,1\n", "line 2: 4 columns, but the header has 3"),
+        (f"{HEADER}7,8,2021-05-11\n\n9,8,2021-05-11,1\n", "line 4: 4 columns, but the header has 3"),
+        (f'{HEADER}7,"8\n8",2021-05-11\n9,8\n', "line 4: 2 columns, but the header has 3"),
+        ("user_id,item_id\n7\n", "line 2: 1 column, but the header has 2"),
     ],
 )
 @pytest.mark.parametrize("key", ["interactions", "users"])
-def test_a_row_of_a_csv_is_as_long_as_the_header(key, text, message, here):
+def test_csv_rows_must_be_as_long_as_the_header(key, text, message, here):
     Path("table.csv").write_text(text, encoding="utf-8")
     users = [] if key == "users" else ["users=[7]"]
-    said = refused(here, *users, f"{key}=table.csv")
-    assert said == f"table.csv, {message} as in the header; correct the line or leave it out"
+    error = refused(here, *users, f"{key}=table.csv")
+    assert error == f"table.csv, {message}; correct or remove the line"
     with gzip.open("table.csv.gz", "wt", encoding="utf-8") as file:
         file.write(text)
     if key == "interactions":
         assert refused(here, *users, f"{key}=table.csv.gz").startswith(f"table.csv.gz, {message}")
 
 
-def test_a_csv_may_have_gaps_in_columns_that_nobody_reads(here, run, capsys):
+def test_unused_columns_of_a_csv_may_have_gaps(here, run, capsys):
     item = Recommender.from_run(run).items.ids[0]
     Path("histories.csv").write_text(f"{HEADER[:-1]},note\n7,{item},2021-05-11,\n\n7,{item},2021-05-12,x\n")
     recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
     assert capsys.readouterr().out.startswith("user_id 7\n")
 
 
-def test_a_run_must_be_named(here):
+def test_run_is_required(here):
     assert refused("users=[5]") == "run has no value; give it one, in a file or on the command line"
     assert refused("users=[5]", "run=") == "run is empty; give the folder of a finished run"
     assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_the_command_with_one_line(here, recommend_command):
+def test_invalid_input_ends_the_command_with_one_line(here, recommend_command):
     done = recommend_command(here, "users=[5]")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: users: 1 of 1 get no list")
+    assert done.stderr.startswith("error: users: no list for 1 of 1")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
 
 
-needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which takes no byte")
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which accepts no byte")
 
 
 @needs_full
-def test_a_file_that_cannot_be_finished_is_not_there(here, tmp_path):
+def test_unfinished_file_is_removed(here, tmp_path):
     (tmp_path / f".draft-{os.getpid()}-lists.csv").symlink_to("/dev/full")
-    said = refused(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
-    assert said == "output=lists.csv cannot be written: No space left on device; choose another place"
+    error = refused(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
+    assert error == "output=lists.csv cannot be written: No space left on device; choose another path"
     assert not list(tmp_path.glob("*lists.csv"))
 
 
-def test_drafts_of_two_processes_are_two_files(monkeypatch, tmp_path):
+def test_processes_write_separate_drafts(monkeypatch, tmp_path):
     path = tmp_path / "lists.csv"
     with atomic_write(path) as own:
         own.write_text("own")
@@ -303,48 +308,48 @@ def test_drafts_of_two_processes_are_two_files(monkeypatch, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["lists.csv"]
 
 
-def test_users_without_a_list_are_told_and_not_counted(here, run, capsys):
+def test_users_without_candidates_are_named_and_not_counted(here, run, capsys):
     recommender = Recommender.from_run(run)
-    had, other = recommender.items.ids[:2]
-    Path("histories.csv").write_text(f"user_id,item_id,datetime\n7,{had},2021-05-11\n8,{other},2021-05-11\n")
-    given = ["interactions=histories.csv", f"items_to_recommend=[{had}]", "output=lists.csv"]
+    seen, other = recommender.items.ids[:2]
+    Path("histories.csv").write_text(f"user_id,item_id,datetime\n7,{seen},2021-05-11\n8,{other},2021-05-11\n")
+    given = ["interactions=histories.csv", f"items_to_recommend=[{seen}]", "output=lists.csv"]
     recommended(here, "users=[7,8]", *given)
-    line = "users: 1 of 2 get no list, as nothing is left to recommend (7); filter_viewed=false leaves nothing out"
-    assert capsys.readouterr() == ("1 lists in lists.csv\n", f"warning: {line}\n")
+    line = "users: no list for 1 of 2: no candidate is left (7); filter_viewed=false keeps seen items"
+    assert capsys.readouterr() == ("wrote 1 list to lists.csv\n", f"warning: {line}\n")
     assert pd.read_csv("lists.csv")["user_id"].tolist() == [8]
 
 
 @pytest.mark.parametrize("users", ["[8,7,8]", "ids.txt", "ids.csv", "ids.parquet"])
-def test_of_a_user_who_stands_there_twice_there_is_one_list_and_a_line(users, here, run, capsys):
+def test_duplicate_users_get_one_list_and_a_warning(users, here, run, capsys):
     item = Recommender.from_run(run).items.ids[0]
     Path("histories.csv").write_text(f"user_id,item_id,datetime\n7,{item},2021-05-11\n8,{item},2021-05-11\n")
     Path("ids.txt").write_text("8\n7\n8\n")
     Path("ids.csv").write_text("user_id\n8\n7\n8\n")
     pd.DataFrame({"user_id": [8, 7, 8]}).to_parquet("ids.parquet")
     recommended(here, f"users={users}", "interactions=histories.csv", "k=1", "output=lists.csv")
-    line = "warning: users: one list each for those that stand there more than once: 8\n"
-    assert capsys.readouterr() == ("2 lists in lists.csv\n", line)
+    line = "warning: users: duplicates ignored: 8\n"
+    assert capsys.readouterr() == ("wrote 2 lists to lists.csv\n", line)
     assert pd.read_csv("lists.csv")["user_id"].tolist() == [8, 7]
 
 
-def test_items_that_the_model_does_not_know_are_left_out_on_request(here, run, capsys):
+def test_unknown_items_are_skipped_on_request(here, run, capsys):
     item = Recommender.from_run(run).items.ids[0]
     recommended(here, f"items=[5,{item}]", "k=1", "on_unsupported_targets=warn", "output=lists.csv")
-    assert capsys.readouterr() == ("1 lists in lists.csv\n", "warning: items: 1 of 2 get no list (unknown: 5)\n")
+    assert capsys.readouterr() == ("wrote 1 list to lists.csv\n", "warning: items: no list for 1 of 2 (unknown: 5)\n")
     assert pd.read_csv("lists.csv")["target_item_id"].tolist() == [item]
 
 
-def test_histories_without_times_are_told(here, run, capsys):
+def test_histories_without_times_give_a_warning(here, run, capsys):
     Path("histories.csv").write_text(f"user_id,item_id\n7,{Recommender.from_run(run).items.ids[0]}\n")
     recommended(here, "users=[7]", "interactions=histories.csv", "k=1")
-    line = "interactions has no column last_watch_dt: a user's rows are taken in their order"
+    line = "interactions has no column last_watch_dt, so each user's rows count as in time order"
     assert capsys.readouterr().err == f"warning: {line}\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_quietly_and_leaves_no_file(sent, code, here, run, tmp_path):
-    """The draft shows that it is writing; many users, so that it still is."""
+def test_signal_ends_the_command_quietly_without_a_file(sent, code, here, run, tmp_path):
+    """A draft shows that writing has begun; with this many users it takes a while."""
     item = Recommender.from_run(run).items.ids[0]
     rows = "\n".join(f"{user},{item},2021-05-11" for user in range(300_000))
     Path("histories.csv").write_text(f"user_id,item_id,datetime\n{rows}\n")
@@ -361,7 +366,7 @@ def test_a_signal_ends_the_command_quietly_and_leaves_no_file(sent, code, here, 
 
 @needs_full
 @pytest.mark.slow
-def test_what_cannot_be_printed_is_one_line(here):
+def test_printing_to_a_full_disk_is_one_line(here):
     command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
@@ -375,10 +380,10 @@ def test_what_cannot_be_printed_is_one_line(here):
 
 
 @pytest.mark.slow
-def test_help_is_a_menu_and_imports_no_torch(tmp_path):
+def test_help_lists_every_key_without_importing_torch(tmp_path):
     code = (
         "import sys; sys.argv[1:] = ['--help']\n"
-        "from sasrec_lab.recommend import entry\n"
+        "from sasrec_lab.recommend.__main__ import entry\n"
         "try: entry()\n"
         "finally: print('torch' in sys.modules, 'pandas' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""Lists against a slow reference: one user at a time through the whole encoder, and a sort."""
+"""The lists compared with a slow reference: one user at a time through the whole encoder, and a sort."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ MAXLEN, ITEMS = 5, 20
 
 
 def recommender_of(users: list[list[int]], items: int = ITEMS, text: bool = False) -> Recommender:
-    """An untrained encoder that knows the items 1 to `items`; item i has the id 10 i, user u the id 100 + u."""
+    """Return an untrained encoder that knows the items 1 to `items`; item i has the id 10 i, user u the id 100 + u."""
     cfg = load(["dataset=csv", "dataset.path=x.csv", "model.dim=8", f"model.maxlen={MAXLEN}"])
     torch.manual_seed(0)
     sequences = sequences_of(users)
@@ -40,13 +40,13 @@ def recommender_of(users: list[list[int]], items: int = ITEMS, text: bool = Fals
         )
     known = Ids(sequences.item_ids[:items])
     recommender = Recommender(Path("run"), Encoder(items, cfg.model), known, cfg.model, cfg.dataset)
-    recommender.histories = Histories.of_sequences(sequences, known)
+    recommender.histories = Histories.from_sequences(sequences, known)
     return recommender
 
 
 @torch.no_grad()
 def expected(recommender: Recommender, history: list[int], k: int, allowed=None, filter_viewed=True) -> list[list]:
-    """[item id, score] of one user, from the item numbers that the user had."""
+    """Return the [item id, score] pairs of one user from the indices of the items that the user has seen."""
     known = np.array([item for item in history if item <= len(recommender.items)])
     newest = known[-MAXLEN:]
     batch, _ = pack(np.array([0]), np.array([len(newest)]), newest)
@@ -57,7 +57,7 @@ def expected(recommender: Recommender, history: list[int], k: int, allowed=None,
 
 
 def assert_lists(table: pd.DataFrame, wanted: dict) -> None:
-    """Of each target, in order, the [item id, score] of its list."""
+    """Check the table against each target's [item id, score] pairs, in order."""
     assert list(table.columns[1:]) == ["item_id", "score", "rank"]
     assert list(dict.fromkeys(table.iloc[:, 0])) == [target for target, rows in wanted.items() if rows]
     for target, rows in wanted.items():
@@ -68,7 +68,7 @@ def assert_lists(table: pd.DataFrame, wanted: dict) -> None:
 
 
 @pytest.mark.parametrize("filter_viewed", [True, False])
-def test_lists_are_those_of_one_user_at_a_time(filter_viewed):
+def test_lists_equal_those_of_one_user_at_a_time(filter_viewed):
     users = random_users(seed=1)
     recommender = recommender_of(users)
     order = np.random.default_rng(0).permutation(len(users))
@@ -78,7 +78,7 @@ def test_lists_are_those_of_one_user_at_a_time(filter_viewed):
     assert [str(kind) for kind in table.dtypes] == ["int64", "int64", "float32", "int64"]
 
 
-def test_ids_may_be_text_and_numbers_may_be_given_as_text():
+def test_ids_may_be_text_and_integers_may_be_given_as_text():
     users = random_users(seed=2)
     recommender = recommender_of(users, text=True)
     wanted = {"u3": expected(recommender, users[3], 3), "u0": expected(recommender, users[0], 3)}
@@ -89,11 +89,11 @@ def test_ids_may_be_text_and_numbers_may_be_given_as_text():
     recommender = recommender_of(users)
     assert_lists(recommender.recommend(["103"], k=3), {103: expected(recommender, users[3], 3)})
     assert_lists(recommender.recommend(np.array([103.0]), k=3), {103: expected(recommender, users[3], 3)})
-    with pytest.raises(InputError, match=r"get no list \(unknown: 0103\)"):
+    with pytest.raises(InputError, match=r"no list for 1 of 1 \(unknown: 0103\)"):
         recommender.recommend(["0103"], k=3)
 
 
-def test_ids_of_64_bits_are_known_as_text_too_and_longer_ones_are_told():
+def test_ids_may_have_64_bits_and_not_more():
     ids = Ids(np.array([7, 1234567890123456003, -(2**63), 2**63 - 1]))
     given = ["1234567890123456003", str(2**63 - 1), str(-(2**63)), str(2**63), "9" * 25, "7", "007"]
     assert ids.numbers(given, "users").tolist() == [1, 3, 2, -1, -1, 0, -1]
@@ -105,7 +105,7 @@ def test_ids_of_64_bits_are_known_as_text_too_and_longer_ones_are_told():
 @pytest.mark.parametrize(
     "kind", ["int64[pyarrow]", "uint8[pyarrow]", "double[pyarrow]", "Int64", "uint16", "category", object]
 )
-def test_ids_of_every_kind_of_number_are_numbers(kind):
+def test_ids_may_be_of_any_integer_type(kind):
     recommender = recommender_of(random_users(seed=2))
     users = pd.Series([103, 100], dtype=kind)
     pd.testing.assert_frame_equal(recommender.recommend(users, k=3), recommender.recommend([103, 100], k=3))
@@ -126,7 +126,7 @@ def test_ids_of_every_kind_of_number_are_numbers(kind):
     ],
     ids=["decimal", "category", "date", "timestamp"],
 )
-def test_times_of_every_kind_put_a_users_items_in_order(times):
+def test_items_are_ordered_by_times_of_any_type(times):
     table = pd.DataFrame({"user_id": 7, "item_id": [10, 20, 30], "timestamp": times})
     with warnings.catch_warnings(action="error"):
         own = recommender_of(random_users(seed=2)).recommend([7], 3, interactions=table)
@@ -134,7 +134,7 @@ def test_times_of_every_kind_put_a_users_items_in_order(times):
 
 
 @pytest.mark.parametrize("kind", ["int64", "uint64", "Int64", "int64[pyarrow]", "category", object])
-def test_times_of_many_digits_do_not_tie(kind):
+def test_times_of_many_digits_stay_distinct(kind):
     nanoseconds = 1_700_000_000_000_000_000
     times = pd.Series([nanoseconds + 2, nanoseconds, nanoseconds + 1], dtype=kind)
     table = pd.DataFrame({"user_id": 7, "item_id": [10, 20, 30], "timestamp": times})
@@ -142,79 +142,77 @@ def test_times_of_many_digits_do_not_tie(kind):
     assert_lists(own, {7: expected(recommender_of(random_users(seed=2)), [2, 3, 1], 3)})
 
 
-def test_items_that_the_model_does_not_know_are_passed_over():
+def test_unknown_items_and_users_are_skipped_with_a_warning():
     users = [[1, 5, 20], [20], [2], [7, 19, 18, 3, 17, 2, 6, 20]]
     recommender = recommender_of(users, items=16)
     with pytest.warns(InputWarning) as warned:
         table = recommender.recommend([103, 101, 7, 100, 102], k=6, on_unsupported_targets="warn")
     assert_lists(table, {100 + u: expected(recommender, users[u], 6) for u in (3, 0, 2)})
     assert len(warned) == 1
-    line = "users: 2 of 5 get no list (unknown: 7; without an item that the model knows: 101)"
+    line = "users: no list for 2 of 5 (unknown: 7; no item known to the model: 101)"
     assert str(warned[0].message) == line
     assert warned[0].filename == __file__
     with pytest.raises(InputError) as error:
         recommender.recommend([103, 101, 7], k=6)
-    assert str(error.value).startswith("users: 2 of 3 get no list (unknown: 7; without an item that the model knows")
-    with pytest.raises(InputError, match=r"1 of 4 get no list \(without an item that the model knows: 101\)"):
+    assert str(error.value).startswith("users: no list for 2 of 3 (unknown: 7; no item known to the model")
+    with pytest.raises(InputError, match=r"no list for 1 of 4 \(no item known to the model: 101\)"):
         recommender.recommend("all", k=6)
     with warnings.catch_warnings(action="error"):
         assert recommender.recommend([101], k=6, on_unsupported_targets="ignore").empty
 
 
-def test_many_unsupported_users_are_counted_and_some_named():
-    with pytest.raises(InputError, match=r"users: 20 of 20 get no list \(unknown: 0, 1, 2, 3, 4 and 15 more\)"):
+def test_many_unsupported_users_are_counted_and_five_named():
+    with pytest.raises(InputError, match=r"users: no list for 20 of 20 \(unknown: 0, 1, 2, 3, 4 and 15 more\)"):
         recommender_of([[1, 2, 3]]).recommend(range(20), k=1)
 
 
-def test_a_list_is_shorter_where_fewer_are_left():
+def test_lists_are_shorter_if_fewer_candidates_are_left():
     users = [list(range(1, 19)), list(range(1, 21))]
     recommender = recommender_of(users)
-    with pytest.warns(
-        InputWarning, match=r"users: 1 of 2 get no list, as nothing is left to recommend \(101\)"
-    ) as warned:
+    with pytest.warns(InputWarning, match=r"users: no list for 1 of 2: no candidate is left \(101\)") as warned:
         table = recommender.recommend([100, 101], k=5)
     assert (len(warned), warned[0].filename) == (1, __file__)
     assert_lists(table, {100: expected(recommender, users[0], 5), 101: []})
     assert sorted(table["item_id"]) == [190, 200]
 
 
-def test_a_target_with_an_empty_list_is_told_and_not_counted(monkeypatch):
-    monkeypatch.setattr(histories, "_AT_ONCE", 2)
+def test_targets_without_candidates_are_named_not_counted(monkeypatch):
+    monkeypatch.setattr(histories, "USERS_PER_CHUNK", 2)
     recommender = recommender_of([[1, 1], [1, 2], [3, 20], [2, 2, 1], [2]])
-    with pytest.warns(InputWarning, match=r"users: 2 of 5 get no list, .* \(101, 103\); filter_viewed=false leaves"):
+    with pytest.warns(InputWarning, match=r"users: no list for 2 of 5: .* \(101, 103\); filter_viewed=false keeps"):
         lists = recommender.lists_of_users("all", 2, items_to_recommend=[10, 20])
     assert len(lists.targets) == lists.table()["user_id"].nunique() == 3
     with warnings.catch_warnings(action="error"):
         assert recommender.recommend([101], 2, items_to_recommend=[10, 20], filter_viewed=False)["rank"].size == 2
-    with pytest.warns(InputWarning, match=r"items: 1 of 2 get no list, .* \(20\); filter_itself=false leaves"):
+    with pytest.warns(InputWarning, match=r"items: no list for 1 of 2: .* \(20\); filter_itself=false keeps"):
         table = recommender.recommend_to_items([10, 20], 2, items_to_recommend=[20])
     assert table["target_item_id"].tolist() == [10]
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_of_a_target_that_stands_there_twice_there_is_one_list(text):
+def test_duplicate_targets_get_one_list(text):
     recommender = recommender_of(random_users(seed=9), text=text)
     users = recommender.histories.users.ids[[2, 0]].tolist()
-    with pytest.warns(InputWarning, match="users: one list each for those .* more than once: ") as warned:
+    with pytest.warns(InputWarning, match="users: duplicates ignored: ") as warned:
         table = recommender.recommend([*users, users[0], users[0]], 3)
     assert (len(warned), warned[0].filename) == (1, __file__)
     pd.testing.assert_frame_equal(table, recommender.recommend(users, 3))
-    with pytest.warns(InputWarning, match="items: one list each for those .* more than once: 70"):
+    with pytest.warns(InputWarning, match="items: duplicates ignored: 70"):
         assert len(recommender.recommend_to_items([70, 70], 3)) == 3
 
 
-def test_an_allow_list():
+def test_only_items_to_recommend_are_recommended():
     users = random_users(seed=3)
     recommender = recommender_of(users)
     allowed = [40, 90, 20, 20, 130]
     table = recommender.recommend([105, 102], k=3, items_to_recommend=allowed)
     assert_lists(table, {100 + u: expected(recommender, users[u], 3, allowed=[2, 4, 9, 13]) for u in (5, 2)})
-    with pytest.warns(InputWarning, match="items_to_recommend: 2 of 3 are unknown to the model .*: 5, 7"):
+    with pytest.warns(InputWarning, match=r"items_to_recommend: 2 of 3 ignored \(unknown to the model: 5, 7\)"):
         table = recommender.recommend([105], k=3, items_to_recommend=[5, 40, 7], filter_viewed=False)
     assert table["item_id"].tolist() == [40]
 
 
-def test_histories_that_the_run_has_never_seen():
+def test_lists_are_made_from_given_interactions():
     users = random_users(seed=4)
     recommender = recommender_of(users)
     table = pd.DataFrame(
@@ -238,36 +236,36 @@ def test_histories_that_the_run_has_never_seen():
     for times in ([3, 1, 1, 1, 2, 2], [3.5, 1, 1, 1, np.int64(2), 2]):
         objects = table.assign(timestamp=pd.Series(times, dtype=object))
         assert_lists(recommender.recommend([1, 2, 100], 4, interactions=objects), wanted)
-    with pytest.raises(InputError, match="unknown: 101"):  # not in these histories, though in the run's
+    with pytest.raises(InputError, match="unknown: 101"):  # is in the run's histories only
         recommender.recommend([101], 4, interactions=table)
 
-    with pytest.warns(InputWarning, match="no column timestamp: a user's rows are taken in their order"):
+    with pytest.warns(InputWarning, match="no column timestamp, so each user's rows count as in time order"):
         table = recommender.recommend([1], 4, interactions=table.drop(columns="timestamp"))
     assert_lists(table, {1: expected(recommender, [3, 1, 2], 4)})
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_lists_do_not_depend_on_the_size_of_tables(monkeypatch):
     recommender = recommender_of(random_users(seed=5))
     whole = recommender.recommend("all", 3), recommender.recommend_to_items("all", 3)
-    monkeypatch.setattr(lists, "AT_ONCE", 7)
+    monkeypatch.setattr(lists, "MAX_TARGETS_PER_TABLE", 7)
     parts = recommender.recommend("all", 3), recommender.recommend_to_items("all", 3)
     for one, other in zip(whole, parts, strict=True):
         pd.testing.assert_frame_equal(one, other, rtol=1e-5)
     assert len(list(recommender.lists_of_users("all", 3))) == 5
 
 
-def test_the_longer_the_lists_the_fewer_are_made_at_once(monkeypatch):
+def test_tables_hold_fewer_lists_if_these_are_longer(monkeypatch):
     recommender = recommender_of(random_users(seed=5))
     whole = recommender.recommend("all", ITEMS, filter_viewed=False)
-    monkeypatch.setattr(lists, "ROWS", 4 * ITEMS + 1)
+    monkeypatch.setattr(lists, "MAX_ROWS_PER_TABLE", 4 * ITEMS + 1)
     tables = list(recommender.lists_of_users("all", ITEMS, filter_viewed=False))
     assert [len(table) for table in tables] == [4 * ITEMS] * 7 + [2 * ITEMS]
     pd.testing.assert_frame_equal(whole, pd.concat(tables, ignore_index=True), atol=1e-5)
-    monkeypatch.setattr(lists, "ROWS", 1)
+    monkeypatch.setattr(lists, "MAX_ROWS_PER_TABLE", 1)
     assert len(list(recommender.lists_of_items("all", ITEMS))) == ITEMS
 
 
-def test_items_most_like_an_item():
+def test_similar_items_are_ranked_by_cosine():
     recommender = recommender_of(random_users(seed=6))
     vectors = recommender.encoder.item_table.detach().double()
     wanted = {}
@@ -275,8 +273,8 @@ def test_items_most_like_an_item():
         cosines = torch.nn.functional.cosine_similarity(vectors[item - 1 : item], vectors)
         order = sorted(range(1, ITEMS + 1), key=lambda other: (-cosines[other - 1].item(), other))
         wanted[10 * item] = [[10 * other, cosines[other - 1].item()] for other in order]
-    itself_out = {item: rows[1:5] for item, rows in wanted.items()}
-    assert_lists(recommender.recommend_to_items([70, 30], 4), itself_out)
+    without_itself = {item: rows[1:5] for item, rows in wanted.items()}
+    assert_lists(recommender.recommend_to_items([70, 30], 4), without_itself)
     assert_lists(
         recommender.recommend_to_items([70, 30], 4, filter_itself=False),
         {item: rows[:4] for item, rows in wanted.items()},
@@ -286,7 +284,7 @@ def test_items_most_like_an_item():
     assert table.columns[0] == "target_item_id"
 
 
-def test_of_equal_items_the_one_with_the_lower_id_leads():
+def test_ties_go_to_the_lower_id():
     recommender = recommender_of(random_users(seed=7))
     with torch.no_grad():
         recommender.encoder.item_table[:] = recommender.encoder.item_table[0].clone()
@@ -303,8 +301,8 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"k": 0}, "k=0 must be from 1 to 20, the number of items that the model knows"),
         ({"k": -3}, "k=-3 must be from 1 to 20"),
         ({"k": 21}, "k=21 must be from 1 to 20"),
-        ({"k": 2.5}, "k=2.5 is no whole number"),
-        ({"users": []}, "users is empty; name at least one"),
+        ({"k": 2.5}, "k=2.5 must be an integer"),
+        ({"users": []}, "users is empty; give at least one id"),
         ({"users": np.array([[100, 101]])}, "users is a ndarray of 2 dimensions, no list of ids; give one column"),
         ({"users": pd.DataFrame({"user_id": [100]})}, "users is a DataFrame of 2 dimensions, no list of ids; give"),
         ({"users": [100, None]}, "users: id number 2 is missing; leave it out"),
@@ -312,51 +310,54 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"users": [True]}, "users holds true and false, which are no ids"),
         ({"users": 100}, "users=100 is no list of ids; write [100]"),
         ({"users": "100"}, "users='100' is no list of ids; write [100]"),
-        ({"items_to_recommend": [1, 2]}, "items_to_recommend has no item that the model knows (1, 2); give some"),
-        ({"items_to_recommend": []}, "items_to_recommend is empty; name at least one item, or leave it out for all"),
+        (
+            {"items_to_recommend": [1, 2]},
+            "items_to_recommend must contain an item known to the model, not only 1",
+        ),
+        ({"items_to_recommend": []}, "items_to_recommend is empty; give at least one item id, or omit it to allow all"),
         ({"users": [[1]]}, "users holds [1], which is neither a number nor text"),
         ({"users": [100, True]}, "users holds True, which is neither a number nor text"),
         ({"users": {"a": 1}}, "users is a dict, no list of ids; give a list"),
         ({"users": (user for user in [1])}, "users is a generator, no list of ids; give a list"),
         ({"users": [float("inf")]}, "users holds inf, which is no id"),
-        ({"filter_viewed": "no"}, "filter_viewed='no' is neither True nor False"),
+        ({"filter_viewed": "no"}, "filter_viewed='no' must be True or False"),
         (
             {"interactions": pd.concat([TABLE, TABLE[["timestamp"]]], axis=1)},
-            "interactions: column 'timestamp' stands there twice; leave one of the two out",
+            "interactions: column 'timestamp' appears twice; remove one of the two",
         ),
         (
             {"interactions": pd.concat([TABLE, TABLE[["user_id"]]], axis=1)},
-            "interactions: column 'user_id' stands there twice; leave one of the two out",
+            "interactions: column 'user_id' appears twice; remove one of the two",
         ),
         (
             {"interactions": TABLE.assign(timestamp=pd.Series(["2021-05-11", 1], dtype=object))},
-            "interactions, column timestamp: row 2 has 1, which is no ISO date; give all as numbers or all as dates",
+            "interactions, column timestamp: row 2 has 1, which is not an ISO date; give only numbers",
         ),
         (
             {"on_unsupported_targets": "warning"},
-            "on_unsupported_targets='warning' is none of raise, warn, ignore; did you mean warn?",
+            "on_unsupported_targets='warning' must be one of raise, warn, ignore; did you mean warn?",
         ),
-        ({"interactions": [1]}, "interactions is a list, no pandas DataFrame"),
+        ({"interactions": [1]}, "interactions must be a pandas DataFrame, not a list"),
         (
             {"interactions": TABLE.rename(columns={"user_id": "uid"})},
-            "interactions: no column 'user_id'; it has uid, item_id, timestamp",
+            "interactions must have a column 'user_id'; its columns are uid, item_id, timestamp",
         ),
-        ({"interactions": TABLE[:0]}, "interactions has no rows; give at least one, or leave it out"),
+        ({"interactions": TABLE[:0]}, "interactions has no rows; give at least one, or omit it"),
         (
             {"interactions": TABLE.assign(item_id=[10, None])},
             "interactions, column item_id: id number 2 is missing; leave it out",
         ),
         (
             {"interactions": TABLE.assign(timestamp=[1, None])},
-            "interactions, column timestamp: row 2 has no time; give all",
+            "interactions, column timestamp: row 2 has no time; give only",
         ),
         (
             {"interactions": TABLE.assign(timestamp=["2021-05-11", "soon"])},
-            "interactions, column timestamp: row 2 has 'soon', which is no ISO date",
+            "interactions, column timestamp: row 2 has 'soon', which is not an ISO date",
         ),
     ],
 )
-def test_bad_input_is_one_line(wrong, message):
+def test_invalid_input_is_one_line(wrong, message):
     recommender = recommender_of(random_users(seed=8))
     with pytest.raises(InputError) as error:
         recommender.recommend(**{"users": [100], "k": 3} | wrong)
@@ -364,17 +365,17 @@ def test_bad_input_is_one_line(wrong, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_item_that_the_model_does_not_know_has_no_list():
+def test_unknown_items_get_no_list():
     recommender = recommender_of(random_users(seed=8))
-    with pytest.raises(InputError, match=r"items: 2 of 3 get no list \(unknown: 5, 7\); leave them out, or set"):
+    with pytest.raises(InputError, match=r"items: no list for 2 of 3 \(unknown: 5, 7\); remove them, or set"):
         recommender.recommend_to_items([10, 5, 7], 3)
-    with pytest.warns(InputWarning, match=r"items: 2 of 3 get no list \(unknown: 5, 7\)$") as warned:
+    with pytest.warns(InputWarning, match=r"items: no list for 2 of 3 \(unknown: 5, 7\)$") as warned:
         table = recommender.recommend_to_items([10, 5, 7], 3, on_unsupported_targets="warn")
     assert (len(warned), warned[0].filename) == (1, __file__)
     pd.testing.assert_frame_equal(table, recommender.recommend_to_items([10], 3))
     with warnings.catch_warnings(action="error"):
         assert recommender.recommend_to_items([5], 3, on_unsupported_targets="ignore").empty
-    with pytest.raises(InputError, match="on_unsupported_targets='skip' is none of raise, warn, ignore"):
+    with pytest.raises(InputError, match="on_unsupported_targets='skip' must be one of raise, warn, ignore"):
         recommender.recommend_to_items([10], 3, on_unsupported_targets="skip")
 
 
@@ -383,7 +384,7 @@ def test_an_item_that_the_model_does_not_know_has_no_list():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The folder of a finished run over a file with text ids."""
+    """A folder with a file of text ids and a finished run on it."""
     folder = tmp_path_factory.mktemp("trained")
     rows = [f"u{user},i{(user * 7 + time * time) % 23},{time}" for user in range(30) for time in range(6)]
     (folder / "my.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, "single,i3,1"]))
@@ -398,35 +399,35 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(trained, tmp_path) -> Path:
-    """A copy of the run's folder to be spoilt."""
+    """A copy of the run folder, to be damaged."""
     return Path(shutil.copytree(trained / "run", tmp_path / "run"))
 
 
-def test_a_run_gives_its_ids_histories_and_titles_back(trained):
+def test_recommender_has_the_runs_ids_histories_and_titles(trained):
     recommender = Recommender.from_run(trained / "run")
     table = recommender.recommend(["u3", "single"], k=4)
     assert table["user_id"].tolist() == ["u3"] * 4 + ["single"] * 4
-    had = {f"i{(21 + time * time) % 23}" for time in range(6)}  # also the two that were held out
-    assert not had & set(table["item_id"][:4])
+    seen = {f"i{(21 + time * time) % 23}" for time in range(6)}  # the two that were held out too
+    assert not seen & set(table["item_id"][:4])
     titles = dict(zip(recommender.items.ids.tolist(), recommender.titles.tolist(), strict=True))
     assert (titles["i3"], titles["i4"], titles["i5"]) == ("Three, or so", "", "")
 
 
-def test_the_best_checkpoint_is_taken(copied):
-    """The last one is made another."""
+def test_best_checkpoint_is_loaded(copied):
     before = Recommender.from_run(copied).recommend(["u3"], k=4)
     (copied / "checkpoints" / "last.ckpt").write_bytes(b"")
     pd.testing.assert_frame_equal(before, Recommender.from_run(copied).recommend(["u3"], k=4))
 
 
 def refused(folder: Path) -> str:
+    """Return the error of loading a run, which must be one line."""
     with pytest.raises(InputError) as error:
         Recommender.from_run(folder)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_folders_that_hold_no_finished_run(copied, tmp_path):
+def test_folders_without_a_finished_run_are_rejected(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
     assert (
         refused(tmp_path)
@@ -435,24 +436,24 @@ def test_folders_that_hold_no_finished_run(copied, tmp_path):
     assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "heads"}')
-    told = "the run failed (heads); give one that has finished"
-    assert refused(tmp_path / "job") == f"run={tmp_path / 'job'}: {told}"
+    message = "the run failed (heads); give one that has finished"
+    assert refused(tmp_path / "job") == f"run={tmp_path / 'job'}: {message}"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())
-    for status, error, told in [
+    for status, error, message in [
         ("failed", "the loss is nan", "the run failed (the loss is nan)"),
         ("interrupted", None, "the run was interrupted"),
     ]:
         metrics.write_text(json.dumps(whole | {"status": status, "error": error}))
-        assert refused(copied).startswith(f"run={copied}: {told}; go on with it")
+        assert refused(copied).startswith(f"run={copied}: {message}; go on with it")
     metrics.unlink()
     assert refused(copied).startswith(f"run={copied}: the run has not finished; go on with it")
     metrics.write_text(json.dumps(whole | {"protocol": {}}))
-    assert "run.json or metrics.json is of another form ('sha256'); train the run again" in refused(copied)
+    assert "run.json or metrics.json is malformed ('sha256'); train the run again" in refused(copied)
     metrics.write_text(json.dumps(whole))
     facts = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(facts | {"config": facts["config"] | {"dataset": "abc"}}))
-    assert "run.json or metrics.json is of another form (" in refused(copied)
+    assert "run.json or metrics.json is malformed (" in refused(copied)
     for broken in ("{", "[]", "null"):
         (copied / "run.json").write_text(broken)
         assert "run.json is not what a run writes (" in refused(copied)
@@ -460,7 +461,7 @@ def test_folders_that_hold_no_finished_run(copied, tmp_path):
 
 
 class Code:
-    """Makes a file where it is unpickled by a loader that runs code."""
+    """Creates a file when a loader that runs code unpickles it."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -469,7 +470,7 @@ class Code:
         return Path.touch, (self.mark,)
 
 
-def test_checkpoints_that_are_broken_or_hold_code_are_refused_and_not_run(copied, tmp_path):
+def test_malformed_or_pickled_checkpoints_are_rejected(copied, tmp_path):
     best = copied / "checkpoints" / "best.ckpt"
     whole = best.read_bytes()
     content = torch.load(best, weights_only=True)
@@ -489,7 +490,7 @@ def test_checkpoints_that_are_broken_or_hold_code_are_refused_and_not_run(copied
     assert "best.ckpt is not a checkpoint of this project" in refused(copied)
 
 
-def test_a_checkpoint_whose_weights_changed_on_the_disk_or_that_is_gone_is_refused(copied):
+def test_corrupted_or_missing_checkpoints_are_rejected(copied):
     path = copied / "checkpoints" / "best.ckpt"
     table = Recommender.from_run(copied).encoder.item_table.detach().numpy().tobytes()
     data = bytearray(path.read_bytes())
@@ -501,7 +502,7 @@ def test_a_checkpoint_whose_weights_changed_on_the_disk_or_that_is_gone_is_refus
     assert refused(copied).endswith("best.ckpt, which the run was tested with, is gone; train the run again")
 
 
-def test_checkpoints_that_do_not_fit_the_run(copied):
+def test_checkpoints_of_another_model_are_rejected(copied):
     best = copied / "checkpoints" / "best.ckpt"
     content = torch.load(best, weights_only=True)
     state, parameters = content["state_dict"], content["hyper_parameters"]
@@ -519,7 +520,7 @@ def test_checkpoints_that_do_not_fit_the_run(copied):
     assert "holds weights that are no numbers" in refused(copied)
 
 
-def test_a_run_without_its_ids(copied):
+def test_missing_or_malformed_ids_are_rejected(copied):
     (copied / "items.npz").write_bytes(b"PK")
     assert "items.npz is broken" in refused(copied)
     ids = np.array(["a", "b"])
@@ -539,18 +540,18 @@ def test_a_run_without_its_ids(copied):
     assert refused(copied).endswith("has no items.npz: an older version made it; train it again")
 
 
-def test_a_data_set_that_is_gone_or_another(trained, monkeypatch):
+def test_missing_or_changed_data_set_is_rejected(trained, monkeypatch):
     file = trained / "my.csv"
     text = file.read_text()
     try:
         file.write_text(text + "\nu1,i1,9")
-        with pytest.raises(InputError, match=r"was trained on .*; put that file back, or give the histories as"):
+        with pytest.raises(InputError, match=r"was trained on .*; restore that file, or pass the histories as"):
             Recommender.from_run(trained / "run").recommend(["u3"], k=4)
         file.unlink()
         recommender = Recommender.from_run(trained / "run")
         with pytest.raises(InputError, match=r"my\.csv: there is no such file"):
             recommender.recommend(["u3"], k=4)
         histories = pd.DataFrame({"user_id": ["new"], "item_id": ["i3"], "timestamp": [1]})
-        assert len(recommender.recommend(["new"], k=4, interactions=histories)) == 4  # these need no file
+        assert len(recommender.recommend(["new"], k=4, interactions=histories)) == 4  # needs no data set
     finally:
         file.write_text(text)
