@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_cache import cache_in
+from interruption import default_sigint
 
 from sasrec_lab.ops import library as kernels
 
@@ -68,6 +69,7 @@ def interrupt_at(tmp_path: Path) -> Callable[[str, list[str], signal.Signals], t
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=default_sigint,
         )
         for line in process.stdout:
             if line.startswith(start):

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from fresh_cache import cache_in
+from interruption import default_sigint
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -329,11 +330,15 @@ def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypat
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
     holdout = holdout_of([[1, 2, 3, 4]] * 3)
     model = SequentialRecommender(holdout.num_items, cfg)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite itself may ignore SIGINT
     monkeypatch.setattr(model, "test_step", lambda batch, batch_idx: signal.raise_signal(signal.SIGINT))
     trainer = build_trainer(cfg, tmp_path)
-    with pytest.raises(KeyboardInterrupt), interruptible(trainer):
-        trainer.test(model, SequenceData(holdout, cfg), verbose=False)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible(trainer):
+            trainer.test(model, SequenceData(holdout, cfg), verbose=False)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_an_interruption_as_the_program_starts(tmp_path):
@@ -550,6 +555,7 @@ def test_two_processes_that_are_interrupted_end_as_one(tmp_path, moment, sent):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=default_sigint,
     )
     next(line for line in process.stdout if line.startswith(moment))
     time.sleep(0.3)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fresh_cache import cache_in
+from interruption import default_sigint
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line, load
@@ -89,6 +90,7 @@ def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, tmp_path, sent
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=default_sigint,
     )
     for line in process.stdout:
         if line.startswith("#0   epoch   5"):
