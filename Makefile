@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=64 seed=1" changes keys, ARGS=--help lists them'
 	@echo 'make tensorboard  look at the runs in outputs/'
-	@echo 'make test         run every test; ARGS="-k metrics" some of them'
+	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
 	@echo 'make lint         check style and format'
 	@echo 'make setup        only make .venv, which all of these do by themselves'
 
@@ -25,8 +25,9 @@ setup: .venv/.complete
 train: .venv/.complete
 	@.venv/bin/python -m sasrec_lab.train $(ARGS)
 
+# One process a core, each with one thread; ARGS=-n0 runs all tests in one process, as --pdb needs it.
 test: .venv/.complete
-	@.venv/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 tensorboard: .venv/.complete
 	@.venv/bin/python -m tensorboard.main --logdir outputs $(ARGS)

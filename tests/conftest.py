@@ -1,78 +1,85 @@
-"""What several test modules need: the command as a user runs it, and the real data where they are."""
+"""What several test modules need: the commands as a user runs them, and the real data if they are there."""
 
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from fresh_cache import cache_in
-from interruption import default_sigint
+from commands import Done, in_a_fresh_process, in_this_process, start
 
 from sasrec_lab.ops import library as kernels
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def in_a_fresh_process(module: str, folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`python -m module` in a fresh process, in this folder and with a cache there.
-
-    `env` adds variables; without it the process has no SASREC_LAB_DATA, so nothing depends on the machine's data.
-    """
-
-    def run(*args: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if name not in ("SASREC_LAB_DATA", "PYTHONPATH")}
-        return subprocess.run(
-            [sys.executable, "-m", module, *args],
-            cwd=folder,
-            # one thread: several of them wait for each other on a busy machine, and these runs are tiny
-            env=clean | {"XDG_CACHE_HOME": cache_in(folder), "OMP_NUM_THREADS": "1"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the kernels, if they are not yet, before pytest-xdist starts processes that all need them."""
+    kernels.library()
 
 
 @pytest.fixture
-def train_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def train_command(tmp_path: Path) -> Callable[..., Done]:
     """The command as a user runs it, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.train", tmp_path)
 
 
 @pytest.fixture
-def recommend_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def recommend_command(tmp_path: Path) -> Callable[..., Done]:
     """The command as a user runs it, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.recommend", tmp_path)
 
 
 @pytest.fixture
-def report_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def report_command(tmp_path: Path) -> Callable[..., Done]:
     """The command as a user runs it, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.report", tmp_path)
 
 
 @pytest.fixture
-def interrupt_at(tmp_path: Path) -> Callable[[str, list[str], signal.Signals], tuple[int, str]]:
-    """As `train_command`, with a signal sent when a line with the start is printed; gives exit code and errors."""
+def train_here(tmp_path: Path) -> Callable[..., Done]:
+    """The command as `train_command` runs it, but in this process."""
+    return in_this_process("sasrec_lab.train", tmp_path)
 
-    def run(start: str, settings: list[str], sent: signal.Signals) -> tuple[int, str]:
-        clean = {name: value for name, value in os.environ.items() if name not in ("SASREC_LAB_DATA", "PYTHONPATH")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sasrec_lab.train", *settings],
-            cwd=tmp_path,
-            env=clean | {"XDG_CACHE_HOME": cache_in(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=default_sigint,
-        )
+
+@pytest.fixture
+def recommend_here(tmp_path: Path) -> Callable[..., Done]:
+    """The command as `recommend_command` runs it, but in this process."""
+    return in_this_process("sasrec_lab.recommend.__main__", tmp_path)
+
+
+@pytest.fixture
+def report_here(tmp_path: Path) -> Callable[..., Done]:
+    """The command as `report_command` runs it, but in this process."""
+    return in_this_process("sasrec_lab.report.__main__", tmp_path)
+
+
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Give this process and those that it starts Python's handler of SIGINT.
+
+    Without it they ignore the signal if the tests were started that way: by nohup, as a background job, by some CI.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def start_command(default_sigint: None, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the training command in the test's own folder, for a test that sends it a signal."""
+    return partial(start, "sasrec_lab.train", folder=tmp_path)
+
+
+@pytest.fixture
+def interrupt_at(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
+    """Run the training command, send it a signal when a line begins so, and return its exit code and errors."""
+
+    def run(line_start: str, words: list[str], sent: signal.Signals) -> tuple[int, str]:
+        process = start_command(words)
         for line in process.stdout:
-            if line.startswith(start):
+            if line.startswith(line_start):
                 break
         process.send_signal(sent)
         _, error = process.communicate(timeout=120)

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from fresh_cache import cache_in
-from interruption import default_sigint
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -132,17 +131,17 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
     assert yaml.safe_load((folder / "hparams.yaml").read_text())["model/dim"] == 16
 
 
-def test_same_seed_same_numbers_in_another_process(train_command, tmp_path):
+def test_same_seed_same_numbers_in_another_process(train_command, train_here, tmp_path):
     seen = []
-    for seed, folder in ((1, "a"), (1, "b"), (2, "c")):
-        done = train_command(*TINY[:-1], f"hydra.run.dir={folder}", f"seed={seed}", "trainer.max_epochs=2", "loss=bce")
+    for run, seed, folder in ((train_command, 1, "a"), (train_command, 1, "b"), (train_here, 2, "c")):
+        done = run(*TINY[:-1], f"hydra.run.dir={folder}", f"seed={seed}", "trainer.max_epochs=2", "loss=bce")
         assert done.returncode == 0, done.stderr
         seen.append(results(tmp_path / folder)["metrics"])
     assert seen[0] == seen[1] != seen[2]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_path, sent, interrupt_at):
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, tmp_path, sent, interrupt_at):
     settings = [
         *TINY[:-1],
         "trainer.max_epochs=80",
@@ -151,7 +150,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
         "optimizer.ema=0.9",
         "optimizer.name=adamw",
     ]
-    whole = train_command(*settings, "hydra.run.dir=whole")
+    whole = train_here(*settings, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
 
     code, error = interrupt_at("epoch   1", [*settings, "hydra.run.dir=run"], sent)
@@ -163,12 +162,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert 1 <= before["epochs"] < 80
     assert "val/ndcg@10" in before["metrics"]
 
-    unfinished = train_command(*settings, "hydra.run.dir=run")
+    unfinished = train_here(*settings, "hydra.run.dir=run")
     assert unfinished.returncode == 1
     assert unfinished.stderr == (
         "error: run holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir\n"
     )
-    resumed = train_command(*settings, "hydra.run.dir=run", "ckpt=last")
+    resumed = train_here(*settings, "hydra.run.dir=run", "ckpt=last")
     assert resumed.returncode == 0, resumed.stderr
     after, uninterrupted = results(tmp_path / "run"), results(tmp_path / "whole")
     assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
@@ -180,14 +179,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_command, tmp_pat
     assert facts["matmul"] == facts["earlier"][0]["matmul"]
 
 
-def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(train_command, tmp_path):
+def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(train_here, tmp_path):
     settings = [*TINY, "trainer=fast"]
-    assert train_command(*settings).returncode == 0
+    assert train_here(*settings).returncode == 0
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    again = train_command(*settings)
+    again = train_here(*settings)
     assert again.returncode == 0
     assert again.stdout.startswith("finished before, nothing is run again:\n")
-    other = train_command(*settings, "model.dim=8")
+    other = train_here(*settings, "model.dim=8")
     assert (other.returncode, other.stderr) == (
         1,
         "error: run holds another configuration's results (model.dim differs); choose another hydra.run.dir\n",
@@ -195,13 +194,13 @@ def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(tra
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
 
-def test_gradients_are_clipped_in_mixed_precision_too(train_command):
-    done = train_command(*TINY, "trainer=fast", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1")
+def test_gradients_are_clipped_in_mixed_precision_too(train_here):
+    done = train_here(*TINY, "trainer=fast", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_validation_the_last_epoch_is_tested(train_command, tmp_path):
-    done = train_command(*TINY, "trainer=fast", "trainer.limit_val_batches=0")
+def test_without_validation_the_last_epoch_is_tested(train_here, tmp_path):
+    done = train_here(*TINY, "trainer=fast", "trainer.limit_val_batches=0")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
     assert written["protocol"]["selected_by"] == "last epoch"
@@ -211,26 +210,26 @@ def test_without_validation_the_last_epoch_is_tested(train_command, tmp_path):
     assert "checkpoint   the last epoch" in done.stdout
 
 
-def test_where_no_validation_came_the_last_epoch_is_tested(train_command, tmp_path):
-    done = train_command(*TINY, "trainer=fast", "trainer.check_val_every_n_epoch=5")
+def test_where_no_validation_came_the_last_epoch_is_tested(train_here, tmp_path):
+    done = train_here(*TINY, "trainer=fast", "trainer.check_val_every_n_epoch=5")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
     assert (written["protocol"]["selected_by"], written["best_epoch"]) == ("last epoch", None)
     assert "best/val/ndcg@10" not in EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Tags()["scalars"]
 
 
-def test_validation_on_some_users_is_told_in_the_protocol(train_command, tmp_path):
-    done = train_command(*TINY, "trainer=fast", "trainer.limit_val_batches=1")
+def test_validation_on_some_users_is_told_in_the_protocol(train_here, tmp_path):
+    done = train_here(*TINY, "trainer=fast", "trainer.limit_val_batches=1")
     assert done.returncode == 0, done.stderr
     protocol = results(tmp_path / "run")["protocol"]
     assert protocol["validation"] == "those of trainer.limit_val_batches=1, the shortest histories first"
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
-def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
+def test_the_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
     tiny, folder = TINY[:-1], TINY[-1]
     settings = [*tiny, "evaluation.patience=3", "optimizer.lr=0.05", f"optimizer.ema={ema}", folder]
-    done = train_command(*settings, "trainer.max_epochs=200")
+    done = train_here(*settings, "trainer.max_epochs=200")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
     best, last = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
@@ -238,21 +237,21 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_command, tmp_path, ema):
     assert (best["epoch"], last["epoch"]) == (written["best_epoch"], written["epochs"] - 1)
     assert best["validation"]["val/ndcg@10"] == written["metrics"]["val/ndcg@10"]
 
-    again = train_command(*settings, "trainer.max_epochs=200", "ckpt=last")
+    again = train_here(*settings, "trainer.max_epochs=200", "ckpt=last")
     assert again.stdout.startswith("finished before, nothing is run again:\n")
     assert results(tmp_path / "run") == written
 
     (tmp_path / "run").rename(tmp_path / "moved")
-    longer = train_command(*settings[:-1], "trainer.max_epochs=201", "ckpt=last", "hydra.run.dir=moved")
+    longer = train_here(*settings[:-1], "trainer.max_epochs=201", "ckpt=last", "hydra.run.dir=moved")
     assert longer.returncode == 0, longer.stderr
     assert results(tmp_path / "moved")["metrics"]["val/ndcg@10"] >= written["metrics"]["val/ndcg@10"]
     assert results(tmp_path / "moved")["epochs"] > written["epochs"]
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-def test_a_resumed_run_says_that_it_has_other_kernels(train_command, tmp_path):
-    assert train_command(*TINY, "trainer.max_epochs=1", "trainer.accelerator=cpu").returncode == 0
-    same = train_command(*TINY, "trainer.max_epochs=2", "trainer.accelerator=cpu", "ckpt=last")
+def test_a_resumed_run_says_that_it_has_other_kernels(train_command, train_here, tmp_path):
+    assert train_here(*TINY, "trainer.max_epochs=1", "trainer.accelerator=cpu").returncode == 0
+    same = train_here(*TINY, "trainer.max_epochs=2", "trainer.accelerator=cpu", "ckpt=last")
     assert "kernels" not in same.stdout + same.stderr
     settings = [*TINY, "trainer.max_epochs=3", "trainer.accelerator=cpu", "ckpt=last"]
     other = train_command(*settings, env={"CXX": ""})
@@ -263,9 +262,9 @@ def test_a_resumed_run_says_that_it_has_other_kernels(train_command, tmp_path):
     assert re.search(r"began with kernels that are compiled by \S+ and goes on with torch's: numbers differ", said[0])
 
 
-def test_a_finished_run_is_made_longer(train_command, tmp_path):
-    assert train_command(*TINY, "trainer.max_epochs=2").returncode == 0
-    done = train_command(*TINY, "trainer.max_epochs=3", "ckpt=last")
+def test_a_finished_run_is_made_longer(train_here, tmp_path):
+    assert train_here(*TINY, "trainer.max_epochs=2").returncode == 0
+    done = train_here(*TINY, "trainer.max_epochs=3", "ckpt=last")
     assert done.returncode == 0, done.stderr
     assert re.findall(r"epoch +(\d+)  loss", done.stdout) == ["2"]
     assert results(tmp_path / "run")["epochs"] == 3
@@ -273,9 +272,9 @@ def test_a_finished_run_is_made_longer(train_command, tmp_path):
     assert len(losses) == len({event.step for event in losses}) == 3
 
 
-def test_two_runs_do_not_share_a_folder(train_command, tmp_path):
+def test_two_runs_do_not_share_a_folder(train_here, tmp_path):
     with lock_folder(tmp_path / "run"):
-        done = train_command(*TINY)
+        done = train_here(*TINY)
     assert (done.returncode, done.stderr) == (
         1,
         "error: another process is running in run; wait for it, or choose another hydra.run.dir\n",
@@ -325,27 +324,20 @@ def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
 ROWWISE = ["optimizer.name=rowwise_adam", "loss=sampled_softmax", "loss.negatives=4"]
 
 
-def test_an_interruption_of_the_test_is_a_keyboard_interrupt(tmp_path, monkeypatch):
+def test_an_interruption_of_the_test_is_a_keyboard_interrupt(default_sigint, tmp_path, monkeypatch):
     """Lightning makes a SystemExit of it and has the system ignore the next ones."""
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
     holdout = holdout_of([[1, 2, 3, 4]] * 3)
     model = SequentialRecommender(holdout.num_items, cfg)
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite itself may ignore SIGINT
     monkeypatch.setattr(model, "test_step", lambda batch, batch_idx: signal.raise_signal(signal.SIGINT))
     trainer = build_trainer(cfg, tmp_path)
-    try:
-        with pytest.raises(KeyboardInterrupt), interruptible(trainer):
-            trainer.test(model, SequenceData(holdout, cfg), verbose=False)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, inherited)
+    with pytest.raises(KeyboardInterrupt), interruptible(trainer):
+        trainer.test(model, SequenceData(holdout, cfg), verbose=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interruption_as_the_program_starts(tmp_path):
-    env = {**os.environ, "XDG_CACHE_HOME": cache_in(tmp_path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sasrec_lab.train", *TINY], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
-    )
+def test_an_interruption_as_the_program_starts(start_command, tmp_path):
+    process = start_command(TINY)
     while not (tmp_path / "run" / "run.json").exists():  # from here on torch and Lightning are imported
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -355,8 +347,8 @@ def test_an_interruption_as_the_program_starts(tmp_path):
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
-    done = train_command(*TINY, "trainer=fast", "optimizer.lr=1e30")
+def test_divergence_is_a_failure_and_not_a_number(train_here, tmp_path):
+    done = train_here(*TINY, "trainer=fast", "optimizer.lr=1e30")
     assert done.returncode == 1
     assert re.fullmatch(
         r"error: training diverged in epoch \d: the loss is \w+; lower optimizer.lr=1e\+30 or set"
@@ -371,22 +363,22 @@ def test_divergence_is_a_failure_and_not_a_number(train_command, tmp_path):
 @pytest.mark.parametrize(  # in the midst of the epoch, or by its only step
     "words", [["batch_size=32", "optimizer.lr=1e30"], ["batch_size=1000", "optimizer.lr=1e39"]]
 )
-def test_what_diverges_in_the_only_epoch_is_no_result_either(train_command, tmp_path, words):
-    done = train_command(*TINY, "trainer=fast", "trainer.max_epochs=1", *words)
+def test_what_diverges_in_the_only_epoch_is_no_result_either(train_here, tmp_path, words):
+    done = train_here(*TINY, "trainer=fast", "trainer.max_epochs=1", *words)
     assert done.returncode == 1
     assert done.stderr.startswith("error: training diverged in epoch 0: ")
     assert results(tmp_path / "run")["status"] == "failed"
     assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
-def test_warm_up_clipping_and_string_ids(train_command, tmp_path):
+def test_warm_up_clipping_and_string_ids(train_here, tmp_path):
     rng = np.random.default_rng(0)
     rows = [f"u{u},i{(u + t) % 9 if rng.random() < 0.8 else rng.integers(9)},{t}" for u in range(40) for t in range(8)]
     (tmp_path / "my.csv").write_text("who,what,when\n" + "\n".join([*rows, "u39,new,9"]) + "\n")
     columns = ["dataset=csv", "dataset.path=my.csv", "dataset.user=who", "dataset.item=what", "dataset.time=when"]
     others = ["evaluation.filter_seen=false", "dataset.catalogue=train", "dataset.windows=all", "model.maxlen=3"]
     optimizer = ["trainer.gradient_clip_val=1", "optimizer.warmup_steps=5"]
-    done = train_command(*columns, *others, *optimizer, "model=tiny", "trainer=fast", "hydra.run.dir=r")
+    done = train_here(*columns, *others, *optimizer, "model=tiny", "trainer=fast", "hydra.run.dir=r")
     assert done.returncode == 0, done.stderr
     ranks = np.load(tmp_path / "r" / "ranks.npz")
     assert set(ranks["user"]) == {f"u{u}" for u in range(40)}
@@ -413,11 +405,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_command, tmp_path):
+def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_here, tmp_path):
     content, message = BAD_FILES[kind]
     if content is not None:
         (tmp_path / "my.csv").write_bytes(content)
-    done = train_command("dataset=csv", "dataset.path=my.csv", "hydra.run.dir=run")
+    done = train_here("dataset=csv", "dataset.path=my.csv", "hydra.run.dir=run")
     message = message.format(cache=tmp_path / "cache")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
     written = results(tmp_path / "run")
@@ -432,9 +424,9 @@ def test_a_mistaken_command_line_leaves_nothing_behind(train_command, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # the test's own
 
 
-def test_outputs_that_cannot_be_written(train_command, tmp_path):
+def test_outputs_that_cannot_be_written(train_here, tmp_path):
     (tmp_path / "file").write_text("")
-    done = train_command(*TINY[:-1], "hydra.run.dir=file/run")
+    done = train_here(*TINY[:-1], "hydra.run.dir=file/run")
     assert (done.returncode, done.stderr) == (
         1,
         "error: file/run: the run folder cannot be written: Not a directory; choose another hydra.run.dir\n",
@@ -484,9 +476,9 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, sma
     assert filled == 150_000 or results(small_disk / "run")["status"] == "failed"
 
 
-def test_a_full_disk_is_told_before_the_start(train_command, small_disk):
+def test_a_full_disk_is_told_before_the_start(train_here, small_disk):
     (small_disk / "filler").write_bytes(bytes(290_000))
-    done = train_command(*TINY[:-1], "hydra.run.dir=disk/run")
+    done = train_here(*TINY[:-1], "hydra.run.dir=disk/run")
     assert (done.returncode, done.stderr) == (
         1,
         "error: disk/run: the run folder cannot be written: No space left on device;"
@@ -512,8 +504,8 @@ def test_a_folder_without_permission(tmp_path):
             os.seteuid(0)
 
 
-def test_a_checkpoint_that_is_not_there_is_one_line(train_command, tmp_path):
-    done = train_command(*TINY, "ckpt=nowhere.ckpt")
+def test_a_checkpoint_that_is_not_there_is_one_line(train_here, tmp_path):
+    done = train_here(*TINY, "ckpt=nowhere.ckpt")
     assert done.returncode == 1
     assert done.stderr == (
         "error: ckpt=nowhere.ckpt: there is no such file; give a checkpoint, or last, the only word,"
@@ -544,19 +536,10 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
 
 
 @pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
-def test_two_processes_that_are_interrupted_end_as_one(tmp_path, moment, sent):
+def test_two_processes_that_are_interrupted_end_as_one(start_command, tmp_path, moment, sent):
     """As the second one starts, and in training; the signal goes to both, as Ctrl-C does."""
     devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=400"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sasrec_lab.train", *TINY, *devices, "evaluation.patience=null"],
-        cwd=tmp_path,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=default_sigint,
-    )
+    process = start_command([*TINY, *devices, "evaluation.patience=null"], start_new_session=True)
     next(line for line in process.stdout if line.startswith(moment))
     time.sleep(0.3)
     os.killpg(process.pid, sent)
@@ -567,8 +550,8 @@ def test_two_processes_that_are_interrupted_end_as_one(tmp_path, moment, sent):
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_one_multirun_repeats_a_seeds_numbers(train_command, tmp_path):
-    done = train_command("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
+def test_one_multirun_repeats_a_seeds_numbers(train_here, tmp_path):
+    done = train_here("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
     assert done.returncode == 0, done.stderr
     first, second = (results(folder) for folder in sorted((tmp_path / "sweep").iterdir()) if folder.is_dir())
     assert first["metrics"] == second["metrics"]

@@ -348,7 +348,7 @@ def test_histories_without_times_give_a_warning(here, run, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_the_command_quietly_without_a_file(sent, code, here, run, tmp_path):
+def test_signal_ends_the_command_quietly_without_a_file(sent, code, default_sigint, here, run, tmp_path):
     """A draft shows that writing has begun; with this many users it takes a while."""
     item = Recommender.from_run(run).items.ids[0]
     rows = "\n".join(f"{user},{item},2021-05-11" for user in range(300_000))

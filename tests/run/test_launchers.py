@@ -6,13 +6,9 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fresh_cache import cache_in
-from interruption import default_sigint
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line, load
@@ -78,20 +74,11 @@ def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_c
 @pytest.mark.slow
 @needs("joblib")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, tmp_path, sent):
+def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, start_command, tmp_path, sent):
     """The signal reaches every process, as with Ctrl-C on a terminal or where the machine fails."""
     long = ["seed=0,1", "trainer.max_epochs=30", "evaluation.patience=null"]
     command = ["-m", *LAUNCHERS["joblib"], *TINY, *long]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sasrec_lab.train", *command],
-        cwd=tmp_path,
-        env=os.environ | {"XDG_CACHE_HOME": cache_in(tmp_path), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=default_sigint,
-    )
+    process = start_command(command, start_new_session=True)
     for line in process.stdout:
         if line.startswith("#0   epoch   5"):
             break
