@@ -67,6 +67,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.run.protocol import protocol
         from sasrec_lab.training import checkpoints, tensorboard
         from sasrec_lab.training.lightning_module import SequentialRecommender
+        from sasrec_lab.training.losses import LOSSES
         from sasrec_lab.training.trainer import build_trainer, interruptible
 
         trainer = build_trainer(cfg, folder)
@@ -77,7 +78,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             dataset = cfg.dataset
             holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
             titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
-            data = SequenceData(holdout, cfg)
+            data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         checkpoints.check_items(resumed, holdout.num_items)
@@ -90,7 +91,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         matmul = backend.choose_matmul(device, run.before.get("matmul"))
         run.info |= machine.describe_machine(device, matmul)
         run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        log.info(summary.model_line(cfg, run.info))
+        log.info(summary.model_line(cfg, LOSSES[cfg.loss.name].describe(cfg.loss), run.info))
         if told := summary.kernel_change_warning(run.before, run.info):
             log.warning(told)
 

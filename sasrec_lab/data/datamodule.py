@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches come whole from flat arrays, without Python per user."""
+"""The LightningDataModule: whole batches cut from flat arrays, without a Python loop over users."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,25 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sasrec_lab.config.schema import LossConfig, LossName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import draw_candidates, draw_excluding, draw_shared, training_counts, training_items
+from sasrec_lab.data.negatives import NegativeSampler, draw_candidates
 
-# States (T, D) of users who are ranked at once, 16 MiB: on MovieLens-1M a seventh faster than 4 MiB, with kernels and
-# without; more leaves the cache where torch's functions are at work.
+# Limit on the states (T, D) of users who are ranked together, 16 MiB: smaller batches are slower, with and without
+# compiled kernels, and larger ones leave the cache in the torch code.
 MAX_STATE_ELEMENTS = 2**22
 
 
 class SequenceData(pl.LightningDataModule):
-    """Training windows shuffled anew each epoch; held-out users once, in batches of like lengths."""
+    """Training windows in a new order each epoch, and held-out users once, in batches of similar history lengths.
 
-    def __init__(self, holdout: Holdout, cfg: TrainConfig):
+    `sampler` is the kind of negatives that the loss needs (`LOSSES[name].sampler`); None draws no negatives.
+    """
+
+    def __init__(self, holdout: Holdout, cfg: TrainConfig, sampler: type[NegativeSampler] | None = None):
         super().__init__()
-        self.holdout = holdout
-        self.cfg = cfg
+        self.holdout, self.cfg, self.sampler = holdout, cfg, sampler
         self.candidates: dict[str, np.ndarray] = {}
         if cfg.evaluation.sampled and len(holdout.users):
             for stage in ("val", "test"):
@@ -31,32 +33,41 @@ class SequenceData(pl.LightningDataModule):
                 )
 
     def train_dataloader(self) -> DataLoader:
-        sampler = ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._place())
-        if self.trainer:  # a resumed run takes its first batch before Lightning tells the sampler the epoch
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return DataLoader(TrainingData(self.holdout, self.cfg.loss), batch_size=None, sampler=sampler)
+        """Return the loader of training batches."""
+        order = ShuffledWindows(
+            len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._rank_and_world_size()
+        )
+        if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        negatives = self.sampler(self.holdout, self.cfg.loss.negatives) if self.sampler else None
+        return DataLoader(TrainingData(self.holdout, negatives), batch_size=None, sampler=order)
 
     def val_dataloader(self) -> DataLoader:
+        """Return the loader of validation batches."""
         return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
+        """Return the loader of test batches."""
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, stage: str) -> DataLoader:
+        """Return the loader of the held-out users for "val" or "test"."""
         data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
-        return DataLoader(data, batch_size=None, sampler=data.rows_by_length(users, tokens, *self._place()))
+        return DataLoader(
+            data, batch_size=None, sampler=data.rows_by_length(users, tokens, *self._rank_and_world_size())
+        )
 
-    def _place(self) -> tuple[int, int]:
-        """This process's number and how many there are."""
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        """Return this process's index and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 class ShuffledWindows(Sampler):
-    """Window numbers of one batch after the other, in an order that the seed and the epoch decide.
+    """Yield one batch of window indices, and the seed of its negatives, at a time, in an order set by seed and epoch.
 
-    Of several processes each takes every so-manieth window of a batch `processes` times as large; where the last such
-    batch has fewer windows than there are processes, it is filled up from the epoch's beginning.
+    With several processes, each takes every `processes`-th window of a global batch of `processes * batch_size`; a last
+    batch with fewer windows than processes is padded from the start of the epoch.
     """
 
     def __init__(self, windows: int, batch_size: int, seed: int, process: int, processes: int):
@@ -65,12 +76,15 @@ class ShuffledWindows(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
         return -(-self.windows // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Yield the batches of the current epoch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.windows)
         size = self.batch_size * self.processes
         for step in range(len(self)):
@@ -81,57 +95,47 @@ class ShuffledWindows(Sampler):
 
 
 class TrainingData(Dataset):
-    """Windows -> packed batch, with negatives where the loss wants them."""
+    """Map window indices and a seed to a packed batch, with negatives if there is a sampler."""
 
-    def __init__(self, holdout: Holdout, loss: LossConfig):
-        self.holdout, self.loss = holdout, loss
-        if loss.name is LossName.bce:
-            self.had = training_items(holdout)
-        elif loss.name is LossName.sampled_softmax:
-            # By popularity: ndcg@10 after 14 epochs on ML-1M, 1,024 negatives, .129; uniform .118, full softmax .145.
-            # One count more than there is, so that every item can be drawn.
-            self.cumulative = np.cumsum(training_counts(holdout) + 1)
+    def __init__(self, holdout: Holdout, sampler: NegativeSampler | None = None):
+        self.holdout, self.sampler = holdout, sampler
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> PackedBatch:
+        """Return the batch of (windows, seed)."""
         windows, seed = step
-        rng, count = np.random.default_rng(seed), self.loss.negatives
-        if self.loss.name is LossName.softmax:
-            return training_batch(self.holdout, windows)
-        if self.loss.name is LossName.sampled_softmax:
-            return training_batch(self.holdout, windows, *draw_shared(self.cumulative, count, rng))
-        labels = self.holdout.window_ends[windows] - self.holdout.window_starts[windows] - 1
-        if self.loss.name is LossName.gbce:
-            negatives = rng.integers(1, self.holdout.num_items + 1, size=(labels.sum(), count))  # (tokens, N)
-        else:
-            users = np.repeat(np.repeat(self.holdout.window_users[windows], labels), count)
-            negatives = draw_excluding(users, self.had, rng).reshape(-1, count)
+        negatives = self.sampler.draw(windows, np.random.default_rng(seed)) if self.sampler else None
         return training_batch(self.holdout, windows, negatives)
 
 
 class EvaluationData(Dataset):
-    """Numbers of held-out users -> a batch to rank."""
+    """Map indices of held-out users to a batch to rank."""
 
     def __init__(self, holdout: Holdout, stage: str, maxlen: int, candidates: np.ndarray | None):
         self.holdout, self.stage, self.maxlen, self.candidates = holdout, stage, maxlen, candidates
 
     def __getitem__(self, rows: np.ndarray) -> EvaluationBatch:
+        """Return the batch of the held-out users with these indices."""
         candidates = None if self.candidates is None else self.candidates[rows]
         return evaluation_batch(self.holdout, rows, self.stage, self.maxlen, candidates)
 
     def rows_by_length(self, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
-        """Users of like history lengths together, which packs them best; each process takes its own."""
+        """Return this process's batches of indices, users of similar history lengths together."""
         lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
         order = np.argsort(lengths, kind="stable")[process::processes]
         known = np.minimum(lengths[order], self.maxlen)
         return np.split(order, batch_boundaries(known, users, tokens))
 
 
-def batch_boundaries(tokens: np.ndarray, most: int, most_tokens: int) -> list[int]:
-    """Where to cut users of so many tokens each into batches of at most `most` users and `most_tokens` tokens."""
-    ends, at = np.cumsum(tokens), []
-    begin = 0
-    while begin < len(tokens):
-        before = ends[begin - 1] if begin else 0
-        begin = max(begin + 1, min(begin + most, int(np.searchsorted(ends, before + most_tokens, side="right"))))
-        at.append(begin)
-    return at[:-1]
+def batch_boundaries(tokens: np.ndarray, max_users: int, max_tokens: int) -> list[int]:
+    """Return where to cut users with `tokens` tokens each into batches of at most `max_users` and `max_tokens`.
+
+    A batch has at least one user, whatever the length of the history.
+    """
+    ends, boundaries = np.cumsum(tokens), []
+    start = 0
+    while start < len(tokens):
+        before = ends[start - 1] if start else 0
+        fitting = int(np.searchsorted(ends, before + max_tokens, side="right"))
+        start = max(start + 1, min(start + max_users, fitting))
+        boundaries.append(start)
+    return boundaries[:-1]

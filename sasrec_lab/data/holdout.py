@@ -41,7 +41,7 @@ class Holdout:
         return len(self.item_ids)
 
     @cached_property
-    def repeats(self) -> bool:
+    def has_repeats(self) -> bool:
         """Whether any user has an item more than once, the test's target left out."""
         firsts = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
         return any(self._repeats_among(slice(*users)) for users in pairwise([*firsts, len(self.starts)]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config.dataset import HoldoutMode
-from sasrec_lab.config.schema import LossName, OptimizerName, TrainConfig
+from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.files import display_path
@@ -24,12 +24,13 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
     )
 
 
-def model_line(cfg: TrainConfig, facts: dict[str, Any]) -> str:
-    model = cfg.model
+def model_line(cfg: TrainConfig, loss: str, facts: dict[str, Any]) -> str:
+    model, optimizer = cfg.model, cfg.optimizer.name
+    by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
     hint = f"\n       not at full speed: no kernels ({facts['no_kernels']})" if "no_kernels" in facts else ""
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
-        f" {model.maxlen}, loss {_loss(cfg)}; {facts['parameters']:,} parameters\n"
+        f" {model.maxlen}, loss {loss}{by}; {facts['parameters']:,} parameters\n"
         f"       {facts['device']}, {facts['matmul']}{hint}"
     )
 
@@ -43,15 +44,6 @@ def kernel_change_warning(before: dict[str, Any], now: dict[str, Any]) -> str | 
         f"the run began with kernels that are {before['kernels']} and goes on with {now['kernels']}: numbers differ"
         " from those of a run in one go"
     )
-
-
-def _loss(cfg: TrainConfig) -> str:
-    """With what it draws, and the optimiser where that is not Adam."""
-    name = cfg.loss.name.name
-    if cfg.loss.negatives:
-        what = "batch" if cfg.loss.name is LossName.sampled_softmax else "position"
-        name += f" ({_count(cfg.loss.negatives, 'negative')} a {what})"
-    return name if cfg.optimizer.name is OptimizerName.adam else f"{name} by {cfg.optimizer.name.name}"
 
 
 def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:

@@ -17,7 +17,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
-from sasrec_lab.training.losses import LOSSES, check_negatives
+from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.optimizer import RowwiseAdam, learning_rate_factor
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ class SequentialRecommender(pl.LightningModule):
 
     def __init__(self, num_items: int, cfg: TrainConfig):
         super().__init__()
-        check_negatives(cfg.loss, num_items)
         self.save_hyperparameters({"num_items": num_items, "config": to_plain(cfg)}, logger=False)
-        self.cfg = cfg
+        self.cfg, self.loss = cfg, LOSSES[cfg.loss.name]
+        if self.loss.check:
+            self.loss.check(cfg.loss, num_items)
         self.encoder = Encoder(num_items, cfg.model)
-        self.loss = LOSSES[cfg.loss.name]
         rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanLoss()
@@ -47,7 +47,7 @@ class SequentialRecommender(pl.LightningModule):
         self.test_ranks: dict[str, Tensor] = {}  # per tested user, in the order of user numbers
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
+        loss = self.loss.compute(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
         self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
         return loss
 

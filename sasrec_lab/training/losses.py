@@ -1,84 +1,122 @@
-"""Losses from states, never from logits. T tokens, D dim, V items, N negatives.
+"""Training losses computed from encoder states, without ever storing the full (T, V) logits.
 
-Each takes `(states (T, D), items, batch, cfg)`, where `items` has the vectors (V, D) that states are compared with, and
-gives the mean over the tokens that have a target; the weight of a target's interaction multiplies its loss and does not
-change the number divided by (as RecTools). A sampled loss looks up the batch's rows alone, so with `items.sparse` no
-gradient is made of the others. Gradients come from the forward pass and have none of their own: no gradient penalties.
+A loss compares states (T, D) with item vectors (V, D) and returns the mean over the tokens that have a target. The
+weight of a target's interaction multiplies its term but not the number divided by, as in RecTools. A sampled loss looks
+up only the rows of the batch, so with `items.sparse` the other rows get no gradient. The functions of
+ops/cross_entropy.py compute gradients in the forward pass and cannot be differentiated twice (no gradient penalties).
+T tokens, D dim, V items, N negatives.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.data.negatives import NegativeSampler, SharedSampler, UniformSampler, UnseenSampler
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A loss, the negatives it needs (None: it compares with the whole catalogue), and its rule on the catalogue."""
+
+    compute: Callable[[Tensor, nn.Embedding, PackedBatch, LossConfig], Tensor]
+    sampler: type[NegativeSampler] | None = None
+    check: Callable[[LossConfig, int], None] | None = None  # raises InputError if num_items does not suit the config
+
+    def describe(self, cfg: LossConfig) -> str:
+        """Return the loss's name, with the number of its negatives: `bce (1 negative per position)`."""
+        if self.sampler is None:
+            return cfg.name.name
+        return f"{cfg.name.name} ({cfg.negatives} negative{'s' * (cfg.negatives > 1)} per {self.sampler.per})"
+
+    def compared_items(self, cfg: LossConfig, num_items: int) -> int:
+        """Return how many items each state is compared with."""
+        return num_items if self.sampler is None else 1 + cfg.negatives
+
+
 def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
-    """Cross-entropy over the whole catalogue ("Turning Dross Into Gold Loss", RecTools)."""
-    return linear_cross_entropy(states, items.weight, (batch.targets - 1).clamp(min=0), _shares(batch))
+    """Return -log p(target), with p the softmax over the whole catalogue.
+
+    As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602.
+    """
+    return linear_cross_entropy(states, items.weight, (batch.targets - 1).clamp(min=0), _token_weights(batch))
 
 
 def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
-    """log(exp s(target) + sum of w exp s(negative)) - s(target): cross-entropy with the catalogue's sum estimated.
+    """Return log(exp s(target) + sum of w exp s(negative)) - s(target), an estimate of the full softmax.
 
-    w is how often an item was drawn over how often it was expected (logQ correction: Jean et al. 2015, arXiv 1412.2007,
-    section 3; Yi et al. 2019), and a negative that is the target is left out, as in TensorFlow's sampled_softmax_loss.
-    So the sum's expectation is the full softmax's, and the loss, a logarithm, is on average a little below it. The
-    target is certain to be there, so nothing corrects it (Khrylchenko et al. 2025, arXiv 2507.09331).
+    w is how often an item was drawn over how often that was expected (logQ correction: Jean et al. 2015, arXiv
+    1412.2007, section 3; Yi et al. 2019); a negative that equals the target is excluded, as in TensorFlow's
+    sampled_softmax_loss. The expectation of the sum is then that of the full softmax, and the loss, a logarithm, is on
+    average slightly smaller. The target is always present, so it has no correction (Khrylchenko et al. 2025, arXiv
+    2507.09331).
     """
-    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[0])  # (T,) without one: any of the batch's
-    rows = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
-    places = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
-    hits = torch.where(batch.negatives[places] == targets, places, len(batch.negatives))  # (T,) N where there is none
-    return sampled_cross_entropy(states, rows, hits, batch.log_weights, _shares(batch))
+    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[0])  # (T,) any of the batch's if none
+    vectors = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
+    columns = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
+    is_target = batch.negatives[columns] == targets
+    excluded_columns = torch.where(is_target, columns, len(batch.negatives))  # (T,) N if the target was not drawn
+    return sampled_cross_entropy(states, vectors, excluded_columns, batch.log_weights, _token_weights(batch))
 
 
 def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
-    """-log s(target) - sum of log s(-negative): the paper's eq. (7), as the authors' code normalises it (model.py)."""
-    return _binary(states, items, batch, 1.0)
+    """Return -log sigmoid(s(target)) - sum of log sigmoid(-s(negative)).
+
+    Kang and McAuley 2018, arXiv 1808.09781, eq. (7), normalized as in the authors' code (model.py).
+    """
+    return _binary_cross_entropy(states, items, batch, 1.0)
 
 
 def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
-    """-(beta log s(target) + sum of log s(-negative)) / (N + 1): Petrov and Macdonald 2023, arXiv 2308.07192.
+    """Return -(beta log sigmoid(s(target)) + sum of log sigmoid(-s(negative))) / (N + 1).
 
-    beta = a (t (1 - 1 / a) + 1 / a) with the calibration t and the share of items drawn a = N / (V - 1).
+    Petrov and Macdonald 2023, arXiv 2308.07192: beta = a (t (1 - 1 / a) + 1 / a), with the calibration t and the
+    sampling rate a = N / (V - 1).
     """
-    share = cfg.negatives / max(1, items.num_embeddings - 1)
-    beta = 1 - cfg.calibration * (1 - share)
-    return _binary(states, items, batch, beta) / (cfg.negatives + 1)
+    sampling_rate = cfg.negatives / max(1, items.num_embeddings - 1)
+    beta = 1 - cfg.calibration * (1 - sampling_rate)
+    return _binary_cross_entropy(states, items, batch, beta) / (cfg.negatives + 1)
 
 
-def check_negatives(cfg: LossConfig, num_items: int) -> None:
-    """Raises InputError where gbce's share of items drawn would pass 1, and beta with it."""
-    if cfg.name is LossName.gbce and cfg.negatives > num_items - 1:
+def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
+    """Raise InputError if gbce's sampling rate, and with it beta, would exceed 1."""
+    if cfg.negatives > num_items - 1:
         raise InputError(
-            f"loss.negatives={cfg.negatives}: loss=gbce weighs the target by the share of the {num_items - 1} other"
-            f" items that is drawn; use at most {num_items - 1}"
+            f"loss.negatives={cfg.negatives} must be at most {num_items - 1} with loss=gbce, the number of items other than"
+            " the target; lower it"
         )
 
 
 LOSSES = {
-    LossName.softmax: softmax,
-    LossName.sampled_softmax: sampled_softmax,
-    LossName.bce: bce,
-    LossName.gbce: gbce,
+    LossName.softmax: Loss(softmax),
+    LossName.sampled_softmax: Loss(sampled_softmax, SharedSampler),
+    LossName.bce: Loss(bce, UnseenSampler),
+    LossName.gbce: Loss(gbce, UniformSampler, check_sampling_rate),
 }
 
 
-def _binary(states: Tensor, items: nn.Embedding, batch: PackedBatch, beta: float) -> Tensor:
-    """beta times the target's part, and each negative's, of the mean over targets."""
-    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])  # (T,) without one: any item
-    places, table = torch.cat([targets[:, None], batch.negatives], 1) - 1, items.weight  # (T, 1 + N)
+def _binary_cross_entropy(states: Tensor, items: nn.Embedding, batch: PackedBatch, beta: float) -> Tensor:
+    """Return the mean of -beta log sigmoid(s(target)) - sum of log sigmoid(-s(negative))."""
+    rows, table = _target_and_negatives(batch) - 1, items.weight  # (T, 1 + N)
     if items.sparse:
-        rows, places = torch.unique(places, return_inverse=True)
-        table = items(rows)
-    return linear_binary_cross_entropy(states, table, places, beta, _shares(batch))
+        touched, rows = torch.unique(rows, return_inverse=True)
+        table = items(touched)
+    return linear_binary_cross_entropy(states, table, rows, beta, _token_weights(batch))
 
 
-def _shares(batch: PackedBatch) -> Tensor:
-    """What a token's loss counts in the batch's: its weight over the number of targets, 0 where there is none."""
+def _target_and_negatives(batch: PackedBatch) -> Tensor:
+    """Return each token's target and negatives, shape (T, 1 + N); a token without a target gets a negative instead."""
+    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])
+    return torch.cat([targets[:, None], batch.negatives], 1)
+
+
+def _token_weights(batch: PackedBatch) -> Tensor:
+    """Return each token's weight in the batch loss: its interaction weight / number of targets, 0 if it has no target."""
     has_target = (batch.targets > 0).float()  # (T,)
     weights = has_target if batch.weights is None else has_target * batch.weights
     return weights / has_target.sum().clamp(min=1)

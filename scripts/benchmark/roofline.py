@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from sasrec_lab.config.schema import LossConfig, ModelConfig
+from sasrec_lab.config.schema import ModelConfig
 
 
 def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -> float:
@@ -40,10 +40,6 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
 def token_flops(model: ModelConfig) -> int:
     """Of one block's layers: query, key, value (and output), and the two of the feed-forward."""
     return 2 * model.dim**2 * (4 if model.output_projection else 3) + 4 * model.dim * (model.ff_dim or model.dim)
-
-
-def compared_items(loss: LossConfig, num_items: int) -> int:
-    return num_items if loss.name.name == "softmax" else 1 + loss.negatives
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, dim: int, items: int) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from benchmark.roofline import compared_items, flops_per_position, flops_per_user, matrix_rate, synchronise
+from benchmark.roofline import flops_per_position, flops_per_user, matrix_rate, synchronise
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
@@ -27,6 +27,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
 from sasrec_lab.run import machine
 from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
@@ -58,13 +59,13 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
     trainer = build_trainer(training_cfg, folder)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    model = SequentialRecommender(holdout.num_items, training_cfg)
+    model, loss = SequentialRecommender(holdout.num_items, training_cfg), LOSSES[cfg.loss.name]
     device = trainer.strategy.root_device
     facts = machine.describe_machine(device, backend.choose_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
     backend.keep_freed_memory()
-    trainer.fit(model, SequenceData(holdout, training_cfg))
+    trainer.fit(model, SequenceData(holdout, training_cfg, loss.sampler))
     training_peak = machine.peak_memory_mb()
 
     rates = [product_rate(cfg, device, holdout.num_items)]
@@ -75,7 +76,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
     labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions of each window
     known = (holdout.train_ends - holdout.starts)[ranked.users].clip(max=cfg.model.maxlen)
-    flops = flops_per_position(cfg.model, compared_items(cfg.loss, holdout.num_items), labels)
+    flops = flops_per_position(cfg.model, loss.compared_items(cfg.loss, holdout.num_items), labels)
     positions_per_s = training.positions / training.seconds
     return {
         "positions_per_s": positions_per_s,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack, training_batch
+from sasrec_lab.data.negatives import Negatives
 from sasrec_lab.ops.backend import round_up_size
 
 
@@ -54,7 +55,7 @@ def test_three_sequences_in_one_row_of_tokens():
 def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     holdout = holdout_of([list(range(1, 19)), list(range(1, 7))], maxlen=20, weights=[[2.0] * 18, [3.0] * 6])
     negatives = np.arange(2, 68).reshape(33, 2)
-    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), negatives)  # 15 + 6 * 3 tokens
+    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), Negatives(negatives))  # 15 + 6 * 3 tokens
     assert len(batch.items) == round_up_size(33) == 36
     assert batch.items[33:].tolist() == 3 * batch.items[32:33].tolist()
     assert batch.positions[33:].tolist() == [0, 0, 0]
@@ -187,7 +188,7 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
 
 def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
-    training = training_batch(holdout, np.arange(3), np.ones((5, 2), dtype=int))
+    training = training_batch(holdout, np.arange(3), Negatives(np.ones((5, 2), dtype=int)))
     evaluation = evaluation_batch(holdout, np.arange(2), "test", 3, np.ones((2, 4), dtype=int))
     for batch, count in ((training, 6), (evaluation, 9)):
         moved = tensors(batch.to("meta"))

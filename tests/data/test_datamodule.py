@@ -13,6 +13,8 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
 from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
+from sasrec_lab.data.negatives import UnseenSampler
+from sasrec_lab.training.losses import LOSSES
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))
@@ -21,8 +23,8 @@ HOLDOUT = holdout_of(random_users(0, users=60), maxlen=5)
 
 def data_of(cfg: TrainConfig = CONFIG, process: int = 0, processes: int = 1) -> SequenceData:
     """As process number `process` of several would have it."""
-    data = SequenceData(HOLDOUT, cfg)
-    data._place = lambda: (process, processes)
+    data = SequenceData(HOLDOUT, cfg, LOSSES[cfg.loss.name].sampler)
+    data._rank_and_world_size = lambda: (process, processes)
     return data
 
 
@@ -152,7 +154,7 @@ def record(folder: Path, epochs: int, ckpt: Path | None = None) -> Recorder:
         default_root_dir=folder,
     )
     model = Recorder()
-    trainer.fit(model, SequenceData(HOLDOUT, BCE), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(model, SequenceData(HOLDOUT, BCE, UnseenSampler), ckpt_path=ckpt, weights_only=True)
     return model
 
 

@@ -7,11 +7,14 @@ import torch
 from small_data import holdout_of, random_users
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.config.schema import Draw, LossConfig, LossName
+from sasrec_lab.config.schema import Draw
 from sasrec_lab.data import negatives
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import (
+    SharedSampler,
+    UniformSampler,
+    UnseenSampler,
     UserItems,
     draw_candidates,
     draw_excluding,
@@ -112,7 +115,7 @@ def test_negatives_are_never_among_the_users_training_items(windows, count):
     holdout = holdout_of(random_users(0, users=40), maxlen=3, windows=windows)
     sets = training_sets(holdout)
     windows_of_batch = np.random.default_rng(1).permutation(len(holdout.window_users))
-    batch = TrainingData(holdout, LossConfig(LossName.bce, count, 0.0))[windows_of_batch, [0, 0, 0, 0]]
+    batch = TrainingData(holdout, UnseenSampler(holdout, count))[windows_of_batch, [0, 0, 0, 0]]
     lengths = (holdout.window_ends - holdout.window_starts - 1)[windows_of_batch]
     users = np.repeat(holdout.window_users[windows_of_batch], lengths)
     assert batch.negatives.shape == (len(batch.items), count)
@@ -124,7 +127,7 @@ def test_negatives_are_never_among_the_users_training_items(windows, count):
 
 def test_gbces_negatives_are_uniform_over_all_items():
     holdout = holdout_of(random_users(0, users=40, items=20))
-    batch = TrainingData(holdout, LossConfig(LossName.gbce, 100, 0.75))[np.arange(len(holdout.window_users)), [0] * 4]
+    batch = TrainingData(holdout, UniformSampler(holdout, 100))[np.arange(len(holdout.window_users)), [0] * 4]
     found = Counter(batch.negatives[: int((batch.targets > 0).sum())].flatten().tolist())
     assert sorted(found) == list(range(1, 21))
     expected = sum(found.values()) / 20
@@ -170,7 +173,7 @@ def test_surplus_draws_repeat_the_last_one_with_weight_0(count):
 
 def test_a_batch_shares_its_negatives_and_every_item_can_be_drawn():
     holdout = holdout_of(USERS)
-    data = TrainingData(holdout, LossConfig(LossName.sampled_softmax, 200, 0.0))
+    data = TrainingData(holdout, SharedSampler(holdout, 200))
     batch = data[np.arange(len(holdout.window_users)), [0, 0, 0, 0]]
     assert batch.negatives.tolist()[:8] == [1, 2, 3, 4, 5, 6, 7, 8]  # 4 is in no training window
     assert batch.negatives.shape == batch.log_weights.shape

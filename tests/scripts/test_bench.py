@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import LossConfig, ModelConfig
+from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
 
@@ -125,14 +125,6 @@ def test_flops_of_a_ranked_user(tiny_model):
     # A block below computes everything: 3 * (16 + 16), attention to 1, 2 and 3 items: 6 * 8.
     tiny_model.blocks = 2
     assert flops_per_user(tiny_model, 5, np.array([3])) == 76 + 3 * 32 + 48
-
-
-def test_items_that_a_state_is_compared_with():
-    from benchmark.roofline import compared_items
-
-    loss: LossConfig = load(["loss=softmax"]).loss
-    assert compared_items(loss, 1000) == 1000
-    assert compared_items(load(["loss=bce", "loss.negatives=3"]).loss, 1000) == 4
 
 
 def test_what_is_given_replaces_what_a_job_says():

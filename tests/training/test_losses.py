@@ -15,7 +15,7 @@ from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import cross_entropy
 from sasrec_lab.ops import library as kernels
-from sasrec_lab.training.losses import LOSSES, check_negatives
+from sasrec_lab.training.losses import LOSSES
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 pytestmark = pytest.mark.usefixtures("one_thread", "both_forms")
@@ -56,7 +56,7 @@ def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
 
 def loss_of(name: LossName, states: Tensor, table: Tensor, batch: PackedBatch, calibration: float = 0.0) -> Tensor:
     negatives = 0 if batch.negatives is None or name is LossName.softmax else batch.negatives.shape[-1]
-    return LOSSES[name](states, items_of(table), batch, LossConfig(name, negatives, calibration))
+    return LOSSES[name].compute(states, items_of(table), batch, LossConfig(name, negatives, calibration))
 
 
 def softmax(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
@@ -451,8 +451,8 @@ def test_a_sampled_loss_touches_the_batchs_rows_alone(name):
     draws = [d.clamp(max=7) if d.dtype is torch.long else d for d in draws_for(name, TOKENS)]
     batch = batch_of(targets, None, *draws)
     cfg = LossConfig(name, draws[0].shape[-1], 0.0)
-    (sparse,) = gradients(LOSSES[name](states, items_of(table, sparse=True), batch, cfg), table)
-    (dense,) = gradients(LOSSES[name](states, items_of(table), batch, cfg), table)
+    (sparse,) = gradients(LOSSES[name].compute(states, items_of(table, sparse=True), batch, cfg), table)
+    (dense,) = gradients(LOSSES[name].compute(states, items_of(table), batch, cfg), table)
     torch.testing.assert_close(sparse.to_dense(), dense)
     touched = {*targets.tolist(), *draws[0].flatten().tolist()} - {0}
     assert {row + 1 for row in sparse.coalesce().indices()[0].tolist()} == touched
@@ -488,7 +488,7 @@ def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_c
     weights = 3 * torch.rand(TOKENS) if weighted else None
     calibration = 0.75 if name is LossName.gbce else 0.0
     cfg = LossConfig(name, 3, calibration)
-    loss = LOSSES[name](states, items_of(table, sparse), batch_of(targets, weights, drawn), cfg)
+    loss = LOSSES[name].compute(states, items_of(table, sparse), batch_of(targets, weights, drawn), cfg)
     beta, divisor = (1 - 0.75 * (1 - 3 / (ITEMS - 1)), 4) if name is LossName.gbce else (1.0, 1)
     expected = plain_binary(states, table, targets, drawn, beta, weights) / divisor
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -601,19 +601,33 @@ def test_gbce_against_the_papers_formula(calibration, weighted):
 
 def test_gbce_has_no_more_negatives_than_there_are_other_items():
     cfg = LossConfig(LossName.gbce, 4, 0.75)
-    check_negatives(cfg, num_items=5)
+    LOSSES[cfg.name].check(cfg, 5)
     with pytest.raises(InputError) as refused:
-        check_negatives(cfg, num_items=4)
+        LOSSES[cfg.name].check(cfg, 4)
     assert str(refused.value) == (
-        "loss.negatives=4: loss=gbce weighs the target by the share of the 3 other items that is drawn; use at most 3"
+        "loss.negatives=4 must be at most 3 with loss=gbce, the number of items other than the target; lower it"
     )
-    check_negatives(LossConfig(LossName.bce, 4, 0.0), num_items=4)
+    assert LOSSES[LossName.bce].check is None
 
 
 def test_gbce_without_calibration_is_bce():
     states, table, targets = example(0)
     batch = batch_of(targets, None, torch.randint(1, ITEMS + 1, (TOKENS, 3)))
     torch.testing.assert_close(loss_of(LossName.gbce, states, table, batch) * 4, bce(states, table, batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "negatives", "described", "compared"),
+    [
+        (LossName.softmax, 0, "softmax", 1000),
+        (LossName.bce, 1, "bce (1 negative per position)", 2),
+        (LossName.sampled_softmax, 7, "sampled_softmax (7 negatives per batch)", 8),
+    ],
+)
+def test_a_loss_describes_what_it_compares(name, negatives, described, compared):
+    cfg = LossConfig(name, negatives, 0.0)
+    assert LOSSES[name].describe(cfg) == described
+    assert LOSSES[name].compared_items(cfg, 1000) == compared
 
 
 def test_every_loss_has_its_function():

@@ -168,7 +168,7 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
         default_root_dir=folder,
         **flags,
     )
-    trainer.fit(model, SequenceData(HOLDOUT, cfg), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(model, SequenceData(HOLDOUT, cfg, model.loss.sampler), ckpt_path=ckpt, weights_only=True)
     return model
 
 
@@ -177,7 +177,7 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
 def test_no_gradient_holds_more_than_the_batchs_rows(loss, share_items):
     cfg = config(*loss, f"model.share_items={share_items}")
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg, model.loss.sampler).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
     model.training_step(batch, 0).backward()
     inputs, compared = set(batch.items.tolist()), {*batch.targets.tolist(), *batch.negatives.flatten().tolist()} - {0}
     tables = {
@@ -203,7 +203,7 @@ def test_it_trains_with_accumulation_and_averaging(tmp_path):
     cfg = config(*LOSSES[0])
     model = fit(cfg, tmp_path, 8, accumulate_grad_batches=2, callbacks=[EMAWeightAveraging(decay=0.9)])
     start = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[list(range(40)), [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg, model.loss.sampler).train_dataloader().dataset[list(range(40)), [0, 0, 0, 0]]
     losses = []
     for each in (start, model):
         each.encoder.eval()
