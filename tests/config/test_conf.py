@@ -112,7 +112,7 @@ MISTAKES = {
     "model=sasrecc": (
         f"model=sasrecc does not exist; did you mean sasrec?; model is one of: {', '.join(names_in('model'))}"
     ),
-    "loss=bpr": "loss=bpr does not exist; loss is one of: bce, gbce, sampled_softmax, softmax",
+    "loss=hinge": f"loss=hinge does not exist; loss is one of: {', '.join(names_in('loss'))}",
     "loss.negatives=5": (
         "loss.negatives=5: loss=softmax ranks every item and draws none; use 0, or loss=sampled_softmax"
     ),
@@ -372,7 +372,7 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
         [sys.executable, "-c", code + "\n"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 0
-    for word in ("dataset: bert4rec_beauty, csv,", "loss: bce, gbce,", "python -m sasrec_lab.train", "blocks: 2"):
+    for word in ("dataset: bert4rec_beauty, csv,", "loss: bce,", "python -m sasrec_lab.train", "blocks: 2"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
 
