@@ -1,31 +1,31 @@
-"""How fast training, ranking and loading are on this machine, and how near to the arithmetic.
+"""Measure training, ranking and loading on this machine, and how close training is to the arithmetic roofline.
 
-python scripts/bench.py                                                     every job, some minutes
-python scripts/bench.py --jobs a,c --json bench.json                        some of them, also as JSON
-python scripts/bench.py --jobs a trainer=gpu trainer.precision=bf16-mixed   any key of conf/ behind them
+python scripts/bench.py                                                        every job, some minutes
+python scripts/bench.py --jobs ml1m,kion-like --json bench.json                some of them, also as JSON
+python scripts/bench.py --jobs ml1m trainer=gpu trainer.precision=bf16-mixed   with any key of conf/
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmark.jobs import FOLDER, JOBS, LOADING, Job, job_overrides, made_up_folder
+from benchmark.jobs import FOLDER, JOBS, LETTERS, LOADING, Job, generated_folder, job_overrides
+from benchmark.results import write_results
 from benchmark.subprocesses import JobFailed, run_module
 
-COLUMNS = "{:<14}{:>13}{:>10}{:>11}{:>10}{:>13}{:>10}{:>10}{:>10}"
+COLUMNS = "{:<12}{:>13}{:>10}{:>11}{:>10}{:>16}{:>13}{:>10}{:>10}"
+SMALL_HELP = "smoke test on 1/100 of the generated data"
+OVERRIDES_HELP = "overrides, as for python -m sasrec_lab.train"
 
 
 def main() -> None:
+    """Measure the jobs, one row each."""
     args = parse_args()
-    print(
-        COLUMNS.format(
-            "job", "positions/s", "epoch s", "users/s", "peak MB", "floor pos/s", "of floor", "lists/s", "peak MB"
-        )
-    )
+    headings = ("job", "positions/s", "epoch s", "users/s", "peak MB", "roofline pos/s", "of roofline", "lists/s")
+    print(COLUMNS.format(*headings, "peak MB"))
     results, failed = [], False
     for job in args.jobs:
         try:
@@ -33,75 +33,86 @@ def main() -> None:
             print(row(results[-1]), flush=True)
         except JobFailed as error:
             failed = True
-            print(f"{job.letter} {job.name} could not run: {error}", flush=True)
+            print(f"{job.name} failed: {error}", flush=True)
     if args.json:
-        write_json(args.json, results)
+        write_results(args.json, results)
     sys.exit(1 if failed else 0)
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="jobs:\n" + "\n".join(f"  {job.letter}  {job.name:<10}{job.about}" for job in JOBS.values()),
+        epilog="jobs:\n" + "\n".join(f"  {job.name:<10} {job.about}" for job in JOBS.values()),
     )
-    parser.add_argument("--jobs", type=choice_of(JOBS), default=list(JOBS.values()), metavar="a,c", help="which (all)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="training steps that are timed (as the job says)")
-    parser.add_argument("--small", action="store_true", help="a hundredth of the made-up data: does everything run?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of python -m sasrec_lab.train")
+    jobs = choice_of(JOBS, LETTERS)
+    parser.add_argument(
+        "--jobs", type=jobs, default=list(JOBS.values()), metavar="NAMES", help="jobs to run (default: all)"
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="training steps to time (default: the job's)")
+    parser.add_argument("--small", action="store_true", help=SMALL_HELP)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     return parser.parse_intermixed_args()
 
 
-def choice_of(options: dict[str, Any]) -> Callable[[str], list[Any]]:
-    """What an argument like `a,c` names."""
+def choice_of(options: dict[str, Any], aliases: dict[str, Any] | None = None) -> Callable[[str], list[Any]]:
+    """Return a parser of an argument such as `ml1m,sparse` into the options that it names."""
+    accepted = options | (aliases or {})
 
     def chosen(text: str) -> list[Any]:
         for word in text.split(","):
-            if word not in options:
-                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(options)}")
-        return [options[word] for word in text.split(",")]
+            if word not in accepted:
+                raise argparse.ArgumentTypeError(f"{word!r} must be one of {', '.join(options)}")
+        return [accepted[word] for word in text.split(",")]
 
     return chosen
 
 
 def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
 
 
 def run_job(job: Job, given: list[str], *, steps: int | None, small: bool) -> dict[str, Any]:
-    """Each part in a process of its own, so that neither making nor loading the data counts in training's memory.
+    """Run each part in a process of its own, so that generating and loading the data does not count as training memory.
 
     Raises:
-        JobFailed: the data are missing, a key is wrong, memory was short ...; the message is one line.
+        JobFailed: data are missing, a key is wrong, memory was short ...; the message is one line.
     """
-    folder = made_up_folder(small)
-    overrides = job_overrides(job, given, folder)
-    if job.made_up:
-        run_module("benchmark.generated_data", job.made_up, str(folder), *(["--small"] if small else []))
+    overrides = job_overrides(job, given, generated_folder(small))
+    generate(job, small)
     if job is LOADING:
         return load_cold_and_cached(job, overrides)
     run_module("benchmark.loading", *overrides)  # so that the arrays are in the cache
     options = ["--steps", str(steps or job.steps), "--ranked-users", str(job.ranked_users)]
     trained = run_module("benchmark.training", *options, *overrides)
-    return {"job": job.letter, "name": job.name} | trained | recommend(job, overrides)
+    return {"job": job.name} | trained | recommend(job, overrides)
+
+
+def generate(job: Job, small: bool) -> None:
+    """Write the generated file that a job reads, if it reads one."""
+    if job.generated:
+        folder = str(generated_folder(small))
+        run_module("benchmark.generated_data", job.generated, folder, *(["--small"] if small else []))
 
 
 def recommend(job: Job, overrides: list[str]) -> dict[str, Any]:
+    """Time the making of top-10 lists."""
     return run_module("benchmark.recommending", "--users", str(job.ranked_users), *overrides)
 
 
 def load_cold_and_cached(job: Job, overrides: list[str]) -> dict[str, Any]:
-    """With a cache of its own that begins empty, whichever data set is given; the user's stays as it is."""
+    """Time loading with an empty cache and a full one, in a temporary folder: the user's cache stays unchanged."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as cache:
         cold = run_module("benchmark.loading", "--cache", cache, *overrides)
         cached = run_module("benchmark.loading", "--cache", cache, *overrides)
-    nothing = dict.fromkeys(("positions_per_s", "users_per_s", "floor_positions_per_s", "fraction_of_floor"))
+    nothing = dict.fromkeys(("positions_per_s", "users_per_s", "roofline_positions_per_s", "fraction_of_roofline"))
     return {
-        "job": job.letter,
-        "name": job.name,
+        "job": job.name,
         **nothing,
         **cold,
         "rows_per_s": cold["rows"] / cold["seconds"],
@@ -111,30 +122,23 @@ def load_cold_and_cached(job: Job, overrides: list[str]) -> dict[str, Any]:
 
 
 def row(result: dict[str, Any]) -> str:
-    name = f"{result['job']} {result['name']}"
+    """Format a result as a row of the printed table."""
     if result["positions_per_s"] is None:
         return (
-            f"{name:<14} {result['rows']:,} rows in {result['seconds']:.2f} s ({result['rows_per_s']:,.0f} rows/s),"
-            f" {result['peak_rss_mb']:,} MB; from the cache {result['cached_seconds']:.3f} s"
+            f"{result['job']:<12} {result['rows']:,} rows in {result['seconds']:.2f} s"
+            f" ({result['rows_per_s']:,.0f} rows/s), {result['peak_rss_mb']:,} MB; from the cache {result['cached_seconds']:.3f} s"
         )
     return COLUMNS.format(
-        name,
+        result["job"],
         f"{result['positions_per_s']:,.0f}",
         f"{result['epoch_seconds']:,.1f}",
         f"{result['users_per_s']:,.0f}",
         f"{result['peak_rss_mb']:,}",
-        f"{result['floor_positions_per_s']:,.0f}",
-        f"{result['fraction_of_floor']:.2f}",
+        f"{result['roofline_positions_per_s']:,.0f}",
+        f"{result['fraction_of_roofline']:.2f}",
         f"{result['lists_per_s']:,.0f}",
         f"{result['lists_peak_rss_mb']:,}",
     )
-
-
-def write_json(file: Path, results: list[dict[str, Any]]) -> None:
-    try:
-        file.write_text(json.dumps(results, indent=2) + "\n")
-    except OSError as error:
-        sys.exit(f"error: --json {file} cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is measured and how; bench.py and bench_peers.py run these modules, each in a process of its own."""
+"""Parts of bench.py and bench_peers.py, most of which run in a process of their own."""

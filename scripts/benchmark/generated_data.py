@@ -1,6 +1,7 @@
-"""Files of made-up interactions: python -m benchmark.generated_data kion_like <folder>. The same each time; kept once made.
+"""Generate files of interactions, the same each time: python -m benchmark.generated_data kion_like <folder>
 
-Popularity is Zipf's and lengths are lognormal. There is no order in them to be learned: they serve speed only.
+A file that exists is kept. Popularity follows Zipf's law and lengths are lognormal. There is no order to learn, since
+these files only serve to measure speed.
 """
 
 import argparse
@@ -12,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-SMALL = 100  # so many times fewer users, items and rows
+SMALL = 100  # --small divides users, items and rows by this
 FIRST_DAY, DAYS = np.datetime64("2021-03-13"), 163  # KION's
 
 
 def main() -> None:
+    """Write the file if it is missing, and print its path as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=FILES)
     parser.add_argument("folder", type=Path)
@@ -32,16 +34,17 @@ def main() -> None:
 
 
 def kion_like(fewer: int) -> pa.Table:
-    """Six training interactions a user in the mean, and the two held out."""
+    """Return six training interactions per user on average, and the two held out."""
     return histories(users=300_000 // fewer, items=15_700 // fewer, mean=6)
 
 
 def million(fewer: int) -> pa.Table:
+    """Return a million items, 18 training interactions per user on average, and the two held out."""
     return histories(users=200_000 // fewer, items=1_000_000 // fewer, mean=18)
 
 
 def kion(fewer: int) -> pa.Table:
-    """KION's columns, 962,000 users and 5.9 million rows in no order."""
+    """Return KION's columns with 962,000 users and 5.9 million rows in no order."""
     random = np.random.default_rng(0)
     users, rows = 962_000 // fewer, 5_900_000 // fewer
     activity = np.cumsum(random.lognormal(sigma=1.0, size=users))
@@ -63,17 +66,17 @@ FILES: dict[str, Callable[[int], pa.Table]] = {"kion_like": kion_like, "million"
 
 
 def histories(users: int, items: int, mean: float) -> pa.Table:
-    """Each user's rows in time order: two or more interactions to train on, lognormal with this mean, and two more."""
+    """Return each user's rows in time order: at least two to train on, lognormal with this mean, and two more."""
     random = np.random.default_rng(0)
     lengths = 2 + np.maximum(2, np.rint(random.lognormal(np.log(mean) - 0.5, 1.0, users))).astype(int)
     return pa.table({"user_id": np.repeat(np.arange(users), lengths), "item_id": popular(random, items, lengths.sum())})
 
 
 def popular(random: np.random.Generator, items: int, rows: int) -> np.ndarray:
-    """Items by Zipf's law, each of them once at least."""
+    """Return items drawn by Zipf's law, each of them at least once."""
     popularity = np.cumsum(1 / np.arange(1, items + 1))
     drawn = np.searchsorted(popularity, random.uniform(0, popularity[-1], rows - items))
-    ids = random.permutation(items) + 1  # the popular ones are not neighbours
+    ids = random.permutation(items) + 1  # so that popular items are not adjacent
     return ids[random.permutation(np.concatenate([np.arange(items), drawn]))]
 
 

@@ -1,6 +1,6 @@
-"""Time from a file, or from the cache, to arrays: python -m benchmark.loading [--cache FOLDER] dataset=kion ...
+"""Time loading from a file, or from the cache, to arrays: python -m benchmark.loading [--cache FOLDER] dataset=kion ...
 
-With --cache the cache is in that folder and not in the data root, whose own stays as it is.
+With --cache the cache is in that folder, and the data root's own stays unchanged.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from sasrec_lab.errors import InputError
 
 
 def main() -> None:
+    """Print rows, seconds and peak memory as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cache", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -36,11 +37,11 @@ def main() -> None:
 
 
 def root_of_links(folder: Path, dataset: DatasetConfig, data_dir: str | None) -> Path:
-    """The folder as a data root that has the data set's file, as a link, and so a cache of its own."""
+    """Return the folder as a data root that links to the data set's file, and so has a cache of its own."""
     if dataset.format is not Format.synthetic:
         root = Path(os.path.abspath(source.data_root(data_dir)))
         file = Path(os.path.abspath(source.find(dataset, root)))
-        if file.is_relative_to(root):  # else it is the user's own, which is found from any root
+        if file.is_relative_to(root):  # a file outside the root is found from any root
             link = folder / file.relative_to(root)
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():

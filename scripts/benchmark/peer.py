@@ -1,4 +1,4 @@
-"""Other libraries: which versions, in which environment, and the file of peers/ that runs them there."""
+"""Other libraries: their versions, their environments, and the files of peers/ that run them."""
 
 import json
 import os
@@ -15,30 +15,36 @@ from benchmark.subprocesses import SCRIPTS, JobFailed, run
 
 @dataclass(frozen=True)
 class Peer:
+    """Another library and the script that measures it."""
+
     name: str
     script: str
     pins: tuple[str, ...]
-    loads: bool  # whether it is measured on job e
+    has_loading: bool  # whether the job `loading` measures it
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Raises JobFailed."""
+        """Run the script on a task and return what it prints.
+
+        Raises:
+            JobFailed: the environment could not be created, or the script failed.
+        """
         python = self.environment()
         return run([str(python), str(SCRIPTS / "peers" / self.script), json.dumps(task)], {"PYTHONPATH": ""})
 
     def environment(self) -> Path:
-        """Its Python; made on first use, which downloads some hundred MB (several GB where PyTorch's is for CUDA)."""
+        """Return the environment's Python; the first use creates it and downloads some 100 MB (several GB for CUDA)."""
         folder = FOLDER / "venvs" / self.name
         python = folder / "bin" / "python"
         complete = folder / "complete"
         if not complete.is_file() or complete.read_text() != "\n".join(self.pins):
-            print(f"making {folder} with {', '.join(self.pins)}", file=sys.stderr, flush=True)
+            print(f"creating {folder} with {', '.join(self.pins)}", file=sys.stderr, flush=True)
             if not python.is_file():
                 venv.create(folder, with_pip=True)
             install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *self.pins]
             done = subprocess.run(install, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
             if done.returncode:
-                said = done.stderr.strip().splitlines() or ["pip said nothing"]
-                raise JobFailed(f"{folder} could not be made: {said[-1].removeprefix('ERROR: ')}")
+                printed = done.stderr.strip().splitlines() or ["no message from pip"]
+                raise JobFailed(f"{folder} could not be created: {printed[-1].removeprefix('ERROR: ')}")
             complete.write_text("\n".join(self.pins))
         return python
 
@@ -56,13 +62,13 @@ PEERS = {
                 "pytorch-lightning==2.5.2",
                 "torch==2.13.0",
             ),
-            loads=True,
+            has_loading=True,
         ),
         Peer(
             name="replay",
             script="replay_job.py",
             pins=("replay-rec[torch]==0.22.0", "lightning==2.6.6", "torch==2.13.0"),
-            loads=False,
+            has_loading=False,
         ),
     )
 }

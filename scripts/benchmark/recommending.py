@@ -1,6 +1,6 @@
 """Time the ten best unseen items of each user, by an untrained model: python -m benchmark.recommending --users 99 ...
 
-In a process of its own, so that training's memory does not count.
+It runs in a process of its own, so that the memory of training does not count.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from sasrec_lab.run import machine
 
 
 def main() -> None:
+    """Print lists per second and peak memory as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("overrides", nargs="*")
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def untrained(overrides: list[str]) -> Recommender:
-    """A recommender as one from a run, with the weights that training begins with."""
+    """Return a recommender like one from a run, with the initial weights of training."""
     cfg = load(overrides)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)

@@ -1,7 +1,7 @@
-"""The floor: the least arithmetic that the model needs, at the rate at which this machine multiplies matrices.
+"""The roofline: the arithmetic that the model needs at least, at the rate at which this machine multiplies matrices.
 
-Counted are the matrix products on positions that are there, a multiplication and an addition each: no pad, attention
-to the past only, and nothing for norms, dropout or softmax. D dim, F width of the feed-forward, V items.
+It counts the matrix products on existing positions, a multiplication and an addition each: no padding, attention to
+the past only, and nothing for norms, dropout or softmax.
 """
 
 import time
@@ -13,21 +13,20 @@ from sasrec_lab.config.schema import ModelConfig
 
 
 def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -> float:
-    """Of a training step, a mean over the useful positions of sequences with so many; backward is twice forward.
+    """Return the FLOPs of a training step per useful position of sequences with these lengths.
 
-    `compared` is how many items a state is compared with.
+    The backward pass takes twice the forward pass. `compared` is the number of items that a state is compared with.
     """
-    attended = np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths)  # mean over positions of those up to each
+    attended = np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths)  # positions up to each one, on average
     block = token_flops(model) + 4 * model.dim * attended  # scores, and the values weighted by them
     return 3 * (model.blocks * block + 2 * model.dim * compared)
 
 
 def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float:
-    """Of ranking all items for a user, a mean over users with so many known items.
+    """Return the FLOPs of ranking all items per user, for users with these numbers of known items.
 
-    Of the last block only the newest position is needed, its keys' and values' matrices applied to query and result.
-    Matrices that follow each other without anything between are one: with one head the query's and the key's, and the
-    value's and the output's.
+    The last block is needed for the newest position only; there, the matrices of keys and values are applied to the
+    query and the result. Adjacent matrices count as one: with one head those of query and key, and of value and output.
     """
     one = (1 + model.output_projection) * 2 * model.dim**2 if model.heads == 1 else 0
     token = token_flops(model) - one
@@ -38,14 +37,14 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
 
 
 def token_flops(model: ModelConfig) -> int:
-    """Of one block's layers: query, key, value (and output), and the two of the feed-forward."""
+    """Return the FLOPs per token of one block's layers: query, key, value (and output), two feed-forward."""
     return 2 * model.dim**2 * (4 if model.output_projection else 3) + 4 * model.dim * (model.ff_dim or model.dim)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, dim: int, items: int) -> float:
-    """FLOP/s of the fastest of a large square product and the output layer's three.
+    """Return the FLOP/s of the fastest among a large square product and the three of the output layer.
 
-    float32 runs on the backend that machine.py has chosen, the fastest one that is exact.
+    float32 runs on the backend that ops/backend.py has chosen, the fastest exact one.
     """
     size, rows, columns = (8192, 8192, min(items, 16384)) if device.type == "cuda" else (2048, 512, min(items, 8192))
     square = torch.randn(size, size, device=device, dtype=dtype)
@@ -57,18 +56,19 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, dim: int, items: int) 
 
 
 def best_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the shortest of ten times of a matrix product."""
     out = a @ b
     times = []
     for _ in range(10):
-        synchronise(a.device)
+        synchronize(a.device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        synchronise(a.device)
+        synchronize(a.device)
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU, which works behind the program's back."""
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU, which works asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
 """Run one part of a benchmark in a process of its own.
 
-Linux counts the memory that a process had before it became another program in its peak, so whoever calls this should
-hold little: the commands import neither torch nor NumPy.
+Linux counts the memory that a process had before it became another program toward its peak, so callers should use
+little: the commands import neither torch nor NumPy.
 """
 
 import json
@@ -15,23 +15,28 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 
 
 class JobFailed(Exception):
-    """The reason, in one line."""
+    """A part of a benchmark failed; the message is the reason, in one line."""
 
 
 def run_module(module: str, *args: str) -> dict[str, Any]:
-    """The JSON that `python -m module args` prints in its last line.
+    """Return the JSON that `python -m module args` prints as its last line.
 
     Raises:
-        JobFailed: it ended otherwise.
+        JobFailed: the process failed.
     """
-    paths = [SCRIPTS.parent, SCRIPTS]  # this clone's package, whichever is installed
+    paths = [SCRIPTS.parent, SCRIPTS]  # the package of this clone, even if another one is installed
     return run([sys.executable, "-m", module, *args], {"PYTHONPATH": os.pathsep.join(map(str, paths))})
 
 
 def run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON that a command prints as its last line.
+
+    Raises:
+        JobFailed: the process failed.
+    """
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        signal = f"killed by signal {-done.returncode} (memory short?); " if done.returncode < 0 else ""
-        raise JobFailed(signal + said[-1].removeprefix("error: "))
+        printed = done.stderr.strip().splitlines() or ["no error message"]
+        signal = f"killed by signal {-done.returncode} (out of memory?); " if done.returncode < 0 else ""
+        raise JobFailed(signal + printed[-1].removeprefix("error: "))
     return json.loads(done.stdout.splitlines()[-1])

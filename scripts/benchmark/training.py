@@ -1,6 +1,6 @@
 """Train and rank one configuration as the train command does, and time it: python -m benchmark.training --steps 100 ...
 
-Steady state only: the clock starts after some steps. The time between two steps, for the next batch, is in it.
+Only the steady state counts: the clock starts after some steps. It includes the time between steps, for the next batch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from benchmark.roofline import flops_per_position, flops_per_user, matrix_rate, synchronise
+from benchmark.roofline import flops_per_position, flops_per_user, matrix_rate, synchronize
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
@@ -34,6 +34,7 @@ WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
 
 
 def main() -> None:
+    """Print speed, roofline and memory as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--ranked-users", type=int, required=True)
@@ -49,6 +50,7 @@ def main() -> None:
 
 
 def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -> dict[str, Any]:
+    """Train, then rank; return speeds, peak memory and the roofline."""
     warm_up = min(WARM_UP, steps)
     overrides = [*overrides, "trainer.enable_progress_bar=false"]
     limits = ["trainer.max_epochs=-1", f"trainer.max_steps={warm_up + steps}", "trainer.limit_val_batches=0"]
@@ -61,7 +63,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model, loss = SequentialRecommender(holdout.num_items, training_cfg), LOSSES[cfg.loss.name]
     device = trainer.strategy.root_device
-    facts = machine.describe_machine(device, backend.choose_matmul(device))
+    info = machine.describe_machine(device, backend.choose_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
     backend.keep_freed_memory()
@@ -72,9 +74,9 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     ranked = first_users(holdout, ranked_users)
     ranking_seconds = [rank(model, ranked, cfg, folder) for _ in range(2)][1]  # the first one warms up
     ranking_peak = machine.peak_memory_mb()
-    rates.append(product_rate(cfg, device, holdout.num_items))  # before and after: other work comes and goes
+    rates.append(product_rate(cfg, device, holdout.num_items))  # measured twice, because other work comes and goes
 
-    labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions of each window
+    labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions per window
     known = (holdout.train_ends - holdout.starts)[ranked.users].clip(max=cfg.model.maxlen)
     flops = flops_per_position(cfg.model, loss.compared_items(cfg.loss, holdout.num_items), labels)
     positions_per_s = training.positions / training.seconds
@@ -82,9 +84,9 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "positions_per_s": positions_per_s,
         "users_per_s": len(ranked.users) / ranking_seconds,
         "peak_rss_mb": training_peak["rss"],
-        "floor_positions_per_s": max(rates) / flops,
-        "fraction_of_floor": positions_per_s * flops / max(rates),
-        "floor_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, known),
+        "roofline_positions_per_s": max(rates) / flops,
+        "fraction_of_roofline": positions_per_s * flops / max(rates),
+        "roofline_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, known),
         "ranking_peak_rss_mb": ranking_peak["rss"],
         "peak_cuda_mb": training_peak.get("cuda"),
         "flops_per_position": flops,
@@ -96,8 +98,9 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "ranked_users": len(ranked.users),
         "users": len(holdout.starts),
         "items": holdout.num_items,
-        "device": facts["device"],
-        "matmul": facts["matmul"],
+        "device": info["device"],
+        "matmul": info["matmul"],
+        "kernels": info["kernels"],
         "precision": cfg.trainer["precision"],
         "torch": torch.__version__,
         "overrides": overrides,
@@ -105,7 +108,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
 
 class TrainingTime(pl.Callback):
-    """Seconds and useful positions of the steps after the first `warm_up`."""
+    """Count seconds and useful positions of the steps after the first `warm_up`."""
 
     def __init__(self, warm_up: int):
         self.warm_up = warm_up
@@ -118,28 +121,28 @@ class TrainingTime(pl.Callback):
         if trainer.global_step > self.warm_up:
             self.positions += (batch.targets > 0).sum()
         if trainer.global_step == self.warm_up:
-            synchronise(module.device)
+            synchronize(module.device)
             self.start = time.perf_counter()
         if trainer.global_step == trainer.max_steps:
-            synchronise(module.device)
+            synchronize(module.device)
             self.seconds = time.perf_counter() - self.start
             self.positions = int(self.positions)
 
 
 class RankingTime(pl.Callback):
-    """Seconds of a pass over the users, from the first batch to the metrics."""
+    """Time a pass over the users, from the first batch to the metrics."""
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        synchronise(module.device)
+        synchronize(module.device)
         self.start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        synchronise(module.device)
+        synchronize(module.device)
         self.seconds = time.perf_counter() - self.start
 
 
 def rank(model: SequentialRecommender, holdout: Holdout, cfg: TrainConfig, folder: Path) -> float:
-    """Seconds to encode the users of the holdout, rank the whole catalogue for each, and compute the metrics."""
+    """Return the seconds to encode the users of the holdout, rank the whole catalogue for each, and compute metrics."""
     trainer = build_trainer(cfg, folder)
     ranking = RankingTime()
     trainer.callbacks.append(ranking)
@@ -148,7 +151,7 @@ def rank(model: SequentialRecommender, holdout: Holdout, cfg: TrainConfig, folde
 
 
 def first_users(holdout: Holdout, count: int) -> Holdout:
-    """With only so many of the users to rank, long and short histories among them as among all."""
+    """Return the holdout with its first `count` users to rank; their histories are as long as those of all users."""
     return replace(
         holdout,
         users=holdout.users[:count],
@@ -158,6 +161,7 @@ def first_users(holdout: Holdout, count: int) -> Holdout:
 
 
 def product_rate(cfg: TrainConfig, device: torch.device, items: int) -> float:
+    """Return the machine's rate of matrix products in the precision that is trained in."""
     precision = str(cfg.trainer["precision"])
     half = torch.bfloat16 if "bf16" in precision else torch.float16
     return matrix_rate(device, half if "16" in precision else torch.float32, cfg.model.dim, items)

@@ -1,6 +1,6 @@
 """Write the sequences that a configuration trains on, for peers: python -m benchmark.windows FILE.npz overrides...
 
-`items[offsets[w]:offsets[w + 1]]` is one training window, up to maxlen + 1 of the items 1..num_items.
+`items[offsets[w]:offsets[w + 1]]` is one training window of at most maxlen + 1 items, numbered from 1.
 """
 
 import json
@@ -16,6 +16,7 @@ from sasrec_lab.errors import InputError
 
 
 def main() -> None:
+    """Write the file and print sizes and settings as JSON."""
     file = Path(sys.argv[1])
     try:
         cfg = load(sys.argv[2:])

@@ -1,0 +1,27 @@
+"""Write measured rows with their stamp, as in docs/results/."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmark.subprocesses import run_module
+
+
+def mean_and_std(values: list[float]) -> dict[str, Any]:
+    """Return mean, sample standard deviation (None for a single value) and n."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
+
+
+def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON with date, commit, machine, threads, versions and the command that measured them."""
+    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    stamp = run_module("benchmark.stamp") | {"command": command, "note": None}
+    lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in rows)
+    head = json.dumps(stamp, indent=2, ensure_ascii=False).removesuffix("\n}")
+    try:
+        file.write_text(f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
+    except OSError as error:
+        sys.exit(f"error: --json={file} cannot be written: {error.strerror}; choose another file")
