@@ -87,8 +87,8 @@ def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
     """Raise InputError if gbce's sampling rate, and with it beta, would exceed 1."""
     if cfg.negatives > num_items - 1:
         raise InputError(
-            f"loss.negatives={cfg.negatives} must be at most {num_items - 1} with loss=gbce, the number of items other than"
-            " the target; lower it"
+            f"loss.negatives={cfg.negatives} must be at most {num_items - 1} with loss=gbce, the number of items other"
+            " than the target; lower it"
         )
 
 
@@ -116,7 +116,7 @@ def _target_and_negatives(batch: PackedBatch) -> Tensor:
 
 
 def _token_weights(batch: PackedBatch) -> Tensor:
-    """Return each token's weight in the batch loss: its interaction weight / number of targets, 0 if it has no target."""
+    """Return each token's weight in the batch loss: interaction weight / number of targets, 0 if it has no target."""
     has_target = (batch.targets > 0).float()  # (T,)
     weights = has_target if batch.weights is None else has_target * batch.weights
     return weights / has_target.sum().clamp(min=1)
