@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch
@@ -92,11 +93,25 @@ def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
         )
 
 
+def bpr(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+    """Return the mean over the negatives of -log sigmoid(s(target) - s(negative)).
+
+    Bayesian personalized ranking: Rendle et al. 2009, arXiv 1205.2618, without its regularization term, which is
+    optimizer.weight_decay. Meant for few negatives, because their vectors (T, 1 + N, D) are all in memory at once.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        vectors = items(_target_and_negatives(batch) - 1)  # (T, 1 + N, D)
+        scores = torch.bmm(vectors, states.to(vectors.dtype)[:, :, None])[:, :, 0]  # (T, 1 + N)
+        losses = F.softplus(scores[:, 1:] - scores[:, :1]).mean(1)  # (T,)
+        return torch.sum(losses * _token_weights(batch))
+
+
 LOSSES = {
     LossName.softmax: Loss(softmax),
     LossName.sampled_softmax: Loss(sampled_softmax, SharedSampler),
     LossName.bce: Loss(bce, UnseenSampler),
     LossName.gbce: Loss(gbce, UniformSampler, check_sampling_rate),
+    LossName.bpr: Loss(bpr, UnseenSampler),
 }
 
 

@@ -4,17 +4,22 @@ from math import exp, log
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from small_data import holdout_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import cross_entropy
 from sasrec_lab.ops import library as kernels
+from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.losses import LOSSES
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -614,6 +619,91 @@ def test_gbce_without_calibration_is_bce():
     states, table, targets = example(0)
     batch = batch_of(targets, None, torch.randint(1, ITEMS + 1, (TOKENS, 3)))
     torch.testing.assert_close(loss_of(LossName.gbce, states, table, batch) * 4, bce(states, table, batch))
+
+
+# Bayesian personalized ranking
+
+
+def plain_bpr(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Return the reference: a loop over tokens and negatives."""
+    total, count = states.sum() * 0, 0
+    for t, target in enumerate(targets.tolist()):
+        if target == 0:
+            continue
+        gaps = torch.stack([states[t] @ (table[target - 1] - table[n - 1]) for n in negatives[t].tolist()])
+        total = total - gaps.sigmoid().log().mean() * (1 if weights is None else weights[t])
+        count += 1
+    return total / count
+
+
+def bpr_example(negatives: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *example(0), torch.randint(1, ITEMS + 1, (TOKENS, negatives))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("negatives", [1, 4])
+def test_bpr_against_a_loop(negatives, weighted, sparse):
+    states, table, targets, drawn = bpr_example(negatives)
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    batch, cfg = batch_of(targets, weights, drawn), LossConfig(LossName.bpr, negatives, 0.0)
+    loss = LOSSES[LossName.bpr].compute(states, items_of(table, sparse), batch, cfg)
+    expected = plain_bpr(states, table, targets, drawn, weights)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    of_states, of_table = gradients(loss, states, table)
+    assert of_table.is_sparse == sparse
+    assert_close_gradients((of_states, of_table.to_dense()), gradients(expected, states, table), 1e-5)
+
+
+@pytest.mark.parametrize("low_precision_states", [False, True])
+def test_bpr_under_autocast_is_exact_for_its_states(low_precision_states):
+    states, table, targets, drawn = bpr_example(3)
+    if low_precision_states:
+        states = states.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(LossName.bpr, states, table, batch_of(targets, None, drawn))
+    exact_states = states.detach().float().requires_grad_()
+    expected = plain_bpr(exact_states, table, targets, drawn)
+    torch.testing.assert_close(loss, expected)
+    of_states, of_table = gradients(loss, states, table)
+    assert (of_states.dtype, of_table.dtype) == (states.dtype, torch.float32)
+    assert_close_gradients((of_states.float(), of_table), gradients(expected, exact_states, table), 1e-2)
+
+
+def test_bpr_of_large_scores_stays_finite():
+    states, table = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    loss = loss_of(LossName.bpr, states, table, batch_of(torch.tensor([2]), None, torch.tensor([[1]])))
+    assert loss.item() == 400
+    assert gradients(loss, states)[0].tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam"])
+def test_bpr_training_learns_a_cycle(optimizer, tmp_path):
+    """Users walk through the items in a circle, so the next item follows from the last one."""
+    walks = [[(start + step) % 12 + 1 for step in range(7)] for start in range(12) for _ in range(4)]
+    settings = ["dataset=csv", "dataset.path=x.csv", "model=tiny", "model.maxlen=6", "batch_size=8", "loss=bpr"]
+    cfg = load([*settings, "loss.negatives=3", f"optimizer.name={optimizer}", "optimizer.lr=.02"])
+    pl.seed_everything(0, verbose=False)
+    model = SequentialRecommender(12, cfg)
+    data = SequenceData(holdout_of(walks, maxlen=6), cfg, model.loss.sampler)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=15,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    assert model.tested["test/mrr"] > 0.8
+
+
+# Every loss
 
 
 @pytest.mark.parametrize(
