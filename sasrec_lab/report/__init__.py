@@ -1,1 +1,4 @@
-"""Run folders -> tables, tests, figures, one page. Reads what train wrote, changes nothing, needs no torch."""
+"""Reports from run folders: tables, significance tests, figures, one HTML page.
+
+It reads what train wrote, changes nothing and needs no torch.
+"""

@@ -8,34 +8,38 @@ from typing import NoReturn
 
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.files import atomic_write, tolerate_closed_pipe
-from sasrec_lab.report import formats, runs, tables
+from sasrec_lab.report import formats
+from sasrec_lab.report.runs import find_runs
+from sasrec_lab.report.tables import Report, build_report
 
 _HELP = """\
-Runs that differ only in the seed are one row: mean, standard deviation, n; beside the published value, and tested
-against a baseline row. Runs of different protocols share no table.
+Runs that differ only in their seed form one row (mean, std, n), next to the published value and tested against a
+baseline row. Each protocol gets its own table.
 
-  python -m sasrec_lab.report outputs/ml_100k/<time>                 a run, or a sweep: the table
-  python -m sasrec_lab.report outputs/a outputs/b --html report.html one page with figures, to look at or to send
+  python -m sasrec_lab.report outputs/ml_100k/<time>                  print the table of a run or a sweep
+  python -m sasrec_lab.report outputs/a outputs/b --html report.html  write one page with tables and figures
   python -m sasrec_lab.report outputs/a --baseline model.dim=50 --metric test/mrr --csv all.csv
 """
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists the options")
 
 
 def entry() -> None:
-    """Print the table, write what was asked for; a mistake is one line."""
+    """Print the tables and write the requested files; an error is one line on stderr and exit status 1."""
     try:
         args = _parse(sys.argv[1:])
-        found = runs.find(args.folders)
-        report = tables.build(found, args.metric, args.baseline)
-        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding may have no `±`
+        found = find_runs(args.folders)
+        report = build_report(found, args.metric, args.baseline)
+        sys.stdout.reconfigure(errors="replace")  # some encodings have no `±`
         with tolerate_closed_pipe():
-            print(formats.terminal(report))
+            print(formats.plain_text(report))
         if not report.parts:
-            raise InputError("no run has finished, so there is no table")
+            raise InputError("no run has finished; finish one to get a table")
         for path, text in (
             (args.markdown, formats.markdown),
             (args.csv, formats.csv_text),
@@ -48,28 +52,31 @@ def entry() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or args.figures}: {error.strerror}; choose another place for it")
+        sys.exit(f"error: {error.filename or args.figures}: {error.strerror}; choose another path")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse the command line; an unknown option is an InputError that names the nearest one."""
     parser = _Parser(
         prog="sasrec-report",
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, sweeps, or folders above them")
     parser.add_argument(
-        "--metric", action="append", default=[], help="a table for it; may be repeated, the first is drawn"
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder that contains some"
     )
-    parser.add_argument("--baseline", metavar="ROW", help="the row to test the others against (without it: default)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="the tables, for \\input")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="every metric in full precision")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="one page with tables and figures")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="each figure as PNG and PDF")
+    parser.add_argument(
+        "--metric", action="append", default=[], help="metric to tabulate; repeatable, figures use the first"
+    )
+    parser.add_argument("--baseline", metavar="ROW", help="row to test the others against (default: default)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables, for \\input")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every metric in full precision")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables and figures")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG and PDF")
     options = [option for action in parser._actions for option in action.option_strings]
     for word in words:
         option = word.partition("=")[0]
@@ -78,27 +85,29 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _draw(report: tables.Report, html: Path | None, folder: Path | None) -> None:
-    from sasrec_lab.report import figures, page
+def _draw(report: Report, html: Path | None, folder: Path | None) -> None:
+    """Draw the figures, and write them to a folder, to an HTML page, or both."""
+    from sasrec_lab.report.figures import draw_figures
+    from sasrec_lab.report.page import html_page
 
-    drawn = figures.draw(report)
+    figures = draw_figures(report)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in drawn:
+        for figure in figures:
             figure.save(folder)
     if html:
-        _write(html, page.html(report, drawn))
+        _write(html, html_page(report, figures))
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; what is no plain file, such as /dev/stdout, is written to as it stands there."""
+    """Write a file atomically; what is not a regular file, such as /dev/stdout, is written to directly."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_plain = not path.is_symlink() and (path.is_file() or not path.exists())
-        with atomic_write(path) if is_plain else nullcontext(path) as place:
-            place.write_text(text, encoding="utf-8")
+        is_regular = not path.is_symlink() and (path.is_file() or not path.exists())
+        with atomic_write(path) if is_regular else nullcontext(path) as target:
+            target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another place for it") from error
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another path") from error
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The report as one page that needs nothing beside it: no script, no network, figures inside."""
+"""The report as one self-contained HTML page: no script, no network, figures embedded."""
 
 from html import escape
 
 from sasrec_lab.report.figures import Figure
-from sasrec_lab.report.formats import words
-from sasrec_lab.report.tables import Part, Report, Table, protocol_table
+from sasrec_lab.report.formats import format_overrides
+from sasrec_lab.report.tables import ProtocolReport, Report, Table, protocol_table
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5d6b7a; --line: #e1e5ea; --tint: #f6f8fa; }
@@ -26,8 +26,8 @@ code { font: .87em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
+.text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 tr.baseline td { background: var(--tint); font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
   grid-auto-flow: dense; margin-top: 1.5rem; }
@@ -35,22 +35,22 @@ figure { margin: 0; padding: 1rem; border: 1px solid var(--line); border-radius:
   overflow-x: auto; min-width: 0; }
 figure img { display: block; width: 100%; min-width: min(27rem, var(--own)); max-width: calc(1.2 * var(--own));
   height: auto; margin: auto; }
-figure.alone { grid-column: 1 / -1; } .alone img { min-width: var(--own); }
+figure.full { grid-column: 1 / -1; } .full img { min-width: var(--own); }
 figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
 details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
 @media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; }
-  figure img, .alone img { min-width: 0; } }
+  figure img, .full img { min-width: 0; } }
 """
 
 
-def html(report: Report, figures: list[Figure]) -> str:
-    """The whole page."""
+def html_page(report: Report, figures: list[Figure]) -> str:
+    """Return the page."""
     title = ", ".join(dict.fromkeys(part.dataset for part in report.parts))
-    places = " ".join(map(str, report.found.folders))
-    body = [f"<h1>{escape(title)}</h1>", f"<p>Runs of <code>{escape(places)}</code></p>", _counts(report)]
-    if report.protocols:
-        body.append(_table(report.protocols))
-    for heading, part in report.headed:
+    folders = " ".join(map(str, report.found.folders))
+    body = [f"<h1>{escape(title)}</h1>", f"<p>Runs in <code>{escape(folders)}</code></p>", _counts(report)]
+    if report.protocols_table:
+        body.append(_table(report.protocols_table))
+    for heading, part in report.titled_parts:
         body += [f"<h2>{escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
     if report.without_result:
         body.append("<h2>Without a result</h2>")
@@ -64,6 +64,7 @@ def html(report: Report, figures: list[Figure]) -> str:
 
 
 def _counts(report: Report) -> str:
+    """Return the numbers of runs by how they ended."""
     counts = {"finished": len(report.found.finished)} | {
         name: len(lines) for name, lines in report.without_result.items()
     }
@@ -72,27 +73,28 @@ def _counts(report: Report) -> str:
     return f'<ul class="chips">{"".join(chips)}</ul>'
 
 
-def _part(part: Part, figures: list[Figure]) -> list[str]:
+def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
+    """Return tables, notes and figures of one protocol."""
     blocks = []
     if part.comparison.shared:
-        blocks.append(f"<p>Every row: <code>{escape(words(part.comparison.shared))}</code></p>")
-    *tables, took = part.tables()
+        blocks.append(f"<p>Every row: <code>{escape(format_overrides(part.comparison.shared))}</code></p>")
+    *metric_tables, cost_table = part.tables()
     baseline = part.baseline.label if part.baseline and len(part.comparison.rows) > 1 else None
-    blocks += [_table(table, baseline) for table in tables[:1]]
+    blocks += [_table(table, baseline) for table in metric_tables[:1]]
     if notes := [*part.legend(), *part.notes]:
         blocks.append(_list(notes))
     blocks.append(_figures(figures) if figures else "")
-    blocks += [_table(table, baseline) for table in [*tables[1:], took]]
+    blocks += [_table(table, baseline) for table in [*metric_tables[1:], cost_table]]
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
 
 
 def _figures(figures: list[Figure]) -> str:
-    """Two beside each other; the last of an odd number has both columns."""
-    halves = [figure for figure in figures if not figure.stands_alone]
-    left = halves[-1] if len(halves) % 2 else None
+    """Return the figures, two in a line; if one is left over, it takes both columns."""
+    halves = [figure for figure in figures if not figure.is_full_width]
+    last = halves[-1] if len(halves) % 2 else None
     drawn = [
-        f"<figure{' class=alone' if figure.stands_alone or figure is left else ''}><figcaption>{title}</figcaption>"
+        f"<figure{' class=full' if figure.is_full_width or figure is last else ''}><figcaption>{title}</figcaption>"
         f'<img alt="{title}" style="--own:{figure.width:.2f}in" src="{figure.svg()}"></figure>'
         for figure in figures
         for title in [escape(figure.title)]
@@ -101,14 +103,16 @@ def _figures(figures: list[Figure]) -> str:
 
 
 def _table(table: Table, baseline: str | None = None) -> str:
+    """Return a table below its title, with the baseline's row emphasized."""
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = [
         f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
         for row in table.rows
     ]
-    kind = "wide" if table.columns[0] == "row" else "wide words"
+    kind = "wide" if table.has_numbers else "wide text"
     return f'<h3>{escape(table.title)}</h3><div class="{kind}"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _list(lines: list[str]) -> str:
+    """Return lines as a list."""
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

@@ -1,4 +1,4 @@
-"""Folders -> runs: what each says of itself, which jobs of a sweep have no folder, which folders are foreign."""
+"""Search for runs in folders: their records, jobs of a sweep without a folder, and folders that are not runs."""
 
 import json
 import re
@@ -11,14 +11,14 @@ import yaml
 from sasrec_lab.errors import InputError, did_you_mean
 from sasrec_lab.run.lock import is_locked
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # what tables tell
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # keys that tables use
 _DEPTH = 5  # outputs/<name>/<name>/<sweep>/<job>
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder; without results, only where it lies and how it ended."""
+    """The records of a run folder; without results only the folder and how the run ended."""
 
     folder: Path
     status: str  # finished, failed, interrupted, unfinished (cut off), running
@@ -30,51 +30,56 @@ class Run:
     popularity: dict[str, float]
     epochs: int
     best_epoch: int | None
-    seconds: float  # in training, those of earlier parts of a run that went on included
+    seconds: float  # of training, including the earlier parts of a resumed run
     parameters: int
     commit: str | None
     start: str
 
     @property
     def seed(self) -> int:
+        """Return the seed of the run."""
         return self.config["seed"]
 
 
 @dataclass
 class RunSearch:
+    """Everything found in the folders that were searched."""
+
     folders: list[Path]
     runs: list[Run] = field(default_factory=list)
-    jobs: list[dict[str, str]] = field(default_factory=list)  # overrides of all that a sweep's command names
-    missing: list[str] = field(default_factory=list)  # those of them that no folder holds
-    skipped: list[str] = field(default_factory=list)  # what is no run, and why
+    jobs: list[dict[str, str]] = field(default_factory=list)  # overrides of all jobs of the sweeps
+    missing: list[str] = field(default_factory=list)  # jobs of the sweeps without a folder
+    skipped: list[str] = field(default_factory=list)  # folders that are not runs, and why
 
     @property
     def finished(self) -> list[Run]:
+        """Return the runs with results."""
         return [run for run in self.runs if run.status == "finished"]
 
     @property
     def others(self) -> list[Run]:
+        """Return the runs without results."""
         return [run for run in self.runs if run.status != "finished"]
 
 
-def find(folders: list[Path]) -> RunSearch:
-    """All runs in and below the folders, sweeps among them, in the order of the folders and of the jobs' numbers.
+def find_runs(folders: list[Path]) -> RunSearch:
+    """Return all runs in and below the folders, in the order of the folders and of the jobs' numbers.
 
     Raises:
-        InputError: a folder does not exist, or there is no run in any.
+        InputError: a folder does not exist, or none contains a run.
     """
     found, seen = RunSearch(folders), {}
     for folder in folders:
         if not folder.is_dir():
             if folder.is_file():
                 raise InputError(f"{folder} is a file; give its folder, {folder.parent}")
-            near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
-            raise InputError(f"{folder} is not a folder{near}")
+            hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
+            raise InputError(f"{folder} is not a folder{hint}")
         if not _search(folder, found, seen, _DEPTH):
-            found.skipped.append(f"{folder}: no run in it")
+            found.skipped.append(f"{folder}: contains no run")
     if not found.runs:
-        why = few(found.skipped) or f"no run in {', '.join(map(str, folders))}"  # as of a sweep that never began
-        raise InputError(f"{why}; give the folder of a run or of a sweep, such as outputs/<name>/<time>")
+        why = few(found.skipped) or f"no run in {', '.join(map(str, folders))}"  # a sweep that did not start
+        raise InputError(f"{why}; give the folder of a run or a sweep, such as outputs/<name>/<time>")
     return found
 
 
@@ -84,74 +89,81 @@ def few(told: list[str]) -> str:
 
 
 def _search(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: int) -> bool:
-    """Whether there is a run in the folder or below; one that was seen before is not read again."""
-    place = folder.resolve()
-    if place not in seen:
-        seen[place] = False
-        seen[place] = _search_new(folder, found, seen, depth)
-    return seen[place]
+    """Return whether a folder contains runs, and add them to `found`, unless it was searched before."""
+    path = folder.resolve()
+    if path not in seen:
+        seen[path] = False  # in case a link leads back here
+        seen[path] = _search_new(folder, found, seen, depth)
+    return seen[path]
 
 
 def _search_new(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: int) -> bool:
+    """Read a folder as a run if it has a run's files, and search the folders in it if not."""
     if any((folder / name).exists() for name in (".hydra", "run.json", "metrics.json")):
         try:
             found.runs.append(_read_run(folder))
         except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
-            why = error if isinstance(error, InputError) else f"not what a run writes ({type(error).__name__}: {error})"
+            why = error if isinstance(error, InputError) else f"malformed run folder ({type(error).__name__}: {error})"
             found.skipped.append(f"{folder}: {why}")
         return True
     children = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")] if depth else []
-    empty = [child for child in sorted(children, key=_by_number) if not _search(child, found, seen, depth - 1)]
+    empty = [child for child in sorted(children, key=_natural_order) if not _search(child, found, seen, depth - 1)]
     is_sweep = (folder / "multirun.yaml").is_file()
     if is_sweep:
         found.missing += _missing(folder, found.jobs)
     if is_sweep or len(empty) < len(children):
-        found.skipped += [f"{child}: no run in it" for child in empty]
+        found.skipped += [f"{child}: contains no run" for child in empty]
         return True
     return False
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """2-... before 10-..."""
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts 2-... before 10-..."""
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _read_run(folder: Path) -> Run:
-    facts, results = _json(folder / "run.json"), _json(folder / "metrics.json")
-    if facts is None and results is None:
-        config = yaml.load((folder / ".hydra/config.yaml").read_text(), Loader) or {}
+    """Read the records of a run folder.
+
+    Raises:
+        InputError: the folder is of another program or version, or lacks its configuration.
+    """
+    info, results = _read_json(folder / "run.json"), _read_json(folder / "metrics.json")
+    if info is None and results is None:
+        config = yaml.load((folder / ".hydra/config.yaml").read_text(), _LOADER) or {}
         if not {"dataset", "evaluation", "seed"} <= config.keys():
             raise InputError("a run of another program")
     status = results["status"] if results else "unfinished"
-    if facts and "end" not in facts:
-        status = "unfinished"  # metrics.json is of an earlier part, or there is none
-    if status == "finished" and facts is None:
-        raise InputError("it has no run.json, so nobody knows what was run")
+    if info and "end" not in info:
+        status = "unfinished"  # metrics.json is missing, or of an earlier part of a resumed run
+    if status == "finished" and info is None:
+        raise InputError("run.json is missing, so its configuration is unknown")
     if status == "unfinished" and is_locked(folder):
         status = "running"
-    facts, results = facts or {}, results or {}
+    info, results = info or {}, results or {}
     finished = status == "finished"
     if finished and (lacking := _PROTOCOL - results["protocol"].keys()):
-        raise InputError(f"of another version of this program: its protocol does not tell {', '.join(sorted(lacking))}")
+        raise InputError(f"written by another version of this program: its protocol lacks {', '.join(sorted(lacking))}")
     return Run(
         folder=folder,
         status=status,
         error=results.get("error"),
         overrides=_overrides(folder),
-        config=facts["config"] if finished else facts.get("config", {}),
+        config=info["config"] if finished else info.get("config", {}),
         protocol=results["protocol"] if finished else {},
         metrics=dict(results["metrics"]) if finished else {},
         popularity=results.get("baselines", {}).get("popularity", {}),
         epochs=results.get("epochs", 0),
         best_epoch=results.get("best_epoch"),
-        seconds=sum(part["seconds"].get("fit", 0.0) for part in [*facts.get("earlier", []), facts]) if finished else 0,
-        parameters=facts["parameters"] if finished else 0,
-        commit=facts.get("git", {}).get("commit"),
-        start=facts.get("start", ""),
+        seconds=sum(part["seconds"].get("fit", 0.0) for part in [*info.get("earlier", []), info]) if finished else 0,
+        parameters=info["parameters"] if finished else 0,
+        commit=info.get("git", {}).get("commit"),
+        start=info.get("start", ""),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if it does not exist."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -161,12 +173,13 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _overrides(folder: Path) -> dict[str, str]:
+    """Return the overrides that Hydra recorded for a run."""
     path = folder / ".hydra" / "overrides.yaml"
-    return as_overrides(yaml.load(path.read_text(), Loader) or []) if path.is_file() else {}
+    return _parse_overrides(yaml.load(path.read_text(), _LOADER) or []) if path.is_file() else {}
 
 
-def as_overrides(words: list[str]) -> dict[str, str]:
-    """`["+a.b=1", "~c"]` -> `{"a.b": "1", "c": ""}`."""
+def _parse_overrides(words: list[str]) -> dict[str, str]:
+    """Return overrides by key: `["+a.b=1", "~c"]` gives `{"a.b": "1", "c": ""}`."""
     return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
 
 
@@ -181,7 +194,7 @@ def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
     from sasrec_lab.config.schema import CONF_DIR
 
     try:
-        hydra = yaml.load((sweep / "multirun.yaml").read_text(), Loader)["hydra"]
+        hydra = yaml.load((sweep / "multirun.yaml").read_text(), _LOADER)["hydra"]
         if not hydra["sweeper"]["_target_"].endswith(".BasicSweeper"):
             return []  # only that sweeper knows its jobs
         words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
@@ -193,10 +206,10 @@ def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
     except Exception as error:  # Hydra's exceptions share no base class
         return [f"{sweep}: which jobs are missing cannot be told ({str(error).splitlines()[0]})"]
     there = [_overrides(path) for path in sweep.glob("[0-9]*-*")]
-    missing = [number for number, job in enumerate(jobs) if as_overrides(job) not in there]
+    missing = [number for number, job in enumerate(jobs) if _parse_overrides(job) not in there]
     if any(there) and len(missing) == len(jobs):
         return [f"{sweep}: which jobs are missing cannot be told (no folder has a job that multirun.yaml names)"]
-    known += map(as_overrides, jobs)
+    known += map(_parse_overrides, jobs)
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     return [
         f"{sweep}: job {number}, {' '.join(word for word in jobs[number] if word not in common)}" for number in missing

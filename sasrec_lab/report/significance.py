@@ -1,8 +1,10 @@
-"""Is a row better than the baseline on these users? A paired sign-flip test on ranks.npz, corrected by Holm.
+"""Paired sign-flip tests of rows against the baseline on the users in ranks.npz, with Holm's correction.
 
-Each user has one difference: the metric averaged over the row's seeds less that over the baseline's. Were the rows
-alike, its sign would be a coin's; p is how often coins give a sum as far from 0 as the one seen. It speaks of other
-users of this kind, not of other seeds.
+Each user has one difference: the metric averaged over the row's seeds, minus that of the baseline. If the rows were
+equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least as far from 0 as the
+observed one. It generalizes over users, not over seeds.
+
+Shapes: R rows, M metrics, U users.
 """
 
 import math
@@ -20,21 +22,21 @@ from sasrec_lab.report.runs import Run
 
 FLIPS = 10_000
 GAINS = {"ndcg": lambda rank: 1 / np.log2(rank + 1), "recall": np.ones_like, "mrr": lambda rank: 1 / rank}
-_SIGNS_AT_ONCE = 2**22  # 32 MiB
+_SIGNS_PER_CHUNK = 2**22  # 32 MiB of float64
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Of one row against the baseline in one metric."""
+    """The test of one row against the baseline in one metric."""
 
     difference: float  # mean over users
-    margin: float  # half the width of its 95 % interval over users
+    margin: float  # half the width of its 95% interval over users
     p: float
     p_holm: float
 
 
 def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tuple[str, str], PairedTest], list[str]]:
-    """(row's label, metric) -> test, and notes on what could not be tested; Holm's correction is for each metric."""
+    """Return the tests by row label and metric, and notes on what was not tested; Holm corrects within each metric."""
     notes = []
     users, targets, values = {}, {}, {}
     for row in (baseline, *rows):
@@ -49,13 +51,13 @@ def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tu
         return {}, notes
     common = reduce(_common, users.values())
     if any(len(ids) != len(common) for ids in users.values()):
-        notes.append(f"tested on the {len(common):,} users that all rows have")
+        notes.append(f"tests use the {len(common):,} users that all rows share")
     aligned = {label: values[label][:, np.searchsorted(users[label], common)] for label in values}
     tested = [row.label for row in rows if row.label in aligned]
     tests = {}
     for number, metric in enumerate(metrics):
         differences = np.stack([aligned[label][number] - aligned[baseline.label][number] for label in tested])
-        kept = ~np.isnan(differences).any(1)  # a metric that one of the two does not have
+        kept = ~np.isnan(differences).any(1)  # rows without the metric have NaN
         labels = [label for label, has in zip(tested, kept, strict=True) if has]
         if labels and len(common) > 1:
             tests |= {(label, metric): test for label, test in zip(labels, _tests(differences[kept]), strict=True)}
@@ -63,39 +65,39 @@ def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tu
 
 
 def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
-    """`test/ndcg@10-sampled100` of each user from their target's rank, (U,); NaN where the run has no such metric."""
+    """Return a test metric of each user from their target's rank, shape (U,); NaN if the run lacks the metric."""
     name, _, sampled = metric.removeprefix("test/").partition("-sampled")
     column = ranks.get("sampled_rank" if sampled else "rank")
-    kind, _, cut = name.partition("@")
+    kind, _, cutoff = name.partition("@")
     if metric not in run.metrics or not metric.startswith("test/") or column is None or kind not in GAINS:
         return np.full(len(ranks["user"]), math.nan)
-    hit = (column > 0) & (column <= (int(cut) if cut else np.inf))
+    hit = (column > 0) & (column <= (int(cutoff) if cutoff else np.inf))
     return np.where(hit, GAINS[kind](np.where(hit, column, 1)), 0.0)
 
 
 def sign_flip(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
-    """Two-sided p of each row of paired differences (R, U); the coins are the same for all rows, and always the same.
+    """Return the two-sided p of each row of paired differences (R, U); all rows share the same, fixed flips.
 
-    Where no flip went as far, Hoeffding's bound on the same probability stands in for 1 / (flips + 1) if it is less:
-    with hundreds of rows Holm's factors would make nothing of 1 in 10,000.
+    If no flip reaches the observed sum, Hoeffding's bound on the probability replaces 1 / (flips + 1) when it is
+    smaller. Without it Holm's correction over hundreds of rows would leave no p small.
     """
-    differences = differences[:, differences.any(0)]  # a sign of zero changes nothing
-    count, seen = differences.shape[1], np.abs(differences.sum(1))
-    least = seen - 1e-12 * np.abs(differences).sum(1)  # sums in another order
-    rng, as_far = np.random.default_rng(0), np.zeros(len(differences))
-    step = max(1, _SIGNS_AT_ONCE // max(1, count))
+    differences = differences[:, differences.any(0)]  # flipping a difference of 0 changes nothing
+    count, observed = differences.shape[1], np.abs(differences.sum(1))
+    threshold = observed - 1e-12 * np.abs(differences).sum(1)  # summing in another order may round an equal sum down
+    rng, reached = np.random.default_rng(0), np.zeros(len(differences))
+    step = max(1, _SIGNS_PER_CHUNK // max(1, count))
     for begin in range(0, flips, step):
         shape = (min(step, flips - begin), count)
         bits = np.unpackbits(rng.integers(0, 256, (shape[0], -(-count // 8)), dtype=np.uint8), axis=1, count=count)
         sums = 2 * (bits.astype(np.float64) @ differences.T) - differences.sum(1)  # (flips, R)
-        as_far += (np.abs(sums) >= least).sum(0)
-    p = (as_far + 1) / (flips + 1)
-    bound = 2 * np.exp(-(seen**2) / (2 * np.maximum((differences**2).sum(1), np.finfo(float).tiny)))
-    return np.where(as_far == 0, np.minimum(p, bound), p)
+        reached += (np.abs(sums) >= threshold).sum(0)
+    p = (reached + 1) / (flips + 1)
+    bound = 2 * np.exp(-(observed**2) / (2 * np.maximum((differences**2).sum(1), np.finfo(float).tiny)))
+    return np.where(reached == 0, np.minimum(p, bound), p)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction for testing all of them."""
+    """Return p-values with Holm's step-down correction for testing all of them."""
     order = np.argsort(p)
     factors = np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
@@ -104,6 +106,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def _tests(differences: np.ndarray) -> list[PairedTest]:
+    """Return the test of each row of differences (R, U)."""
     means = differences.mean(1)
     margins = 1.96 * differences.std(1, ddof=1) / math.sqrt(differences.shape[1])
     p = sign_flip(differences)
@@ -111,10 +114,10 @@ def _tests(differences: np.ndarray) -> list[PairedTest]:
 
 
 def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users (U,) by their own ids, in order, their targets (U,), and of each metric the mean over runs (M, U)."""
+    """Return the sorted raw ids of users (U,), their targets (U,), and each metric's mean over the runs (M, U)."""
     ids, targets, values = [], [], []
     for run in runs:
-        ranks = _ranks(run.folder / "ranks.npz")
+        ranks = _read_ranks(run.folder / "ranks.npz")
         order = np.argsort(ranks["user"], kind="stable")
         ids.append(ranks["user"][order])
         targets.append(ranks["target"][order])
@@ -125,8 +128,8 @@ def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.n
     return common, targets[0][np.searchsorted(ids[0], common)], np.mean(each, axis=0)
 
 
-def _ranks(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a ranks.npz; ValueError, in one line, where it is not there, cut off, or not what a run writes."""
+def _read_ranks(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of a ranks.npz; raise ValueError, in one line, if it is missing or malformed."""
     try:
         with np.load(path) as file:
             columns = {name: file[name] for name in file.files}
@@ -142,16 +145,17 @@ def _ranks(path: Path) -> dict[str, np.ndarray]:
 def _check_same_targets(
     ids: np.ndarray, targets: np.ndarray, other_ids: np.ndarray, other_targets: np.ndarray, other: str
 ) -> None:
-    """ValueError where ids are of another type, or a user that both have was tested on another item."""
+    """Raise ValueError if ids differ in type, or if a user in both has different targets."""
     for one, two, what in ((ids, other_ids, "user"), (targets, other_targets, "item")):
         if one.dtype.kind != two.dtype.kind:
             kinds = ["text" if column.dtype.kind in "US" else "numbers" for column in (one, two)]
-            raise ValueError(f"its {what} ids are {kinds[0]}, those of {other} {kinds[1]}")
+            raise ValueError(f"its {what} ids are {kinds[0]}, but those of {other} are {kinds[1]}")
     common = _common(ids, other_ids)
     differ = targets[np.searchsorted(ids, common)] != other_targets[np.searchsorted(other_ids, common)]
     if differ.any():
-        raise ValueError(f"{differ.sum():,} of its users have another target than in {other}")
+        raise ValueError(f"{differ.sum():,} of its users have a different target in {other}")
 
 
 def _common(users: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the sorted ids in both arrays."""
     return users if np.array_equal(users, others) else np.intersect1d(users, others)

@@ -1,4 +1,4 @@
-"""The report: rows and their spread, published cells, paired tests, protocols kept apart, what has no result, files."""
+"""The report: rows, spread, published results, paired tests, protocols, runs without results, and files."""
 
 import base64
 import csv
@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import yaml
 
-from sasrec_lab.report.page import html
+from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
-from sasrec_lab.report.runs import find
+from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
-from sasrec_lab.report.tables import build, clock
+from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
 
 PROTOCOL = {
     "dataset": "small",
@@ -48,11 +48,11 @@ def write_run(
     users: list[Any] | None = None,
     protocol: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
-    **facts: Any,
+    **info: Any,
 ) -> Path:
-    """What a run of four test users leaves, as far as the report reads it."""
+    """Write what the report reads of a run with four test users."""
     model = dict(word.removeprefix("model.").split("=") for word in overrides if word.startswith("model."))
-    whole = {
+    defaults = {
         "seed": seed,
         "row": None,
         "published": None,
@@ -60,7 +60,7 @@ def write_run(
         "model": {"dim": 4, "maxlen": 5} | {key: int(value) for key, value in model.items()},
         "evaluation": {"k": [10], "sampled": 3, "monitor": "val/ndcg@10"},
     }
-    run = {"config": whole | (config or {}), "seconds": {"fit": 60.0}, "parameters": 100, "git": {"commit": "abc"}}
+    run = {"config": defaults | (config or {}), "seconds": {"fit": 60.0}, "parameters": 100, "git": {"commit": "abc"}}
     metrics = {"test/ndcg@10": ndcg, "test/ndcg@10-sampled3": ndcg + 0.1}
     results = {
         "status": "finished",
@@ -73,18 +73,18 @@ def write_run(
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.dump([*overrides, f"seed={seed}"]))
-    (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | facts))
+    (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | info))
     (folder / "metrics.json").write_text(json.dumps(results))
     ranks = ranks or [1, 2, 3, 0]
     columns = {"user": users or [7, 8, 9, 11], "rank": ranks, "sampled_rank": [1, 1, 1, 1]}
-    columns["target"] = [user * 10 for user in columns["user"]]  # numbers or words
+    columns["target"] = [user * 10 for user in columns["user"]]  # of integers or text
     np.savez(folder / "ranks.npz", **columns)
     return folder
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Two rows of three and of one seed."""
+    """A sweep of two rows, with three seeds and with one."""
     for seed, ndcg in enumerate([0.4, 0.5, 0.6]):
         write_run(tmp_path / f"sweep/{seed}-a", "dataset=small", seed=seed, ndcg=ndcg, config={"published": PUBLISHED})
     extra = {"config": {"published": PUBLISHED}, "ranks": [1, 1, 1, 1]}
@@ -92,21 +92,22 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def one(folder: Path, baseline: str | None = None, wanted: tuple[str, ...] = ()):
-    (part,) = build(find([folder]), list(wanted), baseline).parts
+def only_part(folder: Path, baseline: str | None = None, wanted: tuple[str, ...] = ()) -> ProtocolReport:
+    """Return the report of the only protocol in a folder."""
+    (part,) = build_report(find_runs([folder]), list(wanted), baseline).parts
     return part
 
 
 # Rows
 
 
-def test_spread_of_a_sample():
-    assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7.0), 3)
-    assert Spread.of([0.25]) == Spread(0.25, None, 1)
-    assert Spread.of([]).n == 0
+def test_spread_is_that_of_a_sample():
+    assert Spread.from_values([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7.0), 3)
+    assert Spread.from_values([0.25]) == Spread(0.25, None, 1)
+    assert Spread.from_values([]).n == 0
 
 
-def test_the_table_as_it_is_printed(sweep, report_command):
+def test_printed_table(sweep, report_command):
     done = report_command(sweep)
     assert (done.returncode, done.stderr) == (0, "")
     expected = """\
@@ -119,17 +120,17 @@ test/ndcg@10: all 9 items except those already seen
     assert expected in done.stdout
     assert "every row: dataset=small" in done.stdout
     assert "n = 1: one seed, so no spread" in done.stdout
-    assert "published: Somebody 2018, Table IV; difference: ours less theirs" in done.stdout
+    assert "published: Somebody 2018, Table IV; difference: ours minus published" in done.stdout
     assert re.search(r"default +0,1,2 +3 +1 +1:00 +100\n", done.stdout)
 
 
-def test_a_published_cell_holds_for_its_data_set_alone(tmp_path):
+def test_published_results_apply_only_to_their_data_set(tmp_path):
     write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
-    assert one(tmp_path).comparison.rows[0].published == {}
+    assert only_part(tmp_path).comparison.rows[0].published == {}
 
 
-def test_a_run_that_deviates_is_not_the_published_default(tmp_path):
-    """As the only finished job of a sweep: all rows share its override, and the row is called default."""
+def test_a_run_with_overrides_is_not_the_published_default(tmp_path):
+    """If only one job of a sweep has finished, all rows share its overrides, and its row is called default."""
     published = {"config": {"published": PUBLISHED}}
     write_run(tmp_path / "swept/a", "experiment=x", "model.dim=8", **published)
     write_run(tmp_path / "short/a", "experiment=x", "model.maxlen=3", **published)
@@ -137,19 +138,21 @@ def test_a_run_that_deviates_is_not_the_published_default(tmp_path):
     write_run(
         tmp_path / "row/a", "ablation=default", "model.maxlen=3", config={"published": PUBLISHED, "row": "default"}
     )
-    cells = {name: one(tmp_path / name).comparison.rows[0].published for name in ("swept", "short", "plain", "row")}
+    cells = {
+        name: only_part(tmp_path / name).comparison.rows[0].published for name in ("swept", "short", "plain", "row")
+    }
     assert cells == {
         "swept": {"test/ndcg@10": 0.25},
         "short": {},
         "plain": {"test/ndcg@10": 0.5},
         "row": {"test/ndcg@10": 0.5},
     }
-    told = "every row here was run with model.maxlen=3, which the published ones need not share"
-    assert told in one(tmp_path / "row").legend()
-    assert not [line for line in one(tmp_path / "swept").legend() if line.startswith("every row")]
+    line = "every row here was run with model.maxlen=3; the published rows may differ in that"
+    assert line in only_part(tmp_path / "row").legend()
+    assert not [line for line in only_part(tmp_path / "swept").legend() if line.startswith("every row")]
 
 
-def test_published_rows_that_no_run_has_are_named_beside_their_like(tmp_path):
+def test_published_rows_without_a_run_are_listed_by_kind(tmp_path):
     cells = {name: {"test/ndcg@10": 0.5} for name in ("default", "no_norm", "no_loss", "model.dim=8", "model.dim=16")}
     published = PUBLISHED | {"cells": cells}
     for name in ("default", "no_norm"):
@@ -158,102 +161,104 @@ def test_published_rows_that_no_run_has_are_named_beside_their_like(tmp_path):
         )
     for dim in (8, 9):
         write_run(tmp_path / f"swept/{dim}", f"model.dim={dim}", config={"dim": dim, "published": published})
-    write_run(tmp_path / "alone/a", config={"published": published})
-    notes = {name: one(tmp_path / name).notes for name in ("ablated", "swept", "alone")}
-    assert "published, and not run here: no_loss" in notes["ablated"]
-    assert "published, and not run here: model.dim=16" in notes["swept"]
-    assert not [note for note in notes["alone"] if note.startswith("published")]
+    write_run(tmp_path / "single/a", config={"published": published})
+    notes = {name: only_part(tmp_path / name).notes for name in ("ablated", "swept", "single")}
+    assert "published rows not run here: no_loss" in notes["ablated"]
+    assert "published rows not run here: model.dim=16" in notes["swept"]
+    assert not [note for note in notes["single"] if note.startswith("published")]
 
 
-def test_the_row_of_an_ablation_names_it_unless_more_differs(tmp_path):
+def test_ablation_names_its_row_unless_more_differs(tmp_path):
     write_run(tmp_path / "a", "ablation=no_norm", config={"row": "no_norm", "norm": None})
     write_run(tmp_path / "b", "ablation=default", config={"row": "default"})
     write_run(tmp_path / "c", "ablation=default", "model.dim=8", config={"row": "default"})
-    assert [row.label for row in one(tmp_path).comparison.rows] == [
+    assert [row.label for row in only_part(tmp_path).comparison.rows] == [
         "default",  # the baseline comes first
         "no_norm",
         "ablation=default model.dim=8",
     ]
 
 
-def test_drawn_numbers_are_told_with_four_digits_and_written_with_all(tmp_path, report_command):
-    drawn = ["0.16040414354827190", "0.00012345678", "0.50001", "0.50002", "0.10"]
-    for number, value in enumerate(drawn):
+def test_labels_round_numbers_and_csv_keeps_all_digits(tmp_path, report_command):
+    proposed = ["0.16040414354827190", "0.00012345678", "0.50001", "0.50002", "0.10"]
+    for number, value in enumerate(proposed):
         write_run(tmp_path / f"x/{number}", f"optimizer.lr={value}", config={"lr": value})
     shown = ["0.1604", "0.0001235", "0.50001", "0.50002", "0.10"]
-    assert [row.label for row in one(tmp_path / "x").comparison.rows] == [f"optimizer.lr={value}" for value in shown]
+    assert [row.label for row in only_part(tmp_path / "x").comparison.rows] == [
+        f"optimizer.lr={value}" for value in shown
+    ]
     for baseline in ("0.0001235", "0.00012345678"):
         done = report_command("x", "--baseline", f"optimizer.lr={baseline}", "--csv", "a.csv")
         assert "baseline: optimizer.lr=0.0001235; vs baseline" in done.stdout
         with open(tmp_path / "a.csv") as file:
             rows = list(csv.DictReader(file))
-        assert {row["row"] for row in rows} == {f"optimizer.lr={value}" for value in drawn}
+        assert {row["row"] for row in rows} == {f"optimizer.lr={value}" for value in proposed}
         assert {row["baseline"] for row in rows} == {"", "optimizer.lr=0.00012345678"}
 
 
-def test_other_configurations_under_the_same_overrides_are_other_rows(tmp_path):
+def test_equal_overrides_with_different_configs_are_two_rows(tmp_path):
     write_run(tmp_path / "a")
-    write_run(tmp_path / "b", seed=1, config={"loss": {"name": "bce"}})  # as where a file of conf/ has changed
+    write_run(tmp_path / "b", seed=1, config={"loss": {"name": "bce"}})  # as after a change in conf/
     write_run(tmp_path / "c", seed=2, config={"loss": {"name": "gbce"}})
-    labels = [row.label for row in one(tmp_path).comparison.rows]
+    labels = [row.label for row in only_part(tmp_path).comparison.rows]
     assert labels == ["default", "default (loss.name=bce)", "default (loss.name=gbce)"]
 
 
-def test_a_seed_counts_once_and_where_data_lie_does_not_count(tmp_path):
+def test_newest_run_of_a_seed_counts_whatever_its_data_dir(tmp_path):
     write_run(tmp_path / "a", ndcg=0.1, config={"data_dir": "/x"}, start="2026-01-01")
     write_run(tmp_path / "b", ndcg=0.2, config={"data_dir": "/y"}, start="2026-01-02", git={"commit": "def"})
-    part = one(tmp_path)
+    part = only_part(tmp_path)
     assert part.comparison.rows[0].spread("test/ndcg@10") == Spread(0.2, None, 1)
-    assert part.notes == [f"{tmp_path}/a is left out: {tmp_path}/b is newer and of the same configuration and seed"]
+    assert part.notes == [f"{tmp_path}/a is ignored: {tmp_path}/b is a newer run of the same configuration and seed"]
 
 
-def test_versions_of_the_code_and_equal_configurations_are_told(tmp_path):
+def test_notes_name_code_versions_and_equal_configurations(tmp_path):
     write_run(tmp_path / "a", "model.dim=4")
     write_run(tmp_path / "b", git={"commit": None})
-    notes = one(tmp_path).notes
-    assert "the same configuration: model.dim=4 and default" in notes
-    assert "the runs are of 2 versions of the code: abc, unknown" in notes
+    notes = only_part(tmp_path).notes
+    assert "rows of the same configuration: model.dim=4 and default" in notes
+    assert "runs come from 2 code versions: abc, unknown" in notes
 
 
 def test_many_equal_configurations_are_one_note(tmp_path):
     for dim in range(1, 6):
         write_run(tmp_path / f"{dim}a", f"model.dim={dim}")
         write_run(tmp_path / f"{dim}b", f"model.dim={dim}", "model.maxlen=5")
-    (note,) = [note for note in one(tmp_path).notes if "same configuration" in note]
+    (note,) = [note for note in only_part(tmp_path).notes if "same configuration" in note]
     pairs = "; ".join(f"model.dim={dim} and model.dim={dim} model.maxlen=5" for dim in (1, 2, 3))
-    assert note == f"the same configuration: {pairs}; and 2 more"
+    assert note == f"rows of the same configuration: {pairs}; and 2 more"
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.26, "0.3 s"), (9.94, "9.9 s"), (9.96, "0:10"), (3661, "1:01:01")])
-def test_the_time_of_a_quick_run_has_a_decimal(seconds, told):
-    assert clock(seconds) == told
+@pytest.mark.parametrize(("seconds", "text"), [(0.26, "0.3 s"), (9.94, "9.9 s"), (9.96, "0:10"), (3661, "1:01:01")])
+def test_durations_below_ten_seconds_have_a_decimal(seconds, text):
+    assert format_duration(seconds) == text
 
 
-def test_parts_of_a_run_that_went_on_are_added_up(tmp_path):
+def test_training_time_includes_parts_before_a_resume(tmp_path):
     write_run(tmp_path / "a", earlier=[{"seconds": {"fit": 30.0}}])
-    assert find([tmp_path]).runs[0].seconds == 90
+    assert find_runs([tmp_path]).runs[0].seconds == 90
 
 
 # Protocols
 
 
-def test_protocols_share_no_table_and_their_differences_are_told(tmp_path, report_command):
+def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_command):
     write_run(tmp_path / "x/a", ndcg=0.4)
     drawn = {"sampled": 3, "draw": "unseen", "seed": 0}
     write_run(tmp_path / "x/b", seed=1, protocol={"sampled_candidates": drawn, "filters": {"min_user": 5}})
-    report = build(find([tmp_path / "x"]), [], None)
+    report = build_report(find_runs([tmp_path / "x"]), [], None)
     assert [[row.label for row in part.comparison.rows] for part in report.parts] == [["default"], ["default"]]
-    assert report.protocols.rows == [
+    assert report.protocols_table.rows == [
         ["filters.min_user", "0 (1); 5 (2)"],
         ["sampled_candidates.draw", "paper (1); unseen (2)"],
     ]
     done = report_command("x")
-    assert "2 protocols, which share no table; they differ in" in done.stdout
+    assert "2 protocols, each with its own tables; they differ in" in done.stdout
     assert done.stdout.count("test/ndcg@10: all 9 items") == 2
 
 
-def test_full_and_sampled_ranks_have_tables_of_their_own(sweep):
-    titles = [table.title for table in one(sweep).tables()]
+def test_full_and_sampled_ranks_have_separate_tables(sweep):
+    titles = [table.title for table in only_part(sweep).tables()]
     assert titles[:2] == [
         "test/ndcg@10: all 9 items except those already seen",
         "test/ndcg@10-sampled3: the target and 3 sampled items (draw=paper)",
@@ -263,7 +268,7 @@ def test_full_and_sampled_ranks_have_tables_of_their_own(sweep):
 # Paired tests
 
 
-def test_sign_flips_come_to_what_all_of_them_give():
+def test_sign_flip_approximates_the_exact_p_value():
     rng = np.random.default_rng(1)
     differences = np.stack([rng.normal(0.4, 1, 10), rng.normal(0, 1, 10), np.r_[np.ones(4), np.zeros(6)]])
     signs = np.array(list(itertools.product([-1, 1], repeat=10)))
@@ -272,28 +277,28 @@ def test_sign_flips_come_to_what_all_of_them_give():
         assert abs(p - exact) < 4 * math.sqrt(exact * (1 - exact) / FLIPS) + 1 / FLIPS
 
 
-def test_a_p_beyond_the_flips_is_still_no_less_than_the_true_one():
+def test_p_below_one_flip_is_bounded_by_the_exact_one():
     (p,) = sign_flip(np.ones((1, 30)))
     assert 2 * 2.0**-30 <= p < 1e-5
 
 
-def test_rows_that_are_alike_are_seldom_told_apart():
+def test_equal_rows_are_rarely_significant():
     rng = np.random.default_rng(0)
     p = sign_flip(rng.normal(size=(400, 60)), flips=1000)
     assert 0.02 < np.mean(p <= 0.05) < 0.09
 
 
-def test_holm():
+def test_holm_correction():
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
 
 
-def test_users_are_matched_by_their_ids_and_averaged_over_seeds(tmp_path):
+def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
     """Against the definition, user by user."""
     write_run(tmp_path / "0", seed=0, users=["a", "b", "c", "d"], ranks=[1, 2, 11, 0])
     write_run(tmp_path / "1", seed=1, users=["d", "c", "b", "a"], ranks=[3, 1, 0, 2])
     write_run(tmp_path / "2", "model.dim=8", users=["b", "a", "d", "c"], ranks=[1, 1, 10, 5])
-    part = one(tmp_path)
+    part = only_part(tmp_path)
     gain = {rank: 1 / math.log2(rank + 1) for rank in range(1, 11)} | {0: 0.0, 11: 0.0}
     baseline = {"a": (gain[1] + gain[2]) / 2, "b": gain[2] / 2, "c": gain[1] / 2, "d": gain[3] / 2}
     row = {"a": gain[1], "b": gain[1], "c": gain[5], "d": gain[10]}
@@ -305,7 +310,7 @@ def test_users_are_matched_by_their_ids_and_averaged_over_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(("metric", "each"), [("recall@2", [1, 1, 0, 0]), ("mrr", [1, 1 / 2, 1 / 3, 0])])
-def test_metrics_of_users(tmp_path, metric, each):
+def test_user_metrics_follow_from_ranks(tmp_path, metric, each):
     names = {"test/recall@2": 0.5, "test/mrr": 11 / 24}
     for name in ("a", "b"):
         write_run(
@@ -313,75 +318,83 @@ def test_metrics_of_users(tmp_path, metric, each):
         )
         results = json.loads((tmp_path / name / "metrics.json").read_text())
         (tmp_path / name / "metrics.json").write_text(json.dumps(results | {"metrics": names}))
-    test = one(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", f"test/{metric}"]
+    test = only_part(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", f"test/{metric}"]
     assert test.difference == pytest.approx(np.mean(each))
 
 
-def test_what_cannot_be_tested_is_told(tmp_path):
+def test_rows_that_cannot_be_tested_are_named(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", "model.dim=8", users=[7, 8, 9, 10])
     (write_run(tmp_path / "c", "model.dim=16") / "ranks.npz").unlink()
     write_run(tmp_path / "d", "model.dim=32")
-    part = one(tmp_path)
+    part = only_part(tmp_path)
     assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
     assert any(note.startswith("model.dim=16 is not tested: ") and "ranks.npz" in note for note in part.notes)
-    assert "tested on the 3 users that all rows have" in part.notes
+    assert "tests use the 3 users that all rows share" in part.notes
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be read (File is not a zip file)"),
         (lambda path: path.write_bytes(b""), "cannot be read (No data left in file)"),
         (lambda path: np.savez(path, user=[7], rank=[1]), "lacks target"),
         (lambda path: np.savez(path, user=[7, 8], target=[70], rank=[1]), "columns of different lengths"),
-        (lambda path: np.savez(path, user=["7"], target=[70], rank=[1]), "user ids are text, those of the baseline"),
-        (lambda path: np.savez(path, user=[7, 8], target=[70, 1], rank=[1, 1]), "1 of its users have another target"),
+        (
+            lambda path: np.savez(path, user=["7"], target=[70], rank=[1]),
+            "user ids are text, but those of the baseline are numbers",
+        ),
+        (
+            lambda path: np.savez(path, user=[7, 8], target=[70, 1], rank=[1, 1]),
+            "1 of its users have a different target in the baseline",
+        ),
     ],
 )
-def test_ranks_that_are_broken_or_of_something_else_are_told_and_the_others_tested(tmp_path, damage, told):
+def test_rows_with_malformed_ranks_are_not_tested(tmp_path, damage, message):
     write_run(tmp_path / "a")
     damage(write_run(tmp_path / "b", "model.dim=8") / "ranks.npz")
     write_run(tmp_path / "c", "model.dim=16")
-    part = one(tmp_path)
+    part = only_part(tmp_path)
     assert {row for row, _ in part.tests} == {"model.dim=16"}
     (note,) = [note for note in part.notes if note.startswith("model.dim=8 is not tested: ")]
-    assert told in note
+    assert message in note
 
 
-def test_a_metric_without_its_section_is_the_tests_and_a_part_that_lacks_it_says_so(tmp_path):
+def test_metric_defaults_to_test_stage_and_may_be_lacking(tmp_path):
     write_run(tmp_path / "a")
-    assert one(tmp_path, wanted=("ndcg@10",)).metrics == ["test/ndcg@10"]
+    assert only_part(tmp_path, wanted=("ndcg@10",)).metrics == ["test/ndcg@10"]
     other = write_run(tmp_path / "b", protocol={"dataset": "other"})
     results = json.loads((other / "metrics.json").read_text())
     results["metrics"]["test/mrr"] = 0.2
     (other / "metrics.json").write_text(json.dumps(results))
-    first, second = build(find([tmp_path]), ["mrr"], None).parts
+    first, second = build_report(find_runs([tmp_path]), ["mrr"], None).parts
     assert ("no run under this protocol has test/mrr" in first.notes, second.notes) == (True, [])
 
 
-def test_without_a_default_row_nothing_is_tested_unless_a_baseline_is_named(tmp_path):
+def test_without_default_row_tests_need_a_named_baseline(tmp_path):
     write_run(tmp_path / "a", "model.dim=8")
     write_run(tmp_path / "b", "model.dim=16")
-    page = html(build(find([tmp_path]), [], None), [])
-    assert page.index("so nothing is tested") < page.index("What it took")
-    assert one(tmp_path).notes == ["no row default, so nothing is tested; --baseline names the row to test against"]
-    part = one(tmp_path, "model.dim=16")
+    page = html_page(build_report(find_runs([tmp_path]), [], None), [])
+    assert page.index("so nothing is tested") < page.index("Cost per run")
+    assert only_part(tmp_path).notes == [
+        "no row named default, so nothing is tested; choose a baseline row with --baseline"
+    ]
+    part = only_part(tmp_path, "model.dim=16")
     assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8"]
     assert {row for row, _ in part.tests} == {"model.dim=8"}
 
 
-def test_compare_gives_nothing_for_a_metric_that_one_side_lacks(tmp_path):
-    runs = find([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs
+def test_compare_skips_a_metric_that_one_side_lacks(tmp_path):
+    runs = find_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs
     rows = comparisons(runs, None, [])[0].rows
     assert isinstance(rows[0], Row)
     assert compare(rows[0], rows[1:], ["val/ndcg@10"]) == ({}, [])
 
 
-# What has no result
+# Runs without results
 
 
-def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, report_command):
+def test_folders_without_results_are_listed_by_status(sweep, report_command):
     end = json.loads((sweep / "0-a/metrics.json").read_text())
     failed = write_run(sweep / "4-c", seed=4)
     (failed / "metrics.json").write_text(json.dumps({"status": "failed", "error": "training diverged"}))
@@ -389,7 +402,7 @@ def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, rep
     (cut_off / "metrics.json").unlink()
     resumed = write_run(sweep / "6-e", seed=6)
     run = json.loads((resumed / "run.json").read_text())
-    del run["end"]  # metrics.json is of before
+    del run["end"]  # metrics.json is of an earlier part
     (resumed / "run.json").write_text(json.dumps(run))
     (write_run(sweep / "7-f", seed=7) / "metrics.json").write_text(json.dumps(end)[:100])
     old = write_run(sweep / "8-g", seed=8)
@@ -412,13 +425,13 @@ def test_unfinished_failed_and_foreign_folders_are_named_and_left_out(sweep, rep
     assert re.search(r"running \(1\)\n-+\n  sweep/9-h\n", rest)
     skipped = rest.partition("skipped (5)")[2]
     assert "sweep/7-f: metrics.json is not JSON" in skipped
-    assert "sweep/8-g: of another version of this program: its protocol does not tell candidates, " in skipped
+    assert "sweep/8-g: written by another version of this program: its protocol lacks candidates, " in skipped
     assert "sweep/hydra: a run of another program" in skipped
-    assert "sweep/notes: no run in it" in skipped
-    assert "sweep/theirs: not what a run writes" in skipped
+    assert "sweep/notes: contains no run" in skipped
+    assert "sweep/theirs: malformed run folder" in skipped
 
 
-def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
+def test_missing_jobs_of_a_sweep_are_listed(sweep, report_command):
     hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": {"model.dim": "8"}}}
     hydra["overrides"] = {"task": ["dataset=small", "seed=range(3)", "ablation=glob(no_pos*)"]}
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
@@ -434,34 +447,34 @@ def test_jobs_that_no_folder_holds_are_named(sweep, report_command):
     assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
 
 
-def test_the_first_row_of_a_sweep_has_its_name_already(tmp_path, report_command):
+def test_only_finished_row_of_a_sweep_has_its_final_label(tmp_path, report_command):
     hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": None}}
     hydra["overrides"] = {"task": ["model.maxlen=5", "dataset=ml_100k,ml_1m", "model.dim=8,16", "seed=0,1"]}
     write_run(tmp_path / "sweep/0-a", "model.maxlen=5", "dataset=ml_100k", "model.dim=8")
     (tmp_path / "sweep/multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
-    assert [row.label for row in one(tmp_path).comparison.rows] == ["model.dim=8"]
-    assert not [note for note in one(tmp_path).notes if "nothing is tested" in note]
+    assert [row.label for row in only_part(tmp_path).comparison.rows] == ["model.dim=8"]
+    assert not [note for note in only_part(tmp_path).notes if "nothing is tested" in note]
     done = report_command("sweep", "--baseline", "model.dim=8")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "every row: model.maxlen=5 dataset=ml_100k\n" in done.stdout  # other data have another table
+    assert "every row: model.maxlen=5 dataset=ml_100k\n" in done.stdout  # the other data set has its own table
     assert "missing (7)" in done.stdout
 
 
-def test_a_run_is_counted_once_however_often_it_is_given(sweep):
-    assert len(find([sweep, sweep / "0-a", sweep.parent]).runs) == 4
+def test_a_run_given_twice_counts_once(sweep):
+    assert len(find_runs([sweep, sweep / "0-a", sweep.parent]).runs) == 4
 
 
-def test_nothing_finished(tmp_path, report_command):
+def test_without_finished_runs_there_is_an_error(tmp_path, report_command):
     (write_run(tmp_path / "x/a") / "metrics.json").write_text('{"status": "interrupted", "error": null}')
     done = report_command("x")
     assert "interrupted (1)" in done.stdout
-    assert (done.returncode, done.stderr) == (1, "error: no run has finished, so there is no table\n")
+    assert (done.returncode, done.stderr) == (1, "error: no run has finished; finish one to get a table\n")
 
 
 # The command
 
 
-def test_files(sweep, report_command, tmp_path):
+def test_all_output_files_are_written(sweep, report_command, tmp_path):
     write_run(sweep / "4-c", "dataset=small", "model.dim=16", "model.maxlen=9", ndcg=1 / 3)
     options = {
         "--markdown": "a.md",
@@ -499,15 +512,15 @@ def test_files(sweep, report_command, tmp_path):
         ([("loss=bce",), ("loss=gbce",)], "rows"),
     ],
 )
-def test_a_sweep_has_the_figure_that_fits_its_keys(tmp_path, grid, name):
-    from sasrec_lab.report.figures import draw
+def test_kind_of_figure_depends_on_the_keys_of_a_sweep(tmp_path, grid, name):
+    from sasrec_lab.report.figures import draw_figures
 
     for number, overrides in enumerate(grid):
         write_run(tmp_path / str(number), *overrides, config={"n": number} if name == "rows" else None)
-    assert [figure.name for figure in draw(build(find([tmp_path]), [], None))] == [name, "time"]
+    assert [figure.name for figure in draw_figures(build_report(find_runs([tmp_path]), [], None))] == [name, "time"]
 
 
-def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_command):
+def test_latex_tables_have_captions_labels_and_legends(tmp_path, report_command):
     published = {"published": PUBLISHED | {"source": "Somebody & al."}}
     write_run(tmp_path / "x/a", "dataset=small", config=published)
     write_run(tmp_path / "x/b", "dataset=small", "model.dim=8", config=published, ranks=[1, 1, 1, 1])
@@ -515,11 +528,11 @@ def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_co
     write_run(tmp_path / "x/d", seed=2, protocol={"dataset": "an_other"})
     assert report_command("x", "--latex", "a.tex").returncode == 0
     latex = (tmp_path / "a.tex").read_text()
-    assert latex.startswith("% needs \\usepackage{booktabs}\n\n\\begin{table}\n\\caption{2 protocols, which share")
+    assert latex.startswith("% needs \\usepackage{booktabs}\n\n\\begin{table}\n\\caption{2 protocols, each with")
     assert "\n% 1: small, last item of 4 users\n% every row: dataset=small\n\n\\begin{table}" in latex
-    assert "% 2: an_other, last item of 4 users\n% the runs are of 2 versions of the code: def, abc\n" in latex
-    assert latex.count("published: Somebody \\& al.; difference: ours less theirs\n") == 1
-    assert latex.count("; vs baseline: mean difference over users, with its 95 \\% interval") == 1
+    assert "% 2: an_other, last item of 4 users\n% runs come from 2 code versions: def, abc\n" in latex
+    assert latex.count("published: Somebody \\& al.; difference: ours minus published\n") == 1
+    assert latex.count("; vs baseline: mean difference over users, $\\pm$ half its 95\\% interval") == 1
     assert re.findall(r"\\caption{(.*)}", latex)[4] == (
         r"2: an\_other, last item of 4 users; test/ndcg@10: all 9 items except those already seen"
     )
@@ -528,37 +541,37 @@ def test_latex_says_what_each_table_is_of_and_how_to_read_it(tmp_path, report_co
     assert len(set(labels)) == len(labels) == 7
 
 
-def test_a_page_pairs_figures_and_leaves_both_columns_to_wide_ones_and_to_an_odd_one(tmp_path):
-    from sasrec_lab.report.figures import draw
+def test_wide_and_unpaired_figures_take_both_columns(tmp_path):
+    from sasrec_lab.report.figures import draw_figures
 
     for dim, maxlen in itertools.product((1, 2), range(1, 10)):
         write_run(tmp_path / f"{dim}-{maxlen}", f"model.dim={dim}", f"model.maxlen={maxlen}")
-    report = build(find([tmp_path]), [], None)
-    figures = draw(report)
-    assert [(figure.name, figure.stands_alone) for figure in figures] == [
+    report = build_report(find_runs([tmp_path]), [], None)
+    figures = draw_figures(report)
+    assert [(figure.name, figure.is_full_width) for figure in figures] == [
         ("by-model.dim-model.maxlen", True),
         ("time", False),
     ]
-    assert html(report, figures).count("<figure class=alone>") == 2
-    assert html(report, [*figures, figures[1]]).count("<figure class=alone>") == 1
+    assert html_page(report, figures).count("<figure class=full>") == 2
+    assert html_page(report, [*figures, figures[1]]).count("<figure class=full>") == 1
 
 
-def test_text_in_a_heat_map_has_the_colour_with_more_contrast():
-    from sasrec_lab.report.figures import _ink
+def test_heat_map_text_has_the_color_with_more_contrast():
+    from sasrec_lab.report.plots import _text_color
 
-    grounds = {"yellow": (1.0, 0.9, 0.1, 1.0), "teal": (0.13, 0.57, 0.55, 1.0), "violet": (0.27, 0.0, 0.33, 1.0)}
-    inks = {name: _ink(ground) for name, ground in grounds.items()}
-    assert inks == {"yellow": "black", "teal": "black", "violet": "white"}
+    backgrounds = {"yellow": (1.0, 0.9, 0.1, 1.0), "teal": (0.13, 0.57, 0.55, 1.0), "violet": (0.27, 0.0, 0.33, 1.0)}
+    colors = {name: _text_color(background) for name, background in backgrounds.items()}
+    assert colors == {"yellow": "black", "teal": "black", "violet": "white"}
 
 
-def test_a_long_label_in_a_figure_keeps_its_end():
-    from sasrec_lab.report.figures import _wrapped
+def test_long_labels_in_figures_keep_their_end():
+    from sasrec_lab.report.plots import _wrap_label
 
     label = "model.dim=16 model.dropout=0.2 optimizer.lr=1e-05 optimizer.weight_decay=0.01"
-    assert _wrapped(label) == "dim=16 dropout=0.2 lr=1e-05\nweight_decay=0.01"
+    assert _wrap_label(label) == "dim=16 dropout=0.2 lr=1e-05\nweight_decay=0.01"
 
 
-def test_learning_curves_are_what_tensorboard_reads(tmp_path):
+def test_learning_curves_equal_those_of_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -574,7 +587,7 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     assert list(curve) == [0, 1, 2, 3, 4]
     assert list(curve.values()) == [scalar.value for scalar in events.Scalars("val/ndcg@10")]
     (file,) = (tmp_path / "tb").iterdir()
-    file.write_bytes(file.read_bytes()[:-20])  # as of a run that was killed
+    file.write_bytes(file.read_bytes()[:-20])  # as after a run was killed
     assert list(learning_curve(tmp_path, "val/ndcg@10")) == [0, 1, 2, 3]
 
 
@@ -582,19 +595,19 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
     ("words", "message"),
     [
         (["swep"], "swep is not a folder; did you mean sweep?"),
-        (["empty"], "empty: no run in it; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
-        (["begun"], "no run in begun; give the folder of a run or of a sweep, such as outputs/<name>/<time>"),
+        (["empty"], "empty: contains no run; give the folder of a run or a sweep, such as outputs/<name>/<time>"),
+        (["begun"], "no run in begun; give the folder of a run or a sweep, such as outputs/<name>/<time>"),
         (
             ["foreign"],
-            "foreign/0: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
-            "foreign/1: not what a run writes (AttributeError: 'list' object has no attribute 'keys'); "
-            "foreign/2: a run of another program; and 1 more; give the folder of a run or of a sweep, "
+            "foreign/0: malformed run folder (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/1: malformed run folder (AttributeError: 'list' object has no attribute 'keys'); "
+            "foreign/2: a run of another program; and 1 more; give the folder of a run or a sweep, "
             "such as outputs/<name>/<time>",
         ),
-        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has it; did you mean ndcg@10?"),
+        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has this metric; did you mean ndcg@10?"),
         (
             ["sweep", "--metric", "loss"],
-            "--metric test/loss: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3",
+            "--metric test/loss: no run has this metric; choose from test/ndcg@10, test/ndcg@10-sampled3",
         ),
         (
             ["sweep", "--baseline", "model.dim=88"],
@@ -603,21 +616,21 @@ def test_learning_curves_are_what_tensorboard_reads(tmp_path):
         (["sweep", "--metrik", "x"], "unknown option --metrik; did you mean --metric?"),
         (["sweep", "--csv"], "argument --csv: expected one argument; --help lists the options"),
         ([], "the following arguments are required: FOLDER; --help lists the options"),
-        (["sweep", "--csv", "sweep"], "sweep cannot be written: Is a directory; choose another place for it"),
+        (["sweep", "--csv", "sweep"], "sweep cannot be written: Is a directory; choose another path"),
         (
             ["sweep", "--csv", "/dev/full"],
-            "/dev/full cannot be written: No space left on device; choose another place for it",
+            "/dev/full cannot be written: No space left on device; choose another path",
         ),
         (
             ["sweep", "--metric", "d1"],
-            "--metric test/d1: no run has it; there are test/ndcg@10, test/ndcg@10-sampled3",
+            "--metric test/d1: no run has this metric; choose from test/ndcg@10, test/ndcg@10-sampled3",
         ),
         (["sweep/0-a/run.json"], "sweep/0-a/run.json is a file; give its folder, sweep/0-a"),
         (["sweep/nothing/like/it"], "sweep/nothing/like/it is not a folder"),
-        (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another place for it"),
+        (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another path"),
     ],
 )
-def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
+def test_invalid_input_is_one_line(sweep, report_command, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "begun").mkdir()
@@ -629,7 +642,7 @@ def test_a_mistake_is_one_line(sweep, report_command, tmp_path, words, message):
     assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
 
 
-def test_it_starts_without_torch(sweep):
+def test_report_imports_no_torch(sweep):
     code = (
         "import sys; from sasrec_lab.report.__main__ import entry; sys.argv = ['report', sys.argv[1]]; entry();"
         "print([name for name in ('torch', 'pytorch_lightning', 'pandas', 'matplotlib') if name in sys.modules])"
@@ -639,7 +652,7 @@ def test_it_starts_without_torch(sweep):
 
 
 @pytest.mark.slow
-def test_a_sweep_from_its_command_to_its_page(train_command, report_command, tmp_path):
+def test_sweep_is_reported_from_training_to_page(train_command, report_command, tmp_path):
     small = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.items=40", "model=tiny"]
     words = [
         "-m",
@@ -650,21 +663,21 @@ def test_a_sweep_from_its_command_to_its_page(train_command, report_command, tmp
         "hydra.sweep.dir=sweep",
     ]
     assert train_command(*words, "seed=0,1").returncode == 0
-    assert train_command(*small, "optimizer.lr=1e30", "hydra.run.dir=alone").returncode == 1
-    done = report_command("sweep", "alone", "--html", "page.html", "--figures", "figures")
+    assert train_command(*small, "optimizer.lr=1e30", "hydra.run.dir=failed").returncode == 1
+    done = report_command("sweep", "failed", "--html", "page.html", "--figures", "figures")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"no_pos_emb +2 +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<]", done.stdout)
-    assert "alone: training diverged" in done.stdout
+    assert "failed: training diverged" in done.stdout
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert names == {"rows", "curves", "time"}
     for metric in ("test/ndcg@10", "test/recall@10-sampled5"):
-        part = one(tmp_path / "sweep", wanted=(metric,))
+        part = only_part(tmp_path / "sweep", wanted=(metric,))
         means = {row.label: row.spread(metric).mean for row in part.comparison.rows}
-        test = part.tests["no_pos_emb", metric]  # from the ranks, where the means are from metrics.json
+        test = part.tests["no_pos_emb", metric]  # from ranks.npz; the means are from metrics.json
         assert test.difference == pytest.approx(means["no_pos_emb"] - means["default"], abs=1e-6)
 
 
-def test_a_reader_that_has_enough_is_no_error(sweep):
+def test_closed_pipe_is_not_an_error(sweep):
     command = f"{sys.executable} -m sasrec_lab.report {sweep} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, timeout=60)
     assert (done.stdout, done.stderr) == ("small, last item of 4 users\n", "")
