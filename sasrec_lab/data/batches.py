@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import Negatives
+from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
 
 
@@ -58,7 +59,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     lengths = ends - starts  # (B,)
     offsets = np.append(0, np.cumsum(lengths))
     tokens = offsets[-1]
-    places = np.arange(tokens) + np.repeat(starts - offsets[:-1], lengths)  # (tokens,) in `items`
+    places = concatenate_ranges(starts, ends)  # (tokens,) in `items`
     size = round_up_size(tokens)
     indices = np.empty(size, dtype=np.int64)
     indices[:tokens] = items[places]
@@ -120,9 +121,8 @@ def evaluation_batch(
 
 def _seen(holdout: Holdout, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return row and item of each item in items[start:end] of the rows, ordered by row, each pair once."""
-    lengths = ends - starts
-    rows = np.repeat(np.arange(len(starts)), lengths)
-    items = holdout.items[np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
+    rows = np.repeat(np.arange(len(starts)), ends - starts)
+    items = holdout.items[concatenate_ranges(starts, ends)]
     if holdout.has_repeats:
         pairs = np.unique(rows * (holdout.num_items + 1) + items)
         rows, items = np.divmod(pairs, holdout.num_items + 1)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
-from sasrec_lab.data.sequences import Sequences
+from sasrec_lab.data.sequences import Sequences, concatenate_ranges
 from sasrec_lab.errors import InputError
 
 PAIRS_PER_CHUNK = 2**18  # interactions that are sorted at once: 2 MiB
@@ -47,9 +47,9 @@ class Holdout:
         return any(self._repeats_among(slice(*users)) for users in pairwise([*firsts, len(self.starts)]))
 
     def _repeats_among(self, users: slice) -> bool:
-        lengths = self.val_ends[users] - self.starts[users]
-        places = np.repeat(self.val_ends[users] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
-        pairs = np.repeat(np.arange(len(lengths)) * (self.num_items + 1), lengths) + self.items[places]
+        starts, ends = self.starts[users], self.val_ends[users]
+        rows = np.repeat(np.arange(len(starts)) * (self.num_items + 1), ends - starts)
+        pairs = rows + self.items[concatenate_ranges(starts, ends)]
         pairs.sort()
         return bool((pairs[1:] == pairs[:-1]).any())
 
@@ -130,7 +130,7 @@ def cut_windows(
     if windows is Windows.last:
         count = np.minimum(count, 1)
     user = np.repeat(np.arange(len(starts)), count)  # (W,)
-    back = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)  # 0 for a user's newest window, 1, ...
+    back = concatenate_ranges(np.zeros_like(count), count)  # 0 for a user's newest window, 1, ...
     window_ends = ends[user] - back * maxlen
     return np.maximum(starts[user], window_ends - maxlen - 1), window_ends, user
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from sasrec_lab.config.schema import Draw
 from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
 
 MAX_REDRAWS = 1000  # rounds of redrawing; a user who has seen nearly every item then keeps the last draw
@@ -164,8 +165,7 @@ def training_items(holdout: Holdout) -> UserItems:
 def _items_before(holdout: Holdout, ends: np.ndarray) -> UserItems:
     lengths = ends - holdout.starts
     users = np.repeat(np.arange(len(lengths)), lengths)
-    places = np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
-    return UserItems(users, holdout.items[places], holdout.num_items)
+    return UserItems(users, holdout.items[concatenate_ranges(holdout.starts, ends)], holdout.num_items)
 
 
 def _positions(holdout: Holdout, windows: np.ndarray) -> np.ndarray:

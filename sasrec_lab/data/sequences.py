@@ -47,6 +47,12 @@ class Sequences:
         return np.diff(self.offsets)  # (num_users,)
 
 
+def concatenate_ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return start, start + 1, ..., end - 1 of each range, one range after the other."""
+    lengths = ends - starts
+    return np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
+
+
 def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
     """The data set's arrays, memory-mapped from the cache, which is built first where it is not there.
 

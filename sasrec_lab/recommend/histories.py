@@ -9,7 +9,7 @@ import pandas as pd
 
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.data.ids import Ids, as_id_array, plain_values
-from sasrec_lab.data.sequences import Sequences
+from sasrec_lab.data.sequences import Sequences, concatenate_ranges
 from sasrec_lab.errors import InputError, InputWarning
 
 USERS_PER_CHUNK = 8192  # bounds the memory of has_seen_all
@@ -71,10 +71,8 @@ class Histories:
 
     def user_item_pairs(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and items of all interactions of some users, in order; row r is `users[r]`."""
-        starts, lengths = self.offsets[users], self.offsets[users + 1] - self.offsets[users]
-        rows = np.repeat(np.arange(len(users)), lengths)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return rows, self.items[np.repeat(starts, lengths) + within]
+        starts, ends = self.offsets[users], self.offsets[users + 1]
+        return np.repeat(np.arange(len(users)), ends - starts), self.items[concatenate_ranges(starts, ends)]
 
 
 def _drop_unknown(users: Ids, items: np.ndarray, offsets: np.ndarray) -> Histories:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.data.holdout import hold_out
-from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.data.sequences import concatenate_ranges, load_sequences
 from sasrec_lab.errors import InputError
 
 
@@ -24,9 +24,8 @@ def main() -> None:
         holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     except InputError as error:
         sys.exit(f"error: {error}")
-    lengths = holdout.window_ends - holdout.window_starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.repeat(holdout.window_starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    offsets = np.append(0, np.cumsum(holdout.window_ends - holdout.window_starts))
+    places = concatenate_ranges(holdout.window_starts, holdout.window_ends)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez(file, items=holdout.items[places].astype(np.int64), offsets=offsets)
     model = cfg.model

@@ -14,7 +14,7 @@ from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Rep
 from sasrec_lab.data import sequences, source
 from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out
 from sasrec_lab.data.interactions import read_file
-from sasrec_lab.data.sequences import Sequences, load_sequences, to_arrays
+from sasrec_lab.data.sequences import Sequences, concatenate_ranges, load_sequences, to_arrays
 from sasrec_lab.errors import InputError
 
 CSV = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
@@ -93,6 +93,12 @@ def test_the_tutorial_trains_on_whole_sequences(tmp_path):
 
 # two more interactions of u1 and of u2, which the holdout takes away
 HELD_OUT = "u1,i3,1,2021-09-10\nu2,i4,1,2021-09-11\nu2,i2,1,2021-09-10\nu1,i5,1,2021-09-11\n"
+
+
+@pytest.mark.parametrize("ranges", [[], [(3, 3)], [(2, 5), (7, 7), (0, 3), (9, 10)]])
+def test_ranges_are_concatenated(ranges):
+    starts, ends = (np.array([each[side] for each in ranges], dtype=np.int64) for side in (0, 1))
+    assert concatenate_ranges(starts, ends).tolist() == [i for start, end in ranges for i in range(start, end)]
 
 
 @pytest.mark.parametrize(
