@@ -126,7 +126,8 @@ def row(result: dict[str, Any]) -> str:
     if result["positions_per_s"] is None:
         return (
             f"{result['job']:<12} {result['rows']:,} rows in {result['seconds']:.2f} s"
-            f" ({result['rows_per_s']:,.0f} rows/s), {result['peak_rss_mb']:,} MB; from the cache {result['cached_seconds']:.3f} s"
+            f" ({result['rows_per_s']:,.0f} rows/s), {result['peak_rss_mb']:,} MB;"
+            f" from the cache {result['cached_seconds']:.3f} s"
         )
     return COLUMNS.format(
         result["job"],

@@ -144,7 +144,7 @@ def row(result: dict[str, Any]) -> str:
 
 def note(result: dict[str, Any]) -> str:
     """Return the remark behind a row."""
-    return f"  {result['note']}" if "note" in result else ""
+    return f"  ({result['note']})" if "note" in result else ""
 
 
 def report_failure(job: Job, name: str, error: JobFailed) -> str:

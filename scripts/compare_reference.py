@@ -1,10 +1,10 @@
-"""Train the plain form of SASRec beside the fast one, and see whether they come to the same NDCG.
+"""Train the reference implementation of SASRec and the fast one, and compare their metrics.
 
 python scripts/compare_reference.py --seeds 3 --epochs 25 dataset=sasrec_ml_1m model.maxlen=50
 
-The plain form is tests/padded_twin.py: left-padded rows, masks, attention by einsum, torch's dropout, all logits and
-torch's cross-entropy and Adam. Both start from the same parameters and see the same batches in the same order; dropout
-draws differ. Each seed's result is written to --out as it comes, and one that is there is not computed again.
+The reference is the padded model in tests/: left-padded rows, masks, attention by einsum, torch's dropout, all logits
+and torch's cross-entropy and Adam. Both start from the same parameters and see the same batches in the same order, but
+draw different dropout. The result of each seed is kept in --out and not computed again.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from bench import OVERRIDES_HELP
+from benchmark.results import decimal, mean_and_std, write_results
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,88 +34,103 @@ from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.train import train
 from tests.padded_twin import PaddedSASRec, padded_twin
 
-METRICS = ("test/ndcg@10", "test/recall@10")
+METRICS = {"ndcg": "test/ndcg@10", "recall": "test/recall@10"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("overrides", nargs="*", help="keys of the run, as for sasrec_lab.train")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--out", type=Path, default=Path("outputs/plain_twin"))
-    args = parser.parse_args()
-    found = {"fast": [], "plain": []}
-    for seed in range(args.seeds):
-        cfg = load(
-            [*args.overrides, f"seed={seed}", f"trainer.max_epochs={args.epochs}", "trainer.limit_val_batches=0"]
-        )
-        for form, run in (("fast", fast), ("plain", plain)):
-            folder = args.out / f"{form}-{seed}"
-            result = folder / "result.json"
-            if not result.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                start = time.perf_counter()
-                metrics = run(cfg, folder)
-                result.write_text(json.dumps({**metrics, "seconds": time.perf_counter() - start}))
-            found[form].append(json.loads(result.read_text()))
-            print(form, seed, found[form][-1], flush=True)
-    for form, results in found.items():
-        for name in (*METRICS, "seconds"):
-            values = [result[name] for result in results]
-            spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-            print(f"{form:6} {name:15} {mean(values):.4f}{spread}  (n={len(values)})")
+    """Train both over the seeds and print their metrics."""
+    args = parse_args()
+    fixed = [f"trainer.max_epochs={args.epochs}", "trainer.limit_val_batches=0"]
+    rows = []
+    for name, run in (("fast", train_fast), ("reference", train_reference)):
+        results = []
+        for seed in range(args.seeds):
+            cfg = load([*args.overrides, f"seed={seed}", *fixed])
+            results.append(keep_result(cfg, run, args.out / f"{name}-{seed}"))
+            print(name, seed, results[-1], flush=True)
+        measured = {key: mean_and_std([result[metric] for result in results]) for key, metric in METRICS.items()}
+        rows.append({"implementation": name, **measured, "seconds": mean_and_std([x["seconds"] for x in results])})
+    for row in rows:
+        shown = f"NDCG@10 {decimal(row['ndcg'])}, recall@10 {decimal(row['recall'])}"
+        print(f"{row['implementation']:<10} {shown}, {row['seconds']['mean']:.0f} s per seed")
+    if args.json:
+        write_results(args.json, rows)
 
 
-def fast(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--epochs", type=int, default=25, help="epochs per run; the last one is tested (default: 25)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/compare_reference"), help="folder of the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
+    return parser.parse_intermixed_args()
+
+
+def keep_result(cfg: TrainConfig, run: Any, folder: Path) -> dict[str, float]:
+    """Return the metrics and seconds of a run from its folder, or run it and write them there."""
+    file = folder / "result.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        metrics = run(cfg, folder)
+        file.write_text(json.dumps({**metrics, "seconds": time.perf_counter() - start}))
+    return json.loads(file.read_text())
+
+
+def train_fast(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+    """Train as the train command does and return the test metrics."""
     metrics = train(cfg, folder)["metrics"]
-    return {name: metrics[name] for name in METRICS}
+    return {name: metrics[name] for name in METRICS.values()}
 
 
-def plain(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+def train_reference(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+    """Train the reference implementation from the same parameters and return its test metrics."""
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     data = SequenceData(holdout, cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    twin = padded_twin(
-        Encoder(holdout.num_items, cfg.model), cfg.model
-    )  # the parameters that the fast form starts from
-    optimizer = torch.optim.Adam(twin.parameters(), lr=cfg.optimizer.lr, betas=tuple(cfg.optimizer.betas))
+    model = padded_twin(Encoder(holdout.num_items, cfg.model), cfg.model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.optimizer.lr, betas=tuple(cfg.optimizer.betas))
     loader = data.train_dataloader()
-    _set_dropout(twin, cfg.model.dropout)
+    set_dropout(model, cfg.model.dropout)
     for epoch in range(cfg.trainer["max_epochs"]):
         loader.sampler.set_epoch(epoch)
         for batch in loader:
             rows, targets = padded(batch, batch.items, cfg.model.maxlen), padded(batch, batch.targets, cfg.model.maxlen)
-            logits = twin.scores(twin(rows))  # (B, L, V)
+            logits = model.scores(model(rows))  # (B, L, V)
             loss = F.cross_entropy(logits.flatten(0, 1), (targets - 1).flatten(), ignore_index=-1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"plain, seed {cfg.seed}, epoch {epoch}: loss {float(loss):.4f}", flush=True)
-    return tested(twin, data, cfg, holdout.num_items)
+        print(f"reference, seed {cfg.seed}, epoch {epoch}: loss {float(loss):.4f}", flush=True)
+    return test(model, data, cfg, holdout.num_items)
 
 
 @torch.no_grad()
-def tested(twin: PaddedSASRec, data: SequenceData, cfg: TrainConfig, num_items: int) -> dict[str, float]:
-    _set_dropout(twin, 0.0)
+def test(model: PaddedSASRec, data: SequenceData, cfg: TrainConfig, num_items: int) -> dict[str, float]:
+    """Return the test metrics of the reference implementation."""
+    set_dropout(model, 0.0)
     metrics = HoldoutMetrics(num_items, cfg.evaluation)
     for batch in data.test_dataloader():
-        states = twin(padded(batch.inputs, batch.inputs.items, cfg.model.maxlen))[:, -1]
-        metrics.update(Scores(states, twin.input_items.weight[1:]), batch)
+        states = model(padded(batch.inputs, batch.inputs.items, cfg.model.maxlen))[:, -1]
+        metrics.update(Scores(states, model.input_items.weight[1:]), batch)
     taken = metrics.take("test")
-    return {name: taken[name] for name in METRICS}
+    return {name: taken[name] for name in METRICS.values()}
 
 
 def padded(batch: PackedBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tensor:
-    """Each sequence's tokens at the right of a row, zeros in front."""  # (B, L)
+    """Return each sequence's tokens at the right end of a row, after zeros, as (B, L)."""
     rows = torch.zeros(len(batch.offsets) - 1, maxlen, dtype=torch.int64)
     for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
         rows[row, maxlen - (end - start) :] = tokens[start:end]
     return rows
 
 
-def _set_dropout(twin: PaddedSASRec, rate: float) -> None:
-    for part in (twin, *twin.blocks):
+def set_dropout(model: PaddedSASRec, rate: float) -> None:
+    """Use torch's dropout at this rate in the whole model."""
+    for part in (model, *model.blocks):
         part.dropout = lambda x: F.dropout(x, rate)
 
 

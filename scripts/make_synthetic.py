@@ -1,10 +1,10 @@
-"""Make up a data set in KION's files and columns, with order in it to be learned.
+"""Generate a data set in KION's files and columns, with learnable order.
 
 python scripts/make_synthetic.py my_data                          2,000 users, 300 items
 python scripts/make_synthetic.py my_data --users 20000 --seed 1   other sizes
 
-Then `data_dir=my_data dataset=kion` reads it. Two users are those of RecTools' SASRec tutorial: 324373 has one
-interaction, and 14630 one with an item that nobody else has had, so that no training can know it.
+Then `data_dir=my_data dataset=kion` reads it. Two users are those of RecTools' SASRec tutorial: 324373 has a single
+interaction, and 14630 a single one with an item that no other user has seen, so that no training can know it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this clone's package, whichever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this clone's package
 from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.data.synthetic import make_interactions
 
@@ -25,6 +25,7 @@ NOUNS = "River House Letter Summer Garden Witness Island Mirror Train Promise Ha
 
 
 def main() -> None:
+    """Write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the data root to write kion/ into")
     parser.add_argument("--users", type=int, default=2000)
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def make(config: SyntheticConfig) -> dict[str, pd.DataFrame]:
-    """KION's three files by name. The same config gives the same."""
+    """Return KION's three files by name, the same for the same config."""
     random = np.random.default_rng(config.seed)
     walks = make_interactions(config)
     users = _ids(random, config.users, 1_100_000, taken=[ONE_INTERACTION, UNKNOWN_ITEM_ONLY])
@@ -52,8 +53,8 @@ def make(config: SyntheticConfig) -> dict[str, pd.DataFrame]:
     walks = pd.DataFrame(
         {"user_id": users[walks["user"] - 1], "item_id": items[walks["item"] - 1], "time": walks["time"]}
     )
-    favourite, middle = walks["item_id"].mode()[0], int(walks["time"].median())
-    more = {"user_id": [ONE_INTERACTION, UNKNOWN_ITEM_ONLY], "item_id": [favourite, UNKNOWN_ITEM], "time": middle}
+    favorite, middle = walks["item_id"].mode()[0], int(walks["time"].median())
+    more = {"user_id": [ONE_INTERACTION, UNKNOWN_ITEM_ONLY], "item_id": [favorite, UNKNOWN_ITEM], "time": middle}
     walks = pd.concat([walks, pd.DataFrame(more)]).sort_values("time", kind="stable", ignore_index=True)
     return {
         "interactions.csv": _views(random, walks),
@@ -68,7 +69,7 @@ def _ids(random: np.random.Generator, count: int, below: int, taken: list[int]) 
 
 
 def _views(random: np.random.Generator, walks: pd.DataFrame) -> pd.DataFrame:
-    """Dates have no hours, so the rows of one day stand in order; a few views have no percentage."""
+    """Return the views in time order, because dates have no hours; a few views have no percentage."""
     days = (walks["time"] - walks["time"].min()) // 86_400
     seconds = random.lognormal(8, 1.5, len(walks)).astype(int)
     percent = np.where(random.random(len(walks)) < 0.3, random.integers(0, 11, len(walks)), 100.0)

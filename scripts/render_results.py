@@ -27,22 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.figure import data_of, draw_speed, times
+from benchmark.results import decimal
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
 NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
 
 Row = dict[str, Any]
-
-
-def decimal(value: Any) -> str:
-    """Format a metric as `0.1758`, several runs as `mean ± std (n)`, a difference with its standard error."""
-    if not isinstance(value, dict):
-        return f"{value:.4f}"
-    if "standard_error" in value:
-        return f"{value['mean']:+.4f}, standard error {value['standard_error']:.4f}"
-    spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
-    return f"{value['mean']:.4f}{spread} ({value['n']})"
 
 
 def ranged(number: str) -> Callable[[Any], str]:
@@ -226,7 +217,7 @@ def block(name: str, results: Path) -> str:
         raise PageError(f"results:{name} is not a table; use one of {', '.join([*TABLES, 'first_run_output'])}")
     file, needed, fields = TABLES[name]
     stamp, rows = read_rows(file, results)
-    rows = [row for row in rows if needed in row]
+    rows = [row for row in rows if row.get(needed) is not None]
     own = [own_stamp(row) for row in rows]
     headings = [FIELDS[field][0] for field in fields] + (["measured separately"] if any(own) else [])
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
@@ -246,7 +237,7 @@ def number(path: str, results: Path) -> str:
         raise PageError(f"result:{path} must be TABLE/WORD/.../FIELD, as in scripts/render_results.py")
     *words, field = words
     for row in read_rows(TABLES[name][0], results)[1]:
-        if field in row and all(word in row.values() for word in words):
+        if row.get(field) is not None and all(word in row.values() for word in words):
             value = row[field][part] if part else row[field]
             return str(value) if part == "n" else FIELDS[field][1](value)
     raise PageError(f"result:{path} has no row in docs/results/{TABLES[name][0]}.json")

@@ -1,7 +1,7 @@
 """Generate files of interactions, the same each time: python -m benchmark.generated_data kion_like <folder>
 
-A file that exists is kept. Popularity follows Zipf's law and lengths are lognormal. There is no order to learn, since
-these files only serve to measure speed.
+A file that exists is kept. Popularity follows Zipf's law and lengths are lognormal. Their order is random: these
+files only serve to measure speed.
 """
 
 import argparse

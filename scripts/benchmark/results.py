@@ -15,6 +15,17 @@ def mean_and_std(values: list[float]) -> dict[str, Any]:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
+def decimal(value: Any) -> str:
+    """Format a metric as `0.1758`, several runs as `mean ± std (n)`, a difference with its standard error."""
+    if not isinstance(value, dict):
+        return f"{value:.4f}"
+    if "standard_error" in value:
+        error = value["standard_error"]
+        return f"{value['mean']:+.4f}" + ("" if error is None else f", standard error {error:.4f}")
+    spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+    return f"{value['mean']:.4f}{spread} ({value['n']})"
+
+
 def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as JSON with date, commit, machine, threads, versions and the command that measured them."""
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -1,6 +1,6 @@
 """Run one part of a benchmark in a process of its own.
 
-Linux counts the memory that a process had before it became another program toward its peak, so callers should use
+On Linux the peak memory of a new process starts at the memory of the process that called it, so callers should use
 little: the commands import neither torch nor NumPy.
 """
 

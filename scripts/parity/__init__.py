@@ -1,1 +1,1 @@
-"""The parts of parity_rectools.py."""
+"""Parts of parity_rectools.py."""

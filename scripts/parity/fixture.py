@@ -1,4 +1,4 @@
-"""The fixture of tests/scripts/test_parity.py: RecTools' weights and outputs, figures only."""
+"""Read and write the fixture of tests/scripts/test_parity.py: weights and outputs of RecTools."""
 
 import json
 from dataclasses import replace
@@ -13,6 +13,7 @@ from sasrec_lab.files import atomic_write
 
 
 def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: dict[str, Arrays]) -> None:
+    """Write histories, sizes, and RecTools' weights and outputs as JSON."""
     numbers = {
         "cfg": {key: getattr(cfg, key) for key in ("blocks", "dim", "maxlen")},
         "user_ids": sequences.user_ids.tolist(),
@@ -25,6 +26,7 @@ def write_fixture(path: Path, sequences: Sequences, cfg: ModelConfig, theirs: di
 
 
 def read_fixture(path: Path) -> tuple[Sequences, ModelConfig, dict[str, Arrays]]:
+    """Return histories, model config, and RecTools' weights and outputs by variant."""
     numbers = json.loads(path.read_text())
     items = np.concatenate(numbers["histories"]).astype(np.int32)
     offsets = np.cumsum([0, *map(len, numbers["histories"])])
@@ -35,12 +37,13 @@ def read_fixture(path: Path) -> tuple[Sequences, ModelConfig, dict[str, Arrays]]
 
 
 def as_list(array: np.ndarray) -> list:
-    """Nine digits tell every number of single precision."""
+    """Return an array as lists, floats with nine digits, which identify every number of single precision."""
     if array.dtype.kind != "f":
         return array.tolist()
     return [as_list(row) for row in array] if array.ndim > 1 else [float(f"{x:.9g}") for x in array]
 
 
 def as_array(numbers: list) -> np.ndarray:
+    """Return lists as an array, floats in single precision."""
     array = np.array(numbers)
     return array.astype(np.float32) if array.dtype.kind == "f" else array

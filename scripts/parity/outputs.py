@@ -1,4 +1,6 @@
-"""The same weights in both: how far their states, scores, losses and lists lie apart."""
+"""Compare states, scores, losses and lists of both libraries at equal weights."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +20,11 @@ from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.training.losses import softmax
 
 WITHIN = 1e-5
-WINDOWS = 32  # a batch of the losses, as in peers/rectools_parity.py
+WINDOWS = 32  # per batch of the losses, as in peers/rectools_parity.py
 
 
 def outputs_of_rectools(sequences: Sequences, cfg: TrainConfig, k: int) -> dict[str, Arrays]:
-    """What RecTools gives for each variant."""
+    """Return what RecTools computes, by variant."""
     file, out = FOLDER / "interactions.npz", FOLDER / "rectools.npz"
     users = np.repeat(sequences.user_ids, sequences.lengths)
     np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1], weight=sequences.weights)
@@ -41,10 +43,10 @@ def outputs_of_rectools(sequences: Sequences, cfg: TrainConfig, k: int) -> dict[
 
 @torch.inference_mode()
 def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[str, float]:
-    """The largest absolute difference of each kind of number, lists among them; infinite where lists differ in form."""
+    """Return the largest absolute difference of each kind of output, or infinity if lists differ in form."""
     holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HoldoutMode.none)
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
-    places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' number of each of our items
+    places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' index of each of our items
     histories = Histories.from_sequences(sequences, Ids(holdout.item_ids))
     states = newest_states(encoder, histories, histories.users.numbers(theirs["user_ids"], "users"))
     found = {
@@ -66,7 +68,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
 
 
 def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Encoder:
-    """RecTools' weights in our encoder. Its attention has the three projections in one matrix, its items a pad."""
+    """Return our encoder with RecTools' weights, which has three projections in one matrix and a padding item."""
 
     def weights(name: str) -> Tensor:
         return torch.from_numpy(theirs[f"weights/{name}"])
@@ -97,15 +99,16 @@ def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Enco
 
 
 def newest_states(encoder: Encoder, histories: Histories, users: np.ndarray) -> Tensor:
+    """Return each user's state after the newest item."""
     ends = histories.offsets[users + 1]
     batch, _ = pack(ends - np.minimum(histories.lengths[users], encoder.maxlen), ends, histories.items)
     return encoder.newest(batch)  # (len(users), D)
 
 
 def losses_and_states(encoder: Encoder, theirs: Arrays, holdout: Holdout) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each batch of windows the loss, and with the pad as one item more; and the first batch's states.
+    """Return the loss per batch of windows, the same with the pad as an additional item, and the first batch's states.
 
-    RecTools' softmax has the pad among its classes, though it is never a target: a term more in every denominator.
+    RecTools' softmax includes the pad as a class, although it is never a target: one more term in every denominator.
     """
     pad = torch.from_numpy(theirs["weights/item_model.item_net_blocks.0.ids_emb.weight"][:1])
     more = nn.Embedding.from_pretrained(torch.cat([encoder.item_table, pad]))
@@ -121,27 +124,28 @@ def losses_and_states(encoder: Encoder, theirs: Arrays, holdout: Holdout) -> tup
 
 
 def lists_in(theirs: Arrays) -> list[str]:
+    """Return the names of the lists that RecTools made."""
     return list(dict.fromkeys(key.split("/")[1] for key in theirs if key.startswith("lists/")))
 
 
 def our_lists(recommender: Recommender, name: str, theirs: Arrays, sequences: Sequences) -> pd.DataFrame:
-    """The lists that RecTools' have this name."""
+    """Return our lists for the name of lists that RecTools made."""
     allowed = theirs["allowed"] if name.endswith("some items allowed") else None
-    if allowed is not None:  # an unknown one would only be warned about
+    if allowed is not None:  # unknown items would only cause a warning
         allowed = allowed[np.isin(allowed, theirs["item_ids"])]
     k = int(theirs[f"lists/{name}/rank"].max())
     if name.startswith("items"):
-        return recommender.recommend_to_items(theirs["item_ids"], k, allowed, filter_itself="left out" in name)
+        return recommender.recommend_to_items(theirs["item_ids"], k, allowed, filter_itself="excluded" in name)
     users, items = np.repeat(sequences.user_ids, sequences.lengths), sequences.item_ids[sequences.items - 1]
     histories = pd.DataFrame({"user_id": users, "item_id": items, "datetime": np.arange(len(items))})
-    return recommender.recommend(theirs["user_ids"], k, histories, "left out" in name, allowed)
+    return recommender.recommend(theirs["user_ids"], k, histories, "excluded" in name, allowed)
 
 
 def lists_differ(ours: pd.DataFrame, theirs: pd.DataFrame, target: str) -> float:
-    """The largest difference of the scores at one rank of one list.
+    """Return the largest difference of the scores at one rank of one list.
 
-    Infinite where a list has another length, or another item stands at a rank; of two items in one list whose scores
-    are within 1e-5 of each other either may come first.
+    It is infinite if lists differ in length, or in the item at a rank; two items of a list whose scores are within
+    1e-5 of each other may come in either order.
     """
     keys = [target, "rank"]
     both = ours.merge(theirs, on=keys, how="outer", suffixes=("", "_theirs"))
@@ -157,13 +161,20 @@ def lists_differ(ours: pd.DataFrame, theirs: pd.DataFrame, target: str) -> float
 
 
 def largest(ours: Tensor, theirs: np.ndarray) -> float:
+    """Return the largest absolute difference, or infinity if the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours - torch.from_numpy(theirs)).abs().max())
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    rows = next(iter(found.values()))
-    lines = ["| largest difference | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    lines += [f"| {row} | " + " | ".join(f"{part[row]:.1e}" for part in found.values()) + " |" for row in rows]
-    return "\n".join(lines)
+def rows_of(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Return one row per kind of output, with the difference of each variant."""
+    names = next(iter(found.values()))
+    return [{"difference": name} | {variant: part[name] for variant, part in found.items()} for name in names]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    heading = "| largest difference | " + " | ".join(list(rows[0])[1:]) + " |"
+    lines = [f"| {name} | " + " | ".join(f"{x:.1e}" for x in values) + " |" for name, *values in map(dict.values, rows)]
+    return "\n".join([heading, "|---|" + "---|" * (len(rows[0]) - 1), *lines])

@@ -1,13 +1,15 @@
-"""Both trained on the first users of MovieLens-1M, and ranked by our metrics."""
+"""Train both libraries on the first users of MovieLens-1M and compare them by our metrics."""
 
 import json
 import sys
 from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev, variance
+from statistics import mean, variance
+from typing import Any
 
 import numpy as np
 import torch
+from benchmark.results import decimal, mean_and_std
 
 from parity.peer import FOLDER, MODEL, PEER, sizes
 from sasrec_lab.config.command_line import load
@@ -22,6 +24,7 @@ from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.train import train
 
 FIRST_USERS = 2000
+METRICS = {"ndcg": "test/ndcg@10", "recall": "test/recall@10"}
 TRAINED = [
     f"dataset.path={FOLDER.resolve()}/ml_1m_first_{FIRST_USERS}.txt",
     "dataset=sasrec_ml_1m",
@@ -34,7 +37,8 @@ TRAINED = [
 ]
 
 
-def compare_training(seeds: int, epochs: int) -> str:
+def compare_training(seeds: int, epochs: int) -> list[dict[str, Any]]:
+    """Return one row per library with its metrics over the seeds, and one with the differences."""
     first_users_file(load(["dataset=sasrec_ml_1m"]))
     found: dict[str, list[dict[str, float]]] = {"sasrec_lab": [], "RecTools": []}
     for seed in range(seeds):
@@ -49,29 +53,29 @@ def compare_training(seeds: int, epochs: int) -> str:
                     draft.write_text(json.dumps(metrics))
             found[name].append(json.loads(result.read_text()))
             print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr, flush=True)
-    metrics = ("test/ndcg@10", "test/recall@10")
+    values = {
+        name: {short: [x[key] for x in results] for short, key in METRICS.items()} for name, results in found.items()
+    }
+    rows = [{"by": name} | {short: mean_and_std(x) for short, x in values[name].items()} for name in values]
+    ours, theirs = values.values()
+    return [*rows, {"by": "difference"} | {short: difference(ours[short], theirs[short]) for short in METRICS}]
+
+
+def difference(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
+    """Return the difference of the means and its standard error; seeds of the two libraries are unrelated."""
+    error = sqrt((variance(ours) + variance(theirs)) / len(ours)) if len(ours) > 1 else None
+    return {"mean": mean(ours) - mean(theirs), "standard_error": error}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
     lines = ["| | NDCG@10 | recall@10 |", "|---|---|---|"]
-    for name, results in found.items():
-        lines.append(f"| {name} | " + " | ".join(mean_and_spread([x[key] for x in results]) for key in metrics) + " |")
-    differences = [difference(*([x[key] for x in results] for results in found.values())) for key in metrics]
-    return "\n".join([*lines, "| difference | " + " | ".join(differences) + " |"])
-
-
-def difference(ours: list[float], theirs: list[float]) -> str:
-    """Of the means, and its standard error: the seeds of one are unrelated to the other's."""
-    if len(ours) < 2:
-        return f"{mean(ours) - mean(theirs):+.4f}"
-    error = sqrt((variance(ours) + variance(theirs)) / len(ours))
-    return f"{mean(ours) - mean(theirs):+.4f}, standard error {error:.4f}"
-
-
-def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread} ({', '.join(f'{x:.4f}' for x in values)})"
+    lines += [f"| {row['by']} | {decimal(row['ndcg'])} | {decimal(row['recall'])} |" for row in rows]
+    return "\n".join(lines)
 
 
 def first_users_file(cfg: TrainConfig) -> None:
-    """Users are numbered in the order of their ids, in which the file has them."""
+    """Write the interactions of the first users, who are numbered in the order of their ids, as in the file."""
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     rows = sequences.offsets[FIRST_USERS]
     users = np.repeat(sequences.user_ids, sequences.lengths)[:rows]
@@ -83,11 +87,12 @@ def first_users_file(cfg: TrainConfig) -> None:
 
 
 def ours_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
+    """Train our model and return its test metrics."""
     return chosen_metrics(train(cfg, folder)["metrics"])
 
 
 def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
-    """RecTools on the same windows, ranked by our metrics from its states and its items' vectors."""
+    """Train RecTools on the same windows and return our metrics of its states and item vectors."""
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     file, out = folder / "interactions.npz", folder / "rectools.npz"
@@ -110,10 +115,11 @@ def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
 
 
 def rows_of(holdout: Holdout, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """User and item of each interaction in items[start:end]."""
+    """Return user and item of each interaction in items[start:end]."""
     batch, places = pack(starts[ends > starts], ends[ends > starts], holdout.items)
     return np.repeat(users[ends > starts], np.diff(batch.offsets)), holdout.items[places].astype(np.int64)
 
 
 def chosen_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: metrics[name] for name in ("test/ndcg@10", "test/recall@10")}
+    """Return the compared metrics."""
+    return {name: metrics[name] for name in METRICS.values()}

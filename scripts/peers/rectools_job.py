@@ -1,4 +1,4 @@
-"""RecTools' SASRec, or its loading, on one job: python rectools_job.py '{"windows": ...}' in its own environment."""
+"""Measure RecTools' SASRec, or its loading, in its own environment: python rectools_job.py '{"windows": ...}'"""
 
 import json
 import sys
@@ -17,23 +17,26 @@ from rectools_model import make_model
 from stopwatch import Stopwatch, peak_rss_mb
 
 WARM_UP = 2  # steps
-SETTINGS = {"as it comes": "highest", "fast products": "medium"}  # torch's switch, exact on a CPU without AMX
+# set_float32_matmul_precision; "medium" is exact on a CPU without AMX
+SETTINGS = {"default": "highest", "fast products": "medium"}
 
 
 def main() -> None:
+    """Print the measured speeds as JSON."""
     task = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     print(json.dumps(load(task) if "csv" in task else train_and_rank(task)))
 
 
 def train_and_rank(task: dict) -> dict:
+    """Return the speed of training in the better setting, of lists, and peak memory."""
     dataset = Dataset.construct(read_windows(task["windows"]))
     speeds, training_peak = {}, 0
     for name, precision in SETTINGS.items():
         torch.set_float32_matmul_precision(precision)
         model = make_model(task)
         speeds[name] = train(model, dataset, task["steps"])
-        training_peak = training_peak or peak_rss_mb()  # of one model: the second comes on top
+        training_peak = training_peak or peak_rss_mb()  # of one model, before the second is added
     users = dataset.user_id_map.external_ids[: task["ranked_users"]]
     start = time.perf_counter()
     model.recommend(users=users, dataset=dataset, k=10, filter_viewed=True)
@@ -48,12 +51,12 @@ def train_and_rank(task: dict) -> dict:
         "ranked_users": len(users),
         "items": dataset.item_id_map.size,
         "settings": speeds,
-        "note": f"({best}; as it comes {speeds['as it comes']:,.0f})",
+        "note": f"{best}; default {speeds['default']:,.0f}",
     }
 
 
 def train(model: SASRecModel, dataset: Dataset, steps: int) -> float:
-    """Useful positions a second."""
+    """Return useful positions per second."""
     step_times = StepTimes()
     model._trainer = Trainer(
         max_steps=WARM_UP + steps,
@@ -69,6 +72,7 @@ def train(model: SASRecModel, dataset: Dataset, steps: int) -> float:
 
 
 def read_windows(file: str) -> pd.DataFrame:
+    """Return the training windows as a table of interactions."""
     arrays = np.load(file)
     lengths = np.diff(arrays["offsets"])
     order = np.arange(len(arrays["items"])) - np.repeat(arrays["offsets"][:-1], lengths)
@@ -83,15 +87,18 @@ def read_windows(file: str) -> pd.DataFrame:
 
 
 class StepTimes(Callback):
+    """Time the training steps."""
+
     def __init__(self) -> None:
         self.stopwatch = Stopwatch(WARM_UP)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Count a step and its positions."""
         self.stopwatch.step_ended(int((batch["y"] != 0).sum()))
 
 
 def load(task: dict) -> dict:
-    """From the CSV to a loader of training batches; with its model's classes, and with its newer tensor functions."""
+    """Time loading a CSV into training batches, by the model's own classes and by the newer tensor functions."""
     start = time.perf_counter()
     table = read_csv(task["csv"])
     read_seconds = time.perf_counter() - start
@@ -111,11 +118,12 @@ def load(task: dict) -> dict:
         "seconds": seconds,
         "peak_rss_mb": peak,
         "tensor_seconds": tensor_seconds,
-        "note": f"(read_csv and fast_transformers.build_sequences alone: {tensor_seconds:.2f} s)",
+        "note": f"{tensor_seconds:.2f} s with read_csv and fast_transformers.build_sequences",
     }
 
 
 def read_csv(file: str) -> pd.DataFrame:
+    """Return a CSV with KION's columns as RecTools' interactions."""
     names = {"last_watch_dt": Columns.Datetime}
     table = pd.read_csv(file, parse_dates=["last_watch_dt"]).rename(columns=names)
     table[Columns.Weight] = np.where(table["watched_pct"] > 10, 3, 1)

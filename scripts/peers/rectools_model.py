@@ -1,10 +1,11 @@
-"""RecTools' SASRec on ids alone, of the sizes in a task."""
+"""RecTools' SASRec on ids only, with the sizes of a task."""
 
 from rectools.models import SASRecModel
 from rectools.models.nn.item_net import IdEmbeddingsItemNet
 
 
 def make_model(task: dict) -> SASRecModel:
+    """Return an untrained model."""
     return SASRecModel(
         n_blocks=task["blocks"],
         n_heads=task["heads"],

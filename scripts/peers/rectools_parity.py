@@ -1,6 +1,6 @@
-"""RecTools' SASRec for parity_rectools.py, in its own environment: python rectools_parity.py '{"out": "FILE.npz", ...}'
+"""Run RecTools' SASRec for parity_rectools.py, in its own environment: python rectools_parity.py '{"out": ..., ...}'
 
-With "epochs" it trains; without, it takes random weights and writes them with all that follows from them.
+With "epochs" it trains; without, it draws random weights and writes them with the outputs that they give.
 """
 
 import json
@@ -18,10 +18,11 @@ from rectools.models.nn.transformers.data_preparator import SequenceDataset
 from rectools_model import make_model
 from torch.nn import functional as F
 
-WINDOWS = 32  # a batch of the losses
+WINDOWS = 32  # per batch of the losses
 
 
 def main() -> None:
+    """Write the arrays and print their file as JSON."""
     task = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     if "epochs" in task:
@@ -33,17 +34,17 @@ def main() -> None:
 
 
 def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
-    """Weights, and what they give: losses of training batches, states, scores and lists."""
+    """Return random weights and what they give: losses of training batches, states, scores and lists."""
     dataset = Dataset.construct(table(np.load(task["interactions"])))
     model = make_model(task | part)
     model._build_model_from_dataset(dataset)
-    randomise(model, task["seed"])
+    randomize(model, task["seed"])
     model.is_fitted = True
     preparator, lightning = model.data_preparator, model.lightning_model
     users = dataset.user_id_map.external_ids
     known = preparator.transform_dataset_u2i(dataset, users)
     loader = preparator.get_dataloader_recommend(known, batch_size=128)
-    states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (1 + V, D), the pad's vector first
+    states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (1 + V, D), padding first
     arrays = {f"weights/{name}": x.numpy() for name, x in model.torch_model.state_dict().items()}
     arrays |= {
         "item_ids": np.array(list(preparator.get_known_item_ids())),
@@ -58,18 +59,18 @@ def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
             lists = model.recommend(
                 arrays["user_ids"], dataset, task["k"], filter_viewed, allowed, on_unsupported_targets="ignore"
             )
-            name = f"lists/users, seen {'left out' if filter_viewed else 'kept'}{ending}"
+            name = f"lists/users, seen {'excluded' if filter_viewed else 'kept'}{ending}"
             arrays |= columns(name, lists, Columns.User)
         for filter_itself in (True, False):
             lists = model.recommend_to_items(arrays["item_ids"], dataset, task["k"], filter_itself, allowed)
-            name = f"lists/items, itself {'left out' if filter_itself else 'kept'}{ending}"
+            name = f"lists/items, itself {'excluded' if filter_itself else 'kept'}{ending}"
             arrays |= columns(name, lists, Columns.TargetItem)
     return arrays
 
 
 @torch.no_grad()
 def losses(model: SASRecModel) -> dict[str, np.ndarray]:
-    """Of each batch, as RecTools has it and without the pad among the classes; and the first batch's states."""
+    """Return the loss per batch, with and without the pad as a class, and the states of the first batch."""
     preparator, lightning = model.data_preparator, model.lightning_model
     windows = SequenceDataset.from_interactions(preparator.train_dataset.interactions.df, sort_users=True)
     own, without = [], []
@@ -88,7 +89,7 @@ def losses(model: SASRecModel) -> dict[str, np.ndarray]:
 
 
 def trained(task: dict) -> dict[str, np.ndarray]:
-    """States of users whose histories are given, and the items' vectors, after so many epochs."""
+    """Train, and return the item vectors and the states of the users whose histories are given."""
     arrays = np.load(task["interactions"])
     dataset = Dataset.construct(table({"user": arrays["user"], "item": arrays["item"]}))
     seed_everything(task["seed"], verbose=False)
@@ -106,8 +107,8 @@ def trained(task: dict) -> dict[str, np.ndarray]:
     }
 
 
-def randomise(model: SASRecModel, seed: int) -> None:
-    """As before training, but no bias is zero and no norm is one, so that none of them can be forgotten."""
+def randomize(model: SASRecModel, seed: int) -> None:
+    """Draw initial weights, with no bias at zero and no norm at one, so that forgetting one of them shows."""
     torch.manual_seed(seed)
     model.lightning_model._xavier_normal_init()
     for parameter in model.torch_model.parameters():
@@ -117,7 +118,7 @@ def randomise(model: SASRecModel, seed: int) -> None:
 
 
 def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Rows stand in order, so the time is the row's number, and users come in the order of their first rows."""
+    """Return interactions as a table; the row number serves as time, and users keep the order of their first rows."""
     rows = len(arrays["user"])
     return pd.DataFrame(
         {
@@ -130,6 +131,7 @@ def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def columns(name: str, lists: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
+    """Return the columns of a table of lists by name."""
     return {f"{name}/{key}": lists[key].to_numpy() for key in (target, Columns.Item, Columns.Score, Columns.Rank)}
 
 

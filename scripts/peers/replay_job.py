@@ -1,4 +1,4 @@
-"""RePlay's newer SASRec on one job, in the fastest of its settings: python replay_job.py '{"windows": ...}'."""
+"""Measure RePlay's newer SASRec on one job, in the fastest of its settings: python replay_job.py '{"windows": ...}'"""
 
 import copy
 import json
@@ -26,11 +26,12 @@ from replay.nn.transform.template import make_default_sasrec_transforms
 from stopwatch import Stopwatch, peak_rss_mb
 
 WARM_UP = 3  # steps
-BUCKET = 32  # users, a quarter of the batch
+BUCKET = 32  # users: a quarter of a batch
 SETTINGS = {"plain": (False, False), "trimmed batches": (True, False), "trimmed, length buckets": (True, True)}
 
 
 def main() -> None:
+    """Print the measured speeds as JSON."""
     task = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 def train_and_rank(task: dict, folder: Path) -> dict:
+    """Return the speed of training in the best setting, of lists, and peak memory."""
     schema = make_schema(task)
     data = {trim: make_data(task, schema, folder, trim) for trim in (False, True)}
     speeds = {}
@@ -58,11 +60,12 @@ def train_and_rank(task: dict, folder: Path) -> dict:
         "ranked_users": users,
         "items": task["num_items"],
         "settings": speeds,
-        "note": f"({best})",
+        "note": best,
     }
 
 
 def make_schema(task: dict) -> TensorSchema:
+    """Describe item ids, the only feature."""
     item = TensorFeatureInfo(
         "item_id",
         is_seq=True,
@@ -77,7 +80,7 @@ def make_schema(task: dict) -> TensorSchema:
 
 
 def make_data(task: dict, schema: TensorSchema, folder: Path, trim: bool) -> ParquetModule:
-    """Batches for training and ranking; trimmed: cut to the longest history of the batch."""
+    """Return batches for training and ranking, if trimmed cut to the longest history of each batch."""
     train, predict = write_sequences(task, folder)
     transforms = make_default_sasrec_transforms(schema)
     transforms["predict"].insert(1, AdaptiveTrimTransform("item_id"))  # before tensors are grouped
@@ -96,6 +99,7 @@ def make_data(task: dict, schema: TensorSchema, folder: Path, trim: bool) -> Par
 
 
 def write_sequences(task: dict, folder: Path) -> tuple[Path, Path]:
+    """Write the windows as Parquet files for training and ranking."""
     arrays = np.load(task["windows"])
     items = pa.ListArray.from_arrays(pa.array(arrays["offsets"].astype(np.int32)), pa.array(arrays["items"] - 1))
     train, predict = folder / "train.parquet", folder / "predict.parquet"
@@ -106,6 +110,7 @@ def write_sequences(task: dict, folder: Path) -> tuple[Path, Path]:
 
 
 def make_module(task: dict, schema: TensorSchema, buckets: bool) -> LightningModule:
+    """Return an untrained model, with length buckets if asked."""
     model = SasRec.from_params(
         schema,
         embedding_dim=task["dim"],
@@ -120,14 +125,14 @@ def make_module(task: dict, schema: TensorSchema, buckets: bool) -> LightningMod
 
 
 def train(module: LightningModule, data: ParquetModule, steps: int) -> float:
-    """Useful positions a second."""
+    """Return useful positions per second."""
     step_times = StepTimes()
     trainer(step_times, WARM_UP + steps).fit(module, copy.copy(data))
     return step_times.stopwatch.positions_per_s
 
 
 def rank(module: LightningModule, data: ParquetModule, task: dict) -> tuple[int, float]:
-    """Users and seconds: the ten best unseen items of each, as a table."""
+    """Return the number of users, and the seconds to make a table of the ten best unseen items of each."""
     seen = SeenItemsFilter(task["num_items"], "seen_ids")
     top = PandasTopItemsCallback(10, "query_id", "item_id", postprocessors=[seen])
     start = time.perf_counter()
@@ -137,6 +142,7 @@ def rank(module: LightningModule, data: ParquetModule, task: dict) -> tuple[int,
 
 
 def trainer(callback: lightning.Callback, max_steps: int) -> lightning.Trainer:
+    """Return a quiet Trainer."""
     return lightning.Trainer(
         max_steps=max_steps,
         callbacks=[callback],
@@ -149,11 +155,13 @@ def trainer(callback: lightning.Callback, max_steps: int) -> lightning.Trainer:
 
 
 class StepTimes(lightning.Callback):
+    """Time the training steps."""
+
     def __init__(self) -> None:
         self.stopwatch = Stopwatch(WARM_UP)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        # it trains on a first item behind padding, too; counted is what the others count
+        """Count a step and its positions, without the first item behind padding, which RePlay also trains on."""
         self.stopwatch.step_ended(int((batch["target_padding_mask"].squeeze(-1) & batch["padding_mask"]).sum()))
 
 

@@ -1,10 +1,12 @@
-"""model=sasrec_rectools gives the numbers that RecTools 0.19 gave for the same weights: scripts/parity_rectools.py
-wrote them down, on made-up histories, for one head and several, with and without its use_key_padding_mask.
+"""model=sasrec_rectools gives the outputs of RecTools 0.19 at equal weights, as scripts/parity_rectools.py wrote them.
+
+They are of generated histories, for one head and several, with and without use_key_padding_mask.
 
 python scripts/parity_rectools.py --k 4 --fixture tests/fixtures/rectools.json dataset=synthetic model.dim=8
     model.maxlen=5 dataset.synthetic.users=20 dataset.synthetic.items=25 dataset.synthetic.mean_length=6
 """
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,11 +34,11 @@ ROWS = {
     "softmax loss, the pad a class as in RecTools",
     "softmax loss, items only",
     *(
-        f"lists of {targets} {left_out}{allowed}"
-        for targets, left_out in [
-            ("users, seen", "left out"),
+        f"lists of {targets} {seen}{allowed}"
+        for targets, seen in [
+            ("users, seen", "excluded"),
             ("users, seen", "kept"),
-            ("items, itself", "left out"),
+            ("items, itself", "excluded"),
             ("items, itself", "kept"),
         ]
         for allowed in ("", ", some items allowed")
@@ -48,17 +50,17 @@ def differences(name: str, **changes) -> dict[str, float]:
     return outputs.differences(RECTOOLS[name], SEQUENCES, replace(peer.variants(CFG)[name], **changes))
 
 
-def test_the_fixture_has_what_may_go_wrong():
+def test_the_fixture_covers_the_difficult_cases():
     assert list(RECTOOLS) == list(peer.variants(CFG))
     assert len(RECTOOLS) == 4
     lengths = SEQUENCES.lengths
-    assert lengths.min() == 1  # one user serves no training, and gets a list
+    assert lengths.min() == 1  # one user is not trained on, and gets a list
     assert (lengths < CFG.maxlen).sum() > 5  # pads
-    assert lengths.max() > CFG.maxlen + 1  # history that is cut off
+    assert lengths.max() > CFG.maxlen + 1  # truncated history
     for theirs in RECTOOLS.values():
         assert len(theirs["user_ids"]) == len(lengths)
-        assert len(theirs["item_ids"]) < len(SEQUENCES.item_ids)  # an item that no training window has
-        one_user = theirs["lists/users, seen left out, some items allowed/user_id"]
+        assert len(theirs["item_ids"]) < len(SEQUENCES.item_ids)  # one item is in no training window
+        one_user = theirs["lists/users, seen excluded, some items allowed/user_id"]
         assert np.bincount(one_user).max() == 4
 
 
@@ -80,48 +82,51 @@ def test_states_scores_losses_and_lists_equal_those_of_rectools(name):
         ("4 heads, key mask", {"final_norm_eps": 1e-3}),
     ],
 )
-def test_another_model_is_told(name, changes):
+def test_a_different_model_is_detected(name, changes):
     found = differences(name, **changes)
     assert min(found["states"], found["scores"], found["softmax loss, items only"]) > 1e-5
-    assert found["lists of users, seen left out"] > 1e-5
+    assert found["lists of users, seen excluded"] > 1e-5
 
 
-def test_a_list_of_other_items_is_told():
+def test_a_list_of_different_items_is_detected():
     theirs = {key: x.copy() for key, x in RECTOOLS["1 head, key mask"].items()}
     theirs["lists/items, itself kept/item_id"][:2] = theirs["lists/items, itself kept/item_id"][1::-1]
     theirs["lists/users, seen kept/rank"][3] = 9
     found = outputs.differences(theirs, SEQUENCES, peer.variants(CFG)["1 head, key mask"])
     assert found["lists of items, itself kept"] == found["lists of users, seen kept"] == float("inf")
-    assert found["lists of users, seen left out"] <= 1e-5
+    assert found["lists of users, seen excluded"] <= 1e-5
 
 
-def test_the_script_prints_the_table_and_ends_with_1_where_a_number_differs(monkeypatch, capsys):
+def test_the_script_fails_if_a_number_differs(monkeypatch, capsys, tmp_path):
     theirs = dict(RECTOOLS)
     monkeypatch.setattr(parity_rectools, "load_sequences", lambda *_: SEQUENCES)
     monkeypatch.setattr(parity_rectools, "outputs_of_rectools", lambda *_: theirs)
     cfg = replace(peer.defaults(), model=CFG)
-    parity_rectools.compare_outputs(cfg, k=4, fixture=None)
+    parity_rectools.compare_outputs(cfg, k=4, fixture=None, json=tmp_path / "parity.json")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| largest difference | " + " | ".join(RECTOOLS) + " |"
     assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == ROWS
+    written = json.loads((tmp_path / "parity.json").read_text())
+    assert {row["difference"] for row in written["rows"]} == ROWS
+    assert written["rows"][0].keys() - {"difference"} == set(RECTOOLS)
     name = "4 heads, no key mask"
     theirs[name] = RECTOOLS[name] | {"losses": RECTOOLS[name]["losses"] + np.float32(2e-5)}
     with pytest.raises(SystemExit, match="exceeds 1e-05"):
         parity_rectools.compare_outputs(cfg, k=4, fixture=None)
 
 
-def test_the_fixture_is_as_the_script_writes_it(tmp_path):
+def test_the_script_writes_the_same_fixture_again(tmp_path):
     fixture.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
     assert (tmp_path / "again.json").read_bytes() == FIXTURE.read_bytes()
 
 
-def test_the_preset_is_the_authors_model_but_for():
+def test_the_preset_differs_from_the_authors_in_five_keys():
     default = load(["model=sasrec", "dataset=csv", "dataset.path=-"]).model
     changes = {"norm_eps": 1e-5, "output_projection": True, "scale_embeddings": False, "pad_keys": True}
     assert peer.defaults().model == replace(default, **changes, init=Init.xavier_packed)
 
 
-def test_a_mistake_is_one_line():
+def test_an_unknown_key_is_one_line():
     command = [sys.executable, ROOT / "scripts/parity_rectools.py", "model.dimm=8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
