@@ -36,7 +36,7 @@ def main() -> None:
         results += measured
         failures += failed
     if args.json:
-        write_results(args.json, results)
+        write_results(args.json, results, {name: x for peer in args.peers for name, x in peer.version.items()})
     if args.figure:
         draw_speed(results, args.figure)
     sys.exit(1 if failures else 0)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from parity import outputs, training
 from parity.fixture import write_fixture
 from parity.outputs import WITHIN, differences, outputs_of_rectools
-from parity.peer import FOLDER, MODEL, variants, with_weights
+from parity.peer import FOLDER, MODEL, PEER, variants, with_weights
 from parity.training import compare_training
 
 from sasrec_lab.config.command_line import load
@@ -39,7 +39,7 @@ def main() -> None:
             rows = compare_training(args.seeds, args.epochs)
             print(training.table(rows))
             if args.json:
-                write_results(args.json, rows)
+                write_results(args.json, rows, PEER.version)
         else:
             compare_outputs(load([*MODEL, *args.overrides]), args.k, args.fixture, args.json)
     except (InputError, JobFailed) as error:
@@ -71,7 +71,7 @@ def compare_outputs(cfg: TrainConfig, k: int, fixture: Path | None, json: Path |
     rows = outputs.rows_of(found)
     print(outputs.table(rows))
     if json:
-        write_results(json, rows)
+        write_results(json, rows, PEER.version)
     if max(largest for part in found.values() for largest in part.values()) > WITHIN:
         sys.exit(f"error: a difference exceeds {WITHIN:g}")
 

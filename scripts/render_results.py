@@ -31,6 +31,7 @@ from benchmark.results import decimal
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
+SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
 
 Row = dict[str, Any]
@@ -267,7 +268,7 @@ def cell(row: Row, field: str) -> str:
 def caption(stamp: Row, seeds: bool) -> str:
     """Return when, at which commit and on what the rows were measured, without what is unknown."""
     legend = "Mean ± standard deviation (number of seeds). " if seeds else ""
-    versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name != "python"]
+    versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name in SHOWN_VERSIONS]
     command = f": `{stamp['command']}`" if stamp["command"] else ""
     return f"*{legend}Measured {', '.join([where_and_when(stamp), *versions])}{command}.{remark(stamp)}*"
 

@@ -22,6 +22,12 @@ class Peer:
     pins: tuple[str, ...]
     has_loading: bool  # whether the job `loading` measures it
 
+    @property
+    def version(self) -> dict[str, str]:
+        """Return the version of the library by the name of its package."""
+        package, _, version = self.pins[0].partition("==")
+        return {package.partition("[")[0]: version}
+
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
         """Run the script on a task and return what it prints.
 
