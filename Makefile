@@ -10,13 +10,14 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test tensorboard lint
+.PHONY: help setup train test tensorboard lint results
 
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=64 seed=1" changes keys, ARGS=--help lists them'
 	@echo 'make tensorboard  look at the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
-	@echo 'make lint         check style and format'
+	@echo 'make lint         check style, format, and that the pages show the data of docs/results'
+	@echo 'make results      for a release: measure again what takes minutes, and update the pages'
 	@echo 'make setup        only make .venv, which all of these do by themselves'
 
 setup: .venv/.complete
@@ -34,6 +35,15 @@ tensorboard: .venv/.complete
 
 lint: .venv/.complete
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+	@.venv/bin/python scripts/render_results.py --check
+
+# It takes about an hour on two idle cores, from a committed tree, with home-5core/interactions.csv (Amazon Home) in the
+# data root, and downloads RecTools and RePlay. Trained models take hours: docs/results has the commands of their tables.
+results: .venv/.complete
+	@.venv/bin/python scripts/bench.py --json outputs/roofline.json
+	@.venv/bin/python scripts/bench_peers.py --json outputs/speed.json
+	@.venv/bin/python scripts/parity_rectools.py --json outputs/parity.json
+	@mv outputs/roofline.json outputs/speed.json outputs/parity.json docs/results/ && .venv/bin/python scripts/render_results.py
 
 # On Linux without a C++ compiler one is installed too, for the kernels (sasrec_lab/kernels.py).
 # A .venv that is there is kept if it is whole and of a Python that fits. The stamp comes last, so that a set-up that was
