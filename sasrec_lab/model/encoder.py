@@ -1,4 +1,4 @@
-"""SASRec: packed item ids -> one state a token. T tokens, B sequences, D dim, V items."""
+"""The SASRec encoder: packed item ids -> one state per token. T tokens, B sequences, D dim, V items, L maxlen."""
 
 from math import log, sqrt
 
@@ -10,15 +10,16 @@ from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import Block
 from sasrec_lab.ops.attention import BatchLayout
+from sasrec_lab.ops.block import apply_block
 from sasrec_lab.ops.dropout import dropout
 
 
 class Encoder(nn.Module):
-    """The state of a token stands for the user after that item; its dot product with an item's vector is the score.
+    """SASRec: embeddings, blocks, a last norm. A token's state dotted with an item's vector is the item's score.
 
-    Row i of the item tables is item i + 1: there is no pad item. Positions are counted from the newest item, which
-    is what the left-padded original's learned positions amount to.
-    Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a key.
+    A state describes the user after that token's item. Row i of the item tables is item i + 1: there is no pad item.
+    Positions are counted from the newest item, as the left-padded original's positions amount to. Source: Kang and
+    McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a config key.
     """
 
     def __init__(self, num_items: int, cfg: ModelConfig):
@@ -33,44 +34,49 @@ class Encoder(nn.Module):
         self.pos_emb = cfg.pos_emb
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
-        self.apply(lambda module: _initialise(module, cfg.init))
+        self.apply(lambda module: _initialize(module, cfg.init))
         if cfg.init is Init.xavier_packed:
-            self.blocks.apply(_as_packed)
+            self.blocks.apply(_initialize_as_packed)
 
     @property
     def item_table(self) -> Tensor:
-        """Vectors that states are compared with; row i is item i + 1."""
-        return self.output_items.weight  # (V, D)
+        """Return the vectors (V, D) that states are compared with; row i is item i + 1."""
+        return self.output_items.weight
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x, plan = self._embed(batch), BatchLayout(batch, self.maxlen)
+        """Return the state (T, D) of each token."""
+        x, layout = self._embed(batch), self._layout(batch)
         for block in self.blocks:
-            x = block(x, plan)
-        return self.final_norm(x)  # (T, D)
+            x = apply_block(block, x, layout)
+        return self.final_norm(x)
 
     def newest(self, batch: PackedBatch) -> Tensor:
-        """The state of each sequence's newest item: what `forward` gives there, for less than half the work.
+        """Return the state (B, D) of each sequence's newest item: as `forward` does, for less than half the work.
 
-        Not for training: there is no dropout in the last block.
+        Not for training, because the last block has no dropout on attention weights.
         """
-        x, plan = self._embed(batch), BatchLayout(batch, self.maxlen)
+        x, layout = self._embed(batch), self._layout(batch)
         for block in self.blocks[:-1]:
-            x = block(x, plan)
-        x = self.blocks[-1](x, plan, batch.last) if self.blocks else x.index_select(0, batch.last)
-        return self.final_norm(x)  # (B, D)
+            x = apply_block(block, x, layout)
+        x = apply_block(self.blocks[-1], x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
+        return self.final_norm(x)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         x = self.input_items(batch.items - 1)  # (T, D)
         if self.pos_emb is PosEmb.none:
             x = x * self.scale
-        else:  # in one pass
+        else:  # scaling and addition in one pass
             table = self.positions.weight if self.pos_emb is PosEmb.learned else self.sinusoids
             x = torch.add(F.embedding(batch.positions, table), x, alpha=self.scale)
         return dropout(x, self.rate if self.training else 0.0)
 
+    def _layout(self, batch: PackedBatch) -> BatchLayout:
+        # not len(items), which torch.export would fix to the example's length
+        return BatchLayout(batch.offsets, batch.items.shape[0], batch.items.device, batch.positions, self.maxlen)
 
-def _initialise(module: nn.Module, init: Init) -> None:
-    """All matrices alike, biases zero (the authors' Glorot is xavier_uniform)."""
+
+def _initialize(module: nn.Module, init: Init) -> None:
+    """Initialize all matrices alike, and biases with zero (the authors' Glorot is xavier_uniform)."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         if init is Init.normal:
             nn.init.normal_(module.weight, std=0.02)
@@ -82,8 +88,11 @@ def _initialise(module: nn.Module, init: Init) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _as_packed(module: nn.Module) -> None:
-    """As of torch's MultiheadAttention, whose (3D, D) matrix has half the variance; feed-forward biases are torch's."""
+def _initialize_as_packed(module: nn.Module) -> None:
+    """Change a block's initial values to those of torch's MultiheadAttention, and feed-forward biases to nn.Linear's.
+
+    MultiheadAttention initializes queries, keys and values as one (3D, D) matrix, which has half the variance.
+    """
     if isinstance(module, Block):
         for projection in (module.query, module.key, module.value):
             projection.weight.data.mul_(sqrt(0.5))
@@ -92,23 +101,24 @@ def _as_packed(module: nn.Module) -> None:
 
 
 def _sinusoids(maxlen: int, dim: int) -> Tensor:
-    """Vaswani et al. 2017 (arXiv 1706.03762), 3.5."""
+    """Return the sinusoidal positions (L, D) of Vaswani et al. 2017 (arXiv 1706.03762), 3.5."""
     angles = torch.arange(maxlen)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-log(10000.0) / dim))
     table = torch.zeros(maxlen, dim)
     table[:, 0::2] = angles.sin()
     table[:, 1::2] = angles.cos()[:, : dim // 2]
-    return table  # (L, D)
+    return table
 
 
 class SingleHistoryScores(nn.Module):
-    """The scores of all items after one history, the most recent item last."""
+    """The scores of all items after one history: the module that export.py saves."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, history: Tensor) -> Tensor:  # (L,) int64 -> (V,)
+    def forward(self, history: Tensor) -> Tensor:
+        """Return the scores (V,) after a history (L,) of item indices, the most recent item last."""
         places = torch.arange(history.shape[0])
-        # an exported program knows no offsets: all tokens are one sequence's
+        # all tokens are one sequence, so there are no offsets
         batch = PackedBatch(items=history, positions=places.flip(0), last=places[-1:], offsets=None)
         return (self.encoder.newest(batch) @ self.encoder.item_table.T).squeeze(0)

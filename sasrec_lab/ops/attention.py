@@ -1,118 +1,181 @@
 """Causal self-attention over packed tokens. B sequences, T tokens, D dim, H heads."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.data.batches import PackedBatch
-from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention, newest_attention
+from sasrec_lab.ops import library
+from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention, newest_attention
+from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
 
 
+@dataclass(frozen=True)
 class BatchLayout:
-    """Where each sequence lies among the tokens, and what attention makes of it, once for all blocks."""
+    """Layout of a packed batch for attention, computed once and shared by all blocks.
 
-    def __init__(self, batch: PackedBatch, maxlen: int | None = None):
-        self.batch = batch
-        self.maxlen = maxlen  # of the rows
+    Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. While exporting there are no offsets: all tokens are one
+    sequence.
+    """
+
+    offsets: np.ndarray | None  # (B + 1,) int64
+    num_tokens: int  # T, including dummies after the last sequence
+    device: torch.device  # of the tokens
+    positions: Tensor | None = None  # (T,) counted from each sequence's newest token; only for `padded_rows`
+    maxlen: int | None = None  # only for `padded_rows`
+
+    def __post_init__(self) -> None:
+        offsets = self.offsets
+        if offsets is not None and (offsets[0] != 0 or offsets[-1] > self.num_tokens or (np.diff(offsets) < 0).any()):
+            raise ValueError(f"offsets must rise from 0 to at most the {self.num_tokens} tokens")
 
     @cached_property
-    def offsets(self) -> Tensor:
-        return torch.from_numpy(self.batch.offsets)  # (B + 1,) int64, on the CPU
+    def offsets_tensor(self) -> Tensor:
+        """Return the offsets (B + 1,) as a tensor on the CPU."""
+        return torch.from_numpy(self.offsets)
 
-    @property
-    def tokens(self) -> int:
-        """Those that a sequence holds."""
+    @cached_property
+    def num_sequences(self) -> int:
+        """Return B."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def num_real_tokens(self) -> int:
+        """Return the number of tokens that belong to a sequence."""
         return int(self.offsets[-1])
 
     @cached_property
     def buckets(self) -> Buckets:
-        return Buckets.of(self.batch.offsets, len(self.batch.items), self.batch.items.device)
+        """Return the sequences in buckets of similar length."""
+        return Buckets.from_offsets(self.offsets, self.num_tokens, self.device)
 
     @cached_property
-    def rows(self) -> "PaddedRows":
-        return PaddedRows(self.batch, self.maxlen)
+    def padded_rows(self) -> "PaddedRows":
+        """Return the sequences in left-padded rows of `maxlen` cells."""
+        return PaddedRows(self)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: BatchLayout, heads: int, rate: float) -> Tensor:
-    """softmax(q k' / sqrt(D / H)) v within each sequence and not into the future; dropout on the weights.
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
+    """Return softmax(q k' / sqrt(D / H)) v within each sequence, each token attending to itself and earlier ones.
 
-    Tokens behind the last sequence get zeros.
+    `rate` is the dropout on the weights. Dummy tokens after the last sequence get zeros.
     """  # all (T, D)
     if torch.compiler.is_exporting():
         return attend_single_sequence(q, k, v, heads)
     if q.is_cuda:
-        return fused_attention(q, k, v, plan.buckets, heads, rate)
-    if q.dtype == torch.bfloat16:  # of autocast: single precision is faster here and has a kernel
+        return fused_attention(q, k, v, layout.buckets, heads, rate)
+    if q.dtype == torch.bfloat16:  # under autocast: float32 is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()
-    if kernels.supports(q):
-        return CompiledAttention.apply(q, k, v, plan, heads, rate)
-    return BucketedAttention.apply(q, k, v, plan.buckets, heads, rate)
+    if library.supports(q):
+        return compiled_attention(q, k, v, layout, heads, rate)
+    return bucketed_attention(q, k, v, layout.buckets, heads, rate)
 
 
-def attend_newest(q: Tensor, x: Tensor, plan: BatchLayout, scale: float) -> Tensor:
-    """softmax(scale q x') x within each sequence, for queries (B, H, D) of its newest token; without gradients."""
+def attend_with_padding(
+    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, pad_key: Tensor, pad_value: Tensor
+) -> Tensor:
+    """Return `attend` in left-padded rows, whose padding has this key (D,) and value (D,) and is attended to too."""
+    rows = layout.padded_rows
+    q, k, v = rows.fill(q, torch.zeros_like(pad_key)), rows.fill(k, pad_key), rows.fill(v, pad_value)
+    return rows.take(attend(q, k, v, rows.layout, heads, rate))
+
+
+def attend_newest(
+    q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, layout: BatchLayout, heads: int, pad_keys: bool
+) -> Tensor:
+    """Return what `attend` gives each sequence's newest token, for its query q (B, D), k = key(x) and v = value(x).
+
+    As keys and values are linear in the tokens' states x (T, D), the states themselves are compared and averaged, and
+    the two matrices applied to the query and to the average: two products less for each token. The key's bias adds the
+    same to all scores of a query, which the softmax ignores. With `pad_keys` as in `attend_with_padding`, where the
+    padding's states are zero. Without dropout.
+    """  # (B, D)
+    if pad_keys:
+        x, layout = layout.padded_rows.fill(x, torch.zeros_like(x[0])), layout.padded_rows.layout
+    shape = (heads, q.shape[1] // heads)
+    q = q.unflatten(1, shape)  # (B, H, D / H)
+    q = torch.einsum("bhd,hde->bhe", q, key.weight.unflatten(0, shape))  # (B, H, D)
+    mean = average_states(q.contiguous(), x.to(q.dtype), layout, 1 / sqrt(shape[1]))  # (B, H, D)
+    values = torch.einsum("bhe,hde->bhd", mean, value.weight.unflatten(0, shape))  # (B, H, D / H)
+    return values.flatten(1) + value.bias
+
+
+def average_states(q: Tensor, x: Tensor, layout: BatchLayout, scale: float) -> Tensor:
+    """Return softmax(scale q x') x (B, H, D) within each sequence, for queries q (B, H, D) and states x (T, D)."""
     if torch.compiler.is_exporting():
-        tokens = x.expand(q.shape[1], -1, -1)  # (H, tokens, D)
+        tokens = x.expand(q.shape[1], -1, -1)  # (H, T, D)
         return F.scaled_dot_product_attention(q.transpose(0, 1), tokens, tokens, scale=scale).transpose(0, 1)
-    return newest_attention(q, x, plan.buckets, scale)
+    return newest_attention(q, x, layout.buckets, scale)
 
 
 def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """By torch's own function, where all tokens are one sequence's: in a program that export.py makes."""
-    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, tokens, D / H)
+    """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file."""
+    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, D / H)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1)
 
 
 class PaddedRows:
-    """The tokens as the padded original lays them out: `maxlen` cells a sequence, its newest token in the last one.
+    """The tokens in left-padded rows: `maxlen` cells for each sequence, its newest token in the last one.
 
-    For `pad_keys`. In RecTools a block's input is zero in the cells in front, so all their keys are the bias of the
-    keys and all their values that of the values. C = B maxlen cells.
+    For `pad_keys`. In RecTools a block's input is zero in the padding, so that the padding's keys are the bias of the
+    keys and its values that of the values. C = B maxlen cells.
     """
 
-    def __init__(self, batch: PackedBatch, maxlen: int):
-        if torch.compiler.is_exporting():  # one sequence, which has no offsets
-            self.cells, self.dummies = maxlen - 1 - batch.positions, 0
-            self.plan = BatchLayout(replace(batch, items=batch.items.new_zeros(maxlen)))
+    def __init__(self, layout: BatchLayout):
+        maxlen = layout.maxlen
+        if torch.compiler.is_exporting():  # one sequence
+            self.cells, self.num_dummies = maxlen - 1 - layout.positions, 0
+            self.layout = BatchLayout(None, maxlen, layout.device)
             return
-        lengths = np.diff(batch.offsets)  # (B,)
-        ends = torch.from_numpy(np.repeat(np.arange(1, len(lengths) + 1) * maxlen, lengths)).to(batch.items.device)
-        self.cells = ends - 1 - batch.positions[: len(ends)]  # (tokens in sequences,)
-        self.dummies = len(batch.items) - len(ends)
-        items, offsets = batch.items.new_zeros(len(lengths) * maxlen), np.arange(len(lengths) + 1) * maxlen
-        self.plan = BatchLayout(replace(batch, items=items, offsets=offsets))  # every sequence has `maxlen` tokens
+        lengths = np.diff(layout.offsets)  # (B,)
+        ends = np.arange(1, layout.num_sequences + 1) * maxlen
+        ends = torch.from_numpy(np.repeat(ends, lengths)).to(layout.device)
+        self.cells = ends - 1 - layout.positions[: len(ends)]  # (tokens in sequences,)
+        self.num_dummies = layout.num_tokens - len(ends)
+        offsets = np.arange(layout.num_sequences + 1) * maxlen  # every sequence has `maxlen` tokens
+        self.layout = BatchLayout(offsets, int(offsets[-1]), layout.device)
 
     def fill(self, x: Tensor, pad: Tensor) -> Tensor:
-        """The cells (C, D) of x (T, D), `pad` (D,) in those in front."""
-        cells = pad.to(x.dtype).expand(len(self.plan.batch.items), -1)
+        """Return the cells (C, D) of x (T, D), with `pad` (D,) in the padding."""
+        cells = pad.to(x.dtype).expand(self.layout.num_tokens, -1)
         return cells.index_copy(0, self.cells, x[: self.cells.shape[0]])
 
     def take(self, cells: Tensor) -> Tensor:
-        """Of the cells (C, D) the tokens' (T, D), zeros behind the last sequence."""
-        return F.pad(cells.index_select(0, self.cells), (0, 0, 0, self.dummies))
+        """Return the tokens' rows (T, D) of the cells (C, D), zeros after the last sequence."""
+        return F.pad(cells.index_select(0, self.cells), (0, 0, 0, self.num_dummies))
 
 
-class CompiledAttention(torch.autograd.Function):
-    """One sequence and head after the other, which lies in a core's own cache: nothing is computed for the future, and
-    nothing copied into shape. The plain twin is BucketedAttention. A fifth of a training step on MovieLens-1M."""
+# The kernel, for float32 on the CPU
 
+
+def compiled_attention(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
+    """Return `attend` by the kernel: one sequence and head at a time in a core's own cache.
+
+    Nothing is computed for later tokens, and nothing is copied into another shape. Reference: `bucketed_attention`.
+    """
+    return _CompiledAttention.apply(q, k, v, layout, heads, rate)
+
+
+class _CompiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: BatchLayout, heads: int, rate: float) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        ctx.sizes = len(plan.offsets) - 1, q.shape[1], heads, _scale(q, heads), float(rate)
-        ctx.plan = plan
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check_shape(name, x, layout.num_tokens, q.shape[1])
+        offsets, sequences = layout.offsets_tensor, layout.num_sequences
+        ctx.layout = layout
+        ctx.sizes = sequences, q.shape[1], heads, 1 / sqrt(q.shape[1] // heads), float(rate)
         out = torch.empty_like(q)
-        out[plan.tokens :] = 0
-        size = heads * kernels.call("weights_size", plan.offsets, len(plan.offsets) - 1)
-        weights = q.new_empty(size if any(ctx.needs_input_grad) else 0)  # of no use to a ranking
+        out[layout.num_real_tokens :] = 0
+        weights = None  # only a backward pass uses them
+        if any(ctx.needs_input_grad):
+            weights = q.new_empty(heads * _weights_size_kernel(offsets, sequences))
         seed = int(torch.randint(2**62, ())) if rate else 0  # follows torch's own seed
-        kernels.call("attention", q, k, v, plan.offsets, *ctx.sizes, seed, out, weights)
+        _attention_kernel(q, k, v, offsets, *ctx.sizes, seed, out, weights)
         ctx.save_for_backward(q, k, v, out, weights)
         return out
 
@@ -121,11 +184,51 @@ class CompiledAttention(torch.autograd.Function):
         q, k, v, out, weights = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
         for x in grads:
-            x[ctx.plan.tokens :] = 0
+            x[ctx.layout.num_real_tokens :] = 0
         grad = grad.contiguous()
-        kernels.call("attention_backward", q, k, v, out, grad, weights, ctx.plan.offsets, *ctx.sizes, *grads)
+        _attention_backward_kernel(q, k, v, out, grad, weights, ctx.layout.offsets_tensor, *ctx.sizes, *grads)
         return *grads, None, None, None
 
 
-def _scale(q: Tensor, heads: int) -> float:
-    return 1 / sqrt(q.shape[1] // heads)
+@kernel
+def _weights_size_kernel(offsets: Integers, sequences: int) -> int:
+    """Return the number of floats that `weights` has for each head."""
+
+
+@kernel
+def _attention_kernel(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    offsets: Integers,
+    sequences: int,
+    dim: int,
+    heads: int,
+    scale: float,
+    rate: float,
+    seed: int,
+    out: Floats,
+    weights: Floats | None,
+) -> None:
+    """Write attention's output to `out` and, if given, the softmax to `weights`."""
+
+
+@kernel
+def _attention_backward_kernel(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    out: Floats,
+    grad: Floats,
+    weights: Floats,
+    offsets: Integers,
+    sequences: int,
+    dim: int,
+    heads: int,
+    scale: float,
+    rate: float,
+    q_grad: Floats,
+    k_grad: Floats,
+    v_grad: Floats,
+) -> None:
+    """Write the gradients of q, k and v."""

@@ -1,4 +1,4 @@
-"""What the run stands on: the device, the backend of matrix products, versions, memory."""
+"""Choose the fastest exact float32 matmul backend, keep freed memory, and name the processor."""
 
 import ctypes
 import os
@@ -17,42 +17,43 @@ from sasrec_lab.files import folder_name
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 
 
-def choose_matmul(device: torch.device, before: str | None = None) -> str:
-    """Choose how float32 matrices are multiplied and say so; the same in every run on one machine.
+def choose_matmul(device: torch.device, previous: str | None = None) -> str:
+    """Set the backend of float32 matrix products and return its name; every run on one machine gets the same one.
 
-    The two ways differ in the last bits, so a stopwatch must not choose anew in each run: what it said first is kept
-    in the user's cache folder for this processor, number of threads and torch.
+    The backends differ in the last bits, so a stopwatch must not choose again in each run: its first choice is kept in
+    the user's cache folder for this processor, number of threads and torch. A resumed run passes its `previous` choice,
+    which is kept if it is exact here.
     """
     if device.type != "cpu":
         torch.set_float32_matmul_precision("highest")
         return f"{device.type} float32 without TF32"
-    same = before and (before.startswith("torch") or (before.startswith("oneDNN") and _is_exact("medium")))
-    chosen = before if same else _cached_choice(fastest_exact_matmul)
+    keep = previous and (previous.startswith("torch") or (previous.startswith("oneDNN") and _is_exact("medium")))
+    chosen = previous if keep else _cached_choice(fastest_exact_matmul)
     torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")
     return chosen
 
 
 @contextmanager
 def fastest_matmul(device: torch.device) -> Iterator[None]:
-    """Inside, products are as in a run; behind it as they were, for a caller who has other work for torch."""
-    before = torch.get_float32_matmul_precision()
+    """Choose the backend as a run does, and restore the caller's afterwards."""
+    precision = torch.get_float32_matmul_precision()
     choose_matmul(device)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 def fastest_exact_matmul() -> str:
-    """Compare torch's default with oneDNN, which the "medium" precision switch chooses, by a stopwatch.
+    """Return the faster of torch's default and oneDNN, by a stopwatch, if oneDNN is exact.
 
-    On some CPUs (AMD's) the default library leaves speed unused, and oneDNN computes in real float32; on CPUs with AMX
-    the same switch computes in bfloat16. So both are tried on a product of the kind that training makes, and oneDNN is
-    taken only where it is exact and faster.
+    The "medium" precision switch selects oneDNN. On some CPUs (AMD's) torch's default library is slow and oneDNN
+    computes in real float32; on CPUs with AMX the same switch computes in bfloat16. So both are tried on a product of
+    the kind that training makes.
     """
     a, b = _factors()
     best = dict.fromkeys(("highest", "medium"), float("inf"))
-    for _ in range(10):  # in turns, because other work on the machine comes and goes
+    for _ in range(10):  # taking turns, because the load of the machine changes
         for precision in best:
             torch.set_float32_matmul_precision(precision)
             best[precision] = min(best[precision], _seconds(a, b))
@@ -64,20 +65,19 @@ def fastest_exact_matmul() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc hand freed memory of tensors out again instead of giving it back to the system.
+    """Have glibc reuse the memory of freed tensors instead of returning it to the system.
 
-    Otherwise, as the heap happens to lie, a step asks for its large tensors anew and the system fills them page by page
-    with zeros: on the paper's Beauty, where a step makes two gradients of 11 MB, 2,260 page faults a step or none, two
-    fifths of its time. Called when the data is loaded, so that what loading freed is given back.
+    By default each step may request its large tensors from the system again, which fills them page by page with zeros.
+    Call it after the data is loaded, so that what loading freed is still returned.
     """
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # the C library is not glibc
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no large piece lies outside the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's free end stays
+        mallopt(-4, 0)  # M_MMAP_MAX: large pieces come from the heap too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def processor() -> str:
-    """The CPU's model."""
+    """Return the CPU's model name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -86,7 +86,7 @@ def processor() -> str:
 
 
 def _cached_choice(choose: Callable[[], str]) -> str:
-    """What was chosen first on a machine like this; of two processes that choose at once the first one's stands."""
+    """Return the first choice made on such a machine; if two processes choose at once, both get the first one's."""
     name = f"matmul {processor()} {torch.get_num_threads()} threads torch {torch.__version__}"
     path = Path(pooch.os_cache("sasrec_lab")) / f"{folder_name(name)}.txt"
     with suppress(OSError):
@@ -102,12 +102,13 @@ def _cached_choice(choose: Callable[[], str]) -> str:
             draft.unlink()
     except FileExistsError:
         return path.read_text()
-    except OSError:  # nothing can be written there
+    except OSError:  # the cache folder is not writable
         pass
     return chosen
 
 
 def _is_exact(precision: str) -> bool:
+    """Set a precision and return whether products are then within MAX_ERROR of the exact ones."""
     torch.set_float32_matmul_precision(precision)
     a, b = _factors()
     exact = a.double() @ b.double()
@@ -115,19 +116,19 @@ def _is_exact(precision: str) -> bool:
 
 
 def _factors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two random matrices of the sizes of a training step's products."""
     random = torch.Generator().manual_seed(0)
     return torch.randn(320, 64, generator=random), torch.randn(64, 4096, generator=random)
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of the product a b."""
+    """Return the seconds that the product a b takes."""
     start = time.perf_counter()
     torch.mm(a, b)
     return time.perf_counter() - start
 
 
 def round_up_size(n: int, steps_per_octave: int = 8) -> int:
-    """Round up to a multiple of an eighth of the power of two below, so at most eight sizes between n and 2n; or of
-    another power of two's part."""
+    """Round n up to one of a few sizes, `steps_per_octave` per power of two, to keep tensor shapes few."""
     step = max(1, 2 ** floor(log2(max(n, 1))) // steps_per_octave)
     return ceil(n / step) * step

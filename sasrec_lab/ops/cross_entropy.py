@@ -1,4 +1,7 @@
-"""Cross-entropies between token states and item vectors, without ever storing (T, V) logits. T tokens, D dim, V items."""
+"""Cross-entropies between token states and item vectors, without ever storing (T, V) logits.
+
+Gradients are computed in the forward pass, so they have no gradients themselves. T tokens, D dim, V items, N negatives.
+"""
 
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -7,20 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops import library
+from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
 
-# Logits at once. Torch's products reach their rate from some hundred rows on (MovieLens-1M on two cores: 79 ms with 64,
-# 56 to 60 with 256, 54 with 512, 56 to 60 with 1,024); of a long catalogue 2 ** 22 logits, 16 MiB, still lie in the
-# last-level cache. The compiled form writes and reads them once and does as well with half of that.
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21}
-CHUNK_ROWS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
-PAIR_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of vectors looked up at once: 2 MiB
+# Limits of one chunk of tokens, by who computes it. Torch's products are at full speed from a few hundred rows on. On
+# the CPU 2**22 logits, 16 MiB, fit the last-level cache; the kernel writes and reads them once and needs half of that.
+MAX_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21}
+MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
+MAX_LOOKUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of the vectors looked up for one chunk; on the CPU 2 MiB
 
 
 def linear_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
     """Return the sum of token_weights (T,) * cross_entropy(states @ table', targets).
 
     `states` (T, D), `table` (V, D), `targets` (T,) rows of the table; a token of weight 0 may have any target.
+    Memory does not grow with T * V. Reference: tests/training/test_losses.py.
     """
     return _LinearCrossEntropy.apply(states, table, targets, token_weights)
 
@@ -41,138 +45,103 @@ def linear_binary_cross_entropy(
 ) -> Tensor:
     """Return the sum of token_weights (T,) * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)).
 
-    s = table[rows] @ states: `rows` (T, 1 + N) are each token's target and its N negatives.
+    s = table[rows] @ states: `rows` (T, 1 + N) are each token's target and its N negatives. Their vectors (T, 1 + N, D)
+    are never stored at once, so memory grows with T * N only, as the negatives themselves do.
     """
     return _LinearBinaryCrossEntropy.apply(states, table, rows, beta, token_weights)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum of shares * cross_entropy(states @ item_table', targets), gradients made in the forward pass.
-
-    A chunk of tokens at a time its logits are made, turned into probabilities and used up for both gradients while they
-    lie in the cache, so (T, V) logits never exist: half the time of logits and autograd, and memory that does not
-    grow with T * V. Compiled (cpp/loss.cpp) a step is another 1.1 (MovieLens-1M) to 1.3 times as fast (KION). The plain
-    twin is in tests/training/test_losses.py.
-    """
-
     @staticmethod
-    def forward(ctx, states: Tensor, item_table: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
-            states, shares = states.detach().contiguous(), shares[:, None]
-            own = item_table.index_select(0, targets)  # (T, D)
-            if kernels.supports(states, item_table, own) and matmul_dtype == torch.float32:
-                log_p, expected, table_grad = _compiled_products(states, item_table, own, shares)
-            else:
-                log_p, expected, table_grad = _log_p_and_products(
-                    states, item_table, targets, shares, _product, matmul_dtype=matmul_dtype
-                )
-            states_grad = (expected - own).to(states.dtype) * shares
-            table_grad.index_add_(0, targets, (states * -shares).to(table_grad.dtype))
+            states, weights = states.detach().contiguous(), token_weights[:, None]
+            target_vectors = table.index_select(0, targets)  # (T, D)
+            log_p, expected, table_grad = _softmax_products(
+                states, table, targets, target_vectors, weights, matmul_dtype
+            )
+            states_grad = (expected - target_vectors).to(states.dtype) * weights
+            table_grad.index_add_(0, targets, (states * -weights).to(table_grad.dtype))
         ctx.save_for_backward(states_grad, table_grad)
-        return -(shares * log_p).sum()
+        return -(weights * log_p).sum()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        return _scaled(states_grad, grad_output), _scaled(table_grad, grad_output), None, None
+        return _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output), None, None
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
-    """sum of shares * cross_entropy of each token's target among itself and the N negatives, as LinearCrossEntropy.
-
-    `rows` are the targets' vectors and behind them the negatives'. The target's logit is one column more, behind the
-    negatives'; `hits` are the columns to leave out, that one where there is none.
-    """
-
     @staticmethod
-    def forward(ctx, states: Tensor, rows: Tensor, hits: Tensor, log_weights: Tensor, shares: Tensor) -> Tensor:
+    def forward(
+        ctx, states: Tensor, vectors: Tensor, excluded_columns: Tensor, log_weights: Tensor, token_weights: Tensor
+    ) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
-            states, shares = states.detach().contiguous(), shares[:, None]
-            own, negatives = rows.detach().split([len(states), len(log_weights)])  # (T, D), (N, D)
-            if kernels.supports(states, own, negatives, log_weights) and matmul_dtype == torch.float32:
-                log_p, expected, table_grad = _compiled_products(
-                    states, negatives, own, shares, biases=log_weights, hits=hits, own_counts=True
-                )
-            else:
-                own_logits, log_weights = (states * own).sum(1), F.pad(log_weights, (0, 1))  # (T,), (N + 1,)
-
-                def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-                    out = _product(h, columns, chunk, out).add_(log_weights)
-                    out.scatter_(1, hits[chunk, None], float("-inf"))
-                    out[:, -1] = own_logits[chunk]
-                    return out
-
-                log_p, expected, table_grad = _log_p_and_products(
-                    states,
-                    F.pad(negatives, (0, 0, 0, 1)),
-                    torch.full_like(hits, len(negatives)),
-                    shares,
-                    logits,
-                    matmul_dtype=matmul_dtype,
-                )
-            missing = -torch.expm1(log_p) * shares  # (T, 1): what the target's probability lacks to 1
-            states_grad = (expected * shares - own * missing).to(states.dtype)
-            rows_grad = torch.cat([states * -missing, table_grad[: len(negatives)]])
-        ctx.save_for_backward(states_grad, rows_grad)
-        return -(shares * log_p).sum()
+            states, weights = states.detach().contiguous(), token_weights[:, None]
+            target_vectors, negatives = vectors.detach().split([len(states), len(log_weights)])  # (T, D), (N, D)
+            log_p, expected, negatives_grad = _sampled_softmax_products(
+                states, negatives, target_vectors, excluded_columns, log_weights, weights, matmul_dtype
+            )
+            missing = -torch.expm1(log_p) * weights  # (T, 1) (1 - p(target)) * weight
+            states_grad = (expected * weights - target_vectors * missing).to(states.dtype)
+            vectors_grad = torch.cat([states * -missing, negatives_grad])
+        ctx.save_for_backward(states_grad, vectors_grad)
+        return -(weights * log_p).sum()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        states_grad, rows_grad = ctx.saved_tensors
-        return _scaled(states_grad, grad_output), _scaled(rows_grad, grad_output), None, None, None
+        states_grad, vectors_grad = ctx.saved_tensors
+        return _scale_gradient(states_grad, grad_output), _scale_gradient(vectors_grad, grad_output), None, None, None
 
 
 class _LinearBinaryCrossEntropy(torch.autograd.Function):
-    """sum of shares * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)), s = table[places] @ states.
-
-    Looked up a chunk of tokens at a time, so (T, 1 + N, D) vectors never exist: memory grows with T * N, as the
-    negatives themselves do, and no more. Half the time of one lookup and autograd. The plain twin is in the tests.
-    """
-
     @staticmethod
-    def forward(ctx, states: Tensor, table: Tensor, places: Tensor, beta: float, shares: Tensor) -> Tensor:
+    def forward(ctx, states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
             h, table = states.detach().to(table.dtype), table.detach()
-            slopes = table.new_empty(places.shape)  # (T, 1 + N) the loss's by each logit
+            slopes = table.new_empty(rows.shape)  # (T, 1 + N) derivative of the loss by each logit
             states_grad = torch.empty_like(h)
             losses = []
-            for chunk in _chunks_of_pairs(places, h):
-                rows = F.embedding(places[chunk], table)  # (t, 1 + N, D)
-                logits = torch.bmm(rows, h[chunk, :, None]).squeeze(2)
-                share = shares[chunk, None].expand_as(logits).contiguous()
-                share[:, 0] *= beta
+            for chunk in _lookup_chunks(rows, h):
+                vectors = F.embedding(rows[chunk], table)  # (t, 1 + N, D)
+                logits = torch.bmm(vectors, h[chunk, :, None]).squeeze(2)
+                weights = token_weights[chunk, None].expand_as(logits).contiguous()
+                weights[:, 0] *= beta
                 logits[:, 0].neg_()
-                losses.append(torch.sum(F.softplus(logits) * share))
-                slope = torch.mul(logits.sigmoid_(), share, out=slopes[chunk])
+                losses.append(torch.sum(F.softplus(logits) * weights))
+                slope = torch.mul(logits.sigmoid_(), weights, out=slopes[chunk])
                 slope[:, 0].neg_()
-                torch.bmm(slope[:, None], rows, out=states_grad[chunk, None])
-        ctx.save_for_backward(h, slopes, states_grad, places)
-        ctx.items, ctx.states_dtype = len(table), states.dtype
+                torch.bmm(slope[:, None], vectors, out=states_grad[chunk, None])
+        ctx.save_for_backward(h, slopes, states_grad, rows)
+        ctx.num_items, ctx.states_dtype = len(table), states.dtype
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The table's gradient is made only here: to scale it would be one more pass over the catalogue."""
-        h, slopes, states_grad, places = ctx.saved_tensors
+        h, slopes, states_grad, rows = ctx.saved_tensors
         slopes = slopes * grad_output
-        table_grad = h.new_zeros(ctx.items, h.shape[1])
-        for chunk in _chunks_of_pairs(places, h):
-            table_grad.index_add_(0, places[chunk].flatten(), (slopes[chunk, :, None] * h[chunk, None]).flatten(0, 1))
+        # the table's gradient is made here, because scaling a finished one would be one more pass over the catalogue
+        table_grad = h.new_zeros(ctx.num_items, h.shape[1])
+        for chunk in _lookup_chunks(rows, h):
+            table_grad.index_add_(0, rows[chunk].flatten(), (slopes[chunk, :, None] * h[chunk, None]).flatten(0, 1))
         return (states_grad * grad_output).to(ctx.states_dtype), table_grad, None, None, None
 
 
-def _chunks_of_pairs(places: Tensor, states: Tensor) -> Iterator[slice]:
-    """Tokens of which all vectors looked up, (1 + N, D) each, together have at most PAIR_ELEMENTS elements."""
-    most = PAIR_ELEMENTS["cuda" if states.is_cuda else "cpu"]
-    rows = max(1, most // (places.shape[1] * states.shape[1]))
-    return (slice(start, start + rows) for start in range(0, len(states), rows))
+def _lookup_chunks(rows: Tensor, states: Tensor) -> Iterator[slice]:
+    """Yield chunks of tokens whose vectors, (1 + N, D) each, have at most MAX_LOOKUP_ELEMENTS elements together."""
+    most = MAX_LOOKUP_ELEMENTS["cuda" if states.is_cuda else "cpu"]
+    tokens = max(1, most // (rows.shape[1] * states.shape[1]))
+    return (slice(start, start + tokens) for start in range(0, len(states), tokens))
 
 
-def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
-    """By nothing, most often: that spares a pass over the catalogue. A GPU would have to be waited for to know."""
-    return gradient if by.device.type == "cpu" and by == 1 else gradient * by
+def _scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Scale a gradient.
+
+    On the CPU skip the pass if the factor is 1 (the usual case); on a GPU that check would force a synchronization.
+    """
+    return gradient if factor.device.type == "cpu" and factor == 1 else gradient * factor
 
 
 def _matmul_dtype(states: Tensor) -> torch.dtype:
@@ -180,98 +149,173 @@ def _matmul_dtype(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def _log_p_and_products(
+# Softmax and its products. All these functions return log p(target) (T, 1), p @ table (T, D) and
+# p' @ (states * weights) (V, D), where p is the softmax of the logits. The logits of one chunk of tokens after the other
+# are made, turned into probabilities and used for both products while they are in the cache.
+
+
+def _softmax_products(
+    states: Tensor, table: Tensor, targets: Tensor, target_vectors: Tensor, weights: Tensor, matmul_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the products of the softmax over the table; `target_vectors` (T, D) are the table's rows `targets`."""
+    if library.supports(states, table, target_vectors, weights) and matmul_dtype == torch.float32:
+        return _softmax_products_compiled(states, table, target_vectors, weights)
+    return _softmax_products_torch(states, table, targets, weights, _product, matmul_dtype)
+
+
+def _sampled_softmax_products(
+    states: Tensor,
+    negatives: Tensor,
+    target_vectors: Tensor,
+    excluded_columns: Tensor,
+    log_weights: Tensor,
+    weights: Tensor,
+    matmul_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the products of the softmax over the negatives and the target, whose logit is one more, last column."""
+    tensors = states, target_vectors, negatives, log_weights, weights
+    if library.supports(*tensors) and matmul_dtype == torch.float32:
+        sampled = log_weights, excluded_columns
+        return _softmax_products_compiled(states, negatives, target_vectors, weights, sampled)
+    target_logits, biases = (states * target_vectors).sum(1), F.pad(log_weights, (0, 1))  # (T,), (N + 1,)
+
+    def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+        out = _product(h, columns, chunk, out).add_(biases)
+        out.scatter_(1, excluded_columns[chunk, None], float("-inf"))
+        out[:, -1] = target_logits[chunk]
+        return out
+
+    table, targets = F.pad(negatives, (0, 0, 0, 1)), torch.full_like(excluded_columns, len(negatives))
+    log_p, expected, table_grad = _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
+    return log_p, expected, table_grad[: len(negatives)]
+
+
+def _softmax_products_torch(
     states: Tensor,
     table: Tensor,
     targets: Tensor,
-    shares: Tensor,
+    weights: Tensor,
     logits: Callable[[Tensor, Tensor, slice, Tensor], Tensor],
-    *,
     matmul_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(target), p table and p' (states * shares), where p is the softmax of `logits(h, columns, chunk, out)`."""
+    """Return the products of the softmax of `logits(h, columns, chunk, out)`."""
     grad_dtype, table = table.dtype, table.detach().to(matmul_dtype)
-    columns = table.T.contiguous()  # (D, V): with table and gradient this way round products are a fifth faster
+    columns = table.T.contiguous()  # (D, V), because products are faster with table and gradient transposed
     columns_grad = torch.zeros_like(columns, dtype=grad_dtype)
     expected = torch.empty_like(states, dtype=matmul_dtype)
     precise = torch.promote_types(matmul_dtype, torch.float32)
-    log_p = torch.empty_like(shares, dtype=precise)
-    rows = _chunk_rows(len(states), len(table), "cuda" if states.is_cuda else "cpu")
-    buffer = table.new_empty(rows, len(table), dtype=precise)  # one for all chunks: it is in the cache
+    log_p = torch.empty_like(weights, dtype=precise)
+    rows = _chunk_tokens(len(states), len(table), "cuda" if states.is_cuda else "cpu")
+    buffer = table.new_empty(rows, len(table), dtype=precise)  # one for all chunks, so that it stays in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)
-        h, target, share = states[chunk].to(matmul_dtype), targets[chunk, None].contiguous(), shares[chunk]
+        h, target, weight = states[chunk].to(matmul_dtype), targets[chunk, None].contiguous(), weights[chunk]
         p = logits(h, columns, chunk, buffer[: len(h)])  # (rows, V)
         log_p[chunk] = softmax_and_log_p(p, target)
         p = p.to(matmul_dtype)
         torch.mm(p, table, out=expected[chunk])
-        _add_product(columns_grad, (h * share.to(matmul_dtype)).T, p)
-    return log_p, expected, columns_grad.T.contiguous()  # (T, 1), (T, D), (V, D)
+        _add_product(columns_grad, (h * weight.to(matmul_dtype)).T, p)
+    return log_p, expected, columns_grad.T.contiguous()
 
 
-def _compiled_products(
+def _softmax_products_compiled(
     states: Tensor,
     table: Tensor,
-    own: Tensor,
-    shares: Tensor,
-    *,
-    biases: Tensor | None = None,
-    hits: Tensor | None = None,
-    own_counts: bool = False,
+    target_vectors: Tensor,
+    weights: Tensor,
+    sampled: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_log_p_and_products` gives, where each token's target has the vector `own`.
+    """Return the products of the softmax over the table, by the kernel.
 
-    Biases are added to the logits, `hits` left out, and with `own_counts` the target is one column more. Tokens without
-    a share, dummies among them, are passed over.
+    `sampled` says that the table holds negatives: it is (log weights (N,), excluded columns (T,)), and the target is
+    one more column. Tokens of weight 0, dummies among them, are skipped.
     """
-    every, nothing = len(states), states.new_empty(0)
-    real = shares[:, 0].nonzero().squeeze(1)
-    if len(real) < every:
-        states, own, shares = states[real], own[real], shares[real]
-        hits = None if hits is None else hits[real]
-    log_p, expected, table_grad = torch.empty_like(shares), torch.empty_like(states), torch.empty_like(table)
-    if len(real):
-        rows = ceil(_chunk_rows(len(states), len(table), "compiled") / 16) * 16  # whole registers
-        vectors = (biases if biases is not None else nothing, hits if hits is not None else nothing)
-        sizes = (*states.shape, table, len(table))
-        outputs = (log_p, expected, table_grad)
-        kernels.call("softmax_products", states, *sizes, *vectors, own, int(own_counts), shares, rows, *outputs)
+    (every, dim), items = states.shape, len(table)
+    biases, excluded = sampled or (None, None)
+    check_shape("table", table, items, dim)
+    check_shape("target_vectors", target_vectors, every, dim)
+    check_shape("weights", weights, every, 1)
+    if sampled:
+        check_shape("log_weights", biases, items)
+        check_shape("excluded_columns", excluded, every)
+    real = weights[:, 0].nonzero().squeeze(1)
+    tokens = len(real)
+    if tokens < every:
+        states, target_vectors, weights = states[real], target_vectors[real], weights[real]
+        excluded = excluded[real] if sampled else None
+    log_p, expected, table_grad = torch.empty_like(weights), torch.empty_like(states), torch.empty_like(table)
+    if tokens:
+        rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
+        inputs = biases, excluded, target_vectors, int(sampled is not None), weights
+        _softmax_products_kernel(states, tokens, dim, table, items, *inputs, rows, log_p, expected, table_grad)
     else:
         table_grad.zero_()
-    if len(real) < every:
+    if tokens < every:
         log_p, expected = (x.new_zeros(every, x.shape[1]).index_copy_(0, real, x) for x in (log_p, expected))
     return log_p, expected, table_grad
 
 
-def softmax_and_log_p(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits (R, V) into probabilities in place; gives the logarithm of each target's (R, 1), however small.
+@kernel
+def _softmax_products_kernel(
+    states: Floats,
+    tokens: int,
+    dim: int,
+    table: Floats,
+    items: int,
+    biases: Floats | None,
+    excluded: Integers | None,
+    target_vectors: Floats,
+    has_target_column: int,
+    weights: Floats,
+    rows: int,
+    log_p: Floats,
+    expected: Floats,
+    table_grad: Floats,
+) -> None:
+    """Write the three products, computing `rows` tokens at a time."""
 
-    The compiled form is a pass less and knows the sum: half the time of this part of a step in bf16. Single precision
-    has `_compiled_products`.
+
+def softmax_and_log_p(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (R, V) into probabilities in place; return log p (R, 1) of the targets (R, 1), however small p is.
+
+    In single precision `_softmax_products_compiled` replaces this; the kernel here serves float32 logits of products in
+    lower precision.
     """
-    if kernels.supports(logits):
-        log_p = logits.new_empty(len(logits), 1)
-        kernels.call("softmax_and_log_p", logits, *logits.shape, targets, log_p)
-        return log_p
+    return (_softmax_and_log_p_compiled if library.supports(logits) else _softmax_and_log_p_torch)(logits, targets)
+
+
+def _softmax_and_log_p_compiled(logits: Tensor, targets: Tensor) -> Tensor:
+    check_shape("targets", targets, len(logits), 1)
+    log_p = logits.new_empty(len(logits), 1)
+    _softmax_and_log_p_kernel(logits, *logits.shape, targets, log_p)
+    return log_p
+
+
+def _softmax_and_log_p_torch(logits: Tensor, targets: Tensor) -> Tensor:
     target_logits, largest = logits.gather(1, targets), logits.amax(1, keepdim=True)
     p = torch.softmax(logits, 1, out=logits)
     return target_logits - largest + p.amax(1, keepdim=True).log()
 
 
+@kernel
+def _softmax_and_log_p_kernel(logits: Floats, rows: int, columns: int, targets: Integers, log_p: Floats) -> None:
+    """Overwrite the logits with their softmax, and write log p of the targets."""
+
+
 def _product(states: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-    """A chunk's logits, states @ columns, in `out`, which may be of a wider type than they."""
+    """Write a chunk's logits, states @ columns, to `out`, which may be of a wider type."""
     return torch.mm(states, columns, out=out) if out.dtype == states.dtype else out.copy_(states @ columns)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b"""
+    """Add a @ b to `total`, which may be of a wider type."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
         total += a @ b
 
 
-def _chunk_rows(tokens: int, items: int, form: str) -> int:
-    """Tokens a chunk: all chunks about alike, which keeps shapes few."""
-    rows = min(max(16, CHUNK_ELEMENTS[form] // items), CHUNK_ROWS[form])
-    return ceil(tokens / ceil(tokens / rows))
+def _chunk_tokens(tokens: int, items: int, form: str) -> int:
+    """Return the tokens per chunk; all chunks have about as many, which keeps tensor shapes few."""
+    most = min(max(16, MAX_CHUNK_LOGITS[form] // items), MAX_CHUNK_TOKENS[form])
+    return ceil(tokens / ceil(tokens / most))

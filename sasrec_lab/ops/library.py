@@ -1,11 +1,12 @@
-"""The functions of cpp/, compiled where there is a compiler. Without one `library()` is None, and torch does the same,
-slower.
+"""Compiled C++ kernels: find a compiler, build cpp/ once per machine, load it, and call its functions with checks.
 
-What is measured with and without: README, "Speed". An empty CXX switches it off.
+Without a compiler `library()` is None and the slower torch code runs. CXX names another compiler; an empty CXX disables
+the kernels. Speed of both: docs/speed.md.
 """
 
 import ctypes
 import hashlib
+import inspect
 import logging
 import os
 import shlex
@@ -13,10 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Any
 
 import pooch
 import torch
@@ -27,66 +30,141 @@ from sasrec_lab.files import display_path
 log = logging.getLogger(__name__)
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd"]
+COMPILE_SECONDS = 300  # at most
+
+# Argument types of kernels, next to int (int64_t, uint64_t) and float (double)
+Floats = Annotated[Tensor, torch.float32]  # float*
+Integers = Annotated[Tensor, torch.int64]  # int64_t*
 
 
 @dataclass(frozen=True)
 class Kernels:
+    """The loaded library and the compiler command that built it, or why there is none."""
+
     library: ctypes.CDLL | None
     compiler: list[str]
-    missing: str = ""  # why there is none
+    missing: str = ""  # the reason, if there is no library
 
 
 def library() -> ctypes.CDLL | None:
+    """Return the loaded library, None without a working compiler."""
     return find_kernels().library
 
 
 @cache
 def find_kernels() -> Kernels:
-    """The kernels that are compiled already, else those by the first compiler that works."""
+    """Load the library, preferably one that is compiled already, else by the first compiler that works."""
     failures = []
     for compiler in sorted(compilers(), key=lambda compiler: not os.path.isfile(library_path(compiler))):
         try:
-            kernels = load_or_compile(compiler)
+            return Kernels(load_or_compile(compiler), compiler)
         except (OSError, subprocess.SubprocessError) as error:
-            failures.append(f"{compiler_name(compiler)}: {reason(error)}")
-        else:
-            kernels.weights_size.restype = ctypes.c_int64
-            return Kernels(kernels, compiler)
+            failures.append(f"{compiler_name(compiler)}: {failure_reason(error)}")
     if not failures and "CXX" not in os.environ:
-        failures = [f"no C++ compiler; {display_path(Path(sys.executable))} -m pip install ziglang brings one"]
+        python = display_path(Path(sys.executable))
+        failures = [f"no C++ compiler found; install one with {python} -m pip install ziglang"]
     return Kernels(None, [], "; ".join(failures) or "CXX names no compiler")
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether there are kernels for these: on the CPU, in single precision."""
-    served = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
-    return served and library() is not None  # in this order: what needs none compiles none
+    """Return whether kernels can take these tensors: contiguous float32 on the CPU, and a library to call."""
+    fit = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    return fit and library() is not None  # in this order, so that nothing is compiled for tensors that do not fit
 
 
-def call(name: str, *arguments: Tensor | int | float) -> int:
-    """Call a kernel: tensors by address, int as int64, float as double."""
-    return getattr(library(), name)(*map(_argument, arguments))
+# Declaring kernels
 
 
-def _argument(value):
+def kernel(declaration: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a declaration `_name_kernel` into a call of the C++ function `name`.
+
+    The parameters' annotations are the C++ function's argument types, in order: Floats, Integers, int, float, or
+    `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments, so a call
+    with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its own. Callers
+    derive sizes from the tensors, and compare shapes that must agree with `check_shape`.
+    """
+    name, signature = declaration.__name__.strip("_").removesuffix("_kernel"), inspect.signature(declaration)
+    arguments = [(parameter.name, _KINDS[parameter.annotation]) for parameter in signature.parameters.values()]
+    result = {None: None, int: ctypes.c_int64}[signature.return_annotation]
+
+    @wraps(declaration)
+    def call(*values: Tensor | int | float | None) -> int | None:
+        if len(values) != len(arguments):
+            raise TypeError(f"{name} takes {len(arguments)} arguments, not {len(values)}")
+        converted = []
+        for (argument, kind), value in zip(arguments, values, strict=True):
+            if not kind.accepts(value):
+                raise TypeError(f"{name}: {argument} must be {kind.description}, not {_describe(value)}")
+            converted.append(kind.convert(value))
+        function = getattr(library(), name)
+        function.restype = result
+        return function(*converted)
+
+    return call
+
+
+def check_shape(name: str, tensor: Tensor, *sizes: int) -> None:
+    """Raise ValueError unless the tensor has these sizes, which a kernel relies on."""
+    if tensor.shape != sizes:
+        raise ValueError(f"{name} must have shape {sizes}, not {tuple(tensor.shape)}")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One type of argument: which values it accepts, and how C++ gets them."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any]
+
+
+def _tensor_kind(dtype: torch.dtype) -> _Kind:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dtype == dtype and value.is_cpu and value.is_contiguous()
+
+    description = f"a contiguous {str(dtype).removeprefix('torch.')} tensor on the CPU"
+    return _Kind(description, accepts, lambda tensor: ctypes.c_void_p(tensor.data_ptr()))
+
+
+def _nullable(kind: _Kind) -> _Kind:
+    return _Kind(
+        f"{kind.description} or None",
+        lambda value: value is None or kind.accepts(value),
+        lambda value: None if value is None else kind.convert(value),
+    )
+
+
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, int) and not isinstance(value, bool):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    raise TypeError(f"a kernel takes tensors, int and float, not {value!r}")
+        contiguous = value.layout is torch.strided and value.is_contiguous()
+        return f"a {'' if contiguous else 'non-contiguous '}{value.dtype} tensor on {value.device}"
+    return repr(value)
+
+
+_FLOATS, _INTEGERS = _tensor_kind(torch.float32), _tensor_kind(torch.int64)
+_KINDS = {
+    Floats: _FLOATS,
+    Integers: _INTEGERS,
+    Floats | None: _nullable(_FLOATS),
+    Integers | None: _nullable(_INTEGERS),
+    # no bool, which is an int to Python, and no integer that C++ would cut
+    int: _Kind("an int of 64 bits", lambda value: type(value) is int and -(2**63) <= value < 2**63, ctypes.c_int64),
+    float: _Kind("a float", lambda value: isinstance(value, float), ctypes.c_double),
+}
+
+
+# Compiling
 
 
 def compilers() -> list[list[str]]:
-    """The commands to try: what CXX names, else those that are here of clang++, g++ and the package ziglang (a clang).
+    """Return the commands to try: what CXX names, else those of clang++, g++ and the package ziglang that exist.
 
-    Clang's kernels train 2 % faster than those of g++ 12 and rank 8 % faster.
+    Clang comes first, because its kernels are a little faster than those of g++; ziglang contains a clang.
     """
     if "CXX" in os.environ:
         try:
             words = shlex.split(os.environ["CXX"])
-        except ValueError:  # a quote without its other
+        except ValueError:  # an unbalanced quote
             words = []
         return [words] if words else []
     ziglang = [[sys.executable, "-m", "ziglang", "c++"]] if find_spec("ziglang") else []
@@ -94,36 +172,37 @@ def compilers() -> list[list[str]]:
 
 
 def compiler_name(compiler: list[str]) -> str:
+    """Return the short name of a compiler command, such as g++."""
     return "ziglang" if "ziglang" in compiler else Path(compiler[0]).name
 
 
 def library_path(compiler: list[str]) -> Path:
-    """Where in the user's cache folder the library by this compiler is."""
+    """Return the path of this compiler's library in the user's cache folder."""
     sources = [path.read_bytes() for path in SOURCES]
     key = hashlib.sha256(repr((sources, _command(compiler), _processor(), torch.__version__)).encode()).hexdigest()
     return Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
 
 
 def load_or_compile(compiler: list[str]) -> ctypes.CDLL:
-    """The library by this compiler, made if it is not there yet: in seconds, by ziglang in a minute.
+    """Load this compiler's library; compile it first if it does not exist, in seconds, or by ziglang in a minute.
 
     Raises:
-        OSError, subprocess.SubprocessError: there is no such compiler, it fails, or the cache cannot be written.
+        OSError, subprocess.SubprocessError: the compiler is missing or fails, or the cache is not writable.
     """
     path = library_path(compiler)
     if not path.is_file():
         _compile(compiler, path)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # it is broken: made again next time
+    except OSError:  # a broken file, which the next call compiles again
         path.unlink(missing_ok=True)
         raise
 
 
 def _command(compiler: list[str]) -> list[str]:
-    # torch brings its own OpenMP; a second one's threads would wait for work in the first one's way
-    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    threads = str(own[0]) if own else "-lgomp"
+    # torch ships its own OpenMP; the threads of a second one would compete with those of the first
+    shipped = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    threads = str(shipped[0]) if shipped else "-lgomp"
     return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
 
 
@@ -131,17 +210,19 @@ def _compile(compiler: list[str], path: Path) -> None:
     if shutil.which(compiler[0]) is None:
         raise FileNotFoundError("no such command")
     path.parent.mkdir(parents=True, exist_ok=True)
-    log.warning(f"compiling kernels with {compiler_name(compiler)}, once on this machine")
+    log.warning(f"compiling C++ kernels with {compiler_name(compiler)} (first run only)")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
         command = [*_command(compiler), "-o", str(draft)]
-        subprocess.run(command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+        subprocess.run(
+            command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
+        )
         draft.replace(path)
 
 
-def reason(error: OSError | subprocess.SubprocessError) -> str:
-    """Why it failed, in one line."""
+def failure_reason(error: OSError | subprocess.SubprocessError) -> str:
+    """Return why a compiler failed, in one line."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"not done in {error.timeout:.0f} s"
     if isinstance(error, subprocess.CalledProcessError):
@@ -151,7 +232,7 @@ def reason(error: OSError | subprocess.SubprocessError) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on, where a home folder is shared by unlike machines."""
+    """Return the CPU features that -march=native depends on: unlike machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

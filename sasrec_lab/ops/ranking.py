@@ -1,6 +1,6 @@
-"""The k best items of each row of scores, exact, in a stated order. R rows, V items, D dim, S seen pairs.
+"""Ranks by counting, and exact top-k lists, from states and item vectors.
 
-Order: a higher score first, and of equal scores the item with the lower number.
+Items are 1..V, so row i of an item table is item i + 1. U users, R rows of a list, V items, D dim, S seen pairs.
 """
 
 from dataclasses import dataclass, replace
@@ -8,79 +8,122 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops import library
+from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
 
-MAX_SCORES_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which lie in the last-level cache; on a GPU 256 MiB
+MAX_SCORES_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which fit the last-level cache; on a GPU 256 MiB
+# Rows and items of a block of scores for top-k lists, of that many scores at most
+ROWS_PER_BLOCK = 512
+ITEMS_PER_BLOCK = {"cpu": 2**13, "cuda": 2**17}
 
-ROWS_AT_ONCE = 512
-ITEMS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}  # 16 MiB of scores, which lie in the last-level cache; on a GPU 256 MiB
+
+# Top-k lists
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The best items of each row so far. Where it has fewer than k candidates the rest are 0, with a score of -inf."""
+    """The k best items of each row, best first; of equal scores the lower index first.
+
+    A row with fewer than k candidates is filled with 0, with a score of -inf.
+    """
 
     items: Tensor  # (R, k) int64, 1..V
     scores: Tensor  # (R, k) float32
 
 
 def top_k_items(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> TopK:
-    """The k items with the highest dot products with each state, those that its row has seen left out.
+    """Return the k items with the highest dot products with each state (R, D), except those that its row has seen.
 
-    Row r of `table` is item r + 1; `seen_rows` (S,) is in order. A score of NaN is none.
+    `seen_rows` (S,) is sorted and says which row has seen `seen_items` (S,). A score of NaN or -inf never counts.
     """
-    best = TopK(
-        torch.zeros(len(states), k, dtype=torch.long, device=states.device),
-        states.new_full((len(states), k), float("-inf")),
-    )
-    if kernels.supports(states, table):
-        seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
-        kernels.call("best_items", states, *states.shape, table, len(table), k, *seen, best.items, best.scores)
-        return best
-    width = ITEMS_AT_ONCE["cuda" if states.is_cuda else "cpu"]
-    for begin in range(0, len(states), ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
+    form = _top_k_compiled if library.supports(states, table) else _top_k_torch
+    return form(states, table, k, seen_rows, seen_items)
+
+
+def _empty_top_k(states: Tensor, k: int) -> TopK:
+    items = torch.zeros(len(states), k, dtype=torch.long, device=states.device)
+    return TopK(items, states.new_full((len(states), k), float("-inf")))
+
+
+def _top_k_compiled(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> TopK:
+    (rows, dim), best = states.shape, _empty_top_k(states, k)
+    check_shape("table", table, len(table), dim)
+    check_shape("seen_items", seen_items, len(seen_rows))
+    seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
+    _best_items_kernel(states, rows, dim, table, len(table), k, *seen, best.items, best.scores)
+    return best
+
+
+@kernel
+def _best_items_kernel(
+    states: Floats,
+    rows: int,
+    dim: int,
+    table: Floats,
+    num_items: int,
+    k: int,
+    seen_rows: Integers,
+    seen_items: Integers,
+    num_seen: int,
+    items: Integers,
+    scores: Floats,
+) -> None:
+    """Write each row's best items and their scores."""
+
+
+def _top_k_torch(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> TopK:
+    best = _empty_top_k(states, k)
+    width = ITEMS_PER_BLOCK["cuda" if states.is_cuda else "cpu"]
+    for begin in range(0, len(states), ROWS_PER_BLOCK):
+        rows = slice(begin, begin + ROWS_PER_BLOCK)
         first, last = torch.searchsorted(seen_rows, seen_rows.new_tensor([rows.start, rows.stop])).tolist()
-        own_rows, own_items = seen_rows[first:last] - begin, seen_items[first:last] - 1
+        block_rows, block_columns = seen_rows[first:last] - begin, seen_items[first:last] - 1
         part = TopK(best.items[rows], best.scores[rows])
         for item in range(0, len(table), width):
             scores = states[rows] @ table[item : item + width].T
-            here = (own_items >= item) & (own_items < item + width)
-            scores[own_rows[here], own_items[here] - item] = float("-inf")
+            is_here = (block_columns >= item) & (block_columns < item + width)
+            scores[block_rows[is_here], block_columns[is_here] - item] = float("-inf")
             scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
             merge_top_k(part, scores, item)
     return best
 
 
-def merge_top_k(best: TopK, scores: Tensor, before: int) -> None:
-    """Update the best so far, in place, by the scores (R, n) of the items before + 1, before + 2, ...; -inf is none."""
+def merge_top_k(best: TopK, scores: Tensor, offset: int) -> None:
+    """Update the best so far, in place, with the scores (R, n) of items offset + 1 to offset + n; -inf never counts."""
     k = best.scores.shape[1]
-    values, places = _top(scores, min(k, scores.shape[1]))
-    items = torch.where(values > float("-inf"), places + before + 1, 0)
-    # the sort is stable and the old ones stand first: of equal scores they, with the lower numbers, stay ahead
+    values, columns = _top_columns(scores, min(k, scores.shape[1]))
+    items = torch.where(values > float("-inf"), columns + offset + 1, 0)
+    # the sort is stable and the earlier items come first: of equal scores these, with the lower indices, stay ahead
     values, order = torch.cat([best.scores, values], 1).sort(dim=1, descending=True, stable=True)
     best.items.copy_(torch.cat([best.items, items], 1).gather(1, order)[:, :k])
     best.scores.copy_(values[:, :k])
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and places of the k best (R, k). Which of equal ones torch.topk takes is not said: it is sorted then."""
-    values, places = scores.topk(k)
-    places, order = places.sort(1)
+def _top_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return values and columns (R, k) of the k best scores, of equal ones the first columns.
+
+    torch.topk does not define which of equal scores it takes, so a row with a tie at the k-th place is sorted.
+    """
+    values, columns = scores.topk(k)
+    columns, order = columns.sort(1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    places = places.gather(1, order)
+    columns = columns.gather(1, order)
     tied = torch.nonzero((scores >= values[:, -1:]).sum(1) > k).squeeze(1)
     if len(tied):
         ranked, at = scores[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], places[tied] = ranked[:, :k], at[:, :k]
-    return values, places
+        values[tied], columns[tied] = ranked[:, :k], at[:, :k]
+    return values, columns
+
+
+# Ranks
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every item for each user, states @ table', made in parts; a user whose state is NaN has the worst ranks.
+    """Scores of all items for each user, states @ table', computed in parts.
 
-    In the table's own precision under autocast too: half as many digits make ties, which rank the target last.
+    A user whose state is NaN gets the worst ranks. Under autocast too, scores are in the table's own precision: half as
+    many digits would make ties, which rank the target last.
     """
 
     states: Tensor  # (U, D)
@@ -91,41 +134,47 @@ class Scores:
 
     @property
     def num_items(self) -> int:
+        """Return V."""
         return len(self.table)
 
     def block(self, begin: int, end: int) -> Tensor:
-        """Of items begin + 1 to end."""
+        """Return the scores (U, end - begin) of the items begin + 1 to end."""
         with torch.autocast(self.states.device.type, enabled=False):
-            return self.states @ self.table[begin:end].T  # (U, end - begin)
+            return self.states @ self.table[begin:end].T
 
     def for_targets(self, items: Tensor) -> Tensor:
-        """Of one item for each user (U,): by a product like the blocks', so that it rounds like theirs."""
+        """Return the score (U, 1) of one item per user (U,), by a matrix product as in `block`, so both round alike."""
         with torch.autocast(self.states.device.type, enabled=False):
-            return (self.states @ self.table[items - 1].T).diagonal()[:, None]  # (U, 1)
+            return (self.states @ self.table[items - 1].T).diagonal()[:, None]
 
     def for_items(self, items: Tensor) -> Tensor:
-        """Of each user's own items (U, N)."""
+        """Return the scores (U, N) of each user's own items (U, N)."""
         with torch.autocast(self.states.device.type, enabled=False):
-            return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)  # (U, N)
+            return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)
 
-    def rows(self, chosen: Tensor) -> "Scores":
-        return replace(self, states=self.states[chosen])
+    def rows(self, users: Tensor) -> "Scores":
+        """Return the scores for some of the users only."""
+        return replace(self, states=self.states[users])
 
     def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        """How many unseen items do not score below the target, the target among them.
+        """Return how many unseen items do not score below each user's target, the target included.  (U,) int64"""
+        form = self._count_compiled if library.supports(self.states, self.table) else self._count_torch
+        return form(targets, seen_rows, seen_items)
 
-        The compiled form counts while the scores are in registers: nine tenths of the rate of a product that writes
-        them nowhere, torch's form two thirds.
-        """  # (U,) int64
-        if kernels.supports(self.states, self.table):
-            counts = torch.empty_like(targets)
-            sizes = (*self.states.shape, self.table, self.num_items)
-            pairs = targets.contiguous(), seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
-            kernels.call("count_not_below", self.states, *sizes, *pairs, counts)
-            return counts
-        return self._count_torch(targets, seen_rows, seen_items)
+    def _count_compiled(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        """Count while the scores are in registers, so that they are written nowhere."""
+        (users, dim), counts = self.states.shape, torch.empty_like(targets)
+        check_shape("table", self.table, self.num_items, dim)
+        check_shape("targets", targets, users)
+        check_shape("seen_items", seen_items, len(seen_rows))
+        seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
+        _count_not_below_kernel(
+            self.states, users, dim, self.table, self.num_items, targets.contiguous(), *seen, counts
+        )
+        return counts
 
     def _count_torch(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        """Count in blocks of items, each of which fits the cache."""
         device = "cuda" if targets.is_cuda else "cpu"
         width = max(1, MAX_SCORES_PER_BLOCK[device] // max(1, len(self)))
         if self.num_items <= width:
@@ -134,15 +183,15 @@ class Scores:
         counts, found = torch.zeros_like(targets), expected.clone()
         for begin in range(0, self.num_items, width):
             block = self.block(begin, min(begin + width, self.num_items))
-            here = (seen_items > begin) & (seen_items <= begin + width)
-            counts += _count(block, expected, seen_rows[here], seen_items[here] - 1 - begin)
+            is_here = (seen_items > begin) & (seen_items <= begin + width)
+            counts += _count(block, expected, seen_rows[is_here], seen_items[is_here] - 1 - begin)
             rows = torch.nonzero((targets > begin) & (targets <= begin + width)).squeeze(1)
             found[rows] = block[rows].gather(1, targets[rows, None] - 1 - begin)
-        # a product of other shape may round otherwise: such users are counted again with the score that the block gave
+        # products of different shapes may round differently: such users are counted again with the block's own score
         off = torch.nonzero((found != expected)[:, 0]).squeeze(1)
         for again in off.split(max(1, MAX_SCORES_PER_BLOCK[device] // self.num_items)) if len(off) else ():
-            own = torch.isin(seen_rows, again)
-            pairs = torch.searchsorted(again, seen_rows[own]), seen_items[own]
+            is_again = torch.isin(seen_rows, again)
+            pairs = torch.searchsorted(again, seen_rows[is_again]), seen_items[is_again]
             counts[again] = self.rows(again)._count_at_once(targets[again], *pairs)
         return counts
 
@@ -151,9 +200,25 @@ class Scores:
         return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
 
 
+@kernel
+def _count_not_below_kernel(
+    states: Floats,
+    users: int,
+    dim: int,
+    table: Floats,
+    num_items: int,
+    targets: Integers,
+    seen_rows: Integers,
+    seen_items: Integers,
+    num_seen: int,
+    counts: Integers,
+) -> None:
+    """Write each user's count."""
+
+
 def _count(block: Tensor, target_score: Tensor, seen_rows: Tensor, seen_columns: Tensor) -> Tensor:
-    """In each row of `block` (U, n) what is not below its target's score (U, 1), seen columns left out."""
+    """Return for each row of `block` (U, n) how many unseen columns are not below the target's score (U, 1)."""
     seen_scores = block[seen_rows, seen_columns]  # (S,)
-    above = ~(seen_scores < target_score[seen_rows, 0])
+    not_below_seen = ~(seen_scores < target_score[seen_rows, 0])
     not_below = block.shape[1] - torch.lt(block, target_score).sum(1)  # (U,)
-    return not_below.index_add_(0, seen_rows, -above.long())
+    return not_below.index_add_(0, seen_rows, -not_below_seen.long())

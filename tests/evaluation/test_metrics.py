@@ -45,7 +45,7 @@ def batch_of(
         inputs=None,
         ranked=torch.empty(0, dtype=torch.long),
         users=torch.arange(len(targets)),
-        targets=torch.tensor(targets),
+        targets=torch.tensor(targets, dtype=torch.long),
         seen_rows=torch.tensor([row for row, _ in pairs], dtype=torch.long),
         seen_items=torch.tensor([item for _, item in pairs], dtype=torch.long),
         candidates=None if candidates is None else torch.tensor(candidates),

@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
-from padded_twin import PaddedSASRec, left_padded, padded_twin, sinusoid, to_padded
+from reference_model import PaddedSASRec, left_padded, reference_of, sinusoid, to_padded
 from small_data import random_users
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,9 +14,8 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.ops import buckets
+from sasrec_lab.ops import block, buckets, library
 from sasrec_lab.ops import dropout as dropout_module
-from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops.dropout import dropout, keep_probability
 from sasrec_lab.training.losses import softmax
 
@@ -100,7 +99,7 @@ def assert_same_states(
     model: Encoder, cfg: ModelConfig, within: float, **options
 ) -> tuple[Tensor, Tensor, PaddedSASRec]:
     """The states of all real tokens; gives the packed ones, the padded ones and the twin."""
-    twin = padded_twin(model, cfg, **options)
+    twin = reference_of(model, cfg, **options)
     batch, rows = packed(USERS), left_padded(USERS, cfg.maxlen)
     states, padded = model(batch), twin(rows)
     expected = padded[rows > 0]
@@ -152,7 +151,7 @@ def test_the_whole_training_step_equals_the_padded_one(seed, share_items):
     cfg = replace(SMALL, share_items=share_items, output_projection=True)
     torch.manual_seed(seed)
     model = Encoder(ITEMS, cfg)
-    twin = padded_twin(model, cfg)
+    twin = reference_of(model, cfg)
     users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
     inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
     batch = packed(inputs, targets=targets)
@@ -232,22 +231,17 @@ def test_sinusoids(dim):
 
 # The compiled block
 
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 # several groups of sequences, and lengths that no tile of queries and no register divides
 LONG_USERS = [
     [1 + i * j % ITEMS for j in range(length)] for i, length in enumerate([1, 2, 90, 3, 5, 48, 17, 16, 40, 6, 7])
 ]
 
 
-def block_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by every block that the kernel takes."""
-    calls, call = [], kernels.call
-
-    def noted(name: str, *arguments):
-        calls.extend([name] if name == "block" else [])
-        return call(name, *arguments)
-
-    monkeypatch.setattr(kernels, "call", noted)
+def block_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that grows by one for each block that the kernel computes."""
+    calls, call = [], block._block_kernel
+    monkeypatch.setattr(block, "_block_kernel", lambda *arguments: calls.append(True) or call(*arguments))
     return calls
 
 
@@ -341,8 +335,8 @@ def test_one_item_table_or_two():
 def test_the_papers_number_of_parameters():
     """d = 50, 3,416 items, 200 positions; a block has Q, K, V and two layers of d x d with biases, and two norms."""
     model = Encoder(3416, replace(DEFAULT, dim=50))
-    block = 5 * (50 * 50 + 50) + 2 * 100
-    assert sum(p.numel() for p in model.parameters()) == (3416 + 200) * 50 + 2 * block + 100
+    per_block = 5 * (50 * 50 + 50) + 2 * 100
+    assert sum(p.numel() for p in model.parameters()) == (3416 + 200) * 50 + 2 * per_block + 100
 
 
 @pytest.mark.parametrize("init", list(Init))
@@ -395,7 +389,7 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
 def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
     torch.manual_seed(0)
     n = 400_000
-    rounded = rate if kernels.supports(torch.ones(1)) else round(rate * 256) / 256
+    rounded = rate if library.supports(torch.ones(1)) else round(rate * 256) / 256
     assert abs(rounded - rate) <= 1 / 512
     out = dropout(torch.ones(n), rate)
     kept = out != 0
@@ -481,8 +475,8 @@ def test_dropout_is_on_in_training_only():
         training = [model.train()(batch) for _ in range(2)]
         evaluation = [model.eval()(batch) for _ in range(2)]
         model.rate = 0.0
-        for block in model.blocks:
-            block.rate = block.feed_forward.rate = 0.0
+        for each in model.blocks:
+            each.rate = each.feed_forward.rate = 0.0
         without = model.train()(batch)
     assert not torch.equal(*training)
     assert torch.equal(*evaluation)

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.data.batches import pack
-from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.attention import BatchLayout, CompiledAttention, attend, attend_newest
+from sasrec_lab.ops import library
+from sasrec_lab.ops.attention import BatchLayout, attend, average_states, compiled_attention
 from sasrec_lab.ops.backend import round_up_size
-from sasrec_lab.ops.buckets import BucketedAttention, Buckets, fused_attention
+from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
 SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 
 
-def plan_of(lengths: list[int]) -> tuple[BatchLayout, int]:
-    """A plan and the number of tokens, with dummies behind the last sequence."""
+def layout_of(lengths: list[int]) -> tuple[BatchLayout, int]:
+    """A layout and the number of tokens, with dummies behind the last sequence."""
     ends = np.cumsum(lengths)
     batch, _ = pack(ends - lengths, ends, np.arange(1, ends[-1] + 1))
-    return BatchLayout(batch), len(batch.items)
+    return BatchLayout(batch.offsets, len(batch.items), batch.items.device), len(batch.items)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
@@ -54,10 +54,10 @@ def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
-    plan, tokens = plan_of(lengths)
+        monkeypatch.setattr(library, "supports", lambda *tensors: False)
+    layout, tokens = layout_of(lengths)
     x = inputs(tokens, dim)
-    out, expected = attend(*x, plan, heads, 0.0), plain_attention(*x, lengths, heads)
+    out, expected = attend(*x, layout, heads, 0.0), plain_attention(*x, lengths, heads)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
 
@@ -65,10 +65,10 @@ def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch)
 @pytest.mark.parametrize("dim", [1, 16, 50, 64])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
 def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):
-    plan, tokens = plan_of(lengths)
+    layout, tokens = layout_of(lengths)
     one, other, x = (x.detach() for x in inputs(tokens, dim))
-    newest = plan.offsets[1:] - 1
-    out = attend_newest(torch.stack([one[newest], other[newest]], 1), x, plan, 1 / sqrt(dim))
+    newest = layout.offsets_tensor[1:] - 1
+    out = average_states(torch.stack([one[newest], other[newest]], 1), x, layout, 1 / sqrt(dim))
     for head, queries in enumerate((one, other)):
         expected = plain_attention(queries, x, x, lengths, heads=1)[newest]
         torch.testing.assert_close(out[:, head], expected, rtol=1e-5, atol=1e-5)
@@ -78,11 +78,11 @@ def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):
 @pytest.mark.parametrize(("dim", "heads"), SIZES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: f"{len(x)} of {max(x)}")
 def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
-    plan, tokens = plan_of(lengths)
+    layout, tokens = layout_of(lengths)
     x = inputs(tokens, dim)
     compiled, bucketed = (
-        CompiledAttention.apply(*x, plan, heads, 0.0),
-        BucketedAttention.apply(*x, plan.buckets, heads, 0.0),
+        compiled_attention(*x, layout, heads, 0.0),
+        bucketed_attention(*x, layout.buckets, heads, 0.0),
     )
     torch.testing.assert_close(compiled, bucketed, rtol=1e-5, atol=1e-5)
     # dummies have a gradient here, which must reach nothing
@@ -93,40 +93,40 @@ def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
         strict=True,
     ):
         assert (one - other).norm() <= 1e-5 * (other.norm() + 1)
-    assert not compiled[plan.tokens :].any()
+    assert not compiled[layout.num_real_tokens :].any()
     with torch.no_grad():  # which keeps no weights
-        assert torch.equal(compiled, CompiledAttention.apply(*x, plan, heads, 0.0))
+        assert torch.equal(compiled, compiled_attention(*x, layout, heads, 0.0))
 
 
 @needs_compiler
 def test_scores_of_a_hopeless_size_are_scores_all_the_same():
-    plan, tokens = plan_of([3, 2])
+    layout, tokens = layout_of([3, 2])
     q, k, v = inputs(tokens, 4)
     q, k = torch.full_like(q, 1e18), torch.full_like(k, -1e18)
     compiled, bucketed = (
-        CompiledAttention.apply(q, k, v, plan, 1, 0.0),
-        BucketedAttention.apply(q, k, v, plan.buckets, 1, 0.0),
+        compiled_attention(q, k, v, layout, 1, 0.0),
+        bucketed_attention(q, k, v, layout.buckets, 1, 0.0),
     )
     torch.testing.assert_close(compiled, bucketed)
-    assert compiled[: plan.tokens].any(1).all()
+    assert compiled[: layout.num_real_tokens].any(1).all()
 
 
 @needs_compiler
 def test_of_scores_that_are_far_apart_the_largest_takes_all():
-    plan, tokens = plan_of([20, 7])
+    layout, tokens = layout_of([20, 7])
     q, k, v = inputs(tokens, 20)
     compiled, bucketed = (
-        CompiledAttention.apply(q * 1e9, k * 1e9, v, plan, 1, 0.0),
-        BucketedAttention.apply(q * 1e9, k * 1e9, v, plan.buckets, 1, 0.0),
+        compiled_attention(q * 1e9, k * 1e9, v, layout, 1, 0.0),
+        bucketed_attention(q * 1e9, k * 1e9, v, layout.buckets, 1, 0.0),
     )
     torch.testing.assert_close(compiled, bucketed)
 
 
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
-    plan, tokens = plan_of(LENGTHS[4])
+    layout, tokens = layout_of(LENGTHS[4])
     x = inputs(tokens, dim)
-    fused, bucketed = (form(*x, plan.buckets, heads, 0.0) for form in (fused_attention, BucketedAttention.apply))
+    fused, bucketed = (form(*x, layout.buckets, heads, 0.0) for form in (fused_attention, bucketed_attention))
     torch.testing.assert_close(fused, bucketed, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(fused, x, tokens), gradients(bucketed, x, tokens), rtol=1e-4, atol=1e-4)
 
@@ -135,13 +135,13 @@ def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
 def test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed(rate):
     lengths = [150] * 20
-    plan, tokens = plan_of(lengths)
+    layout, tokens = layout_of(lengths)
     q = k = torch.zeros(tokens, 32)  # all weights of a token are alike
     v = torch.ones(tokens, 32)
     torch.manual_seed(0)
-    first, second = (attend(q, k, v, plan, 2, rate) for _ in range(2))
+    first, second = (attend(q, k, v, layout, 2, rate) for _ in range(2))
     torch.manual_seed(0)
-    assert torch.equal(attend(q, k, v, plan, 2, rate), first)
+    assert torch.equal(attend(q, k, v, layout, 2, rate), first)
     assert not torch.equal(first, second)
     assert not torch.equal(first[:150], first[150:300])  # sequences have masks of their own, and heads
     assert not torch.equal(first[:, :16], first[:, 16:])
@@ -158,11 +158,11 @@ def test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed(
 def test_masks_of_neighbouring_sequences_and_heads_are_independent(heads):
     """Also when one is moved along the other, as random generators side by side may be."""
     length, count = 64, 6
-    plan, _ = plan_of([length] * count)
+    layout, _ = layout_of([length] * count)
     q = torch.zeros(length * count, length * heads)
     v = torch.eye(length).repeat(count, heads)  # the output is the weights that were used
     torch.manual_seed(0)
-    kept = (attend(q, q, v, plan, heads, 0.5) > 0).view(count, length, heads, length).transpose(1, 2).flatten(0, 1)
+    kept = (attend(q, q, v, layout, heads, 0.5) > 0).view(count, length, heads, length).transpose(1, 2).flatten(0, 1)
     rows = torch.arange(48, length)  # whose first 48 weights are all drawn
     for one, other in itertools.combinations(range(len(kept)), 2):
         for lag in range(-16, 17):
@@ -174,21 +174,21 @@ def test_masks_of_neighbouring_sequences_and_heads_are_independent(heads):
 def test_compiled_dropout_has_the_gradients_of_its_own_mask():
     """What it drops shows where v is the identity; a plain form in double precision then drops the same."""
     lengths, rate = [9, 4, 21], 0.3
-    plan, tokens = plan_of(lengths)
+    layout, tokens = layout_of(lengths)
     x = inputs(tokens, 8)
     torch.manual_seed(5)
-    found = gradients(attend(*x, plan, 1, rate), x, tokens)
+    found = gradients(attend(*x, layout, 1, rate), x, tokens)
     torch.manual_seed(5)
     eye = torch.zeros(tokens, tokens)
-    eye[: plan.tokens, : plan.tokens] = torch.eye(plan.tokens)
+    eye[: layout.num_real_tokens, : layout.num_real_tokens] = torch.eye(layout.num_real_tokens)
     columns = []
     for part in eye.split(8, dim=1):  # what a token takes of each other one: the used weights, a few columns at a time
         torch.manual_seed(5)
-        columns.append(attend(x[0], x[1], torch.nn.functional.pad(part, (0, 8 - part.shape[1])), plan, 1, rate))
+        columns.append(attend(x[0], x[1], torch.nn.functional.pad(part, (0, 8 - part.shape[1])), layout, 1, rate))
     used = torch.cat(columns, 1)[:, :tokens].detach()
     q, k, v = (one.detach().double().requires_grad_() for one in x)
     past = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for begin, end in zip(plan.offsets[:-1], plan.offsets[1:], strict=True):
+    for begin, end in zip(layout.offsets_tensor[:-1], layout.offsets_tensor[1:], strict=True):
         past[begin:end, begin:end] = torch.ones(end - begin, end - begin).tril().bool()
     weights = (q @ k.T / sqrt(8)).masked_fill(~past, -1e30).softmax(1) * past
     expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v], tokens)
@@ -205,7 +205,7 @@ def test_compiled_dropout_has_the_gradients_of_its_own_mask():
 def test_cells_and_places_are_each_others_inverse(count, longest):
     lengths = np.random.default_rng(count).integers(1, longest + 1, count)
     offsets = np.append(0, np.cumsum(lengths))
-    buckets = Buckets.of(offsets, offsets[-1], torch.device("cpu"))
+    buckets = Buckets.from_offsets(offsets, offsets[-1], torch.device("cpu"))
     cells, places = buckets.cells.numpy(), buckets.places.numpy()
     assert len(cells) == sum(n * width for n, width in buckets.sizes)
     np.testing.assert_array_equal(cells[places], np.arange(lengths.sum()))
@@ -225,7 +225,7 @@ def test_cells_and_places_are_each_others_inverse(count, longest):
 
 
 def test_the_buckets_of_three_sequences():
-    buckets = Buckets.of(np.array([0, 2, 19, 21]), 21, torch.device("cpu"))
+    buckets = Buckets.from_offsets(np.array([0, 2, 19, 21]), 21, torch.device("cpu"))
     assert buckets.sizes == [(2, 16), (1, 32)]
     assert buckets.cells.tolist() == [0, 1, *[0] * 14, 19, 20, *[0] * 14, *range(2, 19), *[0] * 15]
     assert buckets.places.tolist() == [0, 1, *range(32, 49), 16, 17]

@@ -38,9 +38,9 @@ def test_of_two_that_choose_at_once_the_first_ones_stands(tmp_path, monkeypatch)
 def test_a_resumed_run_keeps_its_own_where_it_is_exact(monkeypatch):
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
     monkeypatch.setattr(backend, "_is_exact", lambda precision: True)
-    assert backend.choose_matmul(CPU, before=ONEDNN) == ONEDNN
+    assert backend.choose_matmul(CPU, previous=ONEDNN) == ONEDNN
     monkeypatch.setattr(backend, "_is_exact", lambda precision: False)
-    assert backend.choose_matmul(CPU, before=ONEDNN) == TORCH
+    assert backend.choose_matmul(CPU, previous=ONEDNN) == TORCH
     assert torch.get_float32_matmul_precision() == "highest"
 
 

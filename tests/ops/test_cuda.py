@@ -106,7 +106,7 @@ def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(loss
 def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
     """Whole numbers, whose products are exact on both; all items at once and in blocks."""
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cuda", at_once)
-    monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cuda", at_once // 32)
+    monkeypatch.setitem(ranking.ITEMS_PER_BLOCK, "cuda", at_once // 32)
     random = torch.Generator().manual_seed(0)
     states, table = (torch.randint(-9, 10, shape, generator=random).float() for shape in ((70, 16), (9000, 16)))
     rows = torch.randint(70, (500,), generator=random).sort().values

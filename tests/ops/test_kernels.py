@@ -1,5 +1,9 @@
-"""The library of compiled functions itself; what they compute is tested beside the Python function that calls them."""
+"""The library of compiled kernels: its compilers, and the checks of arguments.
 
+What a kernel computes is tested with the Python function that calls it.
+"""
+
+import inspect
 import os
 import platform
 import re
@@ -9,14 +13,17 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, ranking
 
-TWINS = (
+needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
+# run by other compilers too
+COMPARISONS = (
     "model/test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
     "model/test_model.py::test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads",
     "ops/test_attention.py::test_the_compiled_form_is_the_bucketed_one",
@@ -36,15 +43,15 @@ TWINS = (
 )
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize(
     "flags", ["-mno-avx512f", "-mno-avx", "-fsanitize=undefined -fsanitize-undefined-trap-on-error"]
 )
-def test_other_processors_and_a_stricter_compiler_compute_the_same(flags):
-    """Narrower registers; none that have a product and a sum in one; no step outside what C++ defines."""
+def test_other_processors_compute_the_same(flags):
+    """Narrower registers; registers without fused multiply-add; a trap for what C++ does not define."""
     if platform.machine() != "x86_64":
-        pytest.skip("the flags are x86-64's")
-    check_twins_with(f"{shlex.join(kernels.find_kernels().compiler)} {flags}")
+        pytest.skip("the flags are for x86-64")
+    check_comparisons_with(f"{shlex.join(library.find_kernels().compiler)} {flags}")
 
 
 @pytest.mark.parametrize("name", ["clang++", "ziglang"])
@@ -54,11 +61,11 @@ def test_other_compilers_compute_the_same(name):
         command = f"{shlex.quote(sys.executable)} -m ziglang c++"
     elif not shutil.which(name):
         pytest.skip(f"needs {name}")
-    check_twins_with(command)
+    check_comparisons_with(command)
 
 
-def check_twins_with(cxx: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TWINS]
+def check_comparisons_with(cxx: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *COMPARISONS]
     env = os.environ | {"CXX": cxx}
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -74,104 +81,242 @@ def check_twins_with(cxx: str) -> None:
         ({}, set(), set(), []),
         ({"CXX": "ccache 'my g++'"}, {"g++"}, {"ziglang"}, [["ccache", "my g++"]]),
         ({"CXX": ""}, {"g++"}, {"ziglang"}, []),
-        ({"CXX": "g++ 'a quote without its other"}, {"g++"}, {"ziglang"}, []),
+        ({"CXX": "g++ 'an unbalanced quote"}, {"g++"}, {"ziglang"}, []),
     ],
 )
-def test_which_compilers_are_tried(environment, on_path, packages, compilers, monkeypatch):
-    monkeypatch.setattr(kernels.os, "environ", environment)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: name in on_path)
-    monkeypatch.setattr(kernels, "find_spec", lambda name: name in packages)
-    assert kernels.compilers() == compilers
+def test_compilers_come_from_cxx_or_the_path(environment, on_path, packages, compilers, monkeypatch):
+    monkeypatch.setattr(library.os, "environ", environment)
+    monkeypatch.setattr(library.shutil, "which", lambda name: name in on_path)
+    monkeypatch.setattr(library, "find_spec", lambda name: name in packages)
+    assert library.compilers() == compilers
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-def test_a_compiler_that_fails_is_followed_by_the_next(monkeypatch):
-    works = kernels.find_kernels().compiler
-    monkeypatch.setattr(kernels, "compilers", lambda: [["no-such-compiler"], ["false"], works])
-    assert kernels.find_kernels.__wrapped__().compiler == works
+@needs_compiler
+def test_a_failing_compiler_is_followed_by_the_next(monkeypatch):
+    works = library.find_kernels().compiler
+    monkeypatch.setattr(library, "compilers", lambda: [["no-such-compiler"], ["false"], works])
+    assert library.find_kernels.__wrapped__().compiler == works
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-def test_kernels_that_are_compiled_are_taken_and_broken_ones_made_again(monkeypatch, tmp_path):
+@needs_compiler
+def test_cached_kernels_are_reused_and_broken_ones_rebuilt(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    works = kernels.find_kernels().compiler
-    monkeypatch.setattr(kernels, "compilers", lambda: [works])
-    assert kernels.find_kernels.__wrapped__().library is not None
+    works = library.find_kernels().compiler
+    monkeypatch.setattr(library, "compilers", lambda: [works])
+    assert library.find_kernels.__wrapped__().library is not None
     made = []
     monkeypatch.setattr(
-        kernels, "_compile", lambda command, path: made.append(command) or path.write_text("no library")
+        library, "_compile", lambda command, path: made.append(command) or path.write_text("no library")
     )
     other = [*works, "-other"]
-    monkeypatch.setattr(kernels, "compilers", lambda: [other, works])
-    assert (kernels.find_kernels.__wrapped__().compiler, made) == (works, [])
-    monkeypatch.setattr(kernels, "compilers", lambda: [other])
+    monkeypatch.setattr(library, "compilers", lambda: [other, works])
+    assert (library.find_kernels.__wrapped__().compiler, made) == (works, [])
+    monkeypatch.setattr(library, "compilers", lambda: [other])
     for times in (1, 2):
-        assert kernels.find_kernels.__wrapped__().library is None
+        assert library.find_kernels.__wrapped__().library is None
         assert made == [other] * times
 
 
 @pytest.mark.parametrize(
-    ("commands", "told"),
+    ("commands", "missing"),
     [
         ([["no-such-compiler"]], "no-such-compiler: no such command"),
         ([["false"], ["sh", "-c", "sleep 60"]], "false: exit code 1; sh: not done in 0 s"),
         ([["sh", "-c", "echo ' x.h: error: no' >&2; exit 1"]], "sh: x.h: error: no"),
     ],
 )
-def test_why_no_compiler_worked_is_told(commands, told, monkeypatch, tmp_path):
+def test_reasons_of_failing_compilers_are_reported(commands, missing, monkeypatch, tmp_path):
     run = subprocess.run
 
     def impatient(command, timeout, **given):
         return run(command, timeout=0.2 if "sleep 60" in command else timeout, **given)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernels, "compilers", lambda: commands)
-    monkeypatch.setattr(kernels.subprocess, "run", impatient)
-    assert kernels.find_kernels.__wrapped__() == kernels.Kernels(None, [], told)
+    monkeypatch.setattr(library, "compilers", lambda: commands)
+    monkeypatch.setattr(library.subprocess, "run", impatient)
+    assert library.find_kernels.__wrapped__() == library.Kernels(None, [], missing)
 
 
-def test_where_there_is_no_compiler_it_is_told_how_to_get_one(monkeypatch):
-    monkeypatch.setattr(kernels, "compilers", list)
+def test_without_a_compiler_the_message_names_one(monkeypatch):
+    monkeypatch.setattr(library, "compilers", list)
     monkeypatch.delenv("CXX", raising=False)
-    told = kernels.find_kernels.__wrapped__().missing
-    assert re.fullmatch(r"no C\+\+ compiler; .+ -m pip install ziglang brings one", told)
+    missing = library.find_kernels.__wrapped__().missing
+    assert re.fullmatch(r"no C\+\+ compiler found; install one with .+ -m pip install ziglang", missing)
     monkeypatch.setenv("CXX", "")
-    assert kernels.find_kernels.__wrapped__().missing == "CXX names no compiler"
+    assert library.find_kernels.__wrapped__().missing == "CXX names no compiler"
 
 
 FEWER_THREADS = """
 import torch
-from sasrec_lab import kernels
-from sasrec_lab.metrics import Scores
+from sasrec_lab.ops.cross_entropy import _softmax_products_compiled
+from sasrec_lab.ops.ranking import Scores
 torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
 assert Scores(states, table).count_not_below_target(torch.tensor([1, 2, 3]), none, none).tolist() == [500] * 3
-table[7] = 400.0  # so that the sums are made again
-made = torch.empty(3), torch.empty(3, 2), torch.empty(500, 2)
-kernels.call("softmax_products", states, 3, 2, table, 500, none, none, states, 0, torch.ones(3), 16, *made)
-torch.testing.assert_close(made[0], torch.full((3,), 2.0 - 800.0))
+table[7] = 400.0  # so large that the sums are computed twice
+log_p, _, _ = _softmax_products_compiled(states, table, states, torch.ones(3, 1))
+torch.testing.assert_close(log_p, torch.full((3, 1), 2.0 - 800.0))
 """
 
 
-@pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}, {}], ids=str)
-def test_with_fewer_threads_than_torch_has_set_they_compute_the_same(limit):
+def test_fewer_threads_than_torch_has_set_compute_the_same(limit):
     subprocess.run([sys.executable, "-c", FEWER_THREADS], check=True, env=os.environ | limit)
 
 
-def test_tensors_that_no_kernel_serves_have_none_compiled(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda: pytest.fail("compiled"))
-    assert not kernels.supports(torch.zeros(2, device="meta"))
-    assert not kernels.supports(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+def test_unsupported_tensors_compile_nothing(monkeypatch):
+    monkeypatch.setattr(library, "library", lambda: pytest.fail("compiled"))
+    assert not library.supports(torch.zeros(2, device="meta"))
+    assert not library.supports(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
 
 
-def test_without_a_compiler_there_are_no_kernels_and_no_error():
+def test_a_failing_compiler_is_no_error():
     for cxx in ("", "no-such-compiler", "false"):
-        code = "from sasrec_lab import kernels; assert kernels.library() is None"
+        code = "from sasrec_lab.ops import library; assert library.library() is None"
         subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": cxx})
 
 
-@pytest.mark.parametrize("argument", [None, "8", True, np.int64(8), [1.0]])
-def test_a_kernel_refuses_what_it_would_misread(argument):
-    with pytest.raises(TypeError, match="a kernel takes"):
-        kernels._argument(argument)
+# Arguments
+
+MODULES = (attention, block, cross_entropy, dropout, ranking)
+KERNELS = {
+    name.strip("_").removesuffix("_kernel"): function
+    for module in MODULES
+    for name, function in vars(module).items()
+    if name.endswith("_kernel")
+}
+POINTERS = {"float*": library.Floats, "int64_t*": library.Integers}
+NUMBERS = {"int64_t": int, "uint64_t": int, "double": float}
+
+
+def prototypes() -> dict[str, tuple[str, list[str]]]:
+    """Return the result and argument types of the functions that cpp/ exports."""
+    found = {}
+    for path in library.SOURCES:
+        _, _, exported = path.read_text().partition('extern "C" {\n\n')
+        for result, name, arguments in re.findall(r"^(\w+) (\w+)\(([^)]*)\) \{", exported, re.M):
+            types = [argument.split()[-2] for argument in arguments.split(",")]  # without const and the name
+            found[name] = result, types
+    return found
+
+
+def test_every_exported_function_is_declared_once():
+    assert set(KERNELS) == set(prototypes())
+    declarations = [name for module in MODULES for name in vars(module) if name.endswith("_kernel")]
+    assert len(declarations) == len(KERNELS)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_declaration_has_the_types_of_the_cpp_function(name):
+    result, types = prototypes()[name]
+    signature = inspect.signature(KERNELS[name])
+    assert signature.return_annotation == {"void": None, "int64_t": int}[result]
+    declared = [parameter.annotation for parameter in signature.parameters.values()]
+    assert len(declared) == len(types)
+    for annotation, of_cpp in zip(declared, types, strict=True):
+        if of_cpp in POINTERS:
+            assert annotation in (POINTERS[of_cpp], POINTERS[of_cpp] | None)
+        else:
+            assert annotation is NUMBERS[of_cpp]
+
+
+@library.kernel
+def _example_kernel(x: library.Floats, places: library.Integers | None, count: int, rate: float) -> int:
+    """Stand for a C++ function."""
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """Return the arguments of the calls that reach C++."""
+    reached = []
+
+    def example(*arguments):
+        reached.append(arguments)
+        return len(reached)
+
+    monkeypatch.setattr(library, "library", lambda: SimpleNamespace(example=example))
+    return reached
+
+
+FLOATS, INTEGERS = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+GOOD = (FLOATS, INTEGERS, 2, 0.5)
+
+
+def test_arguments_arrive_as_addresses_and_numbers(calls):
+    assert _example_kernel(*GOOD) == 1
+    assert _example_kernel(FLOATS, None, -(2**63), 0.5) == 2
+    assert [getattr(argument, "value", argument) for argument in calls[0]] == [
+        FLOATS.data_ptr(),
+        INTEGERS.data_ptr(),
+        2,
+        0.5,
+    ]
+    assert calls[1][1] is None
+
+
+@pytest.mark.parametrize("arguments", [(), GOOD[:-1], (*GOOD, 1), (*GOOD, None)])
+def test_a_wrong_number_of_arguments_is_an_error(arguments, calls):
+    with pytest.raises(TypeError, match=f"^example takes 4 arguments, not {len(arguments)}$"):
+        _example_kernel(*arguments)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("place", "argument", "name"),
+    [
+        *[(0, wrong, "x") for wrong in (None, 8, 1.0, [1.0], np.zeros(2, np.float32), FLOATS.double(), INTEGERS)],
+        *[(0, wrong, "x") for wrong in (FLOATS.T, torch.zeros(2, device="meta"), torch.eye(2).to_sparse())],
+        *[(1, wrong, "places") for wrong in (0, INTEGERS.int(), FLOATS, torch.zeros(4, dtype=torch.int64)[::2])],
+        *[(2, wrong, "count") for wrong in (None, True, 2.0, "8", np.int64(8), torch.tensor(8), 2**63, -(2**63) - 1)],
+        *[(3, wrong, "rate") for wrong in (None, 1, False, "0.5", np.float32(0.5), torch.tensor(0.5))],
+    ],
+    ids=repr,
+)
+def test_a_wrong_kind_of_argument_is_an_error(place, argument, name, calls):
+    arguments = [*GOOD[:place], argument, *GOOD[place + 1 :]]
+    with pytest.raises(TypeError, match=f"^example: {name} must be "):
+        _example_kernel(*arguments)
+    assert not calls
+
+
+def test_an_argument_kind_that_cpp_has_not_cannot_be_declared():
+    def _example_kernel(flag: bool) -> None:
+        """Stand for a C++ function."""
+
+    with pytest.raises(KeyError):
+        library.kernel(_example_kernel)
+
+
+NONE = torch.zeros(0, dtype=torch.int64)
+LAYOUT = attention.BatchLayout(np.array([0, 2, 5]), 6, torch.device("cpu"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: attention.attend(x(6, 4), x(6, 4), x(5, 4), LAYOUT, 1, 0.0),
+        lambda x: attention.attend(x(5, 4), x(5, 4), x(5, 4), LAYOUT, 1, 0.0),
+        lambda x: attention.attend(x(6, 4), x(6, 3), x(6, 4), LAYOUT, 1, 0.0),
+        lambda x: ranking.top_k_items(x(3, 4), x(9, 5), 2, NONE, NONE),
+        lambda x: ranking.top_k_items(x(3, 4), x(9, 4), 2, torch.zeros(1, dtype=torch.int64), NONE),
+        lambda x: ranking.Scores(x(3, 4), x(9, 5)).count_not_below_target(INTEGERS[[0, 0, 0]], NONE, NONE),
+        lambda x: ranking.Scores(x(3, 4), x(9, 4)).count_not_below_target(INTEGERS, NONE, NONE),
+        lambda x: ranking.Scores(x(2, 4), x(9, 4)).count_not_below_target(INTEGERS, INTEGERS, NONE),
+        lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 5), INTEGERS[[0, 0, 0]], x(3)),
+        lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 4), INTEGERS, x(3)),
+        lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 4), INTEGERS[[0, 0, 0]], x(2)),
+        lambda x: cross_entropy.sampled_cross_entropy(x(3, 4), x(9, 4), INTEGERS, x(6), x(3)),
+        lambda x: cross_entropy.softmax_and_log_p(x(3, 4), INTEGERS[:, None]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_an_error(call):
+    with pytest.raises(ValueError, match="must have shape"):
+        call(torch.ones)
+
+
+@pytest.mark.parametrize("offsets", [[1, 2], [0, 3, 2], [0, 7]])
+def test_offsets_outside_the_tokens_are_an_error(offsets):
+    with pytest.raises(ValueError, match="offsets must rise from 0 to at most the 6 tokens"):
+        attention.BatchLayout(np.array(offsets), 6, torch.device("cpu"))

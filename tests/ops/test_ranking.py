@@ -39,8 +39,8 @@ def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers
 
 @pytest.mark.usefixtures("both_forms")
 def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
-    monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cpu", 3)
-    monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 2)
+    monkeypatch.setitem(ranking.ITEMS_PER_BLOCK, "cpu", 3)
+    monkeypatch.setattr(ranking, "ROWS_PER_BLOCK", 2)
     table = torch.tensor([[1.0], [2.0], [2.0], [1.0], [2.0], [3.0], [2.0]])
     none = torch.zeros(0, dtype=torch.long)
     best = top_k_items(torch.ones(3, 1), table, 4, none, none)

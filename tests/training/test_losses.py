@@ -37,7 +37,7 @@ def _three_threads():
 
 def set_chunk_rows(monkeypatch, rows: int) -> None:
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(cross_entropy.CHUNK_ROWS, form, rows)
+        monkeypatch.setitem(cross_entropy.MAX_CHUNK_TOKENS, form, rows)
 
 
 def batch_of(
@@ -164,7 +164,7 @@ def test_softmax_on_three_threads(tokens, items, dim):
 
 def test_a_small_chunk_has_sixteen_rows_all_the_same(monkeypatch):
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, form, 1)
+        monkeypatch.setitem(cross_entropy.MAX_CHUNK_LOGITS, form, 1)
     states, table, targets = example(0)
     loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -487,7 +487,7 @@ def plain_binary(
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
 @pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
 def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
-    monkeypatch.setitem(cross_entropy.PAIR_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
+    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     weights = 3 * torch.rand(TOKENS) if weighted else None
@@ -532,7 +532,7 @@ def test_binary_losses_under_autocast_are_exact_for_their_states(name, low_preci
 
 def test_many_negatives_are_never_looked_up_at_once(monkeypatch):
     tokens, negatives = 200, 40
-    monkeypatch.setitem(cross_entropy.PAIR_ELEMENTS, "cpu", 10 * 41 * DIM)
+    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", 10 * 41 * DIM)
     states, table, targets = example(0, tokens=tokens)
     drawn = torch.randint(1, ITEMS + 1, (tokens, negatives))
     with Largest() as plain:

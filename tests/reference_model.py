@@ -113,7 +113,7 @@ def to_padded(name: str, value: Tensor) -> Tensor:
     return value.flip(0) if name == "positions.weight" else value  # ours count from the newest
 
 
-def padded_twin(encoder: nn.Module, cfg: ModelConfig, **options) -> PaddedSASRec:
+def reference_of(encoder: nn.Module, cfg: ModelConfig, **options) -> PaddedSASRec:
     """The twin with the encoder's parameters."""
     twin = PaddedSASRec(len(encoder.item_table), cfg, **options).to(encoder.item_table.dtype)
     twin.load_state_dict({name: to_padded(name, p.detach().clone()) for name, p in encoder.named_parameters()})
