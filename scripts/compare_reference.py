@@ -32,7 +32,7 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.train import train
-from tests.padded_twin import PaddedSASRec, padded_twin
+from tests.reference_model import PaddedSASRec, reference_of
 
 METRICS = {"ndcg": "test/ndcg@10", "recall": "test/recall@10"}
 
@@ -91,7 +91,7 @@ def train_reference(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     data = SequenceData(holdout, cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    model = padded_twin(Encoder(holdout.num_items, cfg.model), cfg.model)
+    model = reference_of(Encoder(holdout.num_items, cfg.model), cfg.model)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.optimizer.lr, betas=tuple(cfg.optimizer.betas))
     loader = data.train_dataloader()
     set_dropout(model, cfg.model.dropout)

@@ -150,7 +150,7 @@ def _matmul_dtype(states: Tensor) -> torch.dtype:
 
 
 # Softmax and its products. All these functions return log p(target) (T, 1), p @ table (T, D) and
-# p' @ (states * weights) (V, D), where p is the softmax of the logits. The logits of one chunk of tokens after the other
+# p' @ (states * weights) (V, D), where p is the softmax of the logits. The logits of one chunk of tokens after another
 # are made, turned into probabilities and used for both products while they are in the cache.
 
 
