@@ -54,6 +54,13 @@ def _near_miss(folder: Path) -> str:
     return f"; did you mean {folder.parent / near_names[0]}?" if near_names else ""
 
 
+def user_cache() -> Path:
+    """Return the package's folder in the user's cache: data sets, compiled kernels, choices made once per machine."""
+    import pooch  # here, because the config schema imports this module and must load in an instant
+
+    return Path(pooch.os_cache("sasrec_lab"))
+
+
 @contextmanager
 def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
     """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.

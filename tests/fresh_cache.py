@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pooch
-
+from sasrec_lab.files import user_cache
 from sasrec_lab.ops import library as kernels
 
-COMPILED = Path(pooch.os_cache("sasrec_lab")) / "kernels"  # as the tests themselves use them
+COMPILED = user_cache() / "kernels"  # as the tests themselves use them
 
 
 def cache_in(folder: Path) -> str:

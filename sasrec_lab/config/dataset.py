@@ -16,7 +16,7 @@ from sasrec_lab.errors import InputError
 Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
-HoldoutMode = Enum("HeldOut", ["last", "none"])
+HoldoutMode = Enum("HoldoutMode", ["last", "none"])
 Windows = Enum("Windows", ["last", "all"])
 Catalogue = Enum("Catalogue", ["all", "train"])
 

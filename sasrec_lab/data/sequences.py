@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import DatasetConfig, Format
@@ -20,6 +19,7 @@ from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _ids(values: pd.Series | pd.Index) -> np.ndarray:
 
 def _cache_folder(root: Path) -> Path:
     """`cache/` in the data root; in the user's cache folder where the root is read-only."""
-    for folder in (root / "cache", Path(pooch.os_cache("sasrec_lab")) / "cache"):
+    for folder in (root / "cache", user_cache() / "cache"):
         if _writable(folder):
             return folder
     raise InputError(f"neither {root / 'cache'} nor the user's cache folder can be written; give data_dir=<a folder>")

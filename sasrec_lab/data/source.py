@@ -22,6 +22,7 @@ import requests
 
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import user_cache
 
 _STAMP_NAME = "stamp.json"
 _SETTLED = 2_000_000_000  # nanoseconds
@@ -35,7 +36,7 @@ _TIMEOUT = (10, 60)  # seconds to connect and to wait for the next bytes: a dead
 
 def data_root(data_dir: str | None) -> Path:
     """The folder that holds the data sets: `data_dir`, or else the user's cache folder."""
-    return Path(data_dir).expanduser() if data_dir else Path(pooch.os_cache("sasrec_lab"))
+    return Path(data_dir).expanduser() if data_dir else user_cache()
 
 
 def find(dataset: DatasetConfig, root: Path) -> Path:

@@ -9,10 +9,9 @@ from contextlib import contextmanager, suppress
 from math import ceil, floor, log2
 from pathlib import Path
 
-import pooch
 import torch
 
-from sasrec_lab.files import folder_name
+from sasrec_lab.files import folder_name, user_cache
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
 
@@ -88,13 +87,13 @@ def processor() -> str:
 def _cached_choice(choose: Callable[[], str]) -> str:
     """Return the first choice made on such a machine; if two processes choose at once, both get the first one's."""
     name = f"matmul {processor()} {torch.get_num_threads()} threads torch {torch.__version__}"
-    path = Path(pooch.os_cache("sasrec_lab")) / f"{folder_name(name)}.txt"
+    path = user_cache() / f"{folder_name(name)}.txt"
     with suppress(OSError):
         return path.read_text()
     chosen = choose()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
+        draft = path.with_suffix(f".{os.getpid()}")  # not atomic_write: the first process's choice is to stay
         draft.write_text(chosen)
         try:
             os.link(draft, path)

@@ -21,11 +21,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import pooch
 import torch
 from torch import Tensor
 
-from sasrec_lab.files import display_path
+from sasrec_lab.files import atomic_write, display_path, user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
@@ -180,7 +179,7 @@ def library_path(compiler: list[str]) -> Path:
     """Return the path of this compiler's library in the user's cache folder."""
     sources = [path.read_bytes() for path in SOURCES]
     key = hashlib.sha256(repr((sources, _command(compiler), _processor(), torch.__version__)).encode()).hexdigest()
-    return Path(pooch.os_cache("sasrec_lab")) / "kernels" / f"{key[:16]}.so"
+    return user_cache() / "kernels" / f"{key[:16]}.so"
 
 
 def load_or_compile(compiler: list[str]) -> ctypes.CDLL:
@@ -211,14 +210,12 @@ def _compile(compiler: list[str], path: Path) -> None:
         raise FileNotFoundError("no such command")
     path.parent.mkdir(parents=True, exist_ok=True)
     log.warning(f"compiling C++ kernels with {compiler_name(compiler)} (first run only)")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic_write(path) as draft:
         env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
         command = [*_command(compiler), "-o", str(draft)]
         subprocess.run(
             command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
         )
-        draft.replace(path)
 
 
 def failure_reason(error: OSError | subprocess.SubprocessError) -> str:

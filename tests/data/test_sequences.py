@@ -379,7 +379,7 @@ def test_what_is_held_out_lies_in_the_cache_where_every_item_is_known(tmp_path):
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_repeats_are_found_a_block_of_users_at_a_time(monkeypatch, at_once):
-    monkeypatch.setattr(sequences, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("sasrec_lab.data.holdout.PAIRS_PER_CHUNK", at_once)
     assert not holdout_of([[1, 2, 3], [1, 2, 3, 4], [5], [3, 2, 1]]).has_repeats
     assert not holdout_of([[1, 2, 3], [1, 2, 3, 1]]).has_repeats  # only the test's target is there twice
     for users in ([[1, 2, 1, 3], [1, 2, 3]], [[1, 2, 3], [4], [1, 5, 2, 5, 3]], [[1, 2, 3], [2, 2]]):
