@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmark.figure import data_of, draw_speed, times
+from benchmark.figure import data_of, draw_speed, library, times
 from benchmark.results import decimal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,11 +50,6 @@ def ranged(number: str) -> Callable[[Any], str]:
 def code(value: str) -> str:
     """Format a command or an override."""
     return f"`{value}`"
-
-
-def library(value: str) -> str:
-    """Return a library's name as it is written."""
-    return {"rectools": "RecTools", "replay": "RePlay"}.get(value, value)
 
 
 def scientific(value: float) -> str:

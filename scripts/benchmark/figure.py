@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ def data_of(results: list[dict[str, Any]]) -> str:
     return "data " + hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
 
 
+def library(value: str) -> str:
+    """Return a library's name as it is written."""
+    return {"rectools": "RecTools", "replay": "RePlay"}.get(value, value)
+
+
 def times(value: float) -> str:
     """Format a ratio as `8.5x` or `16x`."""
     return f"{value:.1f}x" if value < 9.95 else f"{value:.0f}x"
 
 
 def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
-    """Draw one panel per measure and one group of bars per job, with a peer's speed ratio next to its bar."""
+    """Draw one panel per measure and one group of bars per job, with the ratio to a peer next to its bar."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,21 +39,23 @@ def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
     description = data_of(results)
     names = list(dict.fromkeys(result["by"] for result in results))
     jobs = list(dict.fromkeys(result["job"] for result in results if result.get("positions_per_s")))
+    abouts = {result["job"]: result["about"] for result in results}
+    labels_of_jobs = [re.split("[,:]", abouts[job])[0] for job in jobs]
     results = [result for result in results if result["job"] in jobs]
     svg = file.suffix == ".svg"
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed", "axes.edgecolor": "#8a8a8a"}):
-        figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 + 0.9 * len(jobs)), sharey=True)
+        figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.8 + 0.9 * len(jobs)), sharey=True)
         for panel, (key, (title, ratio)) in zip(panels, MEASURES.items(), strict=True):
             for place, name in enumerate(names):
                 mine = [x for x in results if x["by"] == name]  # a peer may have failed on a job
                 rows = [jobs.index(x["job"]) + 0.27 * (place - 1) for x in mine]
-                bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLORS[place], label=name)
+                bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLORS[place], label=library(name))
                 labels = [f"{x[key]:,.0f}" + (f"  ({times(x[ratio])})" if place else "") for x in mine]
                 panel.bar_label(bars, labels, padding=3, fontsize=8)
-            style_panel(panel, title, jobs, 12 * max(x[key] for x in results))
+            style_panel(panel, title, labels_of_jobs, 12 * max(x[key] for x in results))
         panels[0].invert_yaxis()
-        panels[-1].legend(fontsize=8, frameon=False, loc="lower right")
-        figure.tight_layout()
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower center", ncols=3)
+        figure.tight_layout(rect=(0, 0.07, 1, 1))
         file.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None, "Description": description} if svg else None
         figure.savefig(file, metadata=metadata, transparent=svg)
@@ -56,11 +64,11 @@ def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
         file.write_text(file.read_text().replace("<defs>", f"<defs>{STYLE}", 1))
 
 
-def style_panel(panel: Any, title: str, jobs: list[str], limit: float) -> None:
+def style_panel(panel: Any, title: str, labels: list[str], limit: float) -> None:
     """Set a panel's logarithmic scale, title and labels."""
     panel.set_xscale("log")
     panel.set_xlim(100, limit)
     panel.set_title(title, fontsize=10, loc="left")
-    panel.set_yticks(range(len(jobs)), jobs)
+    panel.set_yticks(range(len(labels)), labels)
     panel.tick_params(which="both", color="#8a8a8a")
     panel.spines[["top", "right"]].set_visible(False)

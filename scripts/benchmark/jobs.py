@@ -26,14 +26,14 @@ JOBS = {
     for job in (
         Job(
             name="ml1m",
-            about="MovieLens-1M as in the SASRec paper, dim 64, maxlen 200",
+            about="MovieLens-1M, dim 64, maxlen 200",
             dataset=("dataset=sasrec_ml_1m",),
             settings=("model.dim=64", "model.maxlen=200"),
             steps=94,  # two epochs
         ),
         Job(
             name="sparse",
-            about="Amazon Home 5-core through dataset=csv, dim 64, maxlen 50",
+            about="Amazon Home 5-core, dim 64, maxlen 50",
             dataset=("dataset=csv", "dataset.path=home-5core/interactions.csv"),
             settings=("model.dim=64", "model.maxlen=50"),
             steps=250,
@@ -41,7 +41,7 @@ JOBS = {
         ),
         Job(
             name="kion-like",
-            about="300,000 generated users, 15,700 items, dim 128, maxlen 32",
+            about="like KION: 300,000 generated users, 15,700 items, dim 128, maxlen 32",
             dataset=("dataset=csv", "dataset.path=kion_like/interactions.csv", "dataset.time=null"),
             settings=("model.dim=128", "model.maxlen=32"),
             generated="kion_like",
