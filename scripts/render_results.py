@@ -8,7 +8,7 @@ In a page, a table with its caption is what is between two markers, each on a li
     <!-- results:speed -->
     <!-- /results -->
 
-and one number inside a sentence is between `<!-- result:speed/ml1m/rectools/times_faster_training -->` and
+and a number inside a sentence is between `<!-- result:speed/ml1m/rectools/times_faster_training -->` and
 `<!-- /result -->`: the table's name, words that pick its first row with these values, then the field. `mean`, `std` or
 `n` may follow a field that has them. TABLES has the names of the tables, FIELDS those of the fields. The block
 `results:first_run_output` is what `make train` prints.
@@ -31,8 +31,8 @@ from benchmark.results import decimal
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
-SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
+SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 
 Row = dict[str, Any]
 
@@ -106,7 +106,6 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "relative_to_gcc": ("relative to g++", ranged(".2f")),
     "relative_to_float32": ("relative to float32", ranged(".2f")),
 }
-# By table: the file, and the fields shown. A row belongs to a table if it has the last field of those that it needs.
 TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a row must have, columns
     "first_run": ("first_run", "mrr", ["model", "ndcg", "recall", "mrr"]),
     "rounding": ("rounding", "ndcg", ["machine_of_run", "ndcg", "recall"]),
@@ -153,7 +152,7 @@ RATIOS = {  # shown in parentheses next to a speed
 
 
 class PageError(Exception):
-    """A marker of a page that names no table, row or field."""
+    """A marker in a page that does not name a table, row or field."""
 
 
 def main() -> None:
@@ -228,7 +227,7 @@ def block(name: str, results: Path) -> str:
 def number(path: str, results: Path) -> str:
     """Return one formatted number, such as `speed/ml1m/rectools/times_faster_training` or `.../ndcg/mean`."""
     name, *words = path.split("/")
-    part = words.pop() if words and words[-1] in ("mean", "std", "n") and words[-2:-1] in ([f] for f in FIELDS) else ""
+    part = words.pop() if len(words) > 1 and words[-1] in ("mean", "std", "n") and words[-2] in FIELDS else ""
     if name not in TABLES or not words or words[-1] not in FIELDS:
         raise PageError(f"result:{path} must be TABLE/WORD/.../FIELD, as in scripts/render_results.py")
     *words, field = words
