@@ -58,11 +58,11 @@ def in_this_process(module: str, folder: Path) -> Callable[..., Done]:
 
     def run(*args: str) -> Done:
         command = [loaded.__file__, *map(str, args)]
-        out, err = io.StringIO(), io.StringIO()
-        printed = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        with process_state(command, environment(folder), folder), printed[0], printed[1]:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with process_state(command, environment(folder), folder), streams[0], streams[1]:
             code = _exit_code(loaded.entry)
-        return Done(command, code, out.getvalue(), err.getvalue())
+        return Done(command, code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
     return run
 

@@ -1,6 +1,7 @@
 """What several test modules need: the commands as a user runs them, and the real data if they are there."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Done, in_a_fresh_process, in_this_process, start
+from filelock import FileLock
 
 from sasrec_lab.ops import library as kernels
 
@@ -53,6 +55,31 @@ def recommend_here(tmp_path: Path) -> Callable[..., Done]:
 def report_here(tmp_path: Path) -> Callable[..., Done]:
     """The command as `report_command` runs it, but in this process."""
     return in_this_process("sasrec_lab.report.__main__", tmp_path)
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that gives the folder of a name, which the first test that asks for it fills.
+
+    The processes of pytest-xdist share it, so tests read it and change nothing there; one that must copies it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # a process of pytest-xdist, with a folder of its own in the common one
+        base = base.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / f"shared-{name}", base / f"shared-{name}.made"
+        with FileLock(base / f"shared-{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture

@@ -57,8 +57,8 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
     ],
     ids=lambda words: " ".join(words),
 )
-def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_command, tmp_path):
-    done = train_command(*DATA, *model, "hydra.run.dir=run")
+def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_here, tmp_path):
+    done = train_here(*DATA, *model, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -96,8 +96,8 @@ def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_c
 
 
 @pytest.mark.slow
-def test_the_readme_as_it_stands(train_command, tmp_path):
-    assert train_command(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+def test_the_readme_as_it_stands(train_here, tmp_path):
+    assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
     command = re.search(r"^python -m sasrec_lab\.export (.*)$", README, re.M)[1]
     assert export(*command.replace("outputs/ml_100k/<time>", "run").split(), cwd=tmp_path).returncode == 0
     done = without_the_package(re.search(r"```python\n(.*?)```", README, re.S)[1], tmp_path)

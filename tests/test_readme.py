@@ -36,7 +36,7 @@ def test_it_is_taken_as_it_stands(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--help" not in command])
-def test_it_runs(command, train_command, tmp_path):
+def test_it_runs(command, train_here, tmp_path):
     """With data made for the test in the place of real ones, where the command does not name a file."""
     words = words_of(command)
     if "dataset=csv" in words:
@@ -46,23 +46,23 @@ def test_it_runs(command, train_command, tmp_path):
     else:
         words = [word for word in words if not word.startswith("dataset=")] + SHORT + GENERATED
     if "ckpt=last" in words:
-        assert train_command(*(word for word in words if word != "ckpt=last")).returncode == 0
+        assert train_here(*(word for word in words if word != "ckpt=last")).returncode == 0
         words.append("trainer.max_epochs=2")
         words.remove("trainer.max_epochs=1")
-    done = train_command(*words)
+    done = train_here(*words)
     assert (done.returncode, done.stderr) == (0, "")
     jobs = len(check_command_line(words).jobs)
     assert len(list(tmp_path.rglob("metrics.json"))) == done.stdout.count("\ncheckpoint ") == jobs
 
 
 @pytest.mark.slow
-def test_reports_run(train_command, report_command):
+def test_reports_run(train_here, report_here):
     """Each over one small sweep."""
     sweep = ["-m", *SHORT, *GENERATED, "model.blocks=1,2", "seed=0,1", "hydra.sweep.dir=outputs/ml_100k/time"]
-    assert train_command(*sweep).returncode == 0
+    assert train_here(*sweep).returncode == 0
     assert len(REPORTS) >= 3
     for command in REPORTS:
-        done = report_command(*words_of(command.replace("sasrec_paper_ml_1m", "ml_100k")))
+        done = report_here(*words_of(command.replace("sasrec_paper_ml_1m", "ml_100k")))
         assert (done.returncode, done.stderr) == (0, "")
         assert re.search(r"model\.blocks=1 +2 +0\.\d{4} ± 0\.\d{4}", done.stdout)
 
@@ -73,16 +73,16 @@ def test_a_recommendation_is_taken_as_it_stands(command):
 
 
 @pytest.mark.slow
-def test_recommendations_run(train_command, recommend_command, tmp_path):
+def test_recommendations_run(train_here, recommend_here, tmp_path):
     """From a run on made-up data in the place of MovieLens."""
-    assert train_command(*SHORT, *GENERATED, "hydra.run.dir=outputs/ml_100k/time").returncode == 0
+    assert train_here(*SHORT, *GENERATED, "hydra.run.dir=outputs/ml_100k/time").returncode == 0
     (tmp_path / "ids.txt").write_text("7\n8\n")
     (tmp_path / "new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
     (tmp_path / "stock.csv").write_text("item_id\n1\n2\n")
     commands = [words_of(command) for command in RECOMMENDED if "run=outputs/ml_100k/" in command]
     assert len(commands) >= 4
     for words in commands:
-        done = recommend_command(*words)
+        done = recommend_here(*words)
         assert (done.returncode, done.stderr) == (0, ""), words
         assert done.stdout
     python = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("<time>", "time")
@@ -91,13 +91,13 @@ def test_recommendations_run(train_command, recommend_command, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_tutorial_is_replayed(train_command, recommend_command, tmp_path):
+def test_the_tutorial_is_replayed(train_here, recommend_here, tmp_path):
     """Each of its commands as it stands, after the other; scores are a machine's own, so only the form is compared."""
     make, trained, *listed = re.findall(r"^python (.*)$", TUTORIAL, re.M)
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, root / shlex.split(make)[0], *shlex.split(make)[1:]], cwd=tmp_path, check=True)
-    assert train_command(*shlex.split(trained)[2:]).returncode == 0
-    printed = [recommend_command(*shlex.split(words)[2:]) for words in listed]
+    assert train_here(*shlex.split(trained)[2:]).returncode == 0
+    printed = [recommend_here(*shlex.split(words)[2:]) for words in listed]
     shown = re.findall(r"^python -m sasrec_lab\.recommend[^\n]*\n```\n```\n(.*?)```", TUTORIAL, re.S | re.M)
     assert len(shown) == len(printed) == 3
     for text, done in zip(shown, printed, strict=True):

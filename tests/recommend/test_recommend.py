@@ -95,11 +95,8 @@ def test_tutorial_job_trains_on_all_interactions(run):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.slow
-def test_printed_lists_have_titles(here, run, data, recommend_command, tmp_path):
-    done = recommend_command(
-        here, f"users=[{UNKNOWN_ITEM_ONLY},{ONE_INTERACTION}]", "k=3", "on_unsupported_targets=warn"
-    )
+def test_printed_lists_have_titles(here, run, data, recommend_here, tmp_path):
+    done = recommend_here(here, f"users=[{UNKNOWN_ITEM_ONLY},{ONE_INTERACTION}]", "k=3", "on_unsupported_targets=warn")
     assert done.returncode == 0
     assert done.stderr == (f"warning: users: no list for 1 of 2 (no item known to the model: {UNKNOWN_ITEM_ONLY})\n")
     first, *lines = done.stdout.splitlines()
@@ -276,9 +273,8 @@ def test_run_is_required(here):
     assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
 
 
-@pytest.mark.slow
-def test_invalid_input_ends_the_command_with_one_line(here, recommend_command):
-    done = recommend_command(here, "users=[5]")
+def test_invalid_input_ends_the_command_with_one_line(here, recommend_here):
+    done = recommend_here(here, "users=[5]")
     assert done.returncode == 1
     assert done.stderr.startswith("error: users: no list for 1 of 1")
     assert len(done.stderr.splitlines()) == 1

@@ -179,7 +179,7 @@ def test_ablation_names_its_row_unless_more_differs(tmp_path):
     ]
 
 
-def test_labels_round_numbers_and_csv_keeps_all_digits(tmp_path, report_command):
+def test_labels_round_numbers_and_csv_keeps_all_digits(tmp_path, report_here):
     proposed = ["0.16040414354827190", "0.00012345678", "0.50001", "0.50002", "0.10"]
     for number, value in enumerate(proposed):
         write_run(tmp_path / f"x/{number}", f"optimizer.lr={value}", config={"lr": value})
@@ -188,7 +188,7 @@ def test_labels_round_numbers_and_csv_keeps_all_digits(tmp_path, report_command)
         f"optimizer.lr={value}" for value in shown
     ]
     for baseline in ("0.0001235", "0.00012345678"):
-        done = report_command("x", "--baseline", f"optimizer.lr={baseline}", "--csv", "a.csv")
+        done = report_here("x", "--baseline", f"optimizer.lr={baseline}", "--csv", "a.csv")
         assert "baseline: optimizer.lr=0.0001235; vs baseline" in done.stdout
         with open(tmp_path / "a.csv") as file:
             rows = list(csv.DictReader(file))
@@ -242,7 +242,7 @@ def test_training_time_includes_parts_before_a_resume(tmp_path):
 # Protocols
 
 
-def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_command):
+def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_here):
     write_run(tmp_path / "x/a", ndcg=0.4)
     drawn = {"sampled": 3, "draw": "unseen", "seed": 0}
     write_run(tmp_path / "x/b", seed=1, protocol={"sampled_candidates": drawn, "filters": {"min_user": 5}})
@@ -252,7 +252,7 @@ def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_com
         ["filters.min_user", "0 (1); 5 (2)"],
         ["sampled_candidates.draw", "paper (1); unseen (2)"],
     ]
-    done = report_command("x")
+    done = report_here("x")
     assert "2 protocols, each with its own tables; they differ in" in done.stdout
     assert done.stdout.count("test/ndcg@10: all 9 items") == 2
 
@@ -394,7 +394,7 @@ def test_compare_skips_a_metric_that_one_side_lacks(tmp_path):
 # Runs without results
 
 
-def test_folders_without_results_are_listed_by_status(sweep, report_command):
+def test_folders_without_results_are_listed_by_status(sweep, report_here):
     end = json.loads((sweep / "0-a/metrics.json").read_text())
     failed = write_run(sweep / "4-c", seed=4)
     (failed / "metrics.json").write_text(json.dumps({"status": "failed", "error": "training diverged"}))
@@ -416,7 +416,7 @@ def test_folders_without_results_are_listed_by_status(sweep, report_command):
     (running / "metrics.json").unlink()
     with open(running / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = report_command("sweep")
+        done = report_here("sweep")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"default +3 +0.5000 ± 0.1000", done.stdout)
     rest = done.stdout.partition("failed (1)")[2]
@@ -431,7 +431,7 @@ def test_folders_without_results_are_listed_by_status(sweep, report_command):
     assert "sweep/theirs: malformed run folder" in skipped
 
 
-def test_missing_jobs_of_a_sweep_are_listed(sweep, report_command):
+def test_missing_jobs_of_a_sweep_are_listed(sweep, report_here):
     hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": {"model.dim": "8"}}}
     hydra["overrides"] = {"task": ["dataset=small", "seed=range(3)", "ablation=glob(no_pos*)"]}
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
@@ -440,21 +440,21 @@ def test_missing_jobs_of_a_sweep_are_listed(sweep, report_command):
             yaml.dump(["model.dim=8", "dataset=small", f"seed={folder.name[0]}", "ablation=no_pos_emb"])
         )
     (sweep / "1-a").rename(sweep.parent / "elsewhere")
-    assert "missing (1)\n-----------\n  sweep: job 1, seed=1\n" in report_command("sweep").stdout
+    assert "missing (1)\n-----------\n  sweep: job 1, seed=1\n" in report_here("sweep").stdout
     hydra["overrides"]["task"][1] = "seed=7,8"
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
-    done = report_command("sweep")
+    done = report_here("sweep")
     assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
 
 
-def test_only_finished_row_of_a_sweep_has_its_final_label(tmp_path, report_command):
+def test_only_finished_row_of_a_sweep_has_its_final_label(tmp_path, report_here):
     hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": None}}
     hydra["overrides"] = {"task": ["model.maxlen=5", "dataset=ml_100k,ml_1m", "model.dim=8,16", "seed=0,1"]}
     write_run(tmp_path / "sweep/0-a", "model.maxlen=5", "dataset=ml_100k", "model.dim=8")
     (tmp_path / "sweep/multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     assert [row.label for row in only_part(tmp_path).comparison.rows] == ["model.dim=8"]
     assert not [note for note in only_part(tmp_path).notes if "nothing is tested" in note]
-    done = report_command("sweep", "--baseline", "model.dim=8")
+    done = report_here("sweep", "--baseline", "model.dim=8")
     assert (done.returncode, done.stderr) == (0, "")
     assert "every row: model.maxlen=5 dataset=ml_100k\n" in done.stdout  # the other data set has its own table
     assert "missing (7)" in done.stdout
@@ -464,9 +464,9 @@ def test_a_run_given_twice_counts_once(sweep):
     assert len(find_runs([sweep, sweep / "0-a", sweep.parent]).runs) == 4
 
 
-def test_without_finished_runs_there_is_an_error(tmp_path, report_command):
+def test_without_finished_runs_there_is_an_error(tmp_path, report_here):
     (write_run(tmp_path / "x/a") / "metrics.json").write_text('{"status": "interrupted", "error": null}')
-    done = report_command("x")
+    done = report_here("x")
     assert "interrupted (1)" in done.stdout
     assert (done.returncode, done.stderr) == (1, "error: no run has finished; finish one to get a table\n")
 
@@ -474,7 +474,7 @@ def test_without_finished_runs_there_is_an_error(tmp_path, report_command):
 # The command
 
 
-def test_all_output_files_are_written(sweep, report_command, tmp_path):
+def test_all_output_files_are_written(sweep, report_here, tmp_path):
     write_run(sweep / "4-c", "dataset=small", "model.dim=16", "model.maxlen=9", ndcg=1 / 3)
     options = {
         "--markdown": "a.md",
@@ -483,7 +483,7 @@ def test_all_output_files_are_written(sweep, report_command, tmp_path):
         "--html": "a.html",
         "--figures": "figures",
     }
-    done = report_command("sweep", *itertools.chain(*options.items()))
+    done = report_here("sweep", *itertools.chain(*options.items()))
     assert (done.returncode, done.stderr) == (0, "")
     assert "| model.dim=8 | 1 | 0.3000 | 0.2500 | +0.0500 |" in (tmp_path / "a.md").read_text()
     latex = (tmp_path / "new/a.tex").read_text()
@@ -520,13 +520,13 @@ def test_kind_of_figure_depends_on_the_keys_of_a_sweep(tmp_path, grid, name):
     assert [figure.name for figure in draw_figures(build_report(find_runs([tmp_path]), [], None))] == [name, "time"]
 
 
-def test_latex_tables_have_captions_labels_and_legends(tmp_path, report_command):
+def test_latex_tables_have_captions_labels_and_legends(tmp_path, report_here):
     published = {"published": PUBLISHED | {"source": "Somebody & al."}}
     write_run(tmp_path / "x/a", "dataset=small", config=published)
     write_run(tmp_path / "x/b", "dataset=small", "model.dim=8", config=published, ranks=[1, 1, 1, 1])
     write_run(tmp_path / "x/c", seed=1, protocol={"dataset": "an_other"}, git={"commit": "def"})
     write_run(tmp_path / "x/d", seed=2, protocol={"dataset": "an_other"})
-    assert report_command("x", "--latex", "a.tex").returncode == 0
+    assert report_here("x", "--latex", "a.tex").returncode == 0
     latex = (tmp_path / "a.tex").read_text()
     assert latex.startswith("% needs \\usepackage{booktabs}\n\n\\begin{table}\n\\caption{2 protocols, each with")
     assert "\n% 1: small, last item of 4 users\n% every row: dataset=small\n\n\\begin{table}" in latex
@@ -630,7 +630,7 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
         (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another path"),
     ],
 )
-def test_invalid_input_is_one_line(sweep, report_command, tmp_path, words, message):
+def test_invalid_input_is_one_line(sweep, report_here, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "begun").mkdir()
@@ -638,7 +638,7 @@ def test_invalid_input_is_one_line(sweep, report_command, tmp_path, words, messa
     for name in "0123":
         (tmp_path / "foreign" / name / ".hydra").mkdir(parents=True)
         (tmp_path / "foreign" / name / ".hydra/config.yaml").write_text("[1]" if name in "01" else "db: mysql")
-    done = report_command(*words)
+    done = report_here(*words)
     assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
 
 
@@ -652,7 +652,7 @@ def test_report_imports_no_torch(sweep):
 
 
 @pytest.mark.slow
-def test_sweep_is_reported_from_training_to_page(train_command, report_command, tmp_path):
+def test_sweep_is_reported_from_training_to_page(train_here, report_here, tmp_path):
     small = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.items=40", "model=tiny"]
     words = [
         "-m",
@@ -662,9 +662,9 @@ def test_sweep_is_reported_from_training_to_page(train_command, report_command, 
         "ablation=default,no_pos_emb",
         "hydra.sweep.dir=sweep",
     ]
-    assert train_command(*words, "seed=0,1").returncode == 0
-    assert train_command(*small, "optimizer.lr=1e30", "hydra.run.dir=failed").returncode == 1
-    done = report_command("sweep", "failed", "--html", "page.html", "--figures", "figures")
+    assert train_here(*words, "seed=0,1").returncode == 0
+    assert train_here(*small, "optimizer.lr=1e30", "hydra.run.dir=failed").returncode == 1
+    done = report_here("sweep", "failed", "--html", "page.html", "--figures", "figures")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"no_pos_emb +2 +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<]", done.stdout)
     assert "failed: training diverged" in done.stdout

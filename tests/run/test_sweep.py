@@ -14,9 +14,9 @@ from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.errors import InputError
 
 
-def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(train_command, tmp_path):
+def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(train_here, tmp_path):
     command = ["-m", *TINY, "model.heads=3,1", "optimizer.lr=0.01,1e30"]
-    done = train_command(*command)
+    done = train_here(*command)
     assert done.returncode == 1
     assert ends(tmp_path / "sweep") == {"0": "failed", "1": "failed", "2": "finished", "3": "failed"}
     lines = done.stderr.splitlines()
@@ -29,11 +29,11 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
 
     (finished,) = (tmp_path / "sweep").glob("2-*")
     before = {name: (finished / name).read_bytes() for name in ("run.json", "metrics.json", "ranks.npz")}
-    again = train_command(*command)
+    again = train_here(*command)
     assert again.returncode == 1
     assert before == {name: (finished / name).read_bytes() for name in before}
 
-    other = train_command(*command, "model.dim=8")
+    other = train_here(*command, "model.dim=8")
     assert other.returncode == 1
     assert re.fullmatch(
         r"error: sweep holds another sweep's jobs \(0-.*\); choose another hydra.sweep.dir\n", other.stderr
@@ -41,18 +41,18 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     facts = json.loads((finished / "run.json").read_text())
     facts["config"]["model"]["dim"] = 8  # as where a file of conf/ has changed
     (finished / "run.json").write_text(json.dumps(facts))
-    other = train_command(*command)
+    other = train_here(*command)
     assert re.fullmatch(r"error: .* holds another configuration's results \(model.dim differs\); .*\n", other.stderr)
 
 
-def test_a_sweep_is_extended_in_its_folder(train_command, tmp_path):
+def test_a_sweep_is_extended_in_its_folder(train_here, tmp_path):
     """Each job keeps its folder, though with another value its number is another; what is new gets a free one."""
     sweep = tmp_path / "sweep"
     command = ["-m", *TINY, "trainer.max_epochs=1", "model.heads=1,2"]
-    assert train_command(*command, "seed=range(2)").returncode == 0
+    assert train_here(*command, "seed=range(2)").returncode == 0
     before = {file: file.read_bytes() for file in sweep.glob("*/*.json")}
     extended = [*command, "seed=range(3)"]
-    done = train_command(*extended)
+    done = train_here(*extended)
     assert (done.returncode, done.stderr) == (0, "")
     assert "all 6 jobs have finished" in done.stdout
     assert before == {file: file.read_bytes() for file in before}
@@ -71,13 +71,13 @@ def test_equal_jobs_share_a_folder():
     assert [job.folder.name for job in check_command_line(["-m"]).jobs] == ["0-"]
 
 
-def test_a_job_that_another_process_runs_is_left_to_it(train_command, tmp_path):
+def test_a_job_that_another_process_runs_is_left_to_it(train_here, tmp_path):
     command = ["-m", *TINY, "seed=0,1"]
     held = check_command_line(command).jobs[0].folder
     (tmp_path / held).mkdir(parents=True)
     with open(tmp_path / held / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = train_command(*command)
+        done = train_here(*command)
     assert done.returncode == 1
     assert ends(tmp_path / "sweep") == {"1": "finished"}
     assert done.stderr.splitlines()[-2] == "error: 1 of the jobs in sweep failed:"
@@ -86,7 +86,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(train_command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_command, tmp_path):
+def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_here, tmp_path):
     """Job 4 has a rate that no loss survives, job 9 a number of heads that does not divide dim."""
     table = [f"{{heads: {3 if job == 9 else 1}, dropout: 0.{job % 5}, dim: 16}}" for job in range(12)]
     (tmp_path / "twelve").mkdir()
@@ -95,7 +95,7 @@ def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_comman
         text = f"# @package _global_\nmodel: {model}\noptimizer: {{lr: {rate}}}\n"
         (tmp_path / "twelve" / f"row{job:02}.yaml").write_text(text)
     names = ",".join(f"row{job:02}" for job in range(12))
-    done = train_command("-m", "--config-dir", ".", *TINY, f"+twelve={names}")
+    done = train_here("-m", "--config-dir", ".", *TINY, f"+twelve={names}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     bad = {"4", "9"}
@@ -131,15 +131,15 @@ def test_a_config_is_printed_of_one_run():
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_sweep_that_was_cut_off_goes_on(train_command, interrupt_at, tmp_path, sent, code):
+def test_a_sweep_that_was_cut_off_goes_on(train_here, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
-    whole = train_command(*command, "hydra.sweep.dir=whole")
+    whole = train_here(*command, "hydra.sweep.dir=whole")
     assert whole.returncode == 0, whole.stderr
     stopped, error = interrupt_at("epoch   5", command, sent)
     assert stopped == code
     if sent is signal.SIGINT:
         assert error.splitlines()[1].endswith("evaluation.patience=null hydra.sweep.dir=sweep")
-    done = train_command(*command)
+    done = train_here(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
     assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job went on from its last epoch
@@ -160,11 +160,11 @@ def test_a_sweep_needs_its_flag(tmp_path):
     assert [job.cfg.model.dim for job in check_command_line(["-m", *words]).jobs] == [16, 32]
 
 
-def test_a_sweep_without_one_valid_job_or_a_folder_is_refused(train_command, tmp_path):
-    done = train_command("-m", *TINY, "model.heads=3,5")
+def test_a_sweep_without_one_valid_job_or_a_folder_is_refused(train_here, tmp_path):
+    done = train_here("-m", *TINY, "model.heads=3,5")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     (tmp_path / "file").write_text("")
-    done = train_command("-m", *TINY[:-1], "seed=1,2", "hydra.sweep.dir=file/sweep")
+    done = train_here("-m", *TINY[:-1], "seed=1,2", "hydra.sweep.dir=file/sweep")
     assert (done.returncode, done.stderr) == (
         1,
         "error: file/sweep: the run folder cannot be written: Not a directory; choose another hydra.sweep.dir\n",

@@ -64,10 +64,10 @@ def until(runs: int, ask: Callable[[], dict | list]) -> dict | list:
 
 
 @pytest.mark.slow
-def test_one_folder_shows_a_whole_sweep(train_command, tmp_path):
+def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
     """Four runs of one process: their event files' numbers pass 10, and with two calls the metrics were those of 9."""
     words = ["-m", *TINY, "model.ff_dim=null,8", "model.dim=8,16", "hydra.sweep.dir=sweep"]
-    done = train_command(*words)
+    done = train_here(*words)
     assert (done.returncode, done.stderr) == (0, "")
     folders = {f"{file.parent.name}/tb": file.parent for file in (tmp_path / "sweep").glob("*/metrics.json")}
     results = {name: json.loads((folder / "metrics.json").read_text())["metrics"] for name, folder in folders.items()}
@@ -109,10 +109,10 @@ def test_one_folder_shows_a_whole_sweep(train_command, tmp_path):
 
 
 @pytest.mark.slow
-def test_attention_and_vectors_are_there_where_asked_for(train_command, tmp_path):
+def test_attention_and_vectors_are_there_where_asked_for(train_here, tmp_path):
     asked = ["tensorboard.attention_users=2", "tensorboard.projector=true"]
     for name, words in {"asked": asked, "plain": []}.items():
-        done = train_command(*TINY, f"hydra.run.dir={name}", *words)
+        done = train_here(*TINY, f"hydra.run.dir={name}", *words)
         assert (done.returncode, done.stderr) == (0, "")
     reader = EventAccumulator(str(tmp_path / "asked" / "tb"), size_guidance={"images": 0}).Reload()
     assert len(reader.Tags()["images"]) == 2
