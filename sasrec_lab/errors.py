@@ -1,29 +1,42 @@
-"""What is said of a user's mistake."""
+"""Exceptions and warnings for invalid user input, and helpers for their messages."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A user's mistake. The message is one line: the key or the file and row, the value, the rule, the fix."""
+    """Invalid user input. The message is one line: the key (or file and row), the value, the rule, the fix."""
 
 
 class InputWarning(UserWarning):
-    """What a user should know of the input and need not mend. The message is one line."""
+    """Something in the input that a user should know but need not fix. The message is one line."""
 
 
 class FolderInUse(InputError):
-    """Another process runs in the folder."""
+    """A folder that another process is writing to."""
 
 
 class MissingKey(InputError):
-    """A key has no value."""
+    """A config key without a value."""
 
     def __init__(self, key: str):
-        super().__init__(f"{key} has no value; give it one, in a file or on the command line")
+        super().__init__(f"{key} has no value; set it on the command line ({key}=...) or in a config file")
         self.key = key
 
 
-def did_you_mean(word: str, options: list[str]) -> str:
-    """`; did you mean x?` for the nearest option, or nothing."""
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """Return the option that is spelled most like the word, or None if no option is close."""
+    return next(iter(difflib.get_close_matches(word, list(options), n=1)), None)
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return `; did you mean x?` with the nearest option, or an empty string."""
+    suggestion = nearest(word, options)
+    return f"; did you mean {suggestion}?" if suggestion else ""
+
+
+def first_few(values: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first values and how many follow, such as `3, 7, 8, and 12 more`."""
+    values = list(values)
+    rest = [f"and {len(values) - limit:,} more"] if len(values) > limit else []
+    return separator.join([*map(str, values[:limit]), *rest])

@@ -1,6 +1,5 @@
-"""Text of any kind as the name of one folder or file."""
+"""Atomic writes, names of run folders, paths as shown to the user, and a stdout that may be closed."""
 
-import difflib
 import os
 import re
 import sys
@@ -9,49 +8,9 @@ from contextlib import contextmanager
 from hashlib import sha1
 from pathlib import Path
 
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, nearest
 
-
-def folder_name(text: str) -> str:
-    """Text such as a job's overrides as the name of one folder: no separators, not too long, another text another."""
-    name = re.sub(r"[^\w.,=+@-]+", "-", text).encode()
-    if len(name) <= 200:
-        return name.decode()
-    return f"{name[:191].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
-
-
-def job_folder(sweeper: str, number: int, overrides: str, sweep: str) -> str:
-    """`<number>-<overrides>`; of a search the overrides alone.
-
-    It counts from 0 each time it is taken up, and what it tries again has been tried already. A job that has its folder
-    in the sweep's keeps it, whatever its number is now; a sweep that got more values counts otherwise.
-    """
-    name = folder_name(overrides)
-    if not sweeper.endswith(".BasicSweeper"):
-        return name
-    there = [folder for folder in job_folders(Path(sweep)) if folder.partition("-")[2] == name]
-    return there[0] if there else f"{number}-{name}"
-
-
-def job_folders(sweep: Path) -> list[str]:
-    """Names of the folders of a sweep's jobs, in the order of their numbers."""
-    names = [path.name for path in sweep.glob("*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
-    return sorted(names, key=lambda name: int(name.partition("-")[0]))
-
-
-def display_path(path: Path) -> str:
-    """The path as one would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
-def _near_miss(folder: Path) -> str:
-    try:
-        names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    except OSError:
-        return ""
-    near_names = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {folder.parent / near_names[0]}?" if near_names else ""
+_NAME_BYTES = 200  # file systems allow 255
 
 
 def user_cache() -> Path:
@@ -63,10 +22,10 @@ def user_cache() -> Path:
 
 @contextmanager
 def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
-    """Gives the name of a draft beside `path`, which takes its place at the end: a reader sees the old file or the new.
+    """Yield a draft path that replaces `path` on success, so readers see the old or the new file.
 
-    Also where the disk fills up, or the process is killed, while the draft is written. Where the folder is claimed no
-    other process writes there, and the draft of one that was killed is written over.
+    This holds even if the disk fills up or the process is killed. With `locked` no other process writes to the folder,
+    so the draft that a killed process left is overwritten.
     """
     draft = path.with_name(f".draft-{path.name}" if locked else f".draft-{os.getpid()}-{path.name}")
     try:
@@ -76,17 +35,60 @@ def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def folder_name(text: str) -> str:
+    """Return text, such as a job's overrides, as a folder name without separators; a long one ends in a checksum."""
+    name = re.sub(r"[^\w.,=+@-]+", "-", text).encode()
+    if len(name) <= _NAME_BYTES:
+        return name.decode()
+    return f"{name[: _NAME_BYTES - 9].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
+
+
+def job_folder(sweeper: str, number: int, overrides: str, sweep: str) -> str:
+    """Return the name of a job's folder: `<number>-<overrides>`, or only the overrides for a job of a search.
+
+    A search numbers its jobs from 0 in every call, so its folders carry the overrides only; repeated proposals share a
+    folder. A grid that is resumed with more values numbers its jobs differently; a job that has a folder keeps it.
+    """
+    name = folder_name(overrides)
+    if not sweeper.endswith(".BasicSweeper"):
+        return name
+    existing = [folder for folder in job_folders(Path(sweep)) if folder.partition("-")[2] == name]
+    return existing[0] if existing else f"{number}-{name}"
+
+
+def job_folders(sweep: Path) -> list[str]:
+    """Return the names of the folders of a grid's jobs, in the order of their numbers."""
+    names = [path.name for path in sweep.glob("*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
+    return sorted(names, key=lambda name: int(name.partition("-")[0]))
+
+
+def display_path(path: Path) -> str:
+    """Return a path as the user would type it in the current folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def did_you_mean_path(path: Path, *, only_folders: bool = False) -> str:
+    """Return the end of a message on a missing path: its nearest neighbor, the folder that is missing, or nothing."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or not only_folders]
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    suggestion = nearest(path.name, names)
+    return f"; did you mean {path.parent / suggestion}?" if suggestion else ""
+
+
 @contextmanager
 def tolerate_closed_pipe() -> Iterator[None]:
-    """What prints in here and does nothing else may end early: `| head` has read enough.
+    """Let the body, which only prints, end early if the reader of stdout has closed it, as `| head` does.
 
     Raises:
-        InputError: what stdout leads to takes no more.
+        InputError: stdout accepts no more for another reason, such as a full disk.
     """
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still to be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # receives what Python flushes at exit
         if not isinstance(error, BrokenPipeError):
-            raise InputError(f"nothing more can be printed: {error.strerror}; free some space") from error
+            raise InputError(f"stdout cannot be written: {error.strerror}; free some space") from error

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, nearest
 
 
 @dataclass
@@ -119,8 +118,8 @@ def _column_fix(header: list[str], role: str, name: str) -> str:
     if all(re.fullmatch(r"[\d.]+", column) for column in header):
         return "if that is no header line, name the columns: dataset.names=[...]"
     simple = {re.sub(r"\W|_", "", column).lower(): column for column in header}
-    near = get_close_matches(re.sub(r"\W|_", "", name).lower(), list(simple), n=1)
-    return f"did you mean {key}={simple[near[0]]}?" if near else f"say which one it is: {key}=..."
+    suggestion = nearest(re.sub(r"\W|_", "", name).lower(), simple)
+    return f"did you mean {key}={simple[suggestion]}?" if suggestion else f"say which one it is: {key}=..."
 
 
 def _parse(data: bytes, path: Path, dataset: DatasetConfig, separator: str, wanted: list[str]) -> pa.Table:

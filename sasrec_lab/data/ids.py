@@ -103,10 +103,3 @@ def _is_integer_text(text: pd.Series) -> np.ndarray:
     longest = np.flatnonzero(whole & (text.str.len().fillna(0).to_numpy() >= 19))
     whole[longest] = [-(2**63) <= int(word) < 2**63 for word in text.iloc[longest]]
     return whole
-
-
-def some(ids: Any, shown: int = 5) -> str:
-    """The first few, for a message: `3, 7, 8 and 12 more`."""
-    ids = list(ids)
-    rest = f" and {len(ids) - shown:,} more" if len(ids) > shown else ""
-    return ", ".join(map(str, ids[:shown])) + rest

@@ -1,6 +1,5 @@
 """Find the file of a data set, or fetch it from a public source, and read it whole."""
 
-import difflib
 import gzip
 import hashlib
 import json
@@ -22,7 +21,7 @@ import requests
 
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import user_cache
+from sasrec_lab.files import did_you_mean_path, user_cache
 
 _STAMP_NAME = "stamp.json"
 _SETTLED = 2_000_000_000  # nanoseconds
@@ -72,7 +71,7 @@ def _own(path: str, root: Path, key: str) -> Path:
     own = Path(path).expanduser()
     found = _plain_or_gz(own) or _plain_or_gz(root / path)
     if found is None:
-        raise InputError(f"{key}={path}: there is no such file{_near_miss(own)} (nor is it in {root})")
+        raise InputError(f"{key}={path}: there is no such file{did_you_mean_path(own)} (nor is it in {root})")
     return found
 
 
@@ -137,15 +136,6 @@ def _plain_or_gz(path: Path) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
-
-
-def _near_miss(path: Path) -> str:
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return f"; there is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _fetch(dataset: DatasetConfig, root: Path, target: Path) -> Path:

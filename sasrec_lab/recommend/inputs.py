@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.schema import Unsupported
-from sasrec_lab.data.ids import Ids, as_id_array, some, to_int_if_all_integers
-from sasrec_lab.errors import InputError, InputWarning, did_you_mean
+from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
+from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few
 
 
 def expand_home(path: str | Path) -> Path:
@@ -131,11 +131,13 @@ def find_candidates(items: Ids, allowed: Any) -> np.ndarray | None:
         raise InputError("items_to_recommend is empty; give at least one item id, or omit it to allow all items")
     if len(unknown) == len(indices):
         raise InputError(
-            f"items_to_recommend must contain an item known to the model, not only {some(unknown)};"
+            f"items_to_recommend must contain an item known to the model, not only {first_few(unknown)};"
             " add one, or omit it to allow all items"
         )
     if len(unknown):
-        line = f"items_to_recommend: {len(unknown)} of {len(indices)} ignored (unknown to the model: {some(unknown)})"
+        line = (
+            f"items_to_recommend: {len(unknown)} of {len(indices)} ignored (unknown to the model: {first_few(unknown)})"
+        )
         warnings.warn(line, InputWarning, stacklevel=4)
     return np.unique(indices[indices >= 0]) + 1
 
@@ -149,7 +151,7 @@ def find_targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarra
         raise InputError(f"{what} is empty; give at least one id")
     repeated = pd.Series(targets).duplicated().to_numpy()
     if repeated.any():
-        line = f"{what}: duplicates ignored: {some(pd.unique(targets[repeated]))}"
+        line = f"{what}: duplicates ignored: {first_few(pd.unique(targets[repeated]))}"
         warnings.warn(line, InputWarning, stacklevel=4)
     return ids.numbers(targets[~repeated], what), targets[~repeated]
 
@@ -171,7 +173,7 @@ def drop_unsupported(
     unsupported = unknown | without_items
     if unsupported.any() and on_unsupported != "ignore":
         reasons = {"unknown": raw_ids[unknown], "no item known to the model": raw_ids[without_items]}
-        which = "; ".join(f"{reason}: {some(ids)}" for reason, ids in reasons.items() if len(ids))
+        which = "; ".join(f"{reason}: {first_few(ids)}" for reason, ids in reasons.items() if len(ids))
         line = f"{what}: no list for {int(unsupported.sum()):,} of {len(indices):,} ({which})"
         if on_unsupported == "raise":
             raise InputError(f"{line}; remove them, or set on_unsupported_targets=warn")
@@ -182,5 +184,5 @@ def drop_unsupported(
 def warn_empty_lists(raw_ids: np.ndarray, total: int, what: str, hint: str) -> None:
     """Warn of targets whose lists are empty because a filter excludes every candidate."""
     if len(raw_ids):
-        line = f"{what}: no list for {len(raw_ids):,} of {total:,}: no candidate is left ({some(raw_ids)}); {hint}"
+        line = f"{what}: no list for {len(raw_ids):,} of {total:,}: no candidate is left ({first_few(raw_ids)}); {hint}"
         warnings.warn(line, InputWarning, stacklevel=4)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.config.convert import flatten, is_bookkeeping
-from sasrec_lab.report.runs import Run, few
+from sasrec_lab.errors import first_few
+from sasrec_lab.report.runs import Run
 
 DEFAULT = "default"  # the label of the row that overrides nothing
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that choose a published result
@@ -89,7 +90,7 @@ def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:
     """Return key -> its value in each comparison, for the keys whose values differ."""
-    flats = [flatten(part.protocol, joint=".") for part in parts]
+    flats = [flatten(part.protocol, separator=".") for part in parts]
     keys = dict.fromkeys(key for protocol in flats for key in protocol)
     values = {key: [protocol.get(key) for protocol in flats] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
@@ -140,7 +141,7 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
     notes = []
     if same := [alike for alike in _group(rows, lambda row: _fingerprint(row.runs[0])) if len(alike) > 1]:
         pairs = [" and ".join(row.label for row in alike) for alike in same]
-        notes.append(f"rows of the same configuration: {few(pairs)}")
+        notes.append(f"rows of the same configuration: {first_few(pairs, 3, '; ')}")
     if len(commits := dict.fromkeys(run.commit for row in rows for run in row.runs)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"runs come from {len(commits)} code versions: {versions}")
@@ -173,7 +174,7 @@ def _fingerprint(run: Run) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Return the configuration of a run without the keys that do not distinguish rows."""
-    return {key: value for key, value in flatten(run.config, joint=".").items() if _is_setting(key)}
+    return {key: value for key, value in flatten(run.config, separator=".").items() if _is_setting(key)}
 
 
 def _newest_per_seed(runs: list[Run], notes: list[str]) -> list[Run]:

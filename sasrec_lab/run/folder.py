@@ -23,7 +23,7 @@ from sasrec_lab.config.convert import is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import _near_miss, atomic_write, display_path
+from sasrec_lab.files import atomic_write, did_you_mean_path, display_path
 from sasrec_lab.run.lock import check_unlocked, check_writable, is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
@@ -211,7 +211,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         InputError: there is no such folder, it holds no run, or the run has not finished.
     """
     if not folder.is_dir():
-        raise InputError(f"run={folder}: there is no such folder{_near_miss(folder)}")
+        raise InputError(f"run={folder}: there is no such folder{did_you_mean_path(folder, only_folders=True)}")
     facts, results = _read(folder / "run.json"), {"status": None, "error": None} | read_metrics(folder)
     if facts is None:
         inner = sorted(path.parent.name for path in folder.glob("*/run.json"))

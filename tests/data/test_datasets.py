@@ -61,5 +61,5 @@ def test_counts_are_the_published_ones(name, data_root):
 
 
 def test_an_own_file_must_be_named():
-    with pytest.raises(InputError, match=r"^dataset\.path has no value; give it one"):
+    with pytest.raises(InputError, match=r"^dataset\.path has no value; set it on the command line"):
         load(["dataset=csv"])

@@ -162,7 +162,7 @@ def test_unknown_items_and_users_are_skipped_with_a_warning():
 
 
 def test_many_unsupported_users_are_counted_and_five_named():
-    with pytest.raises(InputError, match=r"users: no list for 20 of 20 \(unknown: 0, 1, 2, 3, 4 and 15 more\)"):
+    with pytest.raises(InputError, match=r"users: no list for 20 of 20 \(unknown: 0, 1, 2, 3, 4, and 15 more\)"):
         recommender_of([[1, 2, 3]]).recommend(range(20), k=1)
 
 

@@ -1,0 +1,23 @@
+"""Spelling suggestions and shortened lists in messages."""
+
+from sasrec_lab.errors import MissingKey, did_you_mean, first_few, nearest
+
+
+def test_the_nearest_option_is_suggested_if_one_is_close():
+    assert nearest("hedas", ["heads", "dim"]) == "heads"
+    assert nearest("xyz", {"heads": 1, "dim": 2}) is None
+    assert did_you_mean("hedas", ["heads", "dim"]) == "; did you mean heads?"
+    assert did_you_mean("xyz", ["heads", "dim"]) == ""
+
+
+def test_a_long_list_is_cut_with_its_remaining_count():
+    assert first_few([3, 7, 8]) == "3, 7, 8"
+    assert first_few(range(2000), 3) == "0, 1, 2, and 1,997 more"
+    assert first_few(["a b", "c", "d"], 2, "; ") == "a b; c; and 1 more"
+    assert first_few([]) == ""
+
+
+def test_a_missing_key_names_itself_and_the_fix():
+    error = MissingKey("run")
+    assert error.key == "run"
+    assert str(error) == "run has no value; set it on the command line (run=...) or in a config file"

@@ -1,0 +1,106 @@
+"""Atomic writes, folder names, paths in messages, and help whose reader goes away."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, folder_name, job_folder, job_folders
+
+GRID, SEARCH = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.OptunaSweeper"
+
+
+def test_a_draft_replaces_the_file_at_the_end(tmp_path):
+    file = tmp_path / "numbers.txt"
+    file.write_text("old")
+    with atomic_write(file) as draft:
+        draft.write_text("new")
+        assert (draft.parent, file.read_text()) == (tmp_path, "old")
+    assert file.read_text() == "new"
+
+
+def test_a_draft_that_fails_leaves_the_old_file(tmp_path):
+    file = tmp_path / "numbers.txt"
+    file.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(file) as draft:
+            draft.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+def test_a_draft_left_in_a_locked_folder_is_overwritten(tmp_path):
+    file = tmp_path / "numbers.txt"
+    (tmp_path / ".draft-numbers.txt").write_text("of a killed process")
+    with atomic_write(file, locked=True) as draft:
+        draft.write_text("new")
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("new", [file])
+
+
+def test_a_folder_name_has_no_separators_and_is_not_long():
+    assert folder_name("name=a/b c,seed=1") == "name=a-b-c,seed=1"
+    long, longer = "x" * 300, "x" * 301
+    assert len(folder_name(long)) == len(folder_name(longer)) == 200
+    assert folder_name(long) != folder_name(longer)
+    assert len(folder_name("ж" * 150).encode()) <= 200
+
+
+def test_a_job_keeps_the_folder_that_it_has(tmp_path):
+    assert job_folder(GRID, 3, "seed=1", str(tmp_path)) == "3-seed=1"
+    (tmp_path / "0-seed=1").mkdir()
+    assert job_folder(GRID, 3, "seed=1", str(tmp_path)) == "0-seed=1"
+    assert job_folder(SEARCH, 3, "seed=1", str(tmp_path)) == "seed=1"
+
+
+def test_job_folders_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10-seed=2", "2-seed=1", "seed=1", ".hydra-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "3-file").write_text("")
+    assert job_folders(tmp_path) == ["2-seed=1", "10-seed=2"]
+
+
+def test_a_path_is_shown_as_typed_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    assert display_path(tmp_path / "inside" / "run") == "run"
+    assert display_path(tmp_path / "run") == str(tmp_path / "run")
+
+
+def test_a_missing_path_is_answered_with_its_nearest_neighbor(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "swee").write_text("")
+    assert did_you_mean_path(tmp_path / "swe") == f"; did you mean {tmp_path / 'swee'}?"
+    assert did_you_mean_path(tmp_path / "swe", only_folders=True) == f"; did you mean {tmp_path / 'sweep'}?"
+    assert did_you_mean_path(tmp_path / "other") == ""
+    assert did_you_mean_path(tmp_path / "no" / "run") == f"; there is no folder {tmp_path / 'no'}"
+
+
+def print_help(command: str, stdout) -> tuple[int, str]:
+    """Return exit status and errors of a command's --help in a fresh process."""
+    words = [sys.executable, "-m", f"sasrec_lab.{command}", "--help"]
+    done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "recommend"])
+def test_help_into_a_closed_pipe_is_not_an_error(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        assert print_help(command, closed) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["train", "recommend"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_help_onto_a_full_disk_ends_in_one_line(command):
+    with open("/dev/full", "w") as full:
+        assert print_help(command, full) == (
+            1,
+            "error: stdout cannot be written: No space left on device; free some space\n",
+        )
