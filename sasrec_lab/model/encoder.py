@@ -17,7 +17,7 @@ from sasrec_lab.ops.dropout import dropout
 class Encoder(nn.Module):
     """SASRec: embeddings, blocks, a last norm. A token's state dotted with an item's vector is the item's score.
 
-    A state describes the user after that token's item. Row i of the item tables is item i + 1: there is no pad item.
+    A state describes the user after that token's item. Row i of the item tables is item i + 1; padding has no row.
     Positions are counted from the newest item, as the left-padded original's positions amount to. Source: Kang and
     McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a config key.
     """
@@ -119,6 +119,6 @@ class SingleHistoryScores(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """Return the scores (V,) after a history (L,) of item indices, the most recent item last."""
         places = torch.arange(history.shape[0])
-        # all tokens are one sequence, so there are no offsets
+        # all tokens are one sequence, which needs no offsets
         batch = PackedBatch(items=history, positions=places.flip(0), last=places[-1:], offsets=None)
         return (self.encoder.newest(batch) @ self.encoder.item_table.T).squeeze(0)

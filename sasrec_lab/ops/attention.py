@@ -18,7 +18,7 @@ from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
 class BatchLayout:
     """Layout of a packed batch for attention, computed once and shared by all blocks.
 
-    Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. While exporting there are no offsets: all tokens are one
+    Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. In an export, offsets are None and all tokens are one
     sequence.
     """
 

@@ -38,11 +38,11 @@ Integers = Annotated[Tensor, torch.int64]  # int64_t*
 
 @dataclass(frozen=True)
 class Kernels:
-    """The loaded library and the compiler command that built it, or why there is none."""
+    """The loaded library and the compiler command that built it, or the reason why it is missing."""
 
     library: ctypes.CDLL | None
     compiler: list[str]
-    missing: str = ""  # the reason, if there is no library
+    missing: str = ""  # the reason
 
 
 def library() -> ctypes.CDLL | None:

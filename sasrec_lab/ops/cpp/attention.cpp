@@ -1,6 +1,6 @@
 // Causal self-attention within each sequence.
 //
-// Sequences s = 0 .. B - 1 lie one after the other: tokens offsets[s] .. offsets[s + 1] - 1 of arrays (T, D), D = heads * d.
+// Sequence s = 0 .. B - 1 has the tokens offsets[s] .. offsets[s + 1] - 1 of arrays (T, D), where D = heads * d.
 
 #include <cstdint>
 
@@ -8,12 +8,13 @@
 #include "softmax.h"
 #include "threads.h"
 
+// Copies scale * x (rows, d), its rows `width` apart, to out, whose rows are `stride` apart.
 static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, float scale, float* out, int64_t stride) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < d; c++) out[i * stride + c] = scale * x[i * width + c];
 }
 
-// The negative sign marks a weight as dropped.
+// Marks dropped weights by a negative sign.
 static void mark_dropped(float* row, int64_t count, uint32_t threshold, Random& random) {
     for (int64_t j = 0; j < count; j += W) {
         const uvec dropped = (uvec)(random.next() < threshold) << 31;
@@ -24,19 +25,20 @@ static void mark_dropped(float* row, int64_t count, uint32_t threshold, Random& 
     }
 }
 
+// Floats of one sequence's weights in one head.
 static inline int64_t weights_of(int64_t L) { return L * round_up(L, W); }
 
 extern "C" {
 
-// Floats that `weights` must hold for each head.
+// Returns the number of floats in `weights` for each head.
 int64_t weights_size(const int64_t* offsets, int64_t B) {
     int64_t size = 0;
     for (int64_t s = 0; s < B; s++) size += weights_of(offsets[s + 1] - offsets[s]);
     return size;
 }
 
-// out (T, D) = dropout(softmax(scale * q k' over the past)) v. `weights` keeps the softmax for the way back, a negative sign
-// where dropped; it may be null.
+// out (T, D) = dropout(softmax(scale * q k' over the past)) v. `weights` stores the softmax for the backward pass, negative
+// if dropped; it may be null.
 void attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
                int64_t heads, double scale, double rate, uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
@@ -75,6 +77,7 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
     });
 }
 
+// Gradients of q, k and v from that of `out`.
 void attention_backward(const float* q, const float* k, const float* v, const float* out, const float* grad,
                         const float* weights, const int64_t* offsets, int64_t B, int64_t D, int64_t heads, double scale,
                         double rate, float* q_grad, float* k_grad, float* v_grad) {
@@ -100,7 +103,7 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                 rows_product(rows, past, d, &grad_rows[i * wide], wide, 1, v_columns.data(), ld, S, ld);
                 for (int64_t m = 0; m < rows; m++) {
                     const int64_t token = start + (i + m) * D;
-                    const float mean = dot(grad + token, out + token, d);  // of the weights' gradient, weighted
+                    const float mean = dot(grad + token, out + token, d);  // weighted mean of the weights' gradient
                     for (int64_t j = 0; j < past; j += W) {
                         const vec p = load(P + (i + m) * ld + j), used_p = larger(p, vec{}) * kept;
                         const vec size = larger(p, -p);

@@ -1,7 +1,7 @@
 // A transformer block of one head without gradients. T tokens of B sequences, D dim, F width of the feed-forward.
 //
-// A thread takes some sequences through the whole block, so that nothing but the block's input and output leaves the
-// core's own cache. What lies behind a row's end there is zero.
+// A thread takes some sequences through the whole block, so that only the block's input and output leave the core's own
+// cache. Rows there are padded with zeros.
 
 #include <cmath>
 
@@ -10,11 +10,11 @@
 
 namespace {
 
-constexpr int64_t TOKENS = 48;  // of sequences that are taken together, at least
+constexpr int64_t TOKENS = 48;  // at least, of the sequences that a thread takes together
 
-int64_t wide_for(int64_t dim) { return round_up(dim, 16); }  // floats of a padded row: model/blocks.py makes them
+int64_t wide_for(int64_t dim) { return round_up(dim, 16); }  // floats of a padded row, as in ops/block.py
 
-enum Norm : int64_t { SASREC, PRE, POST };  // as in config.py
+enum Norm : int64_t { SASREC, PRE, POST };  // in the order of ops/block.py
 
 struct Rows {
     std::vector<float> values;
@@ -27,12 +27,12 @@ struct Rows {
     float* operator[](int64_t row) { return values.data() + row * wide; }
 };
 
-// y = x w + b. `parameters` are w (in, wide) and, as its last row, b.
+// y = x w + b. `parameters` are the rows of w (in, wide) and then b.
 struct Linear {
     const float* parameters;
     int64_t in, out;
 
-    // use(row, column, a register of y) for all of it.
+    // Calls use(row, column, a register of y) for all of y.
     template <typename Use>
     void operator()(Rows& x, int64_t count, const Use& use) const {
         const int64_t wide = wide_for(out);
@@ -80,7 +80,7 @@ struct LayerNorm {
     }
 };
 
-// What each of a sequence's tokens gets from those up to it: x (L, D) weighted by queries, which are overwritten with it.
+// Overwrites the queries of a sequence's tokens with averages of x (L, D) over the tokens up to each.
 struct Attention {
     int64_t D;
     float scale;
@@ -107,7 +107,7 @@ struct Attention {
     }
 };
 
-// The first sequence of each group, and B.
+// Returns the first sequence of each group, and B.
 std::vector<int64_t> groups_of(const int64_t* offsets, int64_t B) {
     std::vector<int64_t> firsts;
     for (int64_t s = 0, tokens = TOKENS; s < B; tokens += offsets[s + 1] - offsets[s], s++)
@@ -120,10 +120,10 @@ std::vector<int64_t> groups_of(const int64_t* offsets, int64_t B) {
 
 extern "C" {
 
-// out: the states (T, D) of all tokens x (T, D), or with `only_newest` those (B, D) of each sequence's newest one.
+// out: the states (T, D) of all tokens x (T, D), or with `only_newest` those (B, D) of each sequence's newest token.
 //
-// query (D + 1, wide) is the product of the query's and the key's matrices, so that the normalised input itself takes the
-// place of the keys; value (D + 1, wide) is applied to what the weights make of the input, the output's matrix in it.
+// query (D + 1, wide) is the product of the query's and the key's matrices, so that the tokens themselves replace the keys.
+// value (D + 1, wide) includes the output's matrix and is applied to the weighted average of the tokens.
 void block(const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t F, int64_t norm, int64_t residual,
            double eps, const float* attention_norm, const float* query, const float* value,
            const float* feed_forward_norm, const float* inner, const float* outer, int64_t only_newest, float* out) {
@@ -138,7 +138,7 @@ void block(const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t
             const int64_t count = offsets[end] - start, rows = only_newest ? end - begin : count;
             for (Rows* each : {&tokens, &normed, &base, &queries}) each->resize(count, D);
             hidden.resize(rows, F);
-            const auto take = [&](Rows& from, Rows& to) {  // the rows that are wanted
+            const auto take = [&](Rows& from, Rows& to) {  // all rows, or those of the newest tokens
                 if (!only_newest) memcpy(to[0], from[0], count * to.wide * sizeof(float));
                 for (int64_t row = 0; only_newest && row < rows; row++)
                     memcpy(to[row], from[offsets[begin + row + 1] - 1 - start], to.wide * sizeof(float));
@@ -149,7 +149,7 @@ void block(const float* x, const int64_t* offsets, int64_t B, int64_t D, int64_t
 
             copy_rows(x + start * D, count, D, D, tokens[0], tokens.wide);
             if (norm == PRE) first_norm(tokens, count, normed), std::swap(tokens, normed);
-            // now `tokens` are compared and averaged; of PRE what they were is in `normed`
+            // from here on `tokens` are compared and averaged; for PRE the unnormalized ones are in `normed`
             take(tokens, base);
             if (norm == SASREC) first_norm(base, rows, base);
             to_query(base, rows, [&](int64_t row, int64_t column, vec y) { store(queries[row] + column, y); });

@@ -6,37 +6,37 @@
 #include "products.h"
 #include "threads.h"
 
-constexpr double TOO_LARGE = 1e30;  // a sum of exponentials among which some may have been cut at e^88
+constexpr double TOO_LARGE = 1e30;  // for a sum of exponentials, some of which may have been cut at e^88
 
-// The tokens that are at work, R of them, and what their scores are made of.
+// The R tokens of the current chunk, and what their scores are computed from.
 struct Chunk {
     int64_t D, R, stride, wide;
     const float *table, *biases;  // (V, D), and (V,) or null
-    std::vector<float> columns, own, shift, share, scaled;
-    std::vector<int32_t> left_out;  // the item that does not count for a token; empty where there are none
+    std::vector<float> columns, target_score, shift, share, scaled;
+    std::vector<int32_t> excluded_items;  // the item that does not count for a token; empty if all count
 
     vec relative(int64_t item, int64_t r, vec score) const {
         score -= load(&shift[r]);
         if (biases) score += biases[item];
-        if (left_out.empty()) return score;
+        if (excluded_items.empty()) return score;
         ivec out;
-        memcpy(&out, &left_out[r], sizeof out);
+        memcpy(&out, &excluded_items[r], sizeof out);
         return out == int32_t(item) ? all(-1e30f) : score;
     }
 };
 
-// The states and own items of the chunk's tokens `first`, the beginning of a tile, to `last` - 1.
-static void take(Chunk& chunk, const float* states, const float* own, int64_t first, int64_t last) {
+// Packs the states of the chunk's tokens `first`, the beginning of a tile, to `last` - 1, and scores their targets.
+static void take(Chunk& chunk, const float* states, const float* targets, int64_t first, int64_t last) {
     const int64_t D = chunk.D;
     pack_states(states, chunk.R, D, first, last, chunk.columns.data());
     score_pairs(
         last - first, D, chunk.columns.data(), chunk.R, [&](int64_t i) { return first + i; },
-        [&](int64_t i) { return own + (first + i) * D; },
-        [&](int64_t i, float score) { chunk.own[first + i] = chunk.shift[first + i] = score; });
+        [&](int64_t i) { return targets + (first + i) * D; },
+        [&](int64_t i, float score) { chunk.target_score[first + i] = chunk.shift[first + i] = score; });
 }
 
 // weights (V, stride) = e^(score - shift) of the items first to last - 1; adds their sum for each token to `sums`.
-// Not inlined: g++ 12 runs out of registers in the caller, a fifth of the loss's time.
+// Not inlined, because g++ 12 runs out of registers in the caller.
 [[gnu::noinline]] static void exponentials(const Chunk& chunk, int64_t first, int64_t last, float* weights,
                                            std::vector<float>& part, double* sums) {
     std::fill(part.begin(), part.end(), 0.0f);
@@ -56,7 +56,7 @@ static void take(Chunk& chunk, const float* states, const float* own, int64_t fi
     for (int64_t r = 0; r < chunk.R; r++) sums[r] += part[r];
 }
 
-// By how much each token's largest score exceeds its shift, if it does.
+// Computes by how much each token's largest score exceeds its shift, if it does.
 static void excess(const Chunk& chunk, int64_t first, int64_t last, std::vector<float>& most) {
     score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R, [&](int64_t item, int64_t r, auto& scores) {
         constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
@@ -68,7 +68,7 @@ static void excess(const Chunk& chunk, int64_t first, int64_t last, std::vector<
 
 // expected (R, wide) += weights' @ table and table_grad = or += weights @ scaled, of the items first to last - 1.
 template <bool ADD>
-static void use_up(const Chunk& chunk, int64_t first, int64_t last, const float* weights, std::vector<float>& rows,
+static void add_products(const Chunk& chunk, int64_t first, int64_t last, const float* weights, std::vector<float>& rows,
                    std::vector<float>& grads, float* expected, float* table_grad) {
     const int64_t D = chunk.D, wide = chunk.wide, stride = chunk.stride, count = last - first;
     const float *vectors = chunk.table + first * D, *weight = weights + first * stride;
@@ -98,22 +98,22 @@ static void use_up(const Chunk& chunk, int64_t first, int64_t last, const float*
 
 extern "C" {
 
-// p = softmax of states @ table' + biases over all items but the token's hit (one of no item for none), and where
-// `own_counts` over one item more, `own` (T, D). Gives log p of states * own (T,), p @ table (T, D) and (shares * p)' @
-// states (V, D). Biases and hits may be null.
+// p = softmax of states @ table' + biases over all items except the token's excluded one (V for none) and, with
+// `has_target_column`, over one column more: the target, whose vector is in `targets` (T, D). Writes the target's log p
+// (T,), p @ table (T, D) and (token_weights * p)' @ states (V, D). Biases and excluded items may be null.
 //
-// `rows` tokens at a time. Scores leave the registers as e^(score - own score), which wants no largest score first and is p
-// but for its sum, and a second pass uses them up for both products: each is written once and read once. Where a token's
-// own score is so far below its largest that this is too large for single precision, the largest takes its place.
+// `rows` tokens at a time. Scores leave the registers as e^(score - target's score), which needs no maximum first and is
+// proportional to p; a second pass uses them for both products, so each is written once and read once. If a target's score
+// is so far below the token's largest that this exceeds single precision, the largest score replaces it as the shift.
 void softmax_products(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
-                      const int64_t* hits, const float* own, int64_t own_counts, const float* shares, int64_t rows,
-                      float* log_p, float* expected, float* table_grad) {
+                      const int64_t* excluded, const float* targets, int64_t has_target_column,
+                      const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
     const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), lanes = round_up(rows, W);
     const int64_t panel = panel_size(V, threads);
     Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
     chunk.columns.resize(lanes * D), chunk.scaled.resize(lanes * wide);
-    for (std::vector<float>* each : {&chunk.own, &chunk.shift, &chunk.share}) each->resize(lanes);
-    if (hits) chunk.left_out.resize(lanes);
+    for (std::vector<float>* each : {&chunk.target_score, &chunk.shift, &chunk.share}) each->resize(lanes);
+    if (excluded) chunk.excluded_items.resize(lanes);
     const std::unique_ptr<float[]> weights(new float[V * chunk.stride]);
     std::vector<std::vector<double>> sums(threads, std::vector<double>(lanes));
     std::vector<std::vector<float>> products(threads, std::vector<float>(lanes * wide)),
@@ -127,11 +127,11 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
             if (me == 0) {
                 too_large = false;
                 chunk.R = R;
-                if (hits) std::copy(hits + begin, hits + begin + R, chunk.left_out.begin());
+                if (excluded) std::copy(excluded + begin, excluded + begin + R, chunk.excluded_items.begin());
             }
             team.wait();
             team.share(R, TILE, [&](int64_t first) {
-                take(chunk, states + begin * D, own + begin * D, first, std::min(R, first + TILE));
+                take(chunk, states + begin * D, targets + begin * D, first, std::min(R, first + TILE));
             });
             team.wait();
             for (bool again : {false, true}) {
@@ -154,13 +154,13 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
                 });
                 team.wait();
                 team.share(R, 1, [&](int64_t r) {
-                    const double below = double(chunk.own[r]) - chunk.shift[r];
-                    double total = own_counts ? std::exp(below) : 0;
+                    const double below = double(chunk.target_score[r]) - chunk.shift[r];
+                    double total = has_target_column ? std::exp(below) : 0;
                     for (int64_t t = 0; t < threads; t++) total += sums[t][r];
                     if (!(total < TOO_LARGE)) too_large = true;
                     log_p[begin + r] = below - std::log(total);
                     chunk.share[r] = 1 / total;
-                    const float scale = shares[begin + r] / total;
+                    const float scale = token_weights[begin + r] / total;
                     for (int64_t c = 0; c < wide; c++)
                         chunk.scaled[r * wide + c] = c < D ? scale * states[(begin + r) * D + c] : 0;
                 });
@@ -169,7 +169,7 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
             }
             std::fill(products[me].begin(), products[me].end(), 0.0f);
             team.share(V, panel, [&](int64_t first) {
-                const auto pass = begin ? use_up<true> : use_up<false>;
+                const auto pass = begin ? add_products<true> : add_products<false>;
                 pass(chunk, first, std::min(V, first + panel), weights.get(), item_rows, item_grads, products[me].data(),
                      table_grad);
             });
@@ -185,7 +185,7 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
     });
 }
 
-// Logits (R, V) to their softmax in place; log_p (R,) = the target's logit - log sum e^logit.
+// Replaces logits (R, V) by their softmax; log_p (R,) = the target's logit - log sum e^logit.
 void softmax_and_log_p(float* logits, int64_t R, int64_t V, const int64_t* targets, float* log_p) {
     const auto turn = [&](int64_t r) {
         float* row = logits + r * V;

@@ -3,12 +3,12 @@
 #include "random.h"
 #include "threads.h"
 
-constexpr int64_t BLOCK = 4096;  // elements that share a generator
+constexpr int64_t BLOCK = 4096;  // elements per random generator
 
 extern "C" {
 
-// out (n,) = x, each element times zero at the rate, else times 1 / (1 - rate). Which are dropped follows from the seed and
-// the place alone, so the same call takes a gradient back.
+// out (n,) = x, each element times zero with probability `rate`, else times 1 / (1 - rate). The seed and an element's index
+// determine whether it is dropped, so the same call also serves the backward pass.
 void dropout(const float* x, int64_t n, double rate, uint64_t seed, float* out) {
     const vec kept = all(1 / (1 - rate));
     const uvec threshold = uvec{} + threshold_of(rate);

@@ -1,7 +1,7 @@
-// Registers, and products of matrices a tile of registers at a time, in single precision.
+// Registers, and matrix products that compute a tile of registers at a time, in single precision.
 //
-// These are the loops that torch has no call for; each function that kernels.py calls has a plain twin in torch beside
-// that call. Compiled at start where there is a compiler.
+// cpp/ has the loops that torch has no call for. ops/*.py declares each exported function next to its form in torch, which
+// runs without a compiler.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 #ifdef __AVX512F__
 constexpr int W = 16;  // floats in a register
-constexpr int NR = 4;  // registers of a product's tile in a row: MR * NR + NR + 1 of the 32 or 16 there are
+constexpr int NR = 4;  // registers in a row of a product's tile: it needs MR * NR + NR + 1 of the 32 or 16 there are
 #else
 constexpr int W = 8;
 constexpr int NR = 2;
@@ -26,11 +26,11 @@ typedef uint32_t uvec __attribute__((vector_size(4 * W)));
 
 static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return x; }
 static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
-static inline vec all(float x) { return x - vec{}; }  // "+" would keep an addition, for the sake of -0
+static inline vec all(float x) { return x - vec{}; }  // "+" would compile to an addition, because of -0
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// Of all lanes, one half by the other half: lane after lane it would wait for each.
+// Reduces all lanes to one number, one half by the other half: lane after lane, each step would wait for the last.
 template <typename Use>
 static inline float folded(vec x, const Use& use) {
     float lanes[W];
@@ -56,12 +56,12 @@ static inline float dot(const float* a, const float* b, int64_t n) {
     return total;
 }
 
-// e^x for x <= 88, relative error below 4e-6, and 1e-6 near 0; 0 below -87. Coefficients: of 2^r on [-1/2, 1/2] with
-// the least relative error among those that give 1 at 0.
+// e^x for x <= 88, with a relative error below 4e-6, and 1e-6 near 0; 0 below -87. The polynomial approximates 2^r on
+// [-1/2, 1/2] with the least relative error among those that give 1 at 0.
 static inline vec exponential(vec x) {
-    const ivec below = x < -87.0f;  // NaN is not and stays
+    const ivec below = x < -87.0f;  // NaN is not below and stays
     x = below ? all(-87.0f) : x;
-    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which the last bits then hold
+    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the last bits
     const vec shifted = x * 1.44269504f + magic;
     const vec r = x * 1.44269504f - (shifted - magic);
     vec p = all(0.001326472731f);
@@ -79,7 +79,7 @@ static inline vec exponential(vec x) {
     return p;
 }
 
-// total = a (M, K) b (K, N registers), summed in the order of K whatever M and N are.
+// total = a (M, K) b (K, N registers), summed in the order of K for any M and N.
 template <int M, int N>
 static inline void multiply(int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
                             vec (&total)[M][N]) {
@@ -126,8 +126,8 @@ static void tile_of_rows(int M, int64_t K, const float* a, int64_t a_row, int64_
     }
 }
 
-// c (M, N) = or += a (M, K) b (K, N) for M up to MR; N is rounded up to whole registers, so rows of b and c must reach so
-// far.
+// c (M, N) = or += a (M, K) b (K, N) for M up to MR. N is rounded up to whole registers, so rows of b and c must be that
+// long.
 template <bool ADD = false>
 static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_col, const float* b,
                          int64_t b_row, float* c, int64_t c_row) {
@@ -139,7 +139,7 @@ static void rows_product(int M, int64_t N, int64_t K, const float* a, int64_t a_
     if (left == 1) tile_of_rows<ADD, 1>(M, K, a, a_row, a_col, b + n, b_row, c + n, c_row);
 }
 
-// x (L, d), its rows `stride` apart, as out, whose rows are `width` apart: zeros from d to `width`.
+// Copies x (L, d), its rows `stride` apart, to out (L, width), with zeros from d to `width`.
 static inline void copy_rows(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
     if (d == stride && d == width) {
         memcpy(out, x, L * width * sizeof(float));
@@ -151,9 +151,9 @@ static inline void copy_rows(const float* x, int64_t L, int64_t d, int64_t strid
     }
 }
 
-// States (R, D) turned on their side in blocks of TILE of them, and of W where fewer are left: the state in lane i of the
-// block that begins with state r is columns[r * D + k * width + i]. Zeros up to a whole register. Those from `first`, the
-// beginning of a tile, to `last` - 1 alone.
+// Packs states (R, D) in transposed blocks of TILE states, and of W if fewer are left: element k of the state in lane i of
+// the block that begins with state r is columns[r * D + k * width + i]. Zeros fill the last register. Packs only the states
+// from `first`, the beginning of a tile, to `last` - 1.
 static inline void pack_states(const float* states, int64_t R, int64_t D, int64_t first, int64_t last, float* columns) {
     for (int64_t r = first; r < last;) {
         const int64_t width = round_up(R, W) - r >= TILE ? TILE : W;
@@ -164,7 +164,7 @@ static inline void pack_states(const float* states, int64_t R, int64_t D, int64_
     }
 }
 
-// Scores of the items `first` to `last` - 1, rows of `table`, by all of R packed states: a tile in registers at a time,
+// Scores the items `first` to `last` - 1, rows of `table`, for all R packed states, a tile of registers at a time: calls
 // use(item, r, scores of M items by N registers of states from r on).
 template <typename Use>
 static inline void score(const float* table, int64_t first, int64_t last, int64_t D, const float* columns, int64_t R,
@@ -185,9 +185,9 @@ static inline void score(const float* table, int64_t first, int64_t last, int64_
     for (; r < R; r += W) block(std::integral_constant<int, 1>(), r);
 }
 
-// Of R packed states the scores of pairs of a state and an item, to the last bit what `score` gives: use(pair, score).
+// Scores pairs of one of R packed states and an item, to the last bit as `score` does: calls use(pair, score).
 //
-// Several pairs at a time, each of which would wait for its own sum.
+// Several pairs at a time, because each sum has to wait for its last addition.
 template <typename State, typename Item, typename Use>
 static inline void score_pairs(int64_t pairs, int64_t D, const float* columns, int64_t R, const State& state,
                                const Item& item, const Use& use) {
@@ -210,8 +210,8 @@ static inline void score_pairs(int64_t pairs, int64_t D, const float* columns, i
     }
 }
 
-// Items that a thread takes at a time: their rows and what is made of them lie in a core's second-level cache, and all
-// threads get about as many.
+// Items that a thread takes at a time: their rows and results fit a core's second-level cache, and all threads get about
+// as many.
 static inline int64_t panel_size(int64_t items, int64_t threads) {
     const int64_t rounds = (items + 192 * threads - 1) / (192 * threads);
     return std::max<int64_t>(MR, round_up((items + threads * rounds - 1) / (threads * rounds), MR));

@@ -1,5 +1,5 @@
-// Ranks by counting, and the best items. U states, D dim, V items; items are numbered from 1, so row i of a table is item
-// i + 1. Seen pairs say which state (in order) has had which item.
+// Ranks by counting, and top-k lists. U states, D dim, V items. Row i of a table is item i + 1. Seen pairs, sorted by
+// state, say which user has seen which item.
 
 #ifdef __AVX__
 #include <immintrin.h>
@@ -12,8 +12,8 @@ struct Seen {
     const int64_t *rows, *items;
     int64_t count;
 
-    // Where the pairs of states from `row` on begin.
-    int64_t place(int64_t row) const { return std::lower_bound(rows, rows + count, row) - rows; }
+    // Returns the first pair of a state from `row` on.
+    int64_t first_pair(int64_t row) const { return std::lower_bound(rows, rows + count, row) - rows; }
 };
 
 struct Listed {
@@ -21,12 +21,12 @@ struct Listed {
     int32_t item;
 };
 
-// A higher score first, and of equal ones the lower item.
+// Orders by score, the highest first, and equal scores by item, the lowest first.
 static bool ahead(const Listed& a, const Listed& b) {
     return a.score > b.score || (a.score == b.score && a.item < b.item);
 }
 
-// Bit i: whether a[i] > b[i].
+// Returns bits: bit i is a[i] > b[i].
 static inline uint32_t above(vec a, vec b) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
@@ -40,30 +40,30 @@ static inline uint32_t above(vec a, vec b) {
 #endif
 }
 
-// The k best items of the states from `begin` on, R of them, to items and scores (R, k). What beats the k-th best so far is
-// put aside, and looked through when there is no more room.
+// Writes the k best items of R states from `begin` on to items and scores (R, k). Scores above the k-th best so far are
+// collected in a buffer, which is reduced to the k best whenever it is full.
 static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t D, const float* table, int64_t V,
                          const Seen& seen, int64_t k, int64_t* items, float* scores) {
     const int64_t room = 2 * k + 16, padded = round_up(R, W);
     std::vector<float> columns(padded * D), bounds(padded, __builtin_inff());
     std::fill(bounds.begin(), bounds.begin() + R, -__builtin_inff());
-    std::vector<Listed> aside(R * room);
+    std::vector<Listed> candidates(R * room);
     std::vector<int32_t> counts(R);
     pack_states(states + begin * D, R, D, 0, R, columns.data());
-    std::vector<int64_t> had(seen.items + seen.place(begin), seen.items + seen.place(begin + R));
+    std::vector<int64_t> sorted_seen(seen.items + seen.first_pair(begin), seen.items + seen.first_pair(begin + R));
     std::vector<int64_t> places(R + 1);
-    for (int64_t r = 0; r <= R; r++) places[r] = seen.place(begin + r) - seen.place(begin);
-    for (int64_t r = 0; r < R; r++) std::sort(had.data() + places[r], had.data() + places[r + 1]);
+    for (int64_t r = 0; r <= R; r++) places[r] = seen.first_pair(begin + r) - seen.first_pair(begin);
+    for (int64_t r = 0; r < R; r++) std::sort(sorted_seen.data() + places[r], sorted_seen.data() + places[r + 1]);
     const auto keep_best = [&](int64_t r) {
-        Listed *first = &aside[r * room], *last = first + counts[r];
+        Listed *first = &candidates[r * room], *last = first + counts[r];
         const auto is_seen = [&](const Listed& listed) {
-            return std::binary_search(had.data() + places[r], had.data() + places[r + 1], listed.item);
+            return std::binary_search(sorted_seen.data() + places[r], sorted_seen.data() + places[r + 1], listed.item);
         };
         last = std::remove_if(first, last, is_seen);
         if (last - first >= k) {
             std::nth_element(first, first + k - 1, last, ahead);
             last = first + k;
-            bounds[r] = first[k - 1].score;  // later items of this score have higher numbers
+            bounds[r] = first[k - 1].score;  // later items of this score have a higher index
         }
         counts[r] = last - first;
     };
@@ -76,13 +76,13 @@ static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t 
                     for (uint32_t bits = above(made[m][n], load(&bounds[r + n * W])); bits; bits &= bits - 1) {
                         const int lane = __builtin_ctz(bits);
                         const int64_t own = r + n * W + lane;
-                        aside[own * room + counts[own]++] = {made[m][n][lane], int32_t(row + m + 1)};
+                        candidates[own * room + counts[own]++] = {made[m][n][lane], int32_t(row + m + 1)};
                         if (counts[own] == room) keep_best(own);
                     }
         });
     for (int64_t r = 0; r < R; r++) {
         keep_best(r);
-        Listed* first = &aside[r * room];
+        Listed* first = &candidates[r * room];
         std::sort(first, first + counts[r], ahead);
         std::fill(first + counts[r], first + k, Listed{-__builtin_inff(), 0});
         for (int64_t i = 0; i < k; i++) items[r * k + i] = first[i].item, scores[r * k + i] = first[i].score;
@@ -91,13 +91,13 @@ static void best_of_rows(const float* states, int64_t begin, int64_t R, int64_t 
 
 extern "C" {
 
-// counts (U,): how many unseen items do not score below the target, the target among them if unseen; NaN is not below.
+// counts (U,): how many unseen items do not score below the target, including the target if unseen; NaN is not below.
 void count_not_below(const float* states, int64_t U, int64_t D, const float* table, int64_t V, const int64_t* targets,
                      const int64_t* seen_rows, const int64_t* seen_items, int64_t seen_count, int64_t* counts) {
     const int64_t threads = omp_get_max_threads(), panel = panel_size(V, threads), most = round_up(U, W);
     const Seen seen{seen_rows, seen_items, seen_count};
     std::vector<float> columns(most * D), bounds(most);
-    std::vector<std::vector<int32_t>> below(threads, std::vector<int32_t>(most));  // minus one for each
+    std::vector<std::vector<int32_t>> below(threads, std::vector<int32_t>(most));  // minus their number
     const auto row = [&](int64_t item) { return table + (item - 1) * D; };
     parallel([&](const Team& team) {
         std::vector<int32_t>& mine = below[team.me];
@@ -125,21 +125,21 @@ void count_not_below(const float* states, int64_t U, int64_t D, const float* tab
         team.share(U, 1, [&](int64_t u) {
             counts[u] = V;
             for (int64_t t = 0; t < threads; t++) counts[u] += below[t][u];
-            const int64_t first = seen.place(u);
+            const int64_t first = seen.first_pair(u);
             score_pairs(
-                seen.place(u + 1) - first, D, columns.data(), U, [&](int64_t) { return u; },
+                seen.first_pair(u + 1) - first, D, columns.data(), U, [&](int64_t) { return u; },
                 [&](int64_t i) { return row(seen_items[first + i]); },
                 [&](int64_t, float score) { counts[u] -= !(score < bounds[u]); });
         });
     });
 }
 
-// The k best unseen items of each state, best first and of equal ones the lower number first, and their scores (U, k); 0
-// and -inf where there are fewer. A score of -inf or NaN is none.
+// Writes the k best unseen items of each state and their scores (U, k), best first, of equal scores the lower index first;
+// 0 and -inf if there are fewer. Scores of -inf and NaN never count.
 void best_items(const float* states, int64_t U, int64_t D, const float* table, int64_t V, int64_t k,
                 const int64_t* seen_rows, const int64_t* seen_items, int64_t seen_count, int64_t* items, float* scores) {
     const int64_t threads = omp_get_max_threads(), fair = round_up((U + threads - 1) / threads, TILE);
-    const int64_t rows = std::min<int64_t>(4 * TILE, fair);  // so many share a look at the table
+    const int64_t rows = std::min<int64_t>(4 * TILE, fair);  // states per pass over the table
     const Seen seen{seen_rows, seen_items, seen_count};
     const auto list = [&](int64_t begin) {
         best_of_rows(states, begin, std::min(rows, U - begin), D, table, V, seen, k, items + begin * k, scores + begin * k);

@@ -1,10 +1,10 @@
-// What attention's kernels share: keys turned on their side, and scores made weights.
+// Shared by the kernels of attention: transposed keys, and the softmax of a row of scores.
 
 #pragma once
 
 #include "products.h"
 
-// x (L, d), its rows `stride` apart, as out (d, width): zeros from L to `width`, a number of whole registers.
+// Transposes x (L, d), its rows `stride` apart, to out (d, width), with zeros from L to `width`, whole registers.
 static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, float* out, int64_t width) {
     for (int64_t begin = 0; begin < width; begin += W) {
         const int64_t count = std::min<int64_t>(W, L - begin);
@@ -16,7 +16,7 @@ static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, f
     }
 }
 
-// Scores to weights in place: softmax of the first `count` times `scale`, zeros from there to `width`.
+// Replaces scores by weights: the softmax of the first `count` times `scale`, and zeros from there to `width`.
 static void softmax_row(float* row, int64_t count, int64_t width, float scale) {
     const int64_t end = round_up(count, W);
     ivec lanes;

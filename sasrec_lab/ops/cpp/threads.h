@@ -1,5 +1,5 @@
-// The threads of the OpenMP library that torch brings, by the functions that GNU's compiler calls for its pragmas: so any
-// compiler will do, one without OpenMP too.
+// Threads of the OpenMP library that torch ships, by the functions that GNU's compiler calls for its pragmas. So any
+// compiler works, even one without OpenMP.
 
 #pragma once
 
@@ -14,19 +14,19 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned f
 void GOMP_barrier();
 }
 
-// What each of the threads at work knows.
+// What each working thread knows.
 struct Team {
     int64_t me, size;
     std::atomic<int64_t>& next;
 
-    // each(0), each(step), ... below n: a share of them, side by side, for each thread.
+    // Calls each(0), each(step), ... below n: every thread gets one contiguous share.
     template <typename Each>
     void share(int64_t n, int64_t step, const Each& each) const {
         const int64_t steps = (n + step - 1) / step, last = steps * (me + 1) / size;
         for (int64_t i = steps * me / size; i < last; i++) each(i * step);
     }
 
-    // The same, each by whoever is free; once in a `parallel`.
+    // The same, but the next free thread takes each call. Only once per `parallel`.
     template <typename Each>
     void take_turns(int64_t n, int64_t step, const Each& each) const {
         for (int64_t i; (i = step * next++) < n;) each(i);
@@ -35,7 +35,7 @@ struct Team {
     void wait() const { GOMP_barrier(); }
 };
 
-// body(team) on every thread; ends when all have ended. There may be fewer threads than torch has set.
+// Runs body(team) on every thread and waits for all. There may be fewer threads than torch has set.
 template <typename Body>
 static void parallel(const Body& body) {
     std::atomic<int64_t> next{0};
