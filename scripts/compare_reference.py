@@ -2,7 +2,7 @@
 
 python scripts/compare_reference.py --seeds 3 --epochs 25 dataset=sasrec_ml_1m model.maxlen=50
 
-The reference is the padded model in tests/: left-padded rows, masks, attention by einsum, torch's dropout, all logits
+The reference is tests/reference_model.py: left-padded rows, masks, attention by einsum, torch's dropout, all logits
 and torch's cross-entropy and Adam. Both start from the same parameters and see the same batches in the same order, but
 draw different dropout. The result of each seed is kept in --out and not computed again.
 """
