@@ -71,7 +71,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metric", action="append", default=[], help="metric to tabulate; repeatable, figures use the first"
     )
-    parser.add_argument("--baseline", metavar="ROW", help="row to test the others against (default: default)")
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row to test the others against (without it: the row named default)"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables, for \\input")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every metric in full precision")

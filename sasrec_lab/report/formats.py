@@ -8,8 +8,18 @@ from collections.abc import Callable
 from sasrec_lab.report.rows import Row
 from sasrec_lab.report.tables import ProtocolReport, Report, Table, difference_to_published
 
-_LATEX = {**{c: f"\\{c}" for c in "_%&#$"}, "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "<": "$<$", ">": "$>$", "|": "$|$"}
+_LATEX_ESCAPES = {
+    **{letter: f"\\{letter}" for letter in "_%&#$"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "{": r"\{",
+    "}": r"\}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "±": r"$\pm$",
+}
 _COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
 _COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
 _COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
@@ -17,24 +27,24 @@ _COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
 
 def plain_text(report: Report) -> str:
     """Return the report for a terminal."""
-    return _document(report, _plain, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ")
+    return _document(report, _plain_table, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ")
 
 
 def markdown(report: Report) -> str:
     """Return the report in Markdown."""
-    return _document(report, _markdown, lambda text, level: f"{'##'[: level + 1]} {text}", "- ") + "\n"
+    return _document(report, _markdown_table, lambda text, level: f"{'##'[: level + 1]} {text}", "- ") + "\n"
 
 
 def latex(report: Report) -> str:
     """Return the report for `\\input`, with the package booktabs: tables, legends below them, notes as comments."""
     blocks = ["% needs \\usepackage{booktabs}"]
-    blocks += [_latex(report.protocols_table, "", [])] if report.protocols_table else []
+    blocks += [_latex_table(report.protocols_table, "", [])] if report.protocols_table else []
     for heading, part in report.titled_parts:
         shared = [f"every row: {format_overrides(part.comparison.shared)}"] if part.comparison.shared else []
         blocks.append("\n".join(f"% {' '.join(line.split())}" for line in [heading, *shared, *part.notes]))
         first, *rest = part.tables()
-        blocks.append(_latex(first, heading, part.legend()))
-        blocks += [_latex(table, heading, []) for table in rest]
+        blocks.append(_latex_table(first, heading, part.legend()))
+        blocks += [_latex_table(table, heading, []) for table in rest]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -95,7 +105,7 @@ def format_overrides(overrides: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
-def _plain(table: Table) -> str:
+def _plain_table(table: Table) -> str:
     """Return a table in columns of equal width."""
     widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
     alignment = ">" if table.has_numbers else "<"
@@ -106,7 +116,7 @@ def _plain(table: Table) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _markdown(table: Table) -> str:
+def _markdown_table(table: Table) -> str:
     """Return a table in Markdown, below its title."""
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
     rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.columns, rule, *table.rows)]
@@ -114,19 +124,19 @@ def _markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", *lines])
 
 
-def _latex(table: Table, heading: str, legend: list[str]) -> str:
+def _latex_table(table: Table, heading: str, legend: list[str]) -> str:
     """Return a table in LaTeX; its label contains the protocol's number (if several), the data set and the metric."""
     caption = f"{heading}; {table.title}" if heading else table.title
     label = "-".join(re.findall(r"[^\W_]+", f"{heading.partition(',')[0]} {re.split('[:,(]', table.title)[0]}".lower()))
     columns = "l" + "r" * (len(table.columns) - 1) if table.has_numbers else r"lp{.6\linewidth}"
-    lines = [r"\begin{table}", rf"\caption{{{_escaped(caption)}}}", rf"\label{{tab:{label}}}", r"\centering"]
-    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (table.columns, *table.rows)]
+    lines = [r"\begin{table}", rf"\caption{{{_escape(caption)}}}", rf"\label{{tab:{label}}}", r"\centering"]
+    rows = [" & ".join(map(_escape, row)) + r" \\" for row in (table.columns, *table.rows)]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
-    lines += [r"\end{tabular}", *(rf"\par\smallskip\footnotesize {_escaped(line)}" for line in legend)]
+    lines += [r"\end{tabular}", *(rf"\par\smallskip\footnotesize {_escape(line)}" for line in legend)]
     return "\n".join([*lines, r"\end{table}"])
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Return text with LaTeX's special characters escaped, and a leading minus as one."""
-    text = "".join(_LATEX.get(letter, letter) for letter in text)
+    text = "".join(_LATEX_ESCAPES.get(letter, letter) for letter in text)
     return re.sub(r"^-(?=[\d.])", "$-$", text)

@@ -141,7 +141,7 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
     notes = []
     if same := [alike for alike in _group(rows, lambda row: _fingerprint(row.runs[0])) if len(alike) > 1]:
         pairs = [" and ".join(row.label for row in alike) for alike in same]
-        notes.append(f"rows of the same configuration: {first_few(pairs, 3, '; ')}")
+        notes.append(f"rows with the same configuration: {first_few(pairs, 3, '; ')}")
     if len(commits := dict.fromkeys(run.commit for row in rows for run in row.runs)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"runs come from {len(commits)} code versions: {versions}")

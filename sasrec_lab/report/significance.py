@@ -49,7 +49,7 @@ def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tu
             notes.append(f"{row.label} is not tested: {error}")
     if baseline.label not in users or len(users) < 2:
         return {}, notes
-    common = reduce(_common, users.values())
+    common = reduce(_common_ids, users.values())
     if any(len(ids) != len(common) for ids in users.values()):
         notes.append(f"tests use the {len(common):,} users that all rows share")
     aligned = {label: values[label][:, np.searchsorted(users[label], common)] for label in values}
@@ -60,7 +60,7 @@ def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tu
         kept = ~np.isnan(differences).any(1)  # rows without the metric have NaN
         labels = [label for label, has in zip(tested, kept, strict=True) if has]
         if labels and len(common) > 1:
-            tests |= {(label, metric): test for label, test in zip(labels, _tests(differences[kept]), strict=True)}
+            tests |= {(label, metric): test for label, test in zip(labels, _test_rows(differences[kept]), strict=True)}
     return tests, notes
 
 
@@ -75,7 +75,7 @@ def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarr
     return np.where(hit, GAINS[kind](np.where(hit, column, 1)), 0.0)
 
 
-def sign_flip(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
+def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
     """Return the two-sided p of each row of paired differences (R, U); all rows share the same, fixed flips.
 
     If no flip reaches the observed sum, Hoeffding's bound on the probability replaces 1 / (flips + 1) when it is
@@ -96,7 +96,7 @@ def sign_flip(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
     return np.where(reached == 0, np.minimum(p, bound), p)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm_correction(p: Sequence[float]) -> np.ndarray:
     """Return p-values with Holm's step-down correction for testing all of them."""
     order = np.argsort(p)
     factors = np.arange(len(order), 0, -1)
@@ -105,12 +105,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def _tests(differences: np.ndarray) -> list[PairedTest]:
+def _test_rows(differences: np.ndarray) -> list[PairedTest]:
     """Return the test of each row of differences (R, U)."""
     means = differences.mean(1)
     margins = 1.96 * differences.std(1, ddof=1) / math.sqrt(differences.shape[1])
-    p = sign_flip(differences)
-    return [PairedTest(*map(float, test)) for test in zip(means, margins, p, holm(p), strict=True)]
+    p = sign_flip_p(differences)
+    return [PairedTest(*map(float, test)) for test in zip(means, margins, p, holm_correction(p), strict=True)]
 
 
 def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.n
         targets.append(ranks["target"][order])
         _check_same_targets(ids[-1], targets[-1], ids[0], targets[0], f"{runs[0].folder}")
         values.append(np.stack([user_metric(run, ranks, metric) for metric in metrics])[:, order])
-    common = reduce(_common, ids)
+    common = reduce(_common_ids, ids)
     each = [value[:, np.searchsorted(users, common)] for users, value in zip(ids, values, strict=True)]
     return common, targets[0][np.searchsorted(ids[0], common)], np.mean(each, axis=0)
 
@@ -150,12 +150,12 @@ def _check_same_targets(
         if one.dtype.kind != two.dtype.kind:
             kinds = ["text" if column.dtype.kind in "US" else "numbers" for column in (one, two)]
             raise ValueError(f"its {what} ids are {kinds[0]}, but those of {other} are {kinds[1]}")
-    common = _common(ids, other_ids)
+    common = _common_ids(ids, other_ids)
     differ = targets[np.searchsorted(ids, common)] != other_targets[np.searchsorted(other_ids, common)]
     if differ.any():
         raise ValueError(f"{differ.sum():,} of its users have a different target in {other}")
 
 
-def _common(users: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _common_ids(users: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the sorted ids in both arrays."""
     return users if np.array_equal(users, others) else np.intersect1d(users, others)

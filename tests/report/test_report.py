@@ -20,7 +20,7 @@ import yaml
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.significance import FLIPS, compare, holm, sign_flip
+from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
 from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
 
 PROTOCOL = {
@@ -216,7 +216,7 @@ def test_notes_name_code_versions_and_equal_configurations(tmp_path):
     write_run(tmp_path / "a", "model.dim=4")
     write_run(tmp_path / "b", git={"commit": None})
     notes = only_part(tmp_path).notes
-    assert "rows of the same configuration: model.dim=4 and default" in notes
+    assert "rows with the same configuration: model.dim=4 and default" in notes
     assert "runs come from 2 code versions: abc, unknown" in notes
 
 
@@ -226,7 +226,7 @@ def test_many_equal_configurations_are_one_note(tmp_path):
         write_run(tmp_path / f"{dim}b", f"model.dim={dim}", "model.maxlen=5")
     (note,) = [note for note in only_part(tmp_path).notes if "same configuration" in note]
     pairs = "; ".join(f"model.dim={dim} and model.dim={dim} model.maxlen=5" for dim in (1, 2, 3))
-    assert note == f"rows of the same configuration: {pairs}; and 2 more"
+    assert note == f"rows with the same configuration: {pairs}; and 2 more"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.26, "0.3 s"), (9.94, "9.9 s"), (9.96, "0:10"), (3661, "1:01:01")])
@@ -272,25 +272,25 @@ def test_sign_flip_approximates_the_exact_p_value():
     rng = np.random.default_rng(1)
     differences = np.stack([rng.normal(0.4, 1, 10), rng.normal(0, 1, 10), np.r_[np.ones(4), np.zeros(6)]])
     signs = np.array(list(itertools.product([-1, 1], repeat=10)))
-    for row, p in zip(differences, sign_flip(differences), strict=True):
+    for row, p in zip(differences, sign_flip_p(differences), strict=True):
         exact = np.mean(np.abs(signs @ row) >= abs(row.sum()) - 1e-9)
         assert abs(p - exact) < 4 * math.sqrt(exact * (1 - exact) / FLIPS) + 1 / FLIPS
 
 
 def test_p_below_one_flip_is_bounded_by_the_exact_one():
-    (p,) = sign_flip(np.ones((1, 30)))
+    (p,) = sign_flip_p(np.ones((1, 30)))
     assert 2 * 2.0**-30 <= p < 1e-5
 
 
 def test_equal_rows_are_rarely_significant():
     rng = np.random.default_rng(0)
-    p = sign_flip(rng.normal(size=(400, 60)), flips=1000)
+    p = sign_flip_p(rng.normal(size=(400, 60)), flips=1000)
     assert 0.02 < np.mean(p <= 0.05) < 0.09
 
 
 def test_holm_correction():
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm_correction([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm_correction([0.4, 0.9]) == pytest.approx([0.8, 0.9])
 
 
 def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
@@ -306,7 +306,7 @@ def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
     test = part.tests["model.dim=8", "test/ndcg@10"]
     assert test.difference == pytest.approx(differences.mean())
     assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / 2)
-    assert test.p == test.p_holm == sign_flip(differences[None])[0]
+    assert test.p == test.p_holm == sign_flip_p(differences[None])[0]
 
 
 @pytest.mark.parametrize(("metric", "each"), [("recall@2", [1, 1, 0, 0]), ("mrr", [1, 1 / 2, 1 / 3, 0])])
