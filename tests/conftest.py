@@ -12,13 +12,15 @@ import pytest
 import torch
 from commands import Done, in_a_fresh_process, in_this_process, start
 from filelock import FileLock
+from fresh_cache import fill_shared_cache
 
 from sasrec_lab.ops import library as kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels, if they are not yet, before pytest-xdist starts processes that all need them."""
-    kernels.library()
+    """Make what all tests use before pytest-xdist starts processes that would each make it."""
+    if not hasattr(config, "workerinput"):
+        fill_shared_cache()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import in_this_process
 from fresh_cache import cache_in
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -141,19 +142,18 @@ def test_same_seed_same_numbers_in_another_process(train_command, train_here, tm
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, tmp_path, sent, interrupt_at):
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once, tmp_path, sent, interrupt_at):
     settings = [
-        *TINY[:-1],
+        *TINY,
         "trainer.max_epochs=80",
         "evaluation.patience=null",
         "optimizer.cosine=true",
         "optimizer.ema=0.9",
         "optimizer.name=adamw",
     ]
-    whole = train_here(*settings, "hydra.run.dir=whole")
-    assert whole.returncode == 0, whole.stderr
+    whole = made_once("uninterrupted-run", lambda folder: in_this_process("sasrec_lab.train", folder)(*settings))
 
-    code, error = interrupt_at("epoch   1", [*settings, "hydra.run.dir=run"], sent)
+    code, error = interrupt_at("epoch   1", settings, sent)
     assert code == 130
     assert error.startswith("interrupted; everything so far is in ")
     assert "ckpt=last" in error.splitlines()[1]
@@ -162,14 +162,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, tmp_path, 
     assert 1 <= before["epochs"] < 80
     assert "val/ndcg@10" in before["metrics"]
 
-    unfinished = train_here(*settings, "hydra.run.dir=run")
+    unfinished = train_here(*settings)
     assert unfinished.returncode == 1
     assert unfinished.stderr == (
         "error: run holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir\n"
     )
-    resumed = train_here(*settings, "hydra.run.dir=run", "ckpt=last")
+    resumed = train_here(*settings, "ckpt=last")
     assert resumed.returncode == 0, resumed.stderr
-    after, uninterrupted = results(tmp_path / "run"), results(tmp_path / "whole")
+    after, uninterrupted = results(tmp_path / "run"), results(whole / "run")
     assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
     assert (after["epochs"], after["best_epoch"]) == (80, uninterrupted["best_epoch"])
     assert int(re.search(r"epoch +(\d+)  loss", resumed.stdout)[1]) == before["epochs"]

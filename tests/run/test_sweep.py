@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import in_this_process
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line
@@ -131,10 +132,9 @@ def test_a_config_is_printed_of_one_run():
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_sweep_that_was_cut_off_goes_on(train_here, interrupt_at, tmp_path, sent, code):
+def test_a_sweep_that_was_cut_off_goes_on(train_here, made_once, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
-    whole = train_here(*command, "hydra.sweep.dir=whole")
-    assert whole.returncode == 0, whole.stderr
+    whole = made_once("uninterrupted-sweep", lambda folder: in_this_process("sasrec_lab.train", folder)(*command))
     stopped, error = interrupt_at("epoch   5", command, sent)
     assert stopped == code
     if sent is signal.SIGINT:
@@ -143,7 +143,8 @@ def test_a_sweep_that_was_cut_off_goes_on(train_here, interrupt_at, tmp_path, se
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
     assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job went on from its last epoch
-    for job in (tmp_path / "whole").glob("*/metrics.json"):
+    assert ends(whole / "sweep") == {"0": "finished", "1": "finished"}
+    for job in (whole / "sweep").glob("*/metrics.json"):
         resumed = tmp_path / "sweep" / job.parent.name / "metrics.json"
         expected, goes_on = (json.loads(file.read_text())["metrics"] for file in (job, resumed))
         assert goes_on == pytest.approx(expected, abs=1e-7)
