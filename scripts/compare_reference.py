@@ -116,7 +116,7 @@ def test(model: PaddedSASRec, data: SequenceData, cfg: TrainConfig, num_items: i
     for batch in data.test_dataloader():
         states = model(padded(batch.inputs, batch.inputs.items, cfg.model.maxlen))[:, -1]
         metrics.update(Scores(states, model.input_items.weight[1:]), batch)
-    taken = metrics.take("test")
+    taken = metrics.compute_and_reset("test")
     return {name: taken[name] for name in METRICS.values()}
 
 

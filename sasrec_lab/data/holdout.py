@@ -1,4 +1,4 @@
-"""TODO."""
+"""The last-item holdout: training windows, and the users with the targets that evaluation ranks."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,17 +10,17 @@ from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
 from sasrec_lab.errors import InputError
 
-PAIRS_PER_CHUNK = 2**18  # interactions that are sorted at once: 2 MiB
+PAIRS_PER_CHUNK = 2**18  # interactions sorted at a time in the search for repeats, 2 MiB
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """The last item of each user is the test, the one before it validation, the rest training.
+    """A data set split by user: the last item is the test target, the one before it validation's, the rest training.
 
-    Users with two interactions serve training only, users with fewer nothing: their range is empty. `items` holds what
-    the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the catalogue is 0.
-    With `holdout=none` every interaction is training and no user is held out. Where every item is known, `items` and
-    `weights` are the sequences' own, mapped from the cache.
+    Users with two interactions are only trained on; users with fewer are not used, and their range is empty. `items`
+    holds what the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the
+    catalogue is 0. With `holdout=none` every interaction is training and no user is held out. If every item is known,
+    `items` and `weights` are the arrays of the sequences, mapped from the cache.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
@@ -38,15 +38,16 @@ class Holdout:
 
     @property
     def num_items(self) -> int:
+        """Return the size of the catalogue."""
         return len(self.item_ids)
 
     @cached_property
     def has_repeats(self) -> bool:
-        """Whether any user has an item more than once, the test's target left out."""
-        firsts = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
-        return any(self._repeats_among(slice(*users)) for users in pairwise([*firsts, len(self.starts)]))
+        """Return whether any user has an item more than once, test targets excluded."""
+        first_users = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
+        return any(self._has_repeats(slice(*users)) for users in pairwise([*first_users, len(self.starts)]))
 
-    def _repeats_among(self, users: slice) -> bool:
+    def _has_repeats(self, users: slice) -> bool:
         starts, ends = self.starts[users], self.val_ends[users]
         rows = np.repeat(np.arange(len(starts)) * (self.num_items + 1), ends - starts)
         pairs = rows + self.items[concatenate_ranges(starts, ends)]
@@ -55,36 +56,36 @@ class Holdout:
 
 
 def hold_out(
-    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, held: HoldoutMode = HoldoutMode.last
+    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, mode: HoldoutMode = HoldoutMode.last
 ) -> Holdout:
     """Split every sequence and cut the training windows.
 
     Raises:
-        InputError: no user has the three interactions that a holdout needs, or none the two that training needs.
+        InputError: no user has the three interactions that a holdout needs, or the two that training needs.
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     lengths = ends - starts  # (num_users,)
-    held_out = (lengths >= 3) & (held is HoldoutMode.last)
-    users = np.flatnonzero(held_out)
-    if held is HoldoutMode.last and not len(users):
+    is_held_out = (lengths >= 3) & (mode is HoldoutMode.last)
+    users = np.flatnonzero(is_held_out)
+    if mode is HoldoutMode.last and not len(users):
         raise InputError(
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
             f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
         )
-    train_ends = np.where(lengths < 2, starts, ends - 2 * held_out)
+    train_ends = np.where(lengths < 2, starts, ends - 2 * is_held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
     if not len(window_users):
-        held_back = " with the last two of each held out," if held is HoldoutMode.last else ""
+        held_out = " with the last two of each held out," if mode is HoldoutMode.last else ""
         raise InputError(
-            f"{sequences.file}: no user has 2 training interactions;{held_back}"
+            f"{sequences.file}: no user has 2 training interactions;{held_out}"
             f" the longest of {len(lengths)} users has {lengths.max()}"
         )
-    whole = Holdout(
+    holdout = Holdout(
         items=np.asarray(sequences.items),
         weights=sequences.weights,
         starts=starts,
         train_ends=train_ends,
-        val_ends=train_ends + held_out,
+        val_ends=train_ends + is_held_out,
         users=users,
         val_targets=sequences.items[train_ends[users]],
         test_targets=sequences.items[train_ends[users] + 1],
@@ -94,51 +95,50 @@ def hold_out(
         item_ids=np.asarray(sequences.item_ids),
     )
     if catalogue is Catalogue.all:
-        return whole
-    return _of_known(whole, _in_windows(sequences, window_starts, window_ends))
-
-
-def _of_known(holdout: Holdout, known: np.ndarray) -> Holdout:
-    """Without the items that are not known (num_items,); those left are numbered anew, in the same order."""
-    number = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)  # old item number -> new one, 0 unknown
-    items = number[holdout.items]
-    kept = items > 0
-    moved = np.concatenate([[0], np.cumsum(kept)])  # place in the file's sequence -> place among the known items
-    places = ("starts", "train_ends", "val_ends", "window_starts", "window_ends")
-    return replace(
-        holdout,
-        items=items[kept],
-        weights=None if holdout.weights is None else np.asarray(holdout.weights)[kept],
-        val_targets=number[holdout.val_targets],
-        test_targets=number[holdout.test_targets],
-        item_ids=holdout.item_ids[known],
-        **{name: moved[getattr(holdout, name)] for name in places},
-    )
+        return holdout
+    return _restrict(holdout, _in_windows(sequences, window_starts, window_ends))
 
 
 def cut_windows(
     starts: np.ndarray, ends: np.ndarray, windows: Windows, maxlen: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, end and user of the training windows of at most maxlen + 1 items, so maxlen inputs and maxlen labels.
+    """Return start, end and user of the training windows of at most maxlen + 1 items: maxlen inputs, maxlen labels.
 
-    `last`: the newest window of each user with two items or more (the paper's and RecTools' way). `all`: the windows
-    follow one another from the end; the first item of one is the last label of the one before, so every item but a
-    user's first is a label exactly once.
+    `last`: the newest window of each user with at least two items (as in the paper and RecTools). `all`: windows are
+    cut from the end; the first item of a window is the last label of the next older one, so every item except a user's
+    first is a label exactly once.
     """
     labels = ends - starts - 1  # (num_users,)
     count = np.maximum(0, -(-labels // maxlen))  # windows of each user
     if windows is Windows.last:
         count = np.minimum(count, 1)
-    user = np.repeat(np.arange(len(starts)), count)  # (W,)
-    back = concatenate_ranges(np.zeros_like(count), count)  # 0 for a user's newest window, 1, ...
-    window_ends = ends[user] - back * maxlen
-    return np.maximum(starts[user], window_ends - maxlen - 1), window_ends, user
+    users = np.repeat(np.arange(len(starts)), count)  # (W,)
+    age = concatenate_ranges(np.zeros_like(count), count)  # (W,) 0 for a user's newest window, then 1, 2, ...
+    window_ends = ends[users] - age * maxlen
+    return np.maximum(starts[users], window_ends - maxlen - 1), window_ends, users
 
 
 def _in_windows(sequences: Sequences, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Which items occur in a training window."""  # (num_items,) bool
-    depth = np.bincount(starts, minlength=len(sequences.items) + 1) - np.bincount(
-        ends, minlength=len(sequences.items) + 1
-    )
+    """Return which items occur in a training window, shape (num_items,) bool."""
+    size = len(sequences.items) + 1
+    depth = np.bincount(starts, minlength=size) - np.bincount(ends, minlength=size)
     inside = np.cumsum(depth)[:-1] > 0  # (N,)
     return np.bincount(sequences.items[inside], minlength=len(sequences.item_ids) + 1)[1:] > 0
+
+
+def _restrict(holdout: Holdout, known: np.ndarray) -> Holdout:
+    """Return the holdout with the known items (num_items,) only, renumbered in the same order."""
+    new_index = np.concatenate([[0], np.cumsum(known) * known]).astype(np.int32)  # old index -> new one, 0 if unknown
+    items = new_index[holdout.items]
+    kept = items > 0
+    new_place = np.concatenate([[0], np.cumsum(kept)])  # place among all items -> place among the known ones
+    places = ("starts", "train_ends", "val_ends", "window_starts", "window_ends")
+    return replace(
+        holdout,
+        items=items[kept],
+        weights=None if holdout.weights is None else np.asarray(holdout.weights)[kept],
+        val_targets=new_index[holdout.val_targets],
+        test_targets=new_index[holdout.test_targets],
+        item_ids=holdout.item_ids[known],
+        **{name: new_place[getattr(holdout, name)] for name in places},
+    )

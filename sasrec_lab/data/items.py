@@ -1,4 +1,4 @@
-"""The items' titles, where a data set has a file of them."""
+"""Item titles, for data sets that have a file of them."""
 
 import numpy as np
 import pandas as pd
@@ -10,11 +10,11 @@ from sasrec_lab.errors import InputError
 
 
 def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarray) -> np.ndarray | None:
-    """One for each id, empty where the file has none; None without a file.
+    """Return one title per item id (num_items,), empty if the file has none; None if the data set has no such file.
 
     Raises:
-        InputError: the file is not what the config says.
-    """  # (num_items,) text
+        InputError: the file is not as the config describes it.
+    """
     path = source.find_titles(dataset, source.data_root(data_dir))
     if path is None:
         return None
@@ -34,10 +34,10 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
     if missing := [name for name in columns if name not in table]:
         raise InputError(
             f"{path}: no column {missing[0]!r}; it has {', '.join(table)};"
-            " say which they are: dataset.titles.item=..., dataset.titles.title=..."
+            " name the two columns: dataset.titles.item=..., dataset.titles.title=..."
         )
     table = table.drop_duplicates(config.item)
-    numbers = Ids(item_ids).numbers(table[config.item], f"{path}, column {config.item}")
+    indices = Ids(item_ids).numbers(table[config.item], f"{path}, column {config.item}")
     titles = np.full(len(item_ids), "", dtype=object)
-    titles[numbers[numbers >= 0]] = table[config.title][numbers >= 0]
+    titles[indices[indices >= 0]] = table[config.title][indices >= 0]
     return titles.astype(str)

@@ -1,4 +1,4 @@
-"""Made-up interactions with real order in them: what a user took last says much about what comes next."""
+"""Generate interactions with learnable order: a user's last item makes a few next items likely."""
 
 import numpy as np
 import pandas as pd
@@ -6,21 +6,21 @@ import pandas as pd
 from sasrec_lab.config.dataset import SyntheticConfig
 
 _SPREAD = 0.8  # standard deviation of the logarithm of a user's number of interactions
-_SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])  # chances of an item's likely successors
-_FOLLOW, _TASTE = 0.7, 0.2  # chances that an item follows the last, or fits the user's taste; else it is anything
+_SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])  # probabilities of an item's likely successors
+_FOLLOW, _TASTE = 0.7, 0.2  # probability that an item follows the last one, or fits the user's taste; or is any item
 _START, _YEAR, _GAP = 1_600_000_000, 365 * 86_400, 3_600  # seconds
 
 
 def make_interactions(config: SyntheticConfig) -> pd.DataFrame:
-    """Columns `user` (1..users), `item` (1..items) and `time` (int64 seconds), sorted by user and time.
+    """Generate a table with `user` (1..users), `item` (1..items) and `time` (int64 seconds), sorted by user and time.
 
-    Items fall into groups of taste; inside a group, popularity is Zipf's and each item has a few likely successors.
-    A user has one taste, never takes an item twice, and has about `mean_length` interactions, lognormally spread.
+    Items form groups of taste; within a group, popularity follows Zipf's law and each item has a few likely successors.
+    A user has one taste, never takes an item twice, and has about `mean_length` interactions (a lognormal number).
     The same config gives the same table.
     """
     random = np.random.default_rng(config.seed)
     lengths = _lengths(random, config)
-    # Some of what is drawn are repeats, which go: the more of the catalogue a user takes, the more.
+    # Repeats are dropped, so more items are drawn: all the more, the larger the user's share of the catalogue.
     drawn = np.ceil(lengths * (1.4 + 10 * lengths / config.items)).astype(int) + 2
     table = _walk(random, config, drawn).drop_duplicates()
     place = table.groupby("user", sort=False).cumcount().to_numpy()
@@ -34,13 +34,13 @@ def _lengths(random: np.random.Generator, config: SyntheticConfig) -> np.ndarray
 
 
 def _walk(random: np.random.Generator, config: SyntheticConfig, drawn: np.ndarray) -> pd.DataFrame:
-    """`drawn[u]` items for user u + 1, in order, repeats among them; all users take a step at once."""
+    """Draw `drawn[u]` items in order for user u + 1, with repeats; all users take each step together."""
     groups = max(1, round(config.items**0.5 / 2))
     edges = np.linspace(0, config.items, groups + 1).astype(int)  # group g has the items edges[g] to edges[g + 1] - 1
     weights = random.permutation(1 / np.arange(1, config.items + 1))
-    popularity = np.concatenate([[0], np.cumsum(weights)])  # of all items before this one
+    popularity = np.concatenate([[0], np.cumsum(weights)])  # total weight of all items before this one
     successors = _successors(random, edges)
-    users = np.argsort(-drawn, kind="stable")  # longest first: those still walking are the first so many
+    users = np.argsort(-drawn, kind="stable")  # longest first, so that those still walking are a prefix
     walking = np.searchsorted(-drawn[users], -np.arange(drawn.max()))  # users with more than 0, 1, 2, ... items
     taste = random.integers(groups, size=config.users)
     low, high = edges[taste], edges[taste + 1]
@@ -57,7 +57,7 @@ def _walk(random: np.random.Generator, config: SyntheticConfig, drawn: np.ndarra
 
 
 def _successors(random: np.random.Generator, edges: np.ndarray) -> np.ndarray:
-    """The likely next items of each item, all but the last in its own group. Shape (items, successors)."""
+    """Return the likely next items of each item (items, successors), all but the last of the item's own group."""
     items = edges[-1]
     group = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # (items,)
     successors = random.integers(edges[group, None], edges[group + 1, None], (items, len(_SUCCESSORS)))
@@ -66,13 +66,13 @@ def _successors(random: np.random.Generator, edges: np.ndarray) -> np.ndarray:
 
 
 def _popular(random: np.random.Generator, popularity: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """One item from low[i] to high[i] - 1 for each i."""
+    """Draw one item from low[i] to high[i] - 1 for each i, in proportion to popularity."""
     point = random.uniform(popularity[low], popularity[high])
     return np.clip(np.searchsorted(popularity, point, side="right") - 1, low, high - 1)
 
 
 def _times(random: np.random.Generator, users: np.ndarray) -> np.ndarray:
-    """Each user starts within one year; the gaps are exponential, one second at least."""
+    """Draw times: each user starts within one year; gaps are exponential, at least one second."""
     gaps = np.ceil(random.exponential(_GAP, len(users))).astype(np.int64)
     first = np.flatnonzero(np.diff(users, prepend=0))  # row of each user's first interaction
     starts = _START + random.integers(_YEAR, size=len(first))

@@ -1,4 +1,4 @@
-"""The baseline beside every run: all users get the items in the order of their training counts."""
+"""Popularity baseline, reported with every run: items ranked by training count, for all users alike."""
 
 from functools import cached_property
 
@@ -12,33 +12,37 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics
 
 
 def popularity_metrics(data: SequenceData, evaluation: EvaluationConfig) -> dict[str, float]:
-    """The same users, candidates and metrics as the model's, for validation and test."""
+    """Return validation and test metrics of the baseline, for the same users and candidates as the model's."""
     scores = SharedScores(torch.from_numpy(training_counts(data.holdout)))
     metrics = HoldoutMetrics(len(scores.counts), evaluation)
     values = {}
     for stage in ("val", "test"):
         for batch in data.evaluation_dataloader(stage):
             metrics.update(scores, batch)
-        values |= metrics.take(stage)
+        values |= metrics.compute_and_reset(stage)
     return values
 
 
 class SharedScores:
-    """One score an item for all users, so a look into the sorted scores counts what V comparisons a user would."""
+    """One score per item for all users, with the methods of ops.ranking.Scores.
+
+    A binary search in the sorted scores counts what would be V comparisons per user.
+    """
 
     def __init__(self, counts: Tensor):
         self.counts = counts  # (V,)
 
     @cached_property
-    def rising(self) -> Tensor:
+    def _ascending(self) -> Tensor:
         return self.counts.sort().values
 
     def for_items(self, items: Tensor) -> Tensor:
+        """Return the scores of items (any shape), in the same shape."""
         return self.counts[items - 1]
 
     def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        """As Scores'."""  # (U,) int64
+        """Return how many unseen items do not score below each user's target, the target included, (U,) int64."""
         bounds = self.for_items(targets)
         seen = self.for_items(seen_items) >= bounds[seen_rows]
-        not_below = len(self.counts) - torch.searchsorted(self.rising, bounds)
+        not_below = len(self.counts) - torch.searchsorted(self._ascending, bounds)
         return not_below.index_add_(0, seen_rows, -seen.long())

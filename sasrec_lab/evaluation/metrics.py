@@ -1,7 +1,7 @@
 """Ranks by counting, and NDCG, recall and MRR from ranks. U users, V items, N candidates.
 
-With one target a user, recall@k is the hit rate. Rank 1 is the best; rank 0 says that the target is not among the
-candidates (an item the model does not know, or one that was left out as seen): a miss at every k.
+With one target per user, recall@k is the hit rate. Rank 1 is the best. Rank 0 means that the target is not among the
+candidates (it is unknown to the model, or excluded as seen): a miss at every k.
 """
 
 import torch
@@ -15,22 +15,22 @@ from sasrec_lab.ops.ranking import Scores
 
 
 class HoldoutMetrics(nn.Module):
-    """What is measured on one pass over the held-out users: the full ranking, and the sampled one where asked.
+    """Metrics of one pass over the held-out users: of the full ranking, and of the sampled one if it is configured.
 
-    With `monitored_alone` only the one that `evaluation.monitor` names: the full ranking of a long catalogue is two
-    thirds of an epoch on the paper's Beauty, and chooses nothing where the monitor is a sampled metric.
+    With `only_monitored`, a full ranking is skipped if `evaluation.monitor` is a sampled metric, because the full one
+    costs most of the time with a large catalogue and decides nothing then.
     """
 
-    def __init__(self, num_items: int, evaluation: EvaluationConfig, monitored_alone: bool = False):
+    def __init__(self, num_items: int, evaluation: EvaluationConfig, only_monitored: bool = False):
         super().__init__()
         self.filter_seen = evaluation.filter_seen
-        self.ending = f"-sampled{evaluation.sampled}"
-        unwanted = monitored_alone and evaluation.sampled and evaluation.monitor.endswith(self.ending)
-        self.full = None if unwanted else RankMetrics(num_items, evaluation.k)
+        self.suffix = f"-sampled{evaluation.sampled}"
+        skips_full = only_monitored and evaluation.sampled and evaluation.monitor.endswith(self.suffix)
+        self.full = None if skips_full else RankMetrics(num_items, evaluation.k)
         self.sampled = RankMetrics(evaluation.sampled + 1, evaluation.k) if evaluation.sampled else None
 
-    def update(self, scores: "Scores", batch: EvaluationBatch) -> dict[str, Tensor]:
-        """Count the ranks that these scores give, and return them, each (U,)."""
+    def update(self, scores: Scores, batch: EvaluationBatch) -> dict[str, Tensor]:
+        """Count the ranks of a batch and return them, each (U,)."""
         ranks = {}
         if self.full is not None:
             ranks["rank"] = full_ranks(scores, batch, self.filter_seen)
@@ -40,39 +40,40 @@ class HoldoutMetrics(nn.Module):
             self.sampled.update(ranks["sampled_rank"])
         return ranks
 
-    def take(self, stage: str) -> dict[str, float]:
-        """The metrics so far under their full names, `val/ndcg@10`, and start anew."""
+    def compute_and_reset(self, stage: str) -> dict[str, float]:
+        """Return the metrics so far under their full names, such as `val/ndcg@10`, and start over."""
         values = {}
-        for ranks, ending in ((self.full, ""), (self.sampled, self.ending)):
+        for ranks, suffix in ((self.full, ""), (self.sampled, self.suffix)):
             if ranks is not None:
-                values |= {f"{stage}/{name}{ending}": value for name, value in ranks.compute().items()}
+                values |= {f"{stage}/{name}{suffix}": value for name, value in ranks.compute().items()}
                 ranks.reset()
         return values
 
 
 def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
-    """The target's rank in the whole catalogue: 1 + the other candidates that do not score below it.
+    """Return the target's rank in the full catalogue: 1 + the number of other candidates that score at least as high.
 
-    Counting wants no sort, and seen items are taken out of the count afterwards instead of being masked. A model that
-    scores everything alike, or NaN, gets the worst rank.
-    """  # (U,) int64
-    known = batch.targets > 0
+    Ties and NaN count against the target, so a model that scores all items alike gets the worst rank. Counting needs no
+    sort, and seen items are subtracted from the count instead of being masked.
+    """
+    is_known = batch.targets > 0
     seen = (batch.seen_rows, batch.seen_items) if filter_seen else (batch.seen_rows[:0], batch.seen_items[:0])
-    ranks = scores.count_not_below_target(batch.targets.clamp(min=1), *seen)  # the target is one of them: no "1 +"
-    known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
-    return torch.where(known, ranks, 0)
+    # the count includes the target, so no "+ 1"
+    ranks = scores.count_not_below_target(batch.targets.clamp(min=1), *seen)  # (U,) int64
+    is_known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
+    return torch.where(is_known, ranks, 0)
 
 
 def sampled_ranks(scores: Scores, batch: EvaluationBatch) -> Tensor:
-    """The target's rank among itself and the sampled candidates; a candidate that is the target does not count."""
+    """Return the target's rank among itself and the sampled candidates; a candidate equal to it does not count."""
     targets = batch.targets.clamp(min=1)[:, None]
-    own = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
-    above = ~(own[:, 1:] < own[:, :1]) & (batch.candidates != targets)
+    candidate_scores = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
+    above = ~(candidate_scores[:, 1:] < candidate_scores[:, :1]) & (batch.candidates != targets)
     return torch.where(batch.targets > 0, 1 + above.sum(1), 0)
 
 
 class MeanLoss(Metric):
-    """The mean over all targets; NaN once a loss is, which torchmetrics' MeanMetric would leave out."""
+    """Mean loss over all targets; NaN if any loss is NaN, which torchmetrics' MeanMetric would ignore."""
 
     full_state_update = False
 
@@ -82,16 +83,17 @@ class MeanLoss(Metric):
         self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, targets: Tensor) -> None:
-        """A batch's mean and how many it is the mean of."""
+        """Add the mean loss of a batch and its number of targets."""
         self.total += loss * targets
         self.targets += targets
 
     def compute(self) -> Tensor:
+        """Return the mean."""
         return self.total / self.targets
 
 
 class IntegerConcat(Metric):
-    """Whole numbers of all batches and processes, one after the other; torchmetrics' CatMetric has float32, to 2^24."""
+    """Integers of all batches and processes, concatenated; torchmetrics' CatMetric is float32, exact only to 2^24."""
 
     full_state_update = False
 
@@ -100,16 +102,18 @@ class IntegerConcat(Metric):
         self.add_state("parts", [], dist_reduce_fx="cat")
 
     def update(self, numbers: Tensor) -> None:
+        """Add the integers of a batch."""
         self.parts.append(numbers)  # (U,) int64
 
     def compute(self) -> Tensor:
+        """Return all integers."""
         return dim_zero_cat(self.parts)
 
 
 class RankMetrics(Metric):
-    """Counts how often each rank occurred; every metric follows from the counts.
+    """Metrics from the number of times that each rank occurred.
 
-    Counts are whole numbers, so their sum over several processes is exact and in whatever order.
+    The counts are integers, so their sum over several processes is exact in any order.
     """
 
     full_state_update = False
@@ -120,15 +124,16 @@ class RankMetrics(Metric):
         self.add_state("counts", torch.zeros(worst_rank + 1, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, ranks: Tensor) -> None:
+        """Count the ranks (U,) of a batch."""
         self.counts += torch.bincount(ranks, minlength=len(self.counts))
 
     def compute(self) -> dict[str, float]:
-        counts = self.counts.cpu().double()
-        return metrics_from_counts(counts, self.k)
+        """Return the metrics by name, without `val/` or `test/`."""
+        return metrics_from_counts(self.counts.cpu().double(), self.k)
 
 
 def metrics_from_counts(counts: Tensor, k: list[int]) -> dict[str, float]:
-    """`counts[r]` users have rank r; `counts[0]` misses."""
+    """Return the metrics by name, where `counts[r]` users have rank r and `counts[0]` are misses."""
     users = counts.sum().clamp(min=1)
     ranks = torch.arange(1, len(counts), dtype=torch.double)
     hits = counts[1:]

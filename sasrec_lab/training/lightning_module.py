@@ -39,7 +39,7 @@ class SequentialRecommender(pl.LightningModule):
         rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanLoss()
-        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, monitored_alone=True)
+        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, only_monitored=True)
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
@@ -92,7 +92,7 @@ class SequentialRecommender(pl.LightningModule):
         self.validation_metrics.update(self.scores(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.validation = self.validation_metrics.take("val")
+        self.validation = self.validation_metrics.compute_and_reset("val")
         for name, value in self.validation.items():
             self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, rank_zero_only=True)
 
@@ -106,7 +106,7 @@ class SequentialRecommender(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Here, not after the test: the processes' ranks are put together while they are still on the device."""
-        self.tested = self.test_metrics.take("test")  # TensorBoard gets them once, with the hyper-parameters
+        self.tested = self.test_metrics.compute_and_reset("test")  # TensorBoard gets them once, with the hyper-parameters
         columns = {name: column.compute() for name, column in self.ranks.items() if column.update_called}
         order = columns["user"].argsort()
         self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}

@@ -111,7 +111,7 @@ def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     metrics, states, vectors = HoldoutMetrics(len(vectors), cfg.evaluation), *map(torch.from_numpy, (states, vectors))
     for batch in SequenceData(holdout, cfg).test_dataloader():
         metrics.update(Scores(states[batch.users], vectors), batch)
-    return chosen_metrics(metrics.take("test"))
+    return chosen_metrics(metrics.compute_and_reset("test"))
 
 
 def rows_of(holdout: Holdout, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

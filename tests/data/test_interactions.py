@@ -496,22 +496,22 @@ def test_rare_items_go_first_then_rare_users_once_or_until_stable():
 def test_a_filter_that_leaves_nothing_is_named():
     lines = [(1, 2, 10, 3), (1, 3, 11, 4)]
     assert not_cleaned(lines, RATED, min_rating=6) == (
-        "dataset.min_rating=6 leaves none of 2 interactions; rating goes from 3 to 4"
+        "dataset.min_rating=6 keeps none of 2 interactions; rating ranges from 3 to 4"
     )
     assert not_cleaned(lines, RATED, since="2021-05-11") == (
-        "dataset.since=2021-05-11 leaves none of 2 interactions; time goes from 10 to 11"
+        "dataset.since=2021-05-11 keeps none of 2 interactions; time ranges from 10 to 11"
     )
     assert not_cleaned(lines, RATED, until="9") == (
-        "dataset.until=9 leaves none of 2 interactions; time goes from 10 to 11"
+        "dataset.until=9 keeps none of 2 interactions; time ranges from 10 to 11"
     )
     assert not_cleaned(lines, RATED, min_user=3) == (
-        "dataset.min_item=0 and dataset.min_user=3 leave none of 2 interactions; lower them"
+        "dataset.min_item=0 and dataset.min_user=3 keep none of 2 interactions; lower them"
     )
 
 
 def test_a_bound_that_is_no_time():
     assert not_cleaned([(1, 2, 10)], since="yesterday") == (
-        "dataset.since=yesterday is neither a number nor an ISO date; write it like 2021-05-11"
+        "dataset.since=yesterday must be a number or an ISO date; write it like 2021-05-11"
     )
 
 

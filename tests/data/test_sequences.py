@@ -353,7 +353,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
         return read_file(path, dataset)
 
     monkeypatch.setattr(sequences, "read_file", read_while_it_grows)
-    with pytest.raises(InputError, match=r"x\.csv was changed while it was read; run this again when it is whole"):
+    with pytest.raises(InputError, match=r"x\.csv changed while it was read; run this again when it is complete"):
         read(tmp_path, ROWS)
     assert not list((tmp_path / "data" / "cache").iterdir())
 
@@ -364,7 +364,7 @@ def test_numbers_of_ids(ids):
     there = random.choice({"close": 60, "far apart": 2**62, "text": 60}[ids], 40) - 10
     values = pd.Series(random.choice(there, 200))
     values = values.astype(str) if ids == "text" else values
-    numbers, different = sequences._numbered(values)
+    numbers, different = sequences._index_items(values)
     codes, plain = pd.factorize(values, sort=True)
     np.testing.assert_array_equal(numbers, codes + 1)
     assert list(different) == list(plain)
@@ -477,7 +477,7 @@ def test_no_place_for_the_cache(tmp_path, monkeypatch, read_only):
     with pytest.raises(InputError) as caught:
         load_sequences(replace(CSV, path=str(tmp_path / "x.csv")), str(root))
     assert str(caught.value) == (
-        f"neither {root}/cache nor the user's cache folder can be written; give data_dir=<a folder>"
+        f"data_dir={root}: neither {root}/cache nor the user's cache folder is writable; set data_dir to another"
     )
 
 
@@ -493,7 +493,7 @@ def test_a_full_disk_leaves_no_half_cache(tmp_path, monkeypatch):
     assert not list(cache.iterdir())
     message = str(caught.value)
     assert message.startswith(f"{cache}/csv-")
-    assert message.endswith(": the cache cannot be written: No space left on device")
+    assert message.endswith(": the cache cannot be written (No space left on device); set data_dir to another folder")
     assert read(tmp_path, ROWS).items.tolist() == [1, 2, 3, 2, 1, 3]
 
 

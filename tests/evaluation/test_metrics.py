@@ -393,8 +393,8 @@ def test_full_and_sampled_metrics_have_names_of_their_own(sampled):
         for name, value in by_loop(ranks, [1, 5, 10]).items()
     }
     assert len(values) == (20 if sampled else 10)
-    assert metrics.take("val") == pytest.approx(values)
-    assert set(metrics.take("test").values()) == {0.0}  # taken is gone
+    assert metrics.compute_and_reset("val") == pytest.approx(values)
+    assert set(metrics.compute_and_reset("test").values()) == {0.0}  # taken is gone
 
 
 @pytest.mark.parametrize(("monitor", "full"), [("val/ndcg@10", True), ("val/ndcg@10-sampled10", False)])
@@ -403,9 +403,9 @@ def test_validation_leaves_out_the_full_ranking_where_it_chooses_nothing(monitor
     scores, batch = random_case(0)
     values = {}
     for alone in (False, True):
-        metrics = HoldoutMetrics(30, evaluation, monitored_alone=alone)
+        metrics = HoldoutMetrics(30, evaluation, only_monitored=alone)
         metrics.update(Given(scores), batch)
-        values[alone] = metrics.take("val")
+        values[alone] = metrics.compute_and_reset("val")
     assert values[True] == {name: value for name, value in values[False].items() if full or "sampled" in name}
     assert len(values[True]) == (20 if full else 10)
 
