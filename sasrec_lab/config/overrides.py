@@ -1,90 +1,87 @@
-"""The words of a command line as Hydra's grammar and the shell take them.
-
-As config.py it imports neither torch nor Lightning.
-"""
+"""Quote and check overrides for Hydra's grammar and the shell."""
 
 import shlex
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from sasrec_lab.config.hydra_internals import parse_known_flags
 from sasrec_lab.errors import InputError
 
-_ONE_PATH = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir")  # a comma is part of it
-_PATHS = (*_ONE_PATH, "data_dir", "ckpt", "dataset.path")  # of the others a comma makes a sweep
+_SINGLE_PATHS = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir")  # a comma is part of the path
+_PATHS = (*_SINGLE_PATHS, "data_dir", "ckpt", "dataset.path")  # a comma in the last three separates jobs of a sweep
 
 
 def normalize(words: list[str]) -> list[str]:
-    """A command as Hydra takes it: its flags first, and around a path the quotes that the grammar asks for.
+    """Return a command line as Hydra accepts it: flags first, and paths in the quotes that the grammar asks for.
 
-    A job's folder, 0-model.dim=8,seed=1 for one, has signs that mean something there.
+    The folder of a job, such as 0-model.dim=8,seed=1, contains characters that have a meaning in the grammar.
     """
-    return [_quoted_path(word) for word in _flags_first(words)]
-
-
-def _flags_first(words: list[str]) -> list[str]:
-    """Hydra takes overrides on one side of a flag only."""
-    args, others = get_args_parser().parse_known_args(words)
-    if not others or any(word.startswith("-") for word in others):
-        return words
-    flags = list(words)
-    for word in (*args.overrides, *others):
-        flags.remove(word)
-    return [*flags, *args.overrides, *others]
-
-
-def _quoted_path(word: str) -> str:
-    key, _, path = word.partition("=")
-    if key not in _PATHS:
-        return word
-    read = _read(word)
-    is_read = read is not None and not (read.is_sweep_override() and key in _ONE_PATH)
-    return word if is_read else _quoted(key, path)
+    return [_quote_path(word) for word in _flags_first(words)]
 
 
 def format_override(key: str, value: str) -> str:
-    """`key=value` as a word that Hydra reads as just that."""
-    read = _read(f"{key}={value}")
-    plain = read is not None and not read.is_sweep_override() and str(read.value()) == value
-    return f"{key}={value}" if plain else _quoted(key, value)
+    """Return `key=value` as a word that Hydra reads as exactly this value."""
+    override = _parse(f"{key}={value}")
+    is_exact = override is not None and not override.is_sweep_override() and str(override.value()) == value
+    return f"{key}={value}" if is_exact else _quote(key, value)
 
 
 def check_syntax(words: list[str]) -> None:
-    """Raises InputError for a word that Hydra's grammar does not take."""
+    """Raise InputError for the first word that Hydra's grammar rejects, with the word to write instead."""
     for before, word in zip(["", *words], words, strict=False):
         key, equals, value = word.partition("=")
         if not equals and not word.startswith("~"):
-            joined = before.endswith("=")
-            fix = f"leave out the blank: {before}{word}" if joined else f"write {word}=<value>"
-            raise InputError(f"{word} is no key=value; {fix}")
+            fix = f"remove the space: {before}{word}" if before.endswith("=") else f"write {word}=<value>"
+            raise InputError(f"{word} is not of the form key=value; {fix}")
         if not key:
             raise InputError(f"{word} has no key before the '='; write <key>{word}")
-        if _read(word) is not None:
+        if _parse(word) is not None:
             continue
         if value.startswith("="):
-            raise InputError(f"{word} has one '=' too many; write {key}={value.lstrip('=')}")
+            raise InputError(f"{word} has more than one '='; write {key}={value.lstrip('=')}")
         if any(value.count(opening) > value.count(closing) for opening, closing in ("[]", "{}", "()")):
-            raise InputError(f"{word} does not close a bracket; put quotes around the whole word where it has blanks")
-        quoted = shlex.quote(_each_quoted(key, value))
-        raise InputError(f"{word} has a sign that needs quotes around the value, themselves quoted: {quoted}")
+            raise InputError(f"{word} has an unclosed bracket; close it, or quote the whole word if it contains spaces")
+        quoted = shlex.quote(_quote_each(key, value))
+        raise InputError(f"{word} needs quotes around the value, and quotes around these for the shell; write {quoted}")
 
 
-def _read(word: str) -> Override | None:
+def _flags_first(words: list[str]) -> list[str]:
+    """Move the flags to the front, because Hydra 1.3 accepts overrides on one side of a flag only."""
+    flags, others = parse_known_flags(words)
+    if not others or any(word.startswith("-") for word in others):
+        return words
+    remaining = list(words)
+    for word in (*flags.overrides, *others):
+        remaining.remove(word)
+    return [*remaining, *flags.overrides, *others]
+
+
+def _quote_path(word: str) -> str:
+    """Quote the value of a path that the grammar rejects, or would split at a comma."""
+    key, _, path = word.partition("=")
+    if key not in _PATHS:
+        return word
+    override = _parse(word)
+    is_read = override is not None and not (override.is_sweep_override() and key in _SINGLE_PATHS)
+    return word if is_read else _quote(key, path)
+
+
+def _parse(word: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
         return None
 
 
-def _quoted(key: str, value: str) -> str:
+def _quote(key: str, value: str) -> str:
     return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 
 
-def _each_quoted(key: str, value: str) -> str:
-    """The value in quotes, or of a list each element."""
+def _quote_each(key: str, value: str) -> str:
+    """Quote the value, or each element of a list."""
     if not (value.startswith("[") and value.endswith("]")):
-        return _quoted(key, value.strip("'\""))
+        return _quote(key, value.strip("'\""))
     elements = (element.strip(" '\"") for element in value[1:-1].split(","))
     return f"{key}=[{','.join(QuotedString(element, Quote.double).with_quotes() for element in elements)}]"

@@ -1,7 +1,7 @@
-"""Names and types of every key but the data set's (data/schema.py), checks across keys, and where conf/ lies.
+"""Schema of every config key except the data set's (config/dataset.py), checks across keys, and the path of conf/.
 
-The values stand in conf/; here is what they may be. This module imports neither torch nor Lightning, so that help,
-`--cfg job` and every message about a typo come at once.
+The values are in conf/, with a comment on the meaning of each key. All of config/ imports neither torch nor Lightning,
+so that help, `--cfg job` and every message about a typo appear at once.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,7 @@ from sasrec_lab.files import job_folder
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 
-
-# Choices. A member's name is what the user writes.
+# Choices; a user writes the name of a member.
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu"])
@@ -35,6 +34,8 @@ Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 @dataclass
 class ModelConfig:
+    """Keys of `model`: the encoder's architecture."""
+
     blocks: int = MISSING
     heads: int = MISSING
     dim: int = MISSING
@@ -63,11 +64,11 @@ class ModelConfig:
             if not eps > 0:
                 raise InputError(f"model.{key}={eps} must be above 0")
         if self.pad_keys and self.norm is not Norm.sasrec:
-            raise InputError(f"model.pad_keys=true is RecTools' way, whose norm is sasrec, not {self.norm.name}")
+            raise InputError(f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}")
         if self.ff_dim is not None:
             check_at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout} is not a probability from 0 to below 1")
+            raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
         if self.dim % self.heads:
             fits = [str(h) for h in range(1, self.dim + 1) if self.dim % h == 0]
             raise InputError(
@@ -77,6 +78,8 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
+    """Keys of `loss`: the training loss and its negatives."""
+
     name: LossName = MISSING
     negatives: int = MISSING
     calibration: float = MISSING
@@ -86,19 +89,21 @@ class LossConfig:
             check_at_least("loss.negatives", self.negatives, 1)
         elif self.negatives != 0:
             raise InputError(
-                f"loss.negatives={self.negatives}: loss=softmax ranks every item and draws none; use 0,"
-                " or loss=sampled_softmax"
+                f"loss.negatives={self.negatives} must be 0 for loss=softmax, which scores every item; set it to 0,"
+                " or use loss=sampled_softmax"
             )
         if not 0 <= self.calibration <= 1:
-            raise InputError(f"loss.calibration={self.calibration} is not a share from 0 to 1")
+            raise InputError(f"loss.calibration={self.calibration} must be from 0 to 1")
         if self.name is not LossName.gbce and self.calibration != 0:
             raise InputError(
-                f"loss.calibration={self.calibration} is t of loss=gbce; loss={self.name.name} has none: use 0"
+                f"loss.calibration={self.calibration} only applies to loss=gbce; set it to 0 for loss={self.name.name}"
             )
 
 
 @dataclass
 class OptimizerConfig:
+    """Keys of `optimizer`: the optimizer, its schedule and weight averaging."""
+
     name: OptimizerName = MISSING
     lr: float = MISSING
     betas: list[float] = MISSING
@@ -116,16 +121,18 @@ class OptimizerConfig:
         check_at_least("optimizer.weight_decay", self.weight_decay, 0)
         if self.name is OptimizerName.rowwise_adam and self.weight_decay != 0:
             raise InputError(
-                f"optimizer.weight_decay={self.weight_decay}: optimizer.name=rowwise_adam sees no rows to decay but the"
-                " batch's; use 0, or adam"
+                f"optimizer.weight_decay={self.weight_decay} must be 0 for optimizer.name=rowwise_adam, which updates"
+                " only the rows of a batch; set it to 0, or use adam"
             )
         check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         if self.ema is not None and not 0 < self.ema < 1:
-            raise InputError(f"optimizer.ema={self.ema} is not a decay between 0 and 1; null switches averaging off")
+            raise InputError(f"optimizer.ema={self.ema} must be above 0 and below 1; use null for no averaging")
 
 
 @dataclass
 class EvaluationConfig:
+    """Keys of `evaluation`: the metrics, their candidates and early stopping."""
+
     k: list[int] = MISSING
     filter_seen: bool = MISSING
     sampled: int = MISSING
@@ -137,11 +144,11 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.k:
-            raise InputError("evaluation.k is empty; give the list lengths to measure at, such as [10]")
+            raise InputError("evaluation.k must not be empty; set it to the list lengths to measure at, such as [10]")
         for k in self.k:
             check_at_least("evaluation.k", k, 1)
         if len(set(self.k)) < len(self.k):
-            raise InputError(f"evaluation.k={list(self.k)} has a length twice; give each once")
+            raise InputError(f"evaluation.k={list(self.k)} must not repeat a length; remove the duplicates")
         check_seed("evaluation.seed", self.seed)
         check_at_least("evaluation.sampled", self.sampled, 0)
         check_at_least("evaluation.batch_size", self.batch_size, 1)
@@ -150,13 +157,15 @@ class EvaluationConfig:
         measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
         if self.monitor not in measured:
             raise InputError(
-                f"evaluation.monitor={self.monitor} is not measured{did_you_mean(self.monitor, measured)}"
-                f" (the validation metrics at evaluation.k={list(self.k)})"
+                f"evaluation.monitor={self.monitor} is not a validation metric{did_you_mean(self.monitor, measured)}"
+                f" (measured at evaluation.k={list(self.k)} and evaluation.sampled={self.sampled})"
             )
 
 
 @dataclass
 class TensorBoardConfig:
+    """Keys of `tensorboard`: what is drawn in addition to the scalars."""
+
     attention_users: int = MISSING
     projector: bool = MISSING
 
@@ -166,7 +175,7 @@ class TensorBoardConfig:
 
 @dataclass
 class PublishedConfig:
-    """What a paper's table says of one data set: row -> metric -> value. A sweep's row is its override."""
+    """A paper's results on one data set: row -> metric -> value. The row of a sweep's job is its override."""
 
     dataset: str = MISSING
     source: str = MISSING
@@ -175,6 +184,8 @@ class PublishedConfig:
 
 @dataclass
 class TrainConfig:
+    """All keys of conf/train.yaml: the command sasrec_lab.train."""
+
     name: str = MISSING
     row: Optional[str] = MISSING
     published: Optional[PublishedConfig] = MISSING
@@ -197,30 +208,32 @@ class TrainConfig:
         for flag, value in self.trainer.items():
             check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
-            raise InputError("optimizer.cosine=true needs the end of training: set trainer.max_epochs")
+            raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
         if self.optimizer.name is OptimizerName.rowwise_adam:
-            self._check_rowwise()
+            self._check_rowwise_adam()
 
-    def _check_rowwise(self) -> None:
+    def _check_rowwise_adam(self) -> None:
         if self.loss.name is LossName.softmax:
             raise InputError(
-                "optimizer.name=rowwise_adam updates the rows that a batch touches, and loss=softmax touches them all;"
+                "optimizer.name=rowwise_adam is for losses that touch few rows of the item table, not for loss=softmax;"
                 " use adam, or loss=sampled_softmax"
             )
         if self.trainer.get("gradient_clip_val") is not None:
             raise InputError(
-                f"trainer.gradient_clip_val={self.trainer['gradient_clip_val']} cannot clip the rows of"
-                " optimizer.name=rowwise_adam; leave it out, or use adam"
+                f"trainer.gradient_clip_val={self.trainer['gradient_clip_val']} must be null for"
+                " optimizer.name=rowwise_adam, whose row gradients are not clipped; set it to null, or use adam"
             )
 
     @property
-    def validates(self) -> bool:
-        """Whether anything is held out and looked at; else there is no best checkpoint but the last."""
+    def has_validation(self) -> bool:
+        """Whether validation runs; if it does not, the last checkpoint is tested."""
         return self.dataset.holdout is not HoldoutMode.none and self.trainer.get("limit_val_batches", 1.0) != 0
 
 
 @dataclass
 class RecommendConfig:
+    """All keys of conf/recommend.yaml: the command sasrec_lab.recommend."""
+
     run: str = MISSING
     users: Any = MISSING
     items: Any = MISSING
@@ -240,23 +253,24 @@ class RecommendConfig:
                 "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"
             )
         if self.items is not None and self.interactions is not None:
-            raise InputError(f"interactions={self.interactions} are histories of users; items=... needs none")
+            raise InputError(f"interactions={self.interactions} only applies to users=...; remove it for items=...")
         if self.output is not None and Path(self.output).suffix not in (".csv", ".parquet"):
-            raise InputError(f"output={self.output} must end in .csv or .parquet; without it lists are printed")
+            raise InputError(f"output={self.output} must end in .csv or .parquet; omit it to print the lists")
 
 
-SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # of the commands, by the file in conf/
+SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # by the command, and its file in conf/
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 
-# Interpolations of conf/train.yaml. One process has one start, so that its folder is known before Hydra makes it.
+# Interpolations of conf/train.yaml. The start is fixed once per process, so that the run folder is known before Hydra
+# makes it.
 _STARTED = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 def metric_names(k: list[int], sampled: int) -> list[str]:
-    """Names of all metrics of one evaluation, without `val/` or `test/`; sampled ones bear it in their name."""
+    """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
     names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in ("ndcg", "recall", "mrr")]
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]

@@ -202,7 +202,7 @@ def by_time(rows: list[Row], colors: dict[str, str], metric: str) -> Canvas:
 
 def setting(row: Row, key: str) -> float | str:
     """Return the value of a key in a row, from the config if the row does not override it."""
-    value = str(row.settings.get(key, flatten(row.runs[0].config, joint=".").get(key)))
+    value = str(row.settings.get(key, flatten(row.runs[0].config, separator=".").get(key)))
     try:
         return float(value)
     except ValueError:

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.config.command_line import grid_jobs
+from sasrec_lab.errors import InputError, first_few
+from sasrec_lab.files import did_you_mean_path
 from sasrec_lab.run.lock import is_locked
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -73,19 +75,14 @@ def find_runs(folders: list[Path]) -> RunSearch:
         if not folder.is_dir():
             if folder.is_file():
                 raise InputError(f"{folder} is a file; give its folder, {folder.parent}")
-            hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
-            raise InputError(f"{folder} is not a folder{hint}")
+            raise InputError(f"{folder} is not a folder{did_you_mean_path(folder, only_folders=True)}")
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: contains no run")
     if not found.runs:
-        why = few(found.skipped) or f"no run in {', '.join(map(str, folders))}"  # a sweep that did not start
+        # nothing was skipped if no job of a sweep has started
+        why = first_few(found.skipped, 3, "; ") or f"no run in {', '.join(map(str, folders))}"
         raise InputError(f"{why}; give the folder of a run or a sweep, such as outputs/<name>/<time>")
     return found
-
-
-def few(told: list[str]) -> str:
-    """The first three and how many there are beside them, in one line."""
-    return "; ".join([*told[:3], *([f"and {len(told) - 3} more"] if len(told) > 3 else [])])
 
 
 def _search(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: int) -> bool:
@@ -184,31 +181,18 @@ def _parse_overrides(words: list[str]) -> dict[str, str]:
 
 
 def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
-    """Jobs that the sweep's command names and no folder holds, and all of them into `known`; Hydra's own sweeper says
-    which number is which."""
-    from hydra import initialize_config_dir
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from sasrec_lab.config.schema import CONF_DIR
-
+    """Return a line for each job in the sweep's command that has no folder, and add all its jobs to `known`."""
     try:
         hydra = yaml.load((sweep / "multirun.yaml").read_text(), _LOADER)["hydra"]
         if not hydra["sweeper"]["_target_"].endswith(".BasicSweeper"):
-            return []  # only that sweeper knows its jobs
-        words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
-            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-            parsed = parser.parse_overrides(words + hydra["overrides"]["task"])
-            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except Exception as error:  # Hydra's exceptions share no base class
-        return [f"{sweep}: which jobs are missing cannot be told ({str(error).splitlines()[0]})"]
+            return []  # the jobs of a search are known to its sweeper only
+        jobs = grid_jobs(hydra["overrides"]["task"], hydra["sweeper"].get("params"))
+    except Exception as error:  # a multirun.yaml that is malformed, or not a grid of this version
+        return [f"{sweep}: which jobs are missing is unknown ({str(error).splitlines()[0]})"]
     there = [_overrides(path) for path in sweep.glob("[0-9]*-*")]
     missing = [number for number, job in enumerate(jobs) if _parse_overrides(job) not in there]
     if any(there) and len(missing) == len(jobs):
-        return [f"{sweep}: which jobs are missing cannot be told (no folder has a job that multirun.yaml names)"]
+        return [f"{sweep}: which jobs are missing is unknown (no folder has a job that multirun.yaml names)"]
     known += map(_parse_overrides, jobs)
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     return [

@@ -245,7 +245,7 @@ def protocol_table(comparison: Comparison) -> Table:
     return Table(
         "Protocol",
         ["key", "value"],
-        [[key, str(value)] for key, value in flatten(comparison.protocol, joint=".").items()],
+        [[key, str(value)] for key, value in flatten(comparison.protocol, separator=".").items()],
     )
 
 

@@ -42,7 +42,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "sampled_candidates": sampled,
         "seen_items": _SEEN_EXCLUDED if evaluation["filter_seen"] else "ranked like the others",
         "ties": "a rank counts every other candidate that does not score below the target",
-        "selected_by": evaluation["monitor"] if cfg.validates else LAST_EPOCH,
+        "selected_by": evaluation["monitor"] if cfg.has_validation else LAST_EPOCH,
         "validation": _validation(cfg),
     }
 

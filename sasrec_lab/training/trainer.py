@@ -35,7 +35,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
-    monitor = cfg.evaluation.monitor if cfg.validates else None
+    monitor = cfg.evaluation.monitor if cfg.has_validation else None
     if monitor is None:
         flags["limit_val_batches"] = 0
     callbacks = checkpoints.callbacks(folder, monitor)

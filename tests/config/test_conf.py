@@ -108,56 +108,56 @@ MISTAKES = {
     "model.pos_emb=learnt": "model.pos_emb: Invalid value 'learnt', expected one of [learned, sinusoidal, none]",
     "model.heads=3": "model.dim=64 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16, 32, 64",
     "model.maxlen=0": "model.maxlen=0 must be at least 1",
-    "model.dropout=1": "model.dropout=1.0 is not a probability from 0 to below 1",
+    "model.dropout=1": "model.dropout=1.0 must be at least 0 and below 1",
     "model=sasrecc": (
-        f"model=sasrecc does not exist; did you mean sasrec?; model is one of: {', '.join(names_in('model'))}"
+        f"model=sasrecc does not exist; did you mean sasrec? (model is one of: {', '.join(names_in('model'))})"
     ),
-    "loss=hinge": f"loss=hinge does not exist; loss is one of: {', '.join(names_in('loss'))}",
+    "loss=hinge": f"loss=hinge does not exist (loss is one of: {', '.join(names_in('loss'))})",
     "loss.negatives=5": (
-        "loss.negatives=5: loss=softmax ranks every item and draws none; use 0, or loss=sampled_softmax"
+        "loss.negatives=5 must be 0 for loss=softmax, which scores every item; set it to 0, or use loss=sampled_softmax"
     ),
-    "loss.calibration=.5": "loss.calibration=0.5 is t of loss=gbce; loss=softmax has none: use 0",
-    "loss.calibration=2": "loss.calibration=2.0 is not a share from 0 to 1",
+    "loss.calibration=.5": "loss.calibration=0.5 only applies to loss=gbce; set it to 0 for loss=softmax",
+    "loss.calibration=2": "loss.calibration=2.0 must be from 0 to 1",
     "optimizer.name=rowwise_adam": (
-        "optimizer.name=rowwise_adam updates the rows that a batch touches, and loss=softmax touches them all;"
+        "optimizer.name=rowwise_adam is for losses that touch few rows of the item table, not for loss=softmax;"
         " use adam, or loss=sampled_softmax"
     ),
     "optimizer.lr=0": "optimizer.lr=0.0 must be above 0",
-    "optimizer.ema=1": "optimizer.ema=1.0 is not a decay between 0 and 1; null switches averaging off",
+    "optimizer.ema=1": "optimizer.ema=1.0 must be above 0 and below 1; use null for no averaging",
     "trainer.max_epoch=3": "unknown key 'trainer.max_epoch'; did you mean trainer.max_epochs?",
     "+trainer.max_epoch=3": "trainer.max_epoch is not a Lightning Trainer flag; did you mean max_epochs?",
     "trainer.profiler=simple": (
-        "unknown key 'trainer.profiler': it is a Lightning Trainer flag that this file leaves out;"
-        " write +trainer.profiler=..."
+        "unknown key 'trainer.profiler': it is a Lightning Trainer flag that the config does not set;"
+        " add it as +trainer.profiler=..."
     ),
-    "+trainer.logger=false": "trainer.logger cannot be given: train.py sets it",
-    "trainer.logger=false": "unknown key 'trainer.logger': train.py sets it",
-    "optimizer.lr=inf": "optimizer.lr=inf is not finite; give a number",
-    "optimizer.weight_decay=inf": "optimizer.weight_decay=inf is not finite; give a number",
-    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit",
+    "+trainer.logger=false": "trainer.logger cannot be set: train.py manages it",
+    "trainer.logger=false": "unknown key 'trainer.logger': train.py manages it",
+    "optimizer.lr=inf": "optimizer.lr=inf must be a finite number",
+    "optimizer.weight_decay=inf": "optimizer.weight_decay=inf must be a finite number",
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be an integer of at least 1, or -1 for no limit",
     "evaluation.monitor=val/ndgc@10": (
-        "evaluation.monitor=val/ndgc@10 is not measured; did you mean val/ndcg@10?"
-        " (the validation metrics at evaluation.k=[5, 10, 20])"
+        "evaluation.monitor=val/ndgc@10 is not a validation metric; did you mean val/ndcg@10?"
+        " (measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0)"
     ),
-    "dataset=csv": "dataset.path has no value; give it one, in a file or on the command line",
-    "dataset.separator=''": "dataset.separator is empty; it is the text between two columns, such as ',' or '\\t'",
-    "dataset.weight.above=5": ("dataset.weight.above=5.0 needs the column to compare: dataset.weight.column=..."),
+    "dataset=csv": "dataset.path has no value; set it on the command line (dataset.path=...) or in a config file",
+    "dataset.separator=''": "dataset.separator must not be empty; set the text between columns, such as ',' or '\\t'",
+    "dataset.weight.above=5": "dataset.weight.above=5.0 needs a column to compare; set dataset.weight.column=...",
     "dataset.weight={column: a, then: -1}": "dataset.weight.then=-1.0 must be at least 0",
-    "dataset.user=item_id": "dataset.user and dataset.item are both 'item_id'; they must be two columns",
+    "dataset.user=item_id": "dataset.user and dataset.item must be different columns, but both are 'item_id'",
     "dataset.name=a/b": (
-        "dataset.name='a/b' names the folder and the cache of the data set; use letters, digits, '_', '-'"
+        "dataset.name='a/b' names the folder and cache of the data set; use only letters, digits, '_', '-'"
     ),
     "dataset.name=..": (
-        "dataset.name='..' names the folder and the cache of the data set; use letters, digits, '_', '-'"
+        "dataset.name='..' names the folder and cache of the data set; use only letters, digits, '_', '-'"
     ),
     "dataset.synthetic.seed=-1": "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
     "evaluation.seed=-1": "evaluation.seed=-1 must be from 0 to 4294967295",
-    "evaluation.k=[10,10]": "evaluation.k=[10, 10] has a length twice; give each once",
+    "evaluation.k=[10,10]": "evaluation.k=[10, 10] must not repeat a length; remove the duplicates",
     "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
     "model.dim='${nothing}'": "model.dim: Interpolation key 'nothing' not found",
-    "trainer.max_epochs=true": "trainer.max_epochs=True must be a whole number of at least 1, or -1 for no limit",
+    "trainer.max_epochs=true": "trainer.max_epochs=True must be an integer of at least 1, or -1 for no limit",
     "trainer.deterministic=abc": "trainer.deterministic=abc is not one of True, False, warn, None",
-    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; null switches clipping off",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; use null for no clipping",
     "trainer.precision=64-true": "trainer.precision=64-true is not one of 32-true, 32, bf16-mixed",
     "trainer.accelerator=cpus": "trainer.accelerator=cpus is not one of auto, cpu, gpu, cuda, mps",
     "+trainer.strategy=ddpp": (
@@ -165,60 +165,67 @@ MISTAKES = {
         " ddp_find_unused_parameters_false, ddp_find_unused_parameters_true"
     ),
     "trainer.devices=0": (
-        "trainer.devices=0 must be a number of devices, -1 or auto for all, or a list of their numbers"
+        "trainer.devices=0 must be a number of devices, a list of device indices, or -1 or auto for all"
     ),
     "trainer.limit_train_batches=0": (
-        "trainer.limit_train_batches=0 must be a part such as 0.1, up to 1.0, or a number of batches"
+        "trainer.limit_train_batches=0 must be a fraction up to 1.0, such as 0.1, or a number of batches"
     ),
     "trainer.limit_train_batches=abc": (
-        "trainer.limit_train_batches=abc must be a part such as 0.1, up to 1.0, or a number of batches"
+        "trainer.limit_train_batches=abc must be a fraction up to 1.0, such as 0.1, or a number of batches"
     ),
     "trainer.limit_test_batches=0.5": (
-        "unknown key 'trainer.limit_test_batches': a test on some of the users would be comparable to nothing"
+        "unknown key 'trainer.limit_test_batches': testing on part of the users would not be comparable"
     ),
     "+trainer.limit_test_batches=0.5": (
-        "trainer.limit_test_batches cannot be given: a test on some of the users would be comparable to nothing"
+        "trainer.limit_test_batches cannot be set: testing on part of the users would not be comparable"
     ),
     "+trainer.fast_dev_run=true": (
-        "trainer.fast_dev_run cannot be given: it writes no checkpoint to test; for a short look use trainer=fast"
+        "trainer.fast_dev_run cannot be set: it writes no checkpoint to test; for a quick run use trainer=fast"
     ),
     "+trainer.overfit_batches=1": (
-        "trainer.overfit_batches cannot be given: it would validate on training data;"
-        " for a small training set use trainer.limit_train_batches"
+        "trainer.overfit_batches cannot be set: it would validate on training data;"
+        " to train on few batches use trainer.limit_train_batches"
     ),
     "+trainer.val_check_interval=7": (
-        "trainer.val_check_interval cannot be given: validation comes at an epoch's end;"
-        " for every n-th one use trainer.check_val_every_n_epoch"
+        "trainer.val_check_interval cannot be set: validation follows an epoch;"
+        " to validate less often use trainer.check_val_every_n_epoch"
     ),
-    "hydra.run.dir=": "hydra.run.dir is empty; name the folder to write into, or leave the key out",
-    "name=имя": ("name=имя has a sign that needs quotes around the value, themselves quoted: 'name=\"имя\"'"),
-    "name=a=b": "name=a=b has a sign that needs quotes around the value, themselves quoted: 'name=\"a=b\"'",
+    "hydra.run.dir=": "hydra.run.dir must not be empty; set it to a folder, or omit it",
+    "name=имя": ("name=имя needs quotes around the value, and quotes around these for the shell; write 'name=\"имя\"'"),
+    "name=a=b": "name=a=b needs quotes around the value, and quotes around these for the shell; write 'name=\"a=b\"'",
     "evaluation.k=[ж,ц]": (
-        "evaluation.k=[ж,ц] has a sign that needs quotes around the value, themselves quoted:"
+        "evaluation.k=[ж,ц] needs quotes around the value, and quotes around these for the shell; write"
         """ 'evaluation.k=["ж","ц"]'"""
     ),
-    "name=[a,": "name=[a, does not close a bracket; put quotes around the whole word where it has blanks",
-    "model.dim": "model.dim is no key=value; write model.dim=<value>",
+    "name=[a,": "name=[a, has an unclosed bracket; close it, or quote the whole word if it contains spaces",
+    "model.dim": "model.dim is not of the form key=value; write model.dim=<value>",
     "=1": "=1 has no key before the '='; write <key>=1",
-    "seed==1": "seed==1 has one '=' too many; write seed=1",
-    "seed=range(3)": "seed=range(3) has several values; add -m to run one job for each, or write [...] for a list",
-    "loss=": f"loss= does not exist; loss is one of: {', '.join(names_in('loss'))}",
+    "seed==1": "seed==1 has more than one '='; write seed=1",
+    "seed=range(3)": "seed=range(3) has several values; add -m to run one job per value, or write [...] for a list",
+    "loss=": f"loss= does not exist (loss is one of: {', '.join(names_in('loss'))})",
     "experiment=games": (
-        "experiment=games does not exist; did you mean sasrec_paper/games?;"
-        f" experiment is one of: {', '.join(names_in('experiment'))}"
+        "experiment=games does not exist; did you mean sasrec_paper/games?"
+        f" (experiment is one of: {', '.join(names_in('experiment'))})"
     ),
-    "--config-name=foo": "--config-name foo: it is always train; choose a file of a group as group=name",
+    "--config-name=foo": "--config-name foo must be train; to choose a file of a config group, write group=file",
     "experiment=quality/sasrec_ml1m": (
-        "experiment=quality/sasrec_ml1m does not exist; did you mean quality/sasrec_ml_1m?;"
-        f" experiment is one of: {', '.join(names_in('experiment'))}"
+        "experiment=quality/sasrec_ml1m does not exist; did you mean quality/sasrec_ml_1m?"
+        f" (experiment is one of: {', '.join(names_in('experiment'))})"
     ),
-    "seed=1,2": "seed=1,2 has several values; add -m to run one job for each, or write [...] for a list",
+    "seed=1,2": "seed=1,2 has several values; add -m to run one job per value, or write [...] for a list",
     "seed=-1": "seed=-1 must be from 0 to 4294967295",
     "seed=99999999999": "seed=99999999999 must be from 0 to 4294967295",
     "+experiment=sasrec_paper/beauty": (
-        "experiment is chosen already; to choose another write experiment=..., without '+'"
+        "experiment has a choice already; to replace it, write experiment=... without '+'"
     ),
-    "name=../up": "name='../up' names a folder below outputs/; use letters, digits, '_', '-', '/'",
+    "optimizer.betas=[1]": "optimizer.betas=[1.0] must be two numbers from 0 to below 1",
+    "optimizer.warmup_steps=-1": "optimizer.warmup_steps=-1 must be at least 0",
+    "evaluation.k=[]": "evaluation.k must not be empty; set it to the list lengths to measure at, such as [10]",
+    "dataset.path=null": "dataset.path=null must name the file to read; set dataset.path=my/interactions.csv",
+    "dataset.sources=[{}]": "dataset.sources: url=None, pip=None: each source must have either url or pip",
+    "+model=sasrec": "model has a choice already; to replace it, write model=... without '+'",
+    "--config-dir=nowhere": "--config-dir nowhere is not a folder; pass the one that contains your config groups",
+    "name=../up": "name='../up' names a folder below outputs/; use only letters, digits, '_', '-', '/'",
 }
 
 
@@ -232,9 +239,9 @@ def test_a_mistake_gives_one_line(override, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed=", "1"], "1 is no key=value; leave out the blank: seed=1"),
-        (["-m", "seed=1,2", "--help"], "help shows the config of one run; leave out seed=1,2"),
-        (["model=none", "--help"], f"model=none does not exist; model is one of: {', '.join(names_in('model'))}"),
+        (["seed=", "1"], "1 is not of the form key=value; remove the space: seed=1"),
+        (["-m", "seed=1,2", "--help"], "help shows the config of one run; remove seed=1,2"),
+        (["model=none", "--help"], f"model=none does not exist (model is one of: {', '.join(names_in('model'))})"),
     ],
 )
 def test_a_mistake_of_several_words_gives_one_line(words, message):
@@ -276,8 +283,8 @@ def test_a_launcher_that_is_not_there_is_told_with_those_that_are():
     """The presets, and what is installed."""
     with pytest.raises(InputError) as caught:
         check_command_line(["hydra/launcher=foo"])
-    text, _, names = str(caught.value).partition(" is one of: ")
-    assert text == "hydra/config.yaml: hydra/launcher=foo does not exist; hydra/launcher"
+    text, _, names = str(caught.value).removesuffix(")").partition(" (hydra/launcher is one of: ")
+    assert text == "hydra/launcher=foo does not exist"
     assert {"basic", "joblib_shared", "ray_shared", "slurm"} <= set(names.split(", "))
 
 
@@ -307,8 +314,8 @@ def test_a_users_file_that_forgets_its_base_is_named(tmp_path):
     with pytest.raises(InputError) as caught:
         check_command_line(["--config-dir", str(tmp_path), "model=mine"])
     assert str(caught.value) == (
-        "model/mine.yaml leaves out model.activation; give it there, or begin the file with a 'defaults:' list"
-        " of what it changes, such as [sasrec]"
+        "model/mine.yaml does not set model.activation; set it there, or begin the file with 'defaults: [sasrec]'"
+        " to inherit what it does not change"
     )
 
 
@@ -380,10 +387,10 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sweep=dim,maxlen", "sweep=dim,maxlen: one search at a time; run the command once for each"),
+        ("sweep=dim,maxlen", "sweep=dim,maxlen: choose one sweep at a time; run the command once for each"),
         (
             "ablation=glob(noo*)",
-            "ablation=glob(noo*) matches nothing, so there is no job to run; --help lists what each group has",
+            "ablation=glob(noo*) gives no job to run; --help lists the choices of each group",
         ),
     ],
 )

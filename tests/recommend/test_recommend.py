@@ -199,8 +199,8 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["+user=[5]", "users=[5]"], "unknown key '+user'; did you mean users?"),
         (["users=[5]", "model=tiny"], "unknown key 'model'"),
         (["users=[5]", "on_unsupported_targets=skip"], "on_unsupported_targets: Invalid value 'skip'"),
-        (["users=[5]", "-m"], "recommend has no sweeps; leave -m out"),
-        (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; without it lists are"),
+        (["users=[5]", "-m"], "recommend cannot run a sweep; remove -m"),
+        (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; omit it to print the lists"),
         (["users=[5]", "output=no/where.csv"], "output=no/where.csv cannot be written: No such file or directory"),
         (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; give a file in it"),
         (["users=none.txt"], "users=none.txt: no such file; check the path"),
@@ -215,7 +215,7 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["users=[5]", "interactions=broken.parquet"], "interactions=broken.parquet cannot be read ("),
         (
             ["items=[5]", "interactions=other.csv"],
-            "interactions=other.csv are histories of users; items=... needs none",
+            "interactions=other.csv only applies to users=...; remove it for items=...",
         ),
         (
             ["users=[5]", "items_to_recommend=[1,2]"],
@@ -268,7 +268,7 @@ def test_unused_columns_of_a_csv_may_have_gaps(here, run, capsys):
 
 
 def test_run_is_required(here):
-    assert refused("users=[5]") == "run has no value; give it one, in a file or on the command line"
+    assert refused("users=[5]") == "run has no value; set it on the command line (run=...) or in a config file"
     assert refused("users=[5]", "run=") == "run is empty; give the folder of a finished run"
     assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
 
@@ -366,7 +366,7 @@ def test_printing_to_a_full_disk_is_one_line(here):
     command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    line = "error: nothing more can be printed: No space left on device; free some space\n"
+    line = "error: stdout cannot be written: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (1, line)
     reader, writer = os.pipe()
     os.close(reader)

@@ -444,7 +444,7 @@ def test_missing_jobs_of_a_sweep_are_listed(sweep, report_here):
     hydra["overrides"]["task"][1] = "seed=7,8"
     (sweep / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
     done = report_here("sweep")
-    assert "which jobs are missing cannot be told (no folder has a job that multirun.yaml names)" in done.stdout
+    assert "which jobs are missing is unknown (no folder has a job that multirun.yaml names)" in done.stdout
 
 
 def test_only_finished_row_of_a_sweep_has_its_final_label(tmp_path, report_here):
@@ -626,7 +626,7 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
             "--metric test/d1: no run has this metric; choose from test/ndcg@10, test/ndcg@10-sampled3",
         ),
         (["sweep/0-a/run.json"], "sweep/0-a/run.json is a file; give its folder, sweep/0-a"),
-        (["sweep/nothing/like/it"], "sweep/nothing/like/it is not a folder"),
+        (["sweep/nothing/like/it"], "sweep/nothing/like/it is not a folder; there is no folder sweep/nothing/like"),
         (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another path"),
     ],
 )

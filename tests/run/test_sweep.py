@@ -127,7 +127,7 @@ def test_what_needs_a_sweep_is_refused_without_its_flag(words):
 
 
 def test_a_config_is_printed_of_one_run():
-    with pytest.raises(InputError, match=r"^--cfg prints the config of one run; leave out -m$"):
+    with pytest.raises(InputError, match=r"^--cfg prints the config of one run; remove -m$"):
         check_command_line(["-m", "seed=0,1", "--cfg", "job"])
 
 
@@ -157,7 +157,7 @@ def test_a_sweep_needs_its_flag(tmp_path):
     words = ["--config-dir", str(tmp_path), "experiment=dims"]
     with pytest.raises(InputError) as caught:
         check_command_line(words)
-    assert str(caught.value) == "a sweep is chosen and would run as one job; add -m to run each of its jobs"
+    assert str(caught.value) == "this config is a sweep, but would run as one job; add -m to run each of its jobs"
     assert [job.cfg.model.dim for job in check_command_line(["-m", *words]).jobs] == [16, 32]
 
 
