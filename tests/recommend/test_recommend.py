@@ -200,7 +200,7 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["users=[5]", "model=tiny"], "unknown key 'model'"),
         (["users=[5]", "on_unsupported_targets=skip"], "on_unsupported_targets: Invalid value 'skip'"),
         (["users=[5]", "-m"], "recommend cannot run a sweep; remove -m"),
-        (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; omit it to print the lists"),
+        (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; omit it to print"),
         (["users=[5]", "output=no/where.csv"], "output=no/where.csv cannot be written: No such file or directory"),
         (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; give a file in it"),
         (["users=none.txt"], "users=none.txt: no such file; check the path"),
