@@ -37,7 +37,7 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
             " name the two columns: dataset.titles.item=..., dataset.titles.title=..."
         )
     table = table.drop_duplicates(config.item)
-    indices = Ids(item_ids).numbers(table[config.item], f"{path}, column {config.item}")
+    indices = Ids(item_ids).indices(table[config.item], f"{path}, column {config.item}")
     titles = np.full(len(item_ids), "", dtype=object)
     titles[indices[indices >= 0]] = table[config.title][indices >= 0]
     return titles.astype(str)

@@ -28,7 +28,7 @@ class Histories:
     @staticmethod
     def from_sequences(sequences: Sequences, items: Ids) -> "Histories":
         """Return the histories in a data set, without the items that the model does not know."""
-        indices = items.numbers(sequences.item_ids, "items") + 1  # 0 for an unknown item
+        indices = items.indices(sequences.item_ids, "items") + 1  # 0 for an unknown item
         if np.array_equal(indices, np.arange(1, len(indices) + 1)):
             return Histories(Ids(sequences.user_ids), sequences.items, np.asarray(sequences.offsets))
         return _drop_unknown(Ids(sequences.user_ids), indices[sequences.items - 1], np.asarray(sequences.offsets))
@@ -47,7 +47,7 @@ class Histories:
         if table.empty:
             raise InputError("interactions has no rows; give at least one, or omit it to use the data set's")
         users = as_id_array(table[user], f"interactions, column {user}")
-        indices = items.numbers(table[item], f"interactions, column {item}") + 1
+        indices = items.indices(table[item], f"interactions, column {item}") + 1
         codes, distinct = pd.factorize(users)
         keys = [codes] if (times := _read_times(table, dataset)) is None else [times, codes]
         order = np.lexsort(keys)  # stable, so that rows of equal time keep their order

@@ -125,7 +125,7 @@ def find_candidates(items: Ids, allowed: Any) -> np.ndarray | None:
     """
     if allowed is None:
         return None
-    indices = items.numbers(allowed, "items_to_recommend")
+    indices = items.indices(allowed, "items_to_recommend")
     unknown = as_id_array(allowed, "items_to_recommend")[indices < 0]
     if not len(indices):
         raise InputError("items_to_recommend is empty; give at least one item id, or omit it to allow all items")
@@ -153,7 +153,7 @@ def find_targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarra
     if repeated.any():
         line = f"{what}: duplicates ignored: {first_few(pd.unique(targets[repeated]))}"
         warnings.warn(line, InputWarning, stacklevel=4)
-    return ids.numbers(targets[~repeated], what), targets[~repeated]
+    return ids.indices(targets[~repeated], what), targets[~repeated]
 
 
 def drop_unsupported(

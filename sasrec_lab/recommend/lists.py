@@ -85,7 +85,7 @@ def show(lists: Lists, items: Ids, titles: np.ndarray | None) -> None:
     """Print each list: a line with the target, then one line per item, with its title if the run has titles."""
     for table in lists:
         target = table.columns[0]
-        title = titles[items.numbers(table["item_id"], "item_id")] if titles is not None else [""] * len(table)
+        title = titles[items.indices(table["item_id"], "item_id")] if titles is not None else [""] * len(table)
         rows = zip(table[target], table["rank"], table["item_id"], table["score"], title, strict=True)
         for name, best in groupby(rows, key=lambda row: row[0]):
             print(f"{target} {name}")

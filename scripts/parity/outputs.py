@@ -46,9 +46,9 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     """Return the largest absolute difference of each kind of output, or infinity if lists differ in form."""
     holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.maxlen, HoldoutMode.none)
     encoder = carried_over(theirs, holdout.item_ids, cfg).eval()
-    places = Ids(theirs["item_ids"]).numbers(holdout.item_ids, "items")  # RecTools' index of each of our items
+    places = Ids(theirs["item_ids"]).indices(holdout.item_ids, "items")  # RecTools' index of each of our items
     histories = Histories.from_sequences(sequences, Ids(holdout.item_ids))
-    states = newest_states(encoder, histories, histories.users.numbers(theirs["user_ids"], "users"))
+    states = newest_states(encoder, histories, histories.users.indices(theirs["user_ids"], "users"))
     found = {
         "states": largest(states, theirs["states"]),
         "states in training": 0.0,
@@ -73,7 +73,7 @@ def carried_over(theirs: Arrays, item_ids: np.ndarray, cfg: ModelConfig) -> Enco
     def weights(name: str) -> Tensor:
         return torch.from_numpy(theirs[f"weights/{name}"])
 
-    order = torch.from_numpy(Ids(theirs["item_ids"]).numbers(item_ids, "items"))
+    order = torch.from_numpy(Ids(theirs["item_ids"]).indices(item_ids, "items"))
     state = {"input_items.weight": weights("item_model.item_net_blocks.0.ids_emb.weight")[1:][order]}
     state["output_items.weight"] = state["input_items.weight"]
     state["positions.weight"] = weights("pos_encoding_layer.pos_emb.weight")  # both count from the newest item

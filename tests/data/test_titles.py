@@ -39,7 +39,7 @@ def test_a_file_that_is_not_what_the_config_says(tmp_path):
     with pytest.raises(InputError, match=r"dataset\.titles\.path=.*t\.csv: there is no such file"):
         read_titles(dataset(file), str(tmp_path), IDS)
     file.write_text("item_id,name\n1,One\n")
-    with pytest.raises(InputError, match=r"t\.csv: no column 'title'; it has item_id, name; say which they are: data"):
+    with pytest.raises(InputError, match=r"t\.csv: no column 'title'; it has item_id, name; name the two columns: data"):
         read_titles(dataset(file), str(tmp_path), IDS)
     assert read_titles(dataset(file, "dataset.titles.title=name"), None, IDS).tolist() == ["One", "", ""]
     file.write_text("")

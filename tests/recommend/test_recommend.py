@@ -187,7 +187,7 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["users=[1]", "items=[2]"], "give either users=... or items=..."),
         (["users=1"], "users=1 is not a .txt, .csv or .parquet file; write ids in brackets: users=[1]"),
         (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
-        (["users=[[1]]"], "users holds [1], which is neither a number nor text"),
+        (["users=[[1]]"], "users contains [1]; ids are integers or text"),
         (["users={a:1}"], "users={'a': 1} is not a list of ids; write users=[...]"),
         (["users=[]"], "users is empty; give at least one id"),
         (["users=[5]"], "users: no list for 1 of 1 (unknown: 5); remove them, or set on_unsupported_targets=warn"),

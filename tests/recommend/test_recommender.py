@@ -96,10 +96,10 @@ def test_ids_may_be_text_and_integers_may_be_given_as_text():
 def test_ids_may_have_64_bits_and_not_more():
     ids = Ids(np.array([7, 1234567890123456003, -(2**63), 2**63 - 1]))
     given = ["1234567890123456003", str(2**63 - 1), str(-(2**63)), str(2**63), "9" * 25, "7", "007"]
-    assert ids.numbers(given, "users").tolist() == [1, 3, 2, -1, -1, 0, -1]
+    assert ids.indices(given, "users").tolist() == [1, 3, 2, -1, -1, 0, -1]
     for wide in (np.array([2**64 - 1], np.uint64), np.array([1e30]), np.array([np.inf])):
-        with pytest.raises(InputError, match=r"which has more than 64 bits|holds inf, which is no id"):
-            ids.numbers(wide, "users")
+        with pytest.raises(InputError, match=r"must fit in 64 bits|contains inf; ids are"):
+            ids.indices(wide, "users")
 
 
 @pytest.mark.parametrize(
@@ -303,23 +303,23 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"k": 21}, "k=21 must be from 1 to 20"),
         ({"k": 2.5}, "k=2.5 must be an integer"),
         ({"users": []}, "users is empty; give at least one id"),
-        ({"users": np.array([[100, 101]])}, "users is a ndarray of 2 dimensions, no list of ids; give one column"),
-        ({"users": pd.DataFrame({"user_id": [100]})}, "users is a DataFrame of 2 dimensions, no list of ids; give"),
-        ({"users": [100, None]}, "users: id number 2 is missing; leave it out"),
-        ({"users": [100.5]}, "users holds 100.5, a decimal number and no id"),
-        ({"users": [True]}, "users holds true and false, which are no ids"),
-        ({"users": 100}, "users=100 is no list of ids; write [100]"),
-        ({"users": "100"}, "users='100' is no list of ids; write [100]"),
+        ({"users": np.array([[100, 101]])}, "users is a ndarray of 2 dimensions, not a list of ids; give one column"),
+        ({"users": pd.DataFrame({"user_id": [100]})}, "users is a DataFrame of 2 dimensions, not a list of ids; give"),
+        ({"users": [100, None]}, "users: id 2 of 2 is missing; remove or fill it"),
+        ({"users": [100.5]}, "users contains 100.5; ids are integers or text"),
+        ({"users": [True]}, "users contains booleans; ids are integers or text"),
+        ({"users": 100}, "users=100 is not a list of ids; write [100]"),
+        ({"users": "100"}, "users='100' is not a list of ids; write [100]"),
         (
             {"items_to_recommend": [1, 2]},
             "items_to_recommend must contain an item known to the model, not only 1",
         ),
         ({"items_to_recommend": []}, "items_to_recommend is empty; give at least one item id, or omit it to allow all"),
-        ({"users": [[1]]}, "users holds [1], which is neither a number nor text"),
-        ({"users": [100, True]}, "users holds True, which is neither a number nor text"),
-        ({"users": {"a": 1}}, "users is a dict, no list of ids; give a list"),
-        ({"users": (user for user in [1])}, "users is a generator, no list of ids; give a list"),
-        ({"users": [float("inf")]}, "users holds inf, which is no id"),
+        ({"users": [[1]]}, "users contains [1]; ids are integers or text"),
+        ({"users": [100, True]}, "users contains True; ids are integers or text"),
+        ({"users": {"a": 1}}, "users is a dict, not a list of ids; give a list"),
+        ({"users": (user for user in [1])}, "users is a generator, not a list of ids; give a list"),
+        ({"users": [float("inf")]}, "users contains inf; ids are integers or text"),
         ({"filter_viewed": "no"}, "filter_viewed='no' must be True or False"),
         (
             {"interactions": pd.concat([TABLE, TABLE[["timestamp"]]], axis=1)},
@@ -345,7 +345,7 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
         ({"interactions": TABLE[:0]}, "interactions has no rows; give at least one, or omit it"),
         (
             {"interactions": TABLE.assign(item_id=[10, None])},
-            "interactions, column item_id: id number 2 is missing; leave it out",
+            "interactions, column item_id: id 2 of 2 is missing; remove or fill it",
         ),
         (
             {"interactions": TABLE.assign(timestamp=[1, None])},
