@@ -10,8 +10,8 @@ In a page, a table with its caption is what is between two markers, each on a li
 
 and a number inside a sentence is between `<!-- result:speed/ml1m/rectools/times_faster_training -->` and
 `<!-- /result -->`: the table's name, words that pick its first row with these values, then the field. `mean`, `std` or
-`n` may follow a field that has them. TABLES has the names of the tables, FIELDS those of the fields. The block
-`results:first_run_output` is what `make train` prints.
+`n` may follow a field that has them. TABLES has the names of the tables, FIELDS those of the fields. A block such as
+`results:first_run_output` is what a command printed; tables of keys come from the comments in conf/.
 
 Each file of docs/results/ has `measured` (date), `commit`, `dirty`, `machine`, `threads`, `versions`, `command` and
 `note`; null is unknown and omitted from captions. A row with a stamp of its own overrides the file's. Figures that
@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmark.figure import data_of, draw_speed, library, times
 from benchmark.results import decimal
+from conf_tables import CONF_TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
@@ -204,12 +205,17 @@ def render_page(text: str, results: Path) -> tuple[str, list[str]]:
 
 
 def block(name: str, results: Path) -> str:
-    """Return a table with its caption, or the printed output of the first run."""
-    if name == "first_run_output":
-        lines = [row["output"] for row in read_rows("first_run", results)[1] if "output" in row]
-        return "\n".join(["```", *lines, "```", ""])
+    """Return a table with its caption, a table of what is in conf/, or what a command printed."""
+    if name.endswith("_output"):
+        rows = read_rows(name.removesuffix("_output"), results)[1]
+        return "\n".join(["```", *(row["output"] for row in rows if "output" in row), "```", ""])
+    if name in CONF_TABLES:
+        table, source = CONF_TABLES[name]
+        return "\n".join(["", *table(results.parent.parent / "conf" / source), "", ""])
+    if name == "overview":
+        return overview(results)
     if name not in TABLES:
-        raise PageError(f"results:{name} is not a table; use one of {', '.join([*TABLES, 'first_run_output'])}")
+        raise PageError(f"results:{name} is not a table; use one of {', '.join([*TABLES, *CONF_TABLES, 'overview'])}")
     file, needed, fields = TABLES[name]
     stamp, rows = read_rows(file, results)
     rows = [row for row in rows if row.get(needed) is not None]
@@ -222,6 +228,27 @@ def block(name: str, results: Path) -> str:
         lines.append("| " + " | ".join(["" if first == group else first, *cells]) + " |")
         group = first
     return "\n".join(["", *lines, "", caption(stamp, seeds="± " in "".join(lines)), "", ""])
+
+
+def overview(results: Path) -> str:
+    """Return the README's table: each preset next to the published value, and the popularity baseline."""
+    stamp, quality = read_rows("quality", results)
+    paper = [row for row in read_rows("paper_table4", results)[1] if row["row"] == "default"]
+    ours = {row["configuration"]: row for row in quality}
+    published = next(row["ndcg"] for name, row in ours.items() if "same file" in name)
+    full = "MovieLens-1M, all unseen items"
+    rows = [
+        ("default", full, ours["default"], published),
+        ("`experiment=quality/sasrec_ml_1m`", full, ours["quality preset"], published),
+        ("popularity", full, ours["popularity"], None),
+    ]
+    for row, name in zip(paper, ("ml_1m", "beauty"), strict=True):
+        rows.append((f"`experiment=sasrec_paper/{name}`", f"{row['data']}, 101 items", row, row["published_table3"]))
+    lines = ["| configuration | data, candidates | NDCG@10 | recall@10 | published NDCG@10 |", "|---|---|---|---|---|"]
+    for name, data, row, value in rows:
+        cells = [name, data, decimal(row["ndcg"]), decimal(row["recall"]), "" if value is None else decimal(value)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["", *lines, "", caption(stamp, seeds=True), "", ""])
 
 
 def number(path: str, results: Path) -> str:
