@@ -17,7 +17,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.export import export as write_export
 from sasrec_lab.recommend.recommender import Recommender
 
-README = (Path(__file__).parent.parent / "README.md").read_text().partition("## Export")[2]
+PAGE = (Path(__file__).parent.parent / "docs/export.md").read_text()
 DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")
 # what a user would write: neither the working folder nor the clone is on the path
 LOADER = """
@@ -96,12 +96,12 @@ def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_h
 
 
 @pytest.mark.slow
-def test_the_readme_as_it_stands(train_here, tmp_path):
+def test_the_page_on_exports_runs_unchanged(train_here, tmp_path):
     assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
-    command = re.search(r"^python -m sasrec_lab\.export (.*)$", README, re.M)[1]
+    command = re.search(r"^python -m sasrec_lab\.export (.*)$", PAGE, re.M)[1]
     words = command.replace("outputs/ml_100k/<time>", "run").split()
     assert in_a_fresh_process("sasrec_lab.export", tmp_path)(*words).returncode == 0
-    done = without_the_package(re.search(r"```python\n(.*?)```", README, re.S)[1], tmp_path)
+    done = without_the_package(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
     assert done.returncode == 0, done.stderr
     refused = export("run", "/proc/encoder.pt2", cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)

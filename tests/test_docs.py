@@ -1,0 +1,247 @@
+"""Every command and Python block of the pages runs, and every link, file and key that they name exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from commands import environment, in_this_process
+
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.convert import known_keys
+from sasrec_lab.config.schema import RecommendConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
+GUIDES = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}
+GENERATED = re.compile(r"<!-- results?:.*?<!-- /results? -->", re.S)
+TUTORIAL = PAGES["docs/recommend.md"].partition("## The RecTools tutorial")[2].partition("\n## ")[0]
+SHORT = ["trainer.max_epochs=1", "model.dim=8", "model.maxlen=5"]
+DATA = ["dataset=synthetic", "dataset.synthetic.users=50", "dataset.synthetic.items=200", "name=generated"]
+NOT_RUN = {
+    "scripts/bench.py": "some minutes; tests/scripts/test_bench.py runs it on little data",
+    "scripts/bench_peers.py": "downloads the peers and takes half an hour",
+    "scripts/parity_rectools.py": "downloads RecTools",
+    "scripts/compare_reference.py": "trains for hours",
+    "scripts/make_synthetic.py": "the tutorial's test runs it",
+    "scripts/render_results.py": "tests/scripts/test_results.py runs it",
+}
+
+
+def commands(module: str) -> list[str]:
+    """Return the words behind `python -m module` or `python script` on all pages: in lines, backticks and tables."""
+    pattern = rf"(?:^|`)(?:CXX= )?python {re.escape(module)}((?: [^`\n]*)?)(?:`|$)"
+    found = (words.strip() for text in GUIDES.values() for words in re.findall(pattern, text, re.M))
+    return list(dict.fromkeys(words for words in found if words))
+
+
+TRAINED = commands("-m sasrec_lab.train")
+REPORTED = commands("-m sasrec_lab.report")
+RECOMMENDED = commands("-m sasrec_lab.recommend")
+EXPORTED = commands("-m sasrec_lab.export")
+PRINTED_ONLY = ("--help", "--cfg")
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command.replace("<time>", "time"), comments=True)
+
+
+def inline_code(text: str) -> list[str]:
+    """Return what is in backticks outside of code blocks and generated tables."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", GENERATED.sub("", text), flags=re.S | re.M))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Return a folder with one small sweep at outputs/ml_100k/time, and at run/ the same with one job in its place."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = ["-m", *SHORT, *DATA, "model.blocks=1,2", "seed=0,1", "hydra.sweep.dir=outputs/ml_100k/time"]
+    done = in_this_process("sasrec_lab.train", folder)(*sweep)
+    assert done.returncode == 0, done.stderr
+    (folder / "run/outputs/ml_100k").mkdir(parents=True)
+    job = folder / "outputs/ml_100k/time/0-model.blocks=1,seed=0"
+    (folder / "run/outputs/ml_100k/time").symlink_to(job, target_is_directory=True)
+    (folder / "run/ids.txt").write_text("7\n8\n")
+    (folder / "run/new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
+    (folder / "run/stock.csv").write_text("item_id\n1\n2\n")
+    return folder
+
+
+def test_the_pages_have_commands():
+    counts = [len(found) for found in (TRAINED, REPORTED, RECOMMENDED, EXPORTED)]
+    assert counts >= [15, 4, 7, 1]
+
+
+@pytest.mark.parametrize("command", TRAINED)
+def test_a_training_command_is_accepted(command):
+    if "sweep=optuna_small" in command and find_spec("optuna") is None:
+        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
+    check_command_line(words_of(command))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", TRAINED)
+def test_a_training_command_runs(command, train_here, tmp_path):
+    """On generated data in place of published files, for one epoch."""
+    words = words_of(command)
+    if "sweep=optuna_small" in words and find_spec("optuna") is None:
+        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
+    if any(word in PRINTED_ONLY for word in words):
+        done = train_here(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+        return
+    if "dataset=csv" in words:
+        rows = [f"{user},{(user * 7 + time) % 11},{time}" for user in range(30) for time in range(6)]
+        (tmp_path / "my.csv").write_text("uid,sku,ts\n" + "\n".join(rows) + "\n")
+        words += SHORT
+    else:
+        words = [word for word in words if not word.startswith(("dataset=", "data_dir="))] + SHORT + DATA
+    if "ckpt=last" in words:
+        assert train_here(*(word for word in words if word != "ckpt=last")).returncode == 0
+        words[words.index("trainer.max_epochs=1")] = "trainer.max_epochs=2"
+    if "sweep=optuna_small" in words:
+        words.append("hydra.sweeper.n_trials=2")
+    done = train_here(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    jobs = len(check_command_line(words).jobs) or 2
+    assert len(list(tmp_path.rglob("metrics.json"))) == done.stdout.count("\ncheckpoint ") == jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", REPORTED)
+def test_a_report_command_runs(command, runs):
+    report = in_this_process("sasrec_lab.report.__main__", runs)
+    done = report(*words_of(re.sub(r"outputs/sasrec_paper_\w+", "outputs/ml_100k", command)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"model\.blocks=1 +2 +0\.\d{4} ± 0\.\d{4}", done.stdout)
+
+
+@pytest.mark.parametrize("command", RECOMMENDED)
+def test_a_recommend_command_is_accepted(command):
+    check_command_line(words_of(command), "recommend")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in RECOMMENDED if "outputs/kion" not in command])
+def test_a_recommend_command_runs(command, runs):
+    done = in_this_process("sasrec_lab.recommend.__main__", runs / "run")(*words_of(command))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EXPORTED)
+def test_an_export_command_runs(command, runs):
+    done = in_this_process("sasrec_lab.export", runs / "run")(*words_of(command))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+PYTHON = {
+    f"{name} {i}": code
+    for name in GUIDES
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", GUIDES[name], re.S))
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [name for name in PYTHON if not name.startswith("docs/export.md")])
+def test_a_python_block_runs(block, runs):
+    """Those of docs/export.md run in tests/test_export.py, without the package."""
+    command = [sys.executable, "-c", PYTHON[block].replace("<time>", "time")]
+    folder = runs / "run"
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_tutorial_can_be_replayed(train_here, recommend_here, tmp_path):
+    """Its commands run one after the other; scores differ between machines, so only the form is compared."""
+    make, trained, *listed = re.findall(r"^python (.*)$", TUTORIAL, re.M)
+    script, *words = shlex.split(make)
+    subprocess.run([sys.executable, ROOT / script, *words], cwd=tmp_path, check=True)
+    assert train_here(*shlex.split(trained)[2:]).returncode == 0
+    printed = [recommend_here(*shlex.split(words)[2:]) for words in listed]
+    shown = re.findall(
+        r"^python -m sasrec_lab\.recommend[^\n]*\n```\n<!-- [^\n]*\n```\n(.*?)```", TUTORIAL, re.S | re.M
+    )
+    assert len(shown) == len(printed) == 3
+    for text, done in zip(shown, printed, strict=True):
+        assert done.returncode == 0
+        form = [re.sub(r"[\d.]+ .*", "", line) for line in text.splitlines()]
+        assert [re.sub(r"[\d.]+ .*", "", line) for line in (done.stdout + done.stderr).splitlines()] == form
+
+
+def test_scripts_exist_and_have_the_options():
+    for text in GUIDES.values():
+        for script, words in re.findall(r"(?:^|`)(?:CXX= )?python (scripts/\w+\.py)([^`\n]*)", text, re.M):
+            assert script in NOT_RUN, f"{script}: run it in a test"
+            source = (ROOT / script).read_text()
+            assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", words)), f"{script}{words}"
+
+
+def test_make_targets_and_extras_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, text in GUIDES.items():
+        for target in re.findall(r"(?:^|`)make (\w+)", text, re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), f"{name}: make {target}"
+        for extra in re.findall(r"\.\[(\w+)\]", text):
+            assert extra in extras, f"{name}: {extra}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_files_that_a_page_names_exist(page):
+    """Paths are relative to the project or to the package; a capitalized part is a placeholder."""
+    folders = {path.name for root in (ROOT, ROOT / "sasrec_lab") for path in root.iterdir() if path.is_dir()}
+    for name in inline_code(GUIDES[page]):
+        first, slash, _ = name.partition("/")
+        is_path = re.fullmatch(r"[\w./-]+", name) and not re.search(r"\b[A-Z]+\b", name)
+        if is_path and first != "outputs" and (name.endswith(".py") or (slash and first in folders)):
+            assert any((root / name).exists() for root in (ROOT, ROOT / "sasrec_lab")), name
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_keys_that_a_page_names_exist(page):
+    keys = {*known_keys(), *known_keys(RecommendConfig)}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    for code in inline_code(GUIDES[page]):
+        for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)+)(?=[=` ']|$)", code):
+            assert key.partition(".")[0] not in sections or key in keys, key
+        for group, choice in re.findall(
+            r"(?<![\w./])(dataset|model|loss|trainer|experiment|ablation|sweep)=([\w/]+)(?![\w(])", code
+        ):
+            assert choice in ("NAME", "wide") or (ROOT / f"conf/{group}/{choice}.yaml").is_file(), code
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_measured_numbers_are_generated(page):
+    text = re.sub(r"^```.*?^```", "", GENERATED.sub("", GUIDES[page]), flags=re.S | re.M)
+    assert not re.search(r"(?<![\w.])0?\.\d{3,}", text)
+
+
+def test_the_readme_is_short_and_names_its_limits_early():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 150
+    assert "## Limits" in lines[:80]
