@@ -36,7 +36,7 @@ NOT_RUN = {
 def commands(module: str) -> list[str]:
     """Return the words behind `python -m module` or `python script` on all pages: in lines, backticks and tables."""
     pattern = rf"(?:^|`)(?:CXX= )?python {re.escape(module)}((?: [^`\n]*)?)(?:`|$)"
-    found = (words.strip() for text in GUIDES.values() for words in re.findall(pattern, text, re.M))
+    found = (words.partition(" #")[0].strip() for text in GUIDES.values() for words in re.findall(pattern, text, re.M))
     return list(dict.fromkeys(words for words in found if words))
 
 
@@ -64,7 +64,7 @@ def runs(tmp_path_factory) -> Path:
     done = in_this_process("sasrec_lab.train", folder)(*sweep)
     assert done.returncode == 0, done.stderr
     (folder / "run/outputs/ml_100k").mkdir(parents=True)
-    job = folder / "outputs/ml_100k/time/0-model.blocks=1,seed=0"
+    (job,) = (folder / "outputs/ml_100k/time").glob("0-*")
     (folder / "run/outputs/ml_100k/time").symlink_to(job, target_is_directory=True)
     (folder / "run/ids.txt").write_text("7\n8\n")
     (folder / "run/new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
@@ -73,8 +73,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def test_the_pages_have_commands():
-    counts = [len(found) for found in (TRAINED, REPORTED, RECOMMENDED, EXPORTED)]
-    assert counts >= [15, 4, 7, 1]
+    assert (len(TRAINED) >= 12, len(REPORTED) >= 4, len(RECOMMENDED) >= 7, len(EXPORTED) >= 1) == (True,) * 4
 
 
 @pytest.mark.parametrize("command", TRAINED)
