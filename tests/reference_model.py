@@ -1,7 +1,7 @@
-"""SASRec as its authors describe it, on left-padded rows: what the packed encoder has to equal.
+"""A reference implementation of SASRec on left-padded rows, which the packed encoder must equal.
 
-B rows of L item ids, the newest at the right, 0 in front where there are fewer. D dim, H heads. No line is shared with
-sasrec_lab/model; parameters bear the same names, so that they can be handed over and gradients compared.
+B rows of L item ids, the newest on the right, 0 as padding. D dim, H heads. It shares no code with sasrec_lab/model;
+parameters have the same names, so that they can be copied and gradients compared.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,15 @@ from torch.nn import functional as F
 from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb
 
 
-class PaddedSASRec(nn.Module):
-    """Item 0 is the pad, a vector of zeros; row p of the learned positions belongs to the p-th place of a row."""
+def no_dropout(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
 
-    def __init__(self, num_items: int, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = lambda x: x):
+
+class PaddedSASRec(nn.Module):
+    """The whole encoder. Item 0 is the padding, a vector of zeros; learned position p is the p-th column of a row."""
+
+    def __init__(self, num_items: int, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = no_dropout):
         super().__init__()
         self.cfg = cfg
         self.dropout = dropout
@@ -51,6 +56,8 @@ class PaddedSASRec(nn.Module):
 
 
 class PaddedBlock(nn.Module):
+    """One transformer block."""
+
     def __init__(self, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor]):
         super().__init__()
         self.cfg = cfg
@@ -85,7 +92,7 @@ class PaddedBlock(nn.Module):
         projected = [self.query(queries), self.key(others), self.value(others)]
         for q, k, v in zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True):  # each (B, L, D / H)
             scores = torch.einsum("bqd,bkd->bqk", q, k) / sqrt(self.cfg.dim // self.cfg.heads)
-            weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # a pad's own row is uniform
+            weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # the padding's own row is uniform
             heads.append(torch.einsum("bqk,bkd->bqd", self.dropout(weights), v))
         out = torch.cat(heads, -1)
         return self.output(out) if self.cfg.output_projection else out
@@ -102,19 +109,21 @@ def sinusoid(position: int, dim: int) -> list[float]:
 
 
 def left_padded(users: list[list[int]], maxlen: int) -> Tensor:
-    """The `maxlen` newest items of each user, zeros in front."""
+    """Return the `maxlen` newest items of each user, with zeros in front."""
     return torch.tensor([[0] * (maxlen - len(items)) + items for items in (items[-maxlen:] for items in users)])
 
 
 def to_padded(name: str, value: Tensor) -> Tensor:
-    """A parameter of the packed encoder, or its gradient, as the twin has it."""
+    """Return a parameter of the packed encoder, or its gradient, in the reference model's form."""
     if name.endswith("items.weight"):
-        return F.pad(value, (0, 0, 1, 0))  # the pad's row
-    return value.flip(0) if name == "positions.weight" else value  # ours count from the newest
+        return F.pad(value, (0, 0, 1, 0))  # the padding's row
+    return value.flip(0) if name == "positions.weight" else value  # the encoder counts from the newest item
 
 
-def reference_of(encoder: nn.Module, cfg: ModelConfig, **options) -> PaddedSASRec:
-    """The twin with the encoder's parameters."""
-    twin = PaddedSASRec(len(encoder.item_table), cfg, **options).to(encoder.item_table.dtype)
-    twin.load_state_dict({name: to_padded(name, p.detach().clone()) for name, p in encoder.named_parameters()})
-    return twin
+def reference_of(
+    encoder: nn.Module, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = no_dropout
+) -> PaddedSASRec:
+    """Return the reference model with the encoder's parameters."""
+    reference = PaddedSASRec(len(encoder.item_table), cfg, dropout).to(encoder.item_table.dtype)
+    reference.load_state_dict({name: to_padded(name, p.detach().clone()) for name, p in encoder.named_parameters()})
+    return reference

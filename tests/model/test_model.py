@@ -1,3 +1,6 @@
+"""The encoder against the padded reference model, the compiled block against the plain one, and dropout."""
+
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from math import sqrt
@@ -5,7 +8,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
-from reference_model import PaddedSASRec, left_padded, reference_of, sinusoid, to_padded
+from reference_model import PaddedSASRec, left_padded, no_dropout, reference_of, sinusoid, to_padded
 from small_data import random_users
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,16 +24,16 @@ from sasrec_lab.training.losses import softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # the authors' model
+DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # model=sasrec
 SOFTMAX = load(["dataset=csv", "dataset.path=x.csv"]).loss
 SMALL = replace(DEFAULT, dim=12, maxlen=9, dropout=0.0)
 ITEMS = 20
 
 
 def random_encoder(cfg: ModelConfig) -> Encoder:
-    """No parameter is zero, one or like another, biases and norms among them; in double precision."""
+    """Return an encoder in double precision without equal parameters, zeros or ones, biases and norms included."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.double)  # of the sinusoids too
+    torch.set_default_dtype(torch.double)  # for the sinusoids too
     try:
         model = Encoder(ITEMS, cfg)
     finally:
@@ -56,16 +59,16 @@ def states_of_users(states: Tensor, users: list[list[int]], maxlen: int = 9) -> 
     return list(states[: sum(lengths)].split(lengths))
 
 
-# lengths from 1 past maxlen, and 33 tokens or more in all, so that there are dummies and several buckets
+# lengths from 1 to more than maxlen, and at least 33 tokens in all, so that there are dummies and several buckets
 USERS = [[3], [5, 1, 5], [*range(1, 10)], [7, 7], [*range(2, 16)], [4, 20, 6, 2, 11, 3], [19, 18, 17, 16], [8]]
 assert len(packed(USERS).items) > sum(min(len(items), 9) for items in USERS)
 
 
-# The padded twin
+# The padded reference model
 
 
 def combinations() -> list[dict]:
-    """Every norm with every position, number of heads and of blocks; the other keys one by one, and at random."""
+    """Return every norm with every kind of position, heads and blocks; the other keys one by one, and at random."""
     grid = [
         {"norm": norm, "pos_emb": pos_emb, "heads": heads, "blocks": count}
         for norm, pos_emb, heads, count in product(Norm, PosEmb, (1, 4), range(4))
@@ -96,25 +99,27 @@ def name(changes: dict) -> str:
 
 
 def assert_same_states(
-    model: Encoder, cfg: ModelConfig, within: float, **options
+    model: Encoder, cfg: ModelConfig, within: float, dropout: Callable[[Tensor], Tensor] = no_dropout
 ) -> tuple[Tensor, Tensor, PaddedSASRec]:
-    """The states of all real tokens; gives the packed ones, the padded ones and the twin."""
-    twin = reference_of(model, cfg, **options)
+    """Compare the states of all real tokens; return the packed ones, the padded ones and the reference model."""
+    reference = reference_of(model, cfg, dropout)
     batch, rows = packed(USERS), left_padded(USERS, cfg.maxlen)
-    states, padded = model(batch), twin(rows)
+    states, padded = model(batch), reference(rows)
     expected = padded[rows > 0]
     states = states[: len(expected)]
     torch.testing.assert_close(states, expected, rtol=within, atol=within)
     torch.testing.assert_close(states[batch.last], padded[:, -1], rtol=within, atol=within)
-    return states, expected, twin
+    return states, expected, reference
 
 
-def assert_same_gradients(model: Encoder, twin: PaddedSASRec, within: float) -> None:
-    theirs = dict(twin.named_parameters())
-    largest = max(p.grad.norm() for p in theirs.values() if p.grad is not None)  # a key bias has rounding errors only
+def assert_same_gradients(model: Encoder, reference: PaddedSASRec, within: float) -> None:
+    theirs = dict(reference.named_parameters())
+    largest = max(
+        p.grad.norm() for p in theirs.values() if p.grad is not None
+    )  # the gradient of a key's bias is rounding errors only
     assert {key for key, _ in model.named_parameters()} == set(theirs)
     for key, parameter in model.named_parameters():
-        if parameter.grad is None:  # takes no part: an output table where there is no loss
+        if parameter.grad is None:  # unused, such as an output table without a loss
             assert theirs[key].grad is None, key
             continue
         difference = (to_padded(key, parameter.grad) - theirs[key].grad).norm()
@@ -122,46 +127,46 @@ def assert_same_gradients(model: Encoder, twin: PaddedSASRec, within: float) -> 
 
 
 @pytest.mark.parametrize("changes", combinations(), ids=name)
-def test_states_and_gradients_equal_those_of_left_padded_rows(changes):
+def test_states_and_gradients_equal_the_padded_reference(changes):
     cfg = replace(SMALL, **changes)
     model = random_encoder(cfg)
-    states, expected, twin = assert_same_states(model, cfg, 1e-9)
+    states, expected, reference = assert_same_states(model, cfg, 1e-9)
     weights = torch.randn_like(states)
     (states * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert_same_gradients(model, twin, 1e-9)
+    assert_same_gradients(model, reference, 1e-9)
 
 
 @pytest.mark.parametrize("norm", list(Norm))
-def test_they_are_equal_in_single_precision(norm):
+def test_single_precision_equals_the_padded_reference(norm):
     cfg = replace(SMALL, norm=norm)
     torch.manual_seed(0)
     model = Encoder(ITEMS, cfg)
-    states, expected, twin = assert_same_states(model, cfg, 1e-5)
+    states, expected, reference = assert_same_states(model, cfg, 1e-5)
     weights = torch.randn_like(states)
     (states * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert_same_gradients(model, twin, 1e-4)
+    assert_same_gradients(model, reference, 1e-4)
 
 
 @pytest.mark.parametrize("share_items", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_whole_training_step_equals_the_padded_one(seed, share_items):
-    """Packed, with the fast loss, against padded rows, all logits and cross_entropy that ignores target 0."""
+def test_a_training_step_equals_the_padded_reference(seed, share_items):
+    """Packed tokens and the fast loss against padded rows, all logits and a cross_entropy that ignores target 0."""
     cfg = replace(SMALL, share_items=share_items, output_projection=True)
     torch.manual_seed(seed)
     model = Encoder(ITEMS, cfg)
-    twin = reference_of(model, cfg)
+    reference = reference_of(model, cfg)
     users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
     inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
     batch = packed(inputs, targets=targets)
     loss = softmax(model(batch), model.output_items, batch, SOFTMAX)
-    logits = twin.scores(twin(left_padded(inputs, cfg.maxlen)))
+    logits = reference.scores(reference(left_padded(inputs, cfg.maxlen)))
     expected = F.cross_entropy(logits.flatten(0, 1), left_padded(targets, cfg.maxlen).flatten() - 1, ignore_index=-1)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
     expected.backward()
-    assert_same_gradients(model, twin, 1e-4)
+    assert_same_gradients(model, reference, 1e-4)
 
 
 # What a state depends on
@@ -169,7 +174,7 @@ def test_the_whole_training_step_equals_the_padded_one(seed, share_items):
 
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("changed", [1, 4, 8])
-def test_a_later_item_changes_no_earlier_state(norm, changed):
+def test_a_later_item_leaves_earlier_states_unchanged(norm, changed):
     model = random_encoder(replace(SMALL, norm=norm))
     with torch.no_grad():
         items = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -193,7 +198,7 @@ def test_a_users_states_do_not_depend_on_the_other_users():
 
 
 def test_positions_count_from_the_newest_item():
-    model = random_encoder(replace(SMALL, blocks=0))  # so that a state knows its own item and position only
+    model = random_encoder(replace(SMALL, blocks=0))  # so that a state depends on its own item and position only
     with torch.no_grad():
         long, suffix, prefix = states_of_users(
             model(packed([[1, 2, 3, 4, 5], [3, 4, 5], [1, 2, 3]])), [[0] * 5, [0] * 3, [0] * 3]
@@ -203,7 +208,7 @@ def test_positions_count_from_the_newest_item():
 
 
 @pytest.mark.parametrize("norm", list(Norm))
-def test_without_positions_a_prefix_has_the_states_of_the_whole(norm):
+def test_without_positions_a_prefix_keeps_its_states(norm):
     model = random_encoder(replace(SMALL, norm=norm, pos_emb=PosEmb.none))
     prefixes = [[1, 2, 3, 4, 5][:n] for n in range(1, 6)]
     with torch.no_grad():
@@ -211,7 +216,7 @@ def test_without_positions_a_prefix_has_the_states_of_the_whole(norm):
         torch.testing.assert_close(model.newest(batch), model(batch)[10:15], rtol=0, atol=1e-12)
 
 
-def test_order_matters_through_positions_and_causality_only():
+def test_order_matters_only_by_positions_and_causality():
     without = random_encoder(replace(SMALL, pos_emb=PosEmb.none, blocks=1))
     learned = random_encoder(replace(SMALL, blocks=1))
     batch = packed([[1, 2, 3, 4], [3, 1, 2, 4]])
@@ -232,7 +237,7 @@ def test_sinusoids(dim):
 # The compiled block
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
-# several groups of sequences, and lengths that no tile of queries and no register divides
+# several groups of sequences, and lengths that are multiples of neither a tile of queries nor a register
 LONG_USERS = [
     [1 + i * j % ITEMS for j in range(length)] for i, length in enumerate([1, 2, 90, 3, 5, 48, 17, 16, 40, 6, 7])
 ]
@@ -249,14 +254,14 @@ def block_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize("changes", [{}, {"residual": False}, {"output_projection": True}, {"ff_dim": 70}], ids=name)
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("dim", [7, 16, 50, 64])
-def test_a_compiled_block_is_the_plain_one(dim, norm, changes, monkeypatch):
+def test_a_compiled_block_equals_the_plain_one(dim, norm, changes, monkeypatch):
     calls = block_calls(monkeypatch)
     model = random_encoder(replace(SMALL, dim=dim, norm=norm, maxlen=90, **changes)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=dim**-0.5)
     batch = packed(LONG_USERS, 90)
     with torch.no_grad():
-        every, newest = model(batch), model.newest(batch)  # in double precision, which has no kernel
+        every, newest = model(batch), model.newest(batch)  # double precision has no kernel
         assert not calls
         model.float()
         torch.testing.assert_close(
@@ -270,7 +275,7 @@ def test_a_compiled_block_is_the_plain_one(dim, norm, changes, monkeypatch):
 @pytest.mark.parametrize(
     "changes", [{"heads": 4}, {"activation": Activation.gelu}, {"pad_keys": True}, {"dropout": 0.5}], ids=name
 )
-def test_a_block_that_the_kernel_does_not_know_is_made_without_it(changes, monkeypatch):
+def test_other_blocks_are_computed_without_the_kernel(changes, monkeypatch):
     calls = block_calls(monkeypatch)
     model = Encoder(ITEMS, replace(SMALL, **changes)).train("dropout" in changes)
     with torch.no_grad():
@@ -280,7 +285,7 @@ def test_a_block_that_the_kernel_does_not_know_is_made_without_it(changes, monke
 
 @needs_compiler
 @pytest.mark.parametrize("norm", list(Norm))
-def test_nan_in_a_compiled_block_stays_and_stays_with_its_sequence(norm):
+def test_nan_in_a_compiled_block_stays_in_its_sequence(norm):
     model = Encoder(ITEMS, replace(SMALL, norm=norm, maxlen=90)).eval()
     model.input_items.weight.data[ITEMS - 1, 3] = torch.nan
     users = [[1, 2, 3], [4, ITEMS, 5], [6], [7, ITEMS]]
@@ -292,7 +297,7 @@ def test_nan_in_a_compiled_block_stays_and_stays_with_its_sequence(norm):
 
 
 @needs_compiler
-def test_a_compiled_block_is_in_single_precision_under_autocast_too():
+def test_autocast_leaves_a_compiled_block_in_float32():
     model = Encoder(ITEMS, SMALL).eval()
     with torch.no_grad():
         expected = model.newest(packed(USERS))
@@ -306,7 +311,7 @@ def test_a_compiled_block_is_in_single_precision_under_autocast_too():
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("share_items", [True, False])
 def test_the_loss_reaches_every_parameter(norm, share_items):
-    # GELU, because some ReLU always is silent
+    # GELU, because some ReLUs have no gradient
     cfg = replace(
         SMALL, norm=norm, share_items=share_items, output_projection=True, heads=3, activation=Activation.gelu
     )
@@ -315,7 +320,7 @@ def test_the_loss_reaches_every_parameter(norm, share_items):
     batch = packed(users, targets=[[*items[1:], 5] for items in users])
     softmax(model(batch), model.output_items, batch, SOFTMAX).backward()
     for key, parameter in model.named_parameters():
-        if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax takes away again
+        if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax ignores
             assert parameter.grad.abs().max() < 1e-6
         else:
             rows = parameter.grad if parameter.ndim > 1 else parameter.grad[:, None]
@@ -333,7 +338,7 @@ def test_one_item_table_or_two():
 
 
 def test_the_papers_number_of_parameters():
-    """d = 50, 3,416 items, 200 positions; a block has Q, K, V and two layers of d x d with biases, and two norms."""
+    """d = 50, 3,416 items, 200 positions; a block has Q, K, V and two d x d layers with biases, and two norms."""
     model = Encoder(3416, replace(DEFAULT, dim=50))
     per_block = 5 * (50 * 50 + 50) + 2 * 100
     assert sum(p.numel() for p in model.parameters()) == (3416 + 200) * 50 + 2 * per_block + 100
@@ -347,7 +352,7 @@ def test_initial_values(init):
         if "norm" in key:
             assert (parameter == (1 if key.endswith("weight") else 0)).all()
         elif key.endswith("bias"):
-            if init is Init.xavier_packed and "feed_forward" in key:  # torch's own
+            if init is Init.xavier_packed and "feed_forward" in key:  # the default of nn.Linear
                 bound = 1 / sqrt(160 if "outer" in key else 80)
                 assert 0.9 * bound < parameter.abs().max() <= bound
             else:
@@ -355,7 +360,7 @@ def test_initial_values(init):
         else:
             std = 0.02 if init is Init.normal else sqrt(2 / sum(parameter.shape))
             if init is Init.xavier_packed and any(part in key for part in ("query", "key", "value")):
-                std = sqrt(2 / (3 * 80 + 80))  # of one matrix (240, 80)
+                std = sqrt(2 / (3 * 80 + 80))  # for one matrix (240, 80)
             assert abs(parameter.std() / std - 1) < 5 / sqrt(2 * parameter.numel()), key
             assert abs(parameter.mean() / std) < 5 / sqrt(parameter.numel()), key
             largest = parameter.abs().max() / std
@@ -365,8 +370,8 @@ def test_initial_values(init):
 # Dropout
 
 
-def test_dropout_stands_where_the_authors_have_it(monkeypatch):
-    """With the element's own digits instead of chance, in the twin too."""
+def test_dropout_is_where_the_authors_have_it(monkeypatch):
+    """A mask of the elements' own digits replaces chance, in the reference model too."""
 
     def mask_by_digits(x: Tensor, rate: float) -> Tensor:
         assert rate == 0.3
@@ -376,12 +381,12 @@ def test_dropout_stands_where_the_authors_have_it(monkeypatch):
     model = random_encoder(cfg)
     for module in (buckets, dropout_module):
         monkeypatch.setattr(module, "keep_mask", mask_by_digits)
-    twins_dropout = lambda x: x * mask_by_digits(x, 0.3) / keep_probability(0.3)  # noqa: E731
-    states, expected, twin = assert_same_states(model.train(), cfg, 1e-9, dropout=twins_dropout)
+    reference_dropout = lambda x: x * mask_by_digits(x, 0.3) / keep_probability(0.3)  # noqa: E731
+    states, expected, reference = assert_same_states(model.train(), cfg, 1e-9, reference_dropout)
     weights = torch.randn_like(states)
     (states * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert_same_gradients(model, twin, 1e-9)
+    assert_same_gradients(model, reference, 1e-9)
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -397,8 +402,7 @@ def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
     bound = 5 * sqrt(rounded * (1 - rounded) / n)
     assert abs(kept.double().mean() - (1 - rounded)) < bound
     assert abs(out.double().mean() - 1) < bound / (1 - rounded)
-    # each of the eight bytes of a random word or lanes of a register, and neighbours, near ones and a block's, are
-    # independent
+    # bytes of a random word, lanes of a register, and elements at small and at the block's distance are independent
     for places in (8, 16):
         assert (kept.view(-1, places).double().mean(0) - (1 - rounded)).abs().max() < sqrt(places) * bound
     both = torch.stack([(kept[i:] & kept[: n - i]).double().mean() for i in (*range(1, 18), 4096)])
@@ -407,7 +411,7 @@ def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
 
 @pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("rate", [0.001, 0.999])
-def test_rates_that_a_byte_cannot_express(rate):
+def test_dropout_at_rates_that_a_byte_cannot_express(rate):
     torch.manual_seed(0)
     out = dropout(torch.ones(400_000), rate)
     assert abs((out == 0).double().mean() - rate) < 5 * sqrt(rate * (1 - rate) / 400_000)
@@ -426,7 +430,7 @@ def test_dropout_of_any_shape_and_type(shape, dtype):
     assert (out == 0).any(0).all()
     assert (out != 0).any(0).all()
     out.sum().backward()
-    assert torch.equal(x.grad, 2 * (out != 0).sum(0).to(dtype))  # what is dropped has no gradient
+    assert torch.equal(x.grad, 2 * (out != 0).sum(0).to(dtype))  # dropped elements have no gradient
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -437,13 +441,13 @@ def test_dropout_of_a_transposed_tensor():
     assert torch.allclose(out[out != 0], x[out != 0] / 0.75)
 
 
-def test_rate_zero_is_no_dropout():
+def test_dropout_of_rate_zero_returns_its_input():
     x = torch.ones(3)
     assert dropout(x, 0) is x
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads():
+def test_dropouts_gradient_has_its_mask_on_any_thread_count():
     torch.manual_seed(1)
     x, weights = torch.rand(10_001).add_(1).requires_grad_(), torch.randn(10_001)
     out = dropout(x, 0.3)
@@ -454,7 +458,7 @@ def test_the_gradient_is_dropped_where_the_value_was_on_any_number_of_threads():
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_what_is_no_number_is_not_dropped():
+def test_dropout_keeps_nan():
     assert dropout(torch.full((1000,), float("nan")), 0.5).isnan().all()
 
 
@@ -468,7 +472,7 @@ def test_dropout_differs_from_call_to_call_and_follows_the_seed():
     assert not torch.equal(first, second)
 
 
-def test_dropout_is_on_in_training_only():
+def test_dropout_is_active_only_in_training():
     model = random_encoder(replace(SMALL, dropout=0.2))
     batch = packed(USERS)
     with torch.no_grad():
@@ -484,8 +488,8 @@ def test_dropout_is_on_in_training_only():
     assert all(not torch.equal(states, without) for states in training)
 
 
-def test_the_encoder_knows_no_pad():
-    """Its first item is a row like any other, and gradients of an item that did not occur are zero."""
+def test_the_encoder_has_no_padding_item():
+    """Its first item is a row like any other, and items that do not occur get a gradient of zero."""
     model = random_encoder(SMALL)
     batch = packed([[1, 2, 3], [2, 4, 4, 4, 4]])
     model(batch)[:8].sum().backward()

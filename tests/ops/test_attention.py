@@ -1,4 +1,4 @@
-"""The two forms of attention on the CPU against a plain loop over sequences and heads."""
+"""Attention by the kernel and by torch against a plain loop over sequences and heads."""
 
 import itertools
 from math import sqrt
@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C
 
 
 def layout_of(lengths: list[int]) -> tuple[BatchLayout, int]:
-    """A layout and the number of tokens, with dummies behind the last sequence."""
+    """Return a layout and its number of tokens, with dummies after the last sequence."""
     ends = np.cumsum(lengths)
     batch, _ = pack(ends - lengths, ends, np.arange(1, ends[-1] + 1))
     return BatchLayout(batch.offsets, len(batch.items), batch.items.device), len(batch.items)
@@ -52,7 +52,7 @@ def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
-def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
+def test_attention_equals_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(library, "supports", lambda *tensors: False)
     layout, tokens = layout_of(lengths)
@@ -64,7 +64,7 @@ def test_attention_is_the_plain_loop(lengths, dim, heads, compiled, monkeypatch)
 
 @pytest.mark.parametrize("dim", [1, 16, 50, 64])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
-def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):
+def test_average_states_equals_the_plain_loop(lengths, dim):
     layout, tokens = layout_of(lengths)
     one, other, x = (x.detach() for x in inputs(tokens, dim))
     newest = layout.offsets_tensor[1:] - 1
@@ -77,7 +77,7 @@ def test_the_newest_tokens_two_queries_see_whole_tokens(lengths, dim):
 @needs_compiler
 @pytest.mark.parametrize(("dim", "heads"), SIZES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: f"{len(x)} of {max(x)}")
-def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
+def test_compiled_attention_equals_the_bucketed_one(lengths, dim, heads):
     layout, tokens = layout_of(lengths)
     x = inputs(tokens, dim)
     compiled, bucketed = (
@@ -85,7 +85,7 @@ def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
         bucketed_attention(*x, layout.buckets, heads, 0.0),
     )
     torch.testing.assert_close(compiled, bucketed, rtol=1e-5, atol=1e-5)
-    # dummies have a gradient here, which must reach nothing
+    # dummies get a gradient here, which must not reach any token
     weights = torch.randn(compiled.shape)
     for one, other in zip(
         torch.autograd.grad((compiled * weights).sum(), x),
@@ -94,12 +94,12 @@ def test_the_compiled_form_is_the_bucketed_one(lengths, dim, heads):
     ):
         assert (one - other).norm() <= 1e-5 * (other.norm() + 1)
     assert not compiled[layout.num_real_tokens :].any()
-    with torch.no_grad():  # which keeps no weights
+    with torch.no_grad():  # the kernel stores no weights
         assert torch.equal(compiled, compiled_attention(*x, layout, heads, 0.0))
 
 
 @needs_compiler
-def test_scores_of_a_hopeless_size_are_scores_all_the_same():
+def test_huge_negative_scores_still_give_weights():
     layout, tokens = layout_of([3, 2])
     q, k, v = inputs(tokens, 4)
     q, k = torch.full_like(q, 1e18), torch.full_like(k, -1e18)
@@ -112,7 +112,7 @@ def test_scores_of_a_hopeless_size_are_scores_all_the_same():
 
 
 @needs_compiler
-def test_of_scores_that_are_far_apart_the_largest_takes_all():
+def test_of_distant_scores_the_largest_gets_all_weight():
     layout, tokens = layout_of([20, 7])
     q, k, v = inputs(tokens, 20)
     compiled, bucketed = (
@@ -123,7 +123,7 @@ def test_of_scores_that_are_far_apart_the_largest_takes_all():
 
 
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
-def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
+def test_fused_attention_equals_the_bucketed_one(dim, heads):
     layout, tokens = layout_of(LENGTHS[4])
     x = inputs(tokens, dim)
     fused, bucketed = (form(*x, layout.buckets, heads, 0.0) for form in (fused_attention, bucketed_attention))
@@ -133,30 +133,30 @@ def test_torchs_fused_kernels_are_the_bucketed_form(dim, heads):
 
 @needs_compiler
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
-def test_compiled_dropout_drops_at_its_rate_keeps_the_mean_and_follows_the_seed(rate):
+def test_compiled_dropout_has_its_rate_and_follows_the_seed(rate):
     lengths = [150] * 20
     layout, tokens = layout_of(lengths)
-    q = k = torch.zeros(tokens, 32)  # all weights of a token are alike
+    q = k = torch.zeros(tokens, 32)  # all weights of a token are equal
     v = torch.ones(tokens, 32)
     torch.manual_seed(0)
     first, second = (attend(q, k, v, layout, 2, rate) for _ in range(2))
     torch.manual_seed(0)
     assert torch.equal(attend(q, k, v, layout, 2, rate), first)
     assert not torch.equal(first, second)
-    assert not torch.equal(first[:150], first[150:300])  # sequences have masks of their own, and heads
+    assert not torch.equal(first[:150], first[150:300])  # sequences and heads have different masks
     assert not torch.equal(first[:, :16], first[:, 16:])
     share_kept = first[:3000, ::16] * (1 - rate)  # of the token's n weights
     n = torch.arange(1, 151).repeat(20)[:, None]
     kept = (share_kept * n).round()
-    torch.testing.assert_close(share_kept * n, kept, rtol=1e-4, atol=1e-3)  # whole numbers of weights
+    torch.testing.assert_close(share_kept * n, kept, rtol=1e-4, atol=1e-3)  # numbers of weights are integers
     draws = 2 * int(n.sum())
     assert abs(kept.sum() / draws - (1 - rate)) < 5 * sqrt(rate * (1 - rate) / draws)
 
 
 @needs_compiler
 @pytest.mark.parametrize("heads", [1, 2])
-def test_masks_of_neighbouring_sequences_and_heads_are_independent(heads):
-    """Also when one is moved along the other, as random generators side by side may be."""
+def test_masks_of_sequences_and_heads_are_independent(heads):
+    """Also when one is shifted, because neighboring random generators may be shifted copies of each other."""
     length, count = 64, 6
     layout, _ = layout_of([length] * count)
     q = torch.zeros(length * count, length * heads)
@@ -171,8 +171,8 @@ def test_masks_of_neighbouring_sequences_and_heads_are_independent(heads):
 
 
 @needs_compiler
-def test_compiled_dropout_has_the_gradients_of_its_own_mask():
-    """What it drops shows where v is the identity; a plain form in double precision then drops the same."""
+def test_compiled_dropout_has_the_gradients_of_its_mask():
+    """The identity as v reveals the mask, with which a plain form in double precision is differentiated."""
     lengths, rate = [9, 4, 21], 0.3
     layout, tokens = layout_of(lengths)
     x = inputs(tokens, 8)
@@ -182,7 +182,7 @@ def test_compiled_dropout_has_the_gradients_of_its_own_mask():
     eye = torch.zeros(tokens, tokens)
     eye[: layout.num_real_tokens, : layout.num_real_tokens] = torch.eye(layout.num_real_tokens)
     columns = []
-    for part in eye.split(8, dim=1):  # what a token takes of each other one: the used weights, a few columns at a time
+    for part in eye.split(8, dim=1):  # the output is the used weights, a few columns at a time
         torch.manual_seed(5)
         columns.append(attend(x[0], x[1], torch.nn.functional.pad(part, (0, 8 - part.shape[1])), layout, 1, rate))
     used = torch.cat(columns, 1)[:, :tokens].detach()
@@ -202,7 +202,7 @@ def test_compiled_dropout_has_the_gradients_of_its_own_mask():
 @pytest.mark.parametrize(
     ("count", "longest"), [(1, 1), (1, 200), (2, 3), (7, 40), (33, 5), (64, 200), (129, 17), (500, 60)]
 )
-def test_cells_and_places_are_each_others_inverse(count, longest):
+def test_cells_and_places_are_inverse(count, longest):
     lengths = np.random.default_rng(count).integers(1, longest + 1, count)
     offsets = np.append(0, np.cumsum(lengths))
     buckets = Buckets.from_offsets(offsets, offsets[-1], torch.device("cpu"))
@@ -212,9 +212,9 @@ def test_cells_and_places_are_each_others_inverse(count, longest):
     assert len(np.unique(places)) == len(places)
     empty = np.ones(len(cells), dtype=bool)
     empty[places] = False
-    assert not cells[empty].any()  # token 0 fills up what is over
+    assert not cells[empty].any()  # token 0 fills the remaining cells
     assert sorted(np.concatenate(buckets.members)) == list(range(count))
-    begin = 0  # each sequence has a row of its own, oldest first
+    begin = 0  # each sequence has its own row, oldest token first
     for (n, width), members, own in zip(buckets.sizes, buckets.members, buckets.lengths, strict=True):
         for row, (sequence, length) in enumerate(zip(members.tolist(), own.tolist(), strict=True)):
             assert length == lengths[sequence] <= width

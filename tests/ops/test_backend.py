@@ -1,4 +1,4 @@
-"""The way float32 matrices are multiplied is chosen once per machine, and a resumed run keeps its own."""
+"""The matmul backend is chosen once per machine, and a resumed run keeps its own."""
 
 import pytest
 import torch
@@ -24,10 +24,10 @@ def test_the_stopwatch_runs_once(monkeypatch):
     assert backend.choose_matmul(CPU) == ONEDNN
 
 
-def test_of_two_that_choose_at_once_the_first_ones_stands(tmp_path, monkeypatch):
+def test_two_concurrent_choices_agree_on_the_first(tmp_path, monkeypatch):
     def slower() -> str:
         monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
-        backend.choose_matmul(CPU)  # another process, which is done earlier
+        backend.choose_matmul(CPU)  # another process, which finishes earlier
         return ONEDNN
 
     monkeypatch.setattr(backend, "fastest_exact_matmul", slower)
@@ -35,7 +35,7 @@ def test_of_two_that_choose_at_once_the_first_ones_stands(tmp_path, monkeypatch)
     assert len(list(tmp_path.rglob("matmul*"))) == 1
 
 
-def test_a_resumed_run_keeps_its_own_where_it_is_exact(monkeypatch):
+def test_a_resumed_run_keeps_its_backend_if_it_is_exact(monkeypatch):
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: TORCH)
     monkeypatch.setattr(backend, "_is_exact", lambda precision: True)
     assert backend.choose_matmul(CPU, previous=ONEDNN) == ONEDNN
@@ -44,12 +44,12 @@ def test_a_resumed_run_keeps_its_own_where_it_is_exact(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_what_is_chosen_is_exact():
+def test_the_chosen_backend_is_exact():
     backend.choose_matmul(CPU)
     assert backend._is_exact(torch.get_float32_matmul_precision())
 
 
-def test_without_a_cache_folder_it_is_chosen_all_the_same(tmp_path, monkeypatch):
+def test_without_a_cache_folder_a_backend_is_chosen(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: ONEDNN)

@@ -1,5 +1,8 @@
-"""The CUDA path. With a GPU: its numbers beside the CPU's, and the commands. Without one, where torch is a CUDA build:
-that nothing mixes devices, by torch's fake tensors, which have a shape and a device but no numbers."""
+"""The CUDA path. With a GPU: its numbers against the CPU's, and the commands.
+
+Without a GPU, if torch is a CUDA build: no operation mixes devices, by torch's fake tensors, which have a shape and a
+device but no numbers.
+"""
 
 import json
 from copy import deepcopy
@@ -61,7 +64,7 @@ def batches_of(overrides: list[str]) -> tuple[PackedBatch, EvaluationBatch]:
 
 @needs_gpu
 @configs
-def test_losses_and_gradients_are_the_cpus_behind_a_step_too(overrides):
+def test_losses_and_gradients_equal_the_cpus(overrides):
     model, (batch, _) = model_of(["model.dropout=0", *overrides]), batches_of(overrides)
     there = deepcopy(model).cuda()
     for each, own in ((model, batch), (there, batch.to("cuda"))):
@@ -73,12 +76,12 @@ def test_losses_and_gradients_are_the_cpus_behind_a_step_too(overrides):
     torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=1e-5, atol=0)
     for (name, expected), parameter in zip(model.encoder.named_parameters(), there.encoder.parameters(), strict=True):
         gradients = (x.grad.to_dense().cpu() for x in (parameter, expected))
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @needs_gpu
 @configs
-def test_states_of_the_newest_items_are_the_cpus(overrides):
+def test_states_of_the_newest_items_equal_the_cpus(overrides):
     model, (_, batch) = model_of(overrides), batches_of(overrides)
     there = deepcopy(model).cuda().eval()
     with torch.no_grad():
@@ -88,7 +91,7 @@ def test_states_of_the_newest_items_are_the_cpus(overrides):
 
 @needs_gpu
 @pytest.mark.parametrize("losses", [["loss=softmax"], ["loss=gbce", "loss.negatives=5"]], ids=" ".join)
-def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(losses):
+def test_bfloat16_losses_and_gradients_are_close(losses):
     model, (batch, _) = model_of(["model.dropout=0", *losses]), batches_of(losses)
     there = deepcopy(model).cuda()
     model.training_step(batch, 0).backward()
@@ -98,13 +101,13 @@ def test_bfloat16_gives_losses_and_gradients_near_those_of_single_precision(loss
     torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=0.01, atol=0)
     pairs = zip(there.encoder.named_parameters(), model.encoder.parameters(), strict=True)
     norms = {name: (x.grad.cpu() - own.grad).norm() / own.grad.norm().clamp(min=0.02) for (name, x), own in pairs}
-    assert max(norms.values()) < 0.1, norms  # a key's bias has a gradient of zero
+    assert max(norms.values()) < 0.1, norms  # the gradient of a key's bias is zero
 
 
 @needs_gpu
 @pytest.mark.parametrize("at_once", [2**26, 2**14])
-def test_ranks_and_lists_are_the_cpus(at_once, monkeypatch):
-    """Whole numbers, whose products are exact on both; all items at once and in blocks."""
+def test_ranks_and_lists_equal_the_cpus(at_once, monkeypatch):
+    """Products of integers are exact on both; all items at once and in blocks."""
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cuda", at_once)
     monkeypatch.setitem(ranking.ITEMS_PER_BLOCK, "cuda", at_once // 32)
     random = torch.Generator().manual_seed(0)
@@ -171,9 +174,9 @@ def test_two_gpus_test_every_user_once(train_command, tmp_path):
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @configs
 def test_no_operation_mixes_devices(overrides):
-    """Batches come from the CPU; whatever meets them on the way to a loss, a score and a rank is on the GPU.
+    """Batches move to the GPU, and everything they meet up to a loss, a score and a rank is there as well.
 
-    torch runs no backward pass of fake tensors without a GPU, and knows no shapes that follow from numbers.
+    Without a GPU torch cannot run the backward pass of fake tensors, nor shapes that depend on numbers.
     """
     batch, held_out = batches_of(overrides)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -190,7 +193,7 @@ def test_no_operation_mixes_devices(overrides):
 
 
 def fake(batch: PackedBatch | EvaluationBatch, mode: FakeTensorMode) -> PackedBatch | EvaluationBatch:
-    """The batch as `batch.to("cuda")` would give it."""
+    """Return the batch as `batch.to("cuda")` would."""
     there = {}
     for field in fields(batch):
         value = getattr(batch, field.name)

@@ -1,4 +1,4 @@
-"""The best items against a full stable sort, with and without compiled kernels."""
+"""Top-k lists against a full stable sort, with and without compiled kernels."""
 
 import pytest
 import torch
@@ -17,28 +17,28 @@ def by_sorting(states, table, k, rows, items) -> TopK:
 
 
 @pytest.mark.usefixtures("both_forms")
-@pytest.mark.parametrize("whole_numbers", [False, True])  # whole numbers make many ties
+@pytest.mark.parametrize("integers", [False, True])  # integers make many ties
 @pytest.mark.parametrize(
     ("users", "items", "dim", "k"),
     [(40, 1000, 8, 10), (1, 2, 1, 1), (3, 20, 4, 20), (20, 9000, 6, 10), (5, 130, 3, 100), (600, 300, 2, 3)],
 )
-def test_best_items_are_those_of_a_full_sort(users, items, dim, k, whole_numbers):
+def test_top_k_items_equal_a_full_sort(users, items, dim, k, integers):
     random = torch.Generator().manual_seed(users * items)
     states, table = torch.randn(users, dim, generator=random), torch.randn(items, dim, generator=random)
-    if whole_numbers:
+    if integers:
         states, table = states.round(), table.round()
     rows = torch.randint(users, (users * 7,), generator=random).sort().values
     seen = torch.randint(1, items + 1, (users * 7,), generator=random)
     best, expected = top_k_items(states, table, k, rows, seen), by_sorting(states, table, k, rows, seen)
     torch.testing.assert_close(best.scores, expected.scores, rtol=0, atol=1e-5)
-    if whole_numbers:
+    if integers:
         assert torch.equal(best.items, expected.items)
-    else:  # products of another shape may round otherwise, which moves neighbours that are as good as equal
+    else:  # products of another shape may round differently, which swaps items of nearly equal scores
         assert (best.items == expected.items).float().mean() > 0.999
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
+def test_ties_go_to_the_lower_index_across_blocks(monkeypatch):
     monkeypatch.setitem(ranking.ITEMS_PER_BLOCK, "cpu", 3)
     monkeypatch.setattr(ranking, "ROWS_PER_BLOCK", 2)
     table = torch.tensor([[1.0], [2.0], [2.0], [1.0], [2.0], [3.0], [2.0]])
@@ -51,7 +51,7 @@ def test_of_equal_scores_the_lower_number_leads_across_blocks_too(monkeypatch):
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_where_too_few_are_left_the_rest_is_zero():
+def test_missing_candidates_are_zeros():
     rows, seen = torch.tensor([0, 0]), torch.tensor([1, 3])
     best = top_k_items(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [3.0]]), 2, rows, seen)
     assert best.items.tolist() == [[2, 0], [3, 2]]
@@ -59,7 +59,7 @@ def test_where_too_few_are_left_the_rest_is_zero():
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_a_score_that_is_no_number_is_none():
+def test_nan_scores_never_count():
     none = torch.zeros(0, dtype=torch.long)
     table = torch.tensor([[1.0], [float("nan")], [3.0], [float("inf")], [2.0]])
     best = top_k_items(torch.tensor([[1.0], [float("nan")]]), table, 4, none, none)
