@@ -107,7 +107,7 @@ def _search_new(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: i
     empty = [child for child in sorted(children, key=_natural_order) if not _search(child, found, seen, depth - 1)]
     is_sweep = (folder / "multirun.yaml").is_file()
     if is_sweep:
-        found.missing += _missing(folder, found.jobs)
+        found.missing += _missing_jobs(folder, found.jobs)
     if is_sweep or len(empty) < len(children):
         found.skipped += [f"{child}: contains no run" for child in empty]
         return True
@@ -180,7 +180,7 @@ def _parse_overrides(words: list[str]) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
 
 
-def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
+def _missing_jobs(sweep: Path, known: list[dict[str, str]]) -> list[str]:
     """Return a line for each job in the sweep's command that has no folder, and add all its jobs to `known`."""
     try:
         hydra = yaml.load((sweep / "multirun.yaml").read_text(), _LOADER)["hydra"]
@@ -189,9 +189,9 @@ def _missing(sweep: Path, known: list[dict[str, str]]) -> list[str]:
         jobs = grid_jobs(hydra["overrides"]["task"], hydra["sweeper"].get("params"))
     except Exception as error:  # a multirun.yaml that is malformed, or not a grid of this version
         return [f"{sweep}: which jobs are missing is unknown ({str(error).splitlines()[0]})"]
-    there = [_overrides(path) for path in sweep.glob("[0-9]*-*")]
-    missing = [number for number, job in enumerate(jobs) if _parse_overrides(job) not in there]
-    if any(there) and len(missing) == len(jobs):
+    present = [_overrides(path) for path in sweep.glob("[0-9]*-*")]
+    missing = [number for number, job in enumerate(jobs) if _parse_overrides(job) not in present]
+    if any(present) and len(missing) == len(jobs):
         return [f"{sweep}: which jobs are missing is unknown (no folder has a job that multirun.yaml names)"]
     known += map(_parse_overrides, jobs)
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
