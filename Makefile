@@ -45,7 +45,7 @@ results: .venv/.complete
 	@.venv/bin/python scripts/parity_rectools.py --json outputs/parity.json
 	@mv outputs/roofline.json outputs/speed.json outputs/parity.json docs/results/ && .venv/bin/python scripts/render_results.py
 
-# On Linux without a C++ compiler one is installed too, for the kernels (sasrec_lab/kernels.py).
+# On Linux without a C++ compiler one is installed too, for the kernels (sasrec_lab/ops/library.py).
 # A .venv that is there is kept if it is whole and of a Python that fits. The stamp comes last, so that a set-up that was
 # cut off is taken up again. A candidate is tried by running it: pyenv's shims, for one, are there without their Python.
 .venv/.complete: pyproject.toml constraints.txt
