@@ -1,6 +1,7 @@
 """The house: which file may import which, how many files a newcomer meets, how long a function may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ SEPARATE = [
     ("run", "evaluation"),
 ]
 FILES = sorted(PACKAGE.glob("**/*.py"))
+TESTS = sorted(ROOT.glob("tests/**/test_*.py"))
 
 
 def module_of(path: Path) -> str:
@@ -40,11 +42,15 @@ def imports(path: Path) -> set[str]:
     """Return the modules of the package that a file imports, inside functions and for types too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sasrec_lab":
-            inside = node.module.removeprefix("sasrec_lab").strip(".")
-            for name in node.names:
-                full = f"{inside}.{name.name}".strip(".")
-                found.add(full if full in MODULES else inside)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports start with sasrec_lab"
+            names = [f"{node.module}.{name.name}" for name in node.names]
+        else:
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            package, _, inside = name.partition(".")
+            if package == "sasrec_lab":
+                found.add(inside if inside in MODULES else inside.rpartition(".")[0])
     return found - {""}
 
 
@@ -93,12 +99,10 @@ def test_the_package_shows_its_flow():
     }
 
 
-def test_config_and_ops_know_nothing_above_them():
-    for path in FILES:
-        text = path.read_text()
-        if path.is_relative_to(PACKAGE / "config"):
-            assert "import torch" not in text, path
-            assert "import pytorch_lightning" not in text, path
+def test_config_imports_neither_torch_nor_lightning():
+    for path in PACKAGE.glob("config/*.py"):
+        found = re.search(r"^\s*(import|from) (torch|pytorch_lightning|lightning)", path.read_text(), re.M)
+        assert not found, f"{path.name}: {found[0]}"
 
 
 def test_hydras_internals_are_in_one_file():
@@ -107,15 +111,32 @@ def test_hydras_internals_are_in_one_file():
 
 
 def functions(path: Path) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
 
 
 @pytest.mark.parametrize(
     "path", [*FILES, *sorted(ROOT.glob("scripts/**/*.py"))], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_functions_fit_on_a_screen_and_public_ones_are_documented(path):
+def test_functions_fit_on_a_screen_and_have_docstrings(path):
     for function in functions(path):
         assert function.end_lineno - function.lineno < 60, function.name
+        assert not function.args.kwarg, f"{function.name}: name the arguments instead of **{function.args.kwarg.arg}"
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main":
             assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_tests_mirror_the_package():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in TESTS} - {Path()}
+    assert all((PACKAGE / folder).is_dir() or folder == Path("scripts") for folder in folders), folders
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_tests_are_short_and_unique(path):
+    names = [function.name for function in functions(path) if function.name.startswith("test_")]
+    assert not [name for name in names if len(name) > 60]
+    assert len(names) == len(set(names)), "the later of two tests of one name replaces the other"
