@@ -1,4 +1,4 @@
-"""The LightningModule: training, validation and test steps, and the optimiser."""
+"""The LightningModule: training, validation and test steps of an encoder with a loss."""
 
 import logging
 from math import isfinite
@@ -8,7 +8,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
@@ -18,15 +17,15 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLos
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.losses import LOSSES
-from sasrec_lab.training.optimizer import RowwiseAdam, learning_rate_factor
+from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
 
 
 class SequentialRecommender(pl.LightningModule):
-    """An encoder, a loss, and what is measured.
+    """An encoder, its loss, and its metrics.
 
-    A checkpoint holds `num_items` and the config as plain values, so it loads with `weights_only=True`.
+    A checkpoint contains `num_items` and the config as plain values, so it loads with `weights_only=True`.
     """
 
     def __init__(self, num_items: int, cfg: TrainConfig):
@@ -36,7 +35,7 @@ class SequentialRecommender(pl.LightningModule):
         if self.loss.check:
             self.loss.check(cfg.loss, num_items)
         self.encoder = Encoder(num_items, cfg.model)
-        rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # gradients of tables have the batch's rows only
+        rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just the batch's rows
         self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
         self.train_loss = MeanLoss()
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, only_monitored=True)
@@ -44,98 +43,96 @@ class SequentialRecommender(pl.LightningModule):
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
         self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
-        self.test_ranks: dict[str, Tensor] = {}  # per tested user, in the order of user numbers
+        self.test_ranks: dict[str, Tensor] = {}  # per tested user, ordered by user index
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
         loss = self.loss.compute(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
         self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
         return loss
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Dropout follows from seed and epoch alone, so a resumed run goes on as the uninterrupted one would have.
+        """Seed dropout by seed and epoch, so that a resumed run equals an uninterrupted one.
 
-        Not in on_train_epoch_start, which Lightning leaves out for the first epoch of a resumed run.
+        This is not in on_train_epoch_start, which Lightning skips for the first epoch of a resumed run.
         """
         if batch_idx == 0:
             words = np.random.SeedSequence([self.cfg.seed, self.current_epoch, self.global_rank]).generate_state(1)
             torch.manual_seed(int(words[0]))
 
     def on_train_epoch_end(self) -> None:
+        """Log the epoch's loss, learning rate and monitored metric, and stop if training has diverged."""
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
-        self._check_numbers(loss)
+        self._check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
-        monitor = self.cfg.evaluation.monitor
-        measured = self.trainer.callback_metrics.get(monitor)
-        if not self.trainer.is_global_zero:
-            return
-        log.info(
-            f"epoch {self.current_epoch:3d}  loss {loss:.4f}"
-            + ("" if measured is None else f"  {monitor} {measured:.4f}")
-        )
+        if self.trainer.is_global_zero:
+            monitor = self.cfg.evaluation.monitor
+            measured = self.trainer.callback_metrics.get(monitor)
+            metric = "" if measured is None else f"  {monitor} {measured:.4f}"
+            log.info(f"epoch {self.current_epoch:3d}  loss {loss:.4f}{metric}")
 
-    def _check_numbers(self, loss: float) -> None:
-        """Before a checkpoint is written. What the epoch's last step spoils, its loss does not tell."""
+    def _check_finite(self, loss: float) -> None:
+        """Fail before saving if the loss or the parameters are not finite.
+
+        The last step can break parameters after its loss was computed.
+        """
         if not isfinite(loss):
-            told = f"the loss is {loss}"
-        elif not all(isfinite(parameter.sum()) for parameter in self.encoder.parameters()):  # which takes no memory
-            told = "parameters are no numbers any more"
+            reason = f"the loss is {loss}"
+        elif not all(isfinite(parameter.sum()) for parameter in self.encoder.parameters()):  # a sum needs no memory
+            reason = "parameters are NaN or infinite"
         else:
             return
         raise InputError(
-            f"training diverged in epoch {self.current_epoch}: {told};"
+            f"training diverged in epoch {self.current_epoch}: {reason};"
             f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
         )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Rank the targets of a batch of held-out users."""
         self.validation_metrics.update(self.scores(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
         self.validation = self.validation_metrics.compute_and_reset("val")
         for name, value in self.validation.items():
             self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the newest validation metrics to the checkpoint."""
         checkpoint["validation"] = self.validation
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Rank the targets of a batch of held-out users, and keep the ranks."""
         ranks = self.test_metrics.update(self.scores(batch), batch)
         for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
             self.ranks[name].update(column)
 
     def on_test_epoch_end(self) -> None:
-        """Here, not after the test: the processes' ranks are put together while they are still on the device."""
-        self.tested = self.test_metrics.compute_and_reset("test")  # TensorBoard gets them once, with the hyper-parameters
+        """Combine the ranks of all processes, while they are still on the device."""
+        self.tested = self.test_metrics.compute_and_reset("test")  # train.py writes these to TensorBoard
         columns = {name: column.compute() for name, column in self.ranks.items() if column.update_called}
         order = columns["user"].argsort()
         self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer and, if the config asks for one, its learning-rate schedule."""
         cfg = self.cfg.optimizer
-        kinds = {
-            OptimizerName.adam: torch.optim.Adam,
-            OptimizerName.adamw: torch.optim.AdamW,
-            OptimizerName.rowwise_adam: RowwiseAdam,
-        }
-        mixed = "mixed" in str(self.cfg.trainer.get("precision"))
-        fused = not (mixed and self.cfg.trainer.get("gradient_clip_val"))  # Lightning clips no fused one under autocast
-        optimizer = kinds[cfg.name](
-            self.encoder.parameters(), lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=fused
-        )
+        optimizer = build_optimizer(self.encoder.parameters(), cfg, self.cfg.trainer)
         if not cfg.warmup_steps and not cfg.cosine:
             return {"optimizer": optimizer}
-        steps = self.trainer.estimated_stepping_batches if cfg.cosine else None
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, cfg.warmup_steps, steps))
+        total_steps = self.trainer.estimated_stepping_batches if cfg.cosine else None
+        schedule = build_schedule(optimizer, cfg, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def scores(self, batch: EvaluationBatch) -> Scores:
-        """Of all items for each user; a user without a known item has a state of NaN."""
+        """Return the scores of all items for each user; users without known items get NaN, the worst rank."""
         table = self.encoder.item_table
         if batch.inputs is None:
             return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
         states = self.encoder.newest(batch.inputs).to(table.dtype)  # (ranked users, D)
         if len(batch.ranked) < len(batch.users):
-            every = states.new_full((len(batch.users), states.shape[1]), float("nan"))
-            states = every.index_copy_(0, batch.ranked, states)
+            all_states = states.new_full((len(batch.users), states.shape[1]), float("nan"))
+            states = all_states.index_copy_(0, batch.ranked, states)
         return Scores(states, table)

@@ -1,23 +1,55 @@
-"""An Adam for item tables so large that a batch touches few of their rows. V items, D dim, R rows touched."""
+"""The optimizer and its learning-rate schedule, as a config asks for them. D dim, R rows touched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import cos, pi
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from sasrec_lab.config.schema import OptimizerConfig, OptimizerName
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], cfg: OptimizerConfig, trainer_flags: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the config, fused if Lightning allows it."""
+    is_mixed = "mixed" in str(trainer_flags.get("precision"))
+    # Lightning cannot clip gradients of a fused optimizer under mixed precision
+    fused = not (is_mixed and trainer_flags.get("gradient_clip_val"))
+    return OPTIMIZERS[cfg.name](
+        parameters, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=fused
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: int | None) -> LambdaLR:
+    """Return the schedule of warm-up and cosine; `total_steps` is None without a cosine."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, cfg.warmup_steps, total_steps))
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """Return a factor that rises linearly to 1 in warm-up, then falls to 0 on a cosine if `total_steps` is given."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if total_steps is None:
+        return 1.0
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + cos(pi * min(1.0, done)))
 
 
 class RowwiseAdam(torch.optim.Adam):
-    """Adam that updates of a parameter with a sparse gradient only the rows in it; other parameters as Adam does.
+    """Row-wise Adam for item tables of which a batch touches few rows.
 
-    As torch.optim.SparseAdam and TensorFlow Addons' LazyAdam: a step that does not touch a row leaves the row and its
-    momenta alone, where Adam would let the momenta decay and go on moving the row. The bias correction counts the
-    table's steps, not the row's. So it is another optimiser than Adam, with the same first step.
+    Of a parameter with a sparse gradient it updates only the rows in the gradient; other parameters are updated as by
+    Adam. As in torch.optim.SparseAdam and TensorFlow Addons' LazyAdam, a step leaves untouched rows and their moments
+    unchanged, whereas Adam would let the moments decay and keep moving the rows. The bias correction counts the steps
+    of the table, not of the row. It is therefore not Adam, although the first step is the same.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters; a closure, if given, computes the loss again."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -26,7 +58,7 @@ class RowwiseAdam(torch.optim.Adam):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     self._update_rows(parameter, group)
-                    parameter.grad = None  # Adam passes over it
+                    parameter.grad = None  # so that Adam skips it
         super().step()
         return loss
 
@@ -46,14 +78,11 @@ class RowwiseAdam(torch.optim.Adam):
         state["exp_avg_sq"].index_copy_(0, rows, square)
         size = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
         vectors = table.index_select(0, rows).addcdiv_(mean, size, value=-group["lr"] / (1 - beta1**step))
-        table.index_copy_(0, rows, vectors)  # index_add_ takes ten times as long
+        table.index_copy_(0, rows, vectors)  # much faster than index_add_
 
 
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
-    """Rises linearly to 1 over the warm-up, then falls to 0 on a cosine where `total_steps` says how many there are."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if total_steps is None:
-        return 1.0
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + cos(pi * min(1.0, done)))
+OPTIMIZERS = {
+    OptimizerName.adam: torch.optim.Adam,
+    OptimizerName.adamw: torch.optim.AdamW,
+    OptimizerName.rowwise_adam: RowwiseAdam,
+}
