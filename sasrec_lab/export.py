@@ -1,10 +1,10 @@
-"""A finished run's encoder as a torch.export program, which needs torch and nothing of this package.
+"""Export a finished run's encoder as a torch.export program, which needs torch and nothing of this package.
 
 python -m sasrec_lab.export outputs/ml_100k/<run> encoder.pt2    writes encoder.pt2 and encoder.json
 
-The program takes one history, the numbers of its items (1 to the number of items; the most recent last), int64 of shape
-(L,) with L from 1 to maxlen, and gives the scores of all items, float32 of shape (items,): place i is item i + 1.
-encoder.json has maxlen and the items' external ids in the order of their numbers.
+The program takes one history: the indices of its items (1 to the number of items, the most recent last), int64 of shape
+(L,) with L from 1 to maxlen. It returns the scores of all items, float32 of shape (items,); place i is item i + 1.
+encoder.json has maxlen and the raw ids of the items, ordered by index.
 """
 
 import argparse
@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import atomic_write
 
 if TYPE_CHECKING:
+    import torch
+
     from sasrec_lab.recommend.recommender import Recommender
 
 
 def entry() -> None:
-    """One line for a mistake."""
+    """Run the command line; a user error ends in one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("output", type=Path, help="where to put the program, such as encoder.pt2")
+    parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
     args = parser.parse_args()
     try:
         program, ids = export(args.run, args.output)
@@ -34,27 +37,24 @@ def entry() -> None:
 
 
 def export(run: Path, output: Path) -> tuple[Path, Path]:
-    """Write the program and the ids; gives both files.
+    """Write the program and the ids; return the paths of both files.
 
     Raises:
-        InputError: the run cannot be read, or the output not be written.
+        InputError: the run cannot be read, or the output cannot be written.
     """
     if output.suffix != ".pt2":
-        raise InputError(
-            f"output={output} is no .pt2 file, as torch.export's programs are named; write {output.with_suffix('.pt2')}"
-        )
+        raise InputError(f"output={output} must end in .pt2 (torch.export's format); use {output.with_suffix('.pt2')}")
     if not output.parent.is_dir():
-        raise InputError(f"output={output}: there is no folder {output.parent}")
+        raise InputError(f"output={output}: there is no folder {output.parent}; create it, or choose another place")
     ids = output.with_suffix(".json")
-    _refuse_foreign(ids)
-    # imported here, because help and messages about mistakes need not wait for torch
+    _check_replaceable(ids)
+    # imported here, because help and user errors need not wait for torch
     import torch
 
-    from sasrec_lab.files import atomic_write
     from sasrec_lab.recommend.recommender import Recommender
 
     recommender = Recommender.from_run(run, device="cpu")
-    saved = BytesIO()  # torch itself, writing to a full disk, ends the process
+    saved = BytesIO()  # when torch itself writes to a full disk, it ends the process
     torch.export.save(program_of(recommender), saved)
     try:
         with atomic_write(output) as program, atomic_write(ids) as draft:
@@ -67,8 +67,8 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     return output, ids
 
 
-def _refuse_foreign(ids: Path) -> None:
-    """An export's own ids are written over, as its program is; the user has not named this file."""
+def _check_replaceable(ids: Path) -> None:
+    """Raise InputError if the file of ids, which the user has not named, exists and was not written by an export."""
     try:
         if json.loads(ids.read_text()).keys() == {"maxlen", "items"}:
             return
@@ -79,8 +79,8 @@ def _refuse_foreign(ids: Path) -> None:
     raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another .pt2")
 
 
-def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":  # noqa: F821  torch comes late
-    """By torch's own operators alone: attention asks torch.compiler.is_exporting()."""
+def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":
+    """Return the encoder as a program of torch's own operators: attention checks torch.compiler.is_exporting()."""
     import torch
 
     from sasrec_lab.model.encoder import SingleHistoryScores

@@ -121,7 +121,7 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path):
         (("nowhere", "encoder.pt2"), "error: run=nowhere: there is no such folder"),
         (
             ("nowhere", "encoder.onnx"),
-            "error: output=encoder.onnx is no .pt2 file, as torch.export's programs are named; write encoder.pt2\n",
+            "error: output=encoder.onnx must end in .pt2 (torch.export's format); use encoder.pt2\n",
         ),
         (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),
     ],
