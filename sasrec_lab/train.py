@@ -8,7 +8,7 @@ python -m sasrec_lab.train --help                             what there is to c
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,13 +18,21 @@ from omegaconf import DictConfig
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import sweep
 from sasrec_lab.run.launch import exit_interrupted, launch
 from sasrec_lab.run.provenance import is_first_process
+from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write_items, write_ranks
 
-log = logging.getLogger("sasrec_lab.train")  # also where this module is __main__
-errors = logging.getLogger("sasrec_lab.errors")  # into train.log; the screen gets the line as the program ends
+if TYPE_CHECKING:
+    import numpy as np
+    import pytorch_lightning as pl
+
+    from sasrec_lab.data.datamodule import SequenceData
+    from sasrec_lab.data.sequences import Sequences
+    from sasrec_lab.training.lightning_module import SequentialRecommender
+
+log = logging.getLogger("sasrec_lab.train")  # this name also when the module runs as __main__
+errors = logging.getLogger("sasrec_lab.errors")  # goes into train.log; the screen gets the line as the program ends
 
 
 def entry() -> None:
@@ -34,7 +42,7 @@ def entry() -> None:
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Run the composed configuration; of a job of a sweep return the monitored validation metric, for the sweeper."""
+    """Run the composed configuration; for a job of a sweep return the monitored validation metric to the sweeper."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     is_job = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
@@ -42,7 +50,7 @@ def main(cfg: DictConfig) -> float | None:
             return sweep.run_job(cfg, folder, train)
         train(to_typed(cfg), folder)
     except (InputError, OSError) as error:
-        line = run_folder.describe_failure(error, folder)
+        line = describe_failure(error, folder)
         errors.error(line)
         sys.exit(f"error: {line}")
     except KeyboardInterrupt:
@@ -53,75 +61,113 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
-    with run_folder.record_run(folder, cfg) as run:
-        # imported here, because help, --cfg and messages about mistakes need not wait for torch
-        import pytorch_lightning as pl
-
-        from sasrec_lab.data.datamodule import SequenceData
-        from sasrec_lab.data.holdout import hold_out
-        from sasrec_lab.data.items import read_titles
-        from sasrec_lab.data.sequences import load_sequences
-        from sasrec_lab.evaluation.baselines import popularity_metrics
+    with record_run(folder, cfg) as run:
+        # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
         from sasrec_lab.ops import backend
-        from sasrec_lab.run import machine, summary
+        from sasrec_lab.run import summary
+        from sasrec_lab.run.machine import describe_machine
         from sasrec_lab.run.protocol import protocol
         from sasrec_lab.training import checkpoints, tensorboard
-        from sasrec_lab.training.lightning_module import SequentialRecommender
-        from sasrec_lab.training.losses import LOSSES
-        from sasrec_lab.training.trainer import build_trainer, interruptible
+        from sasrec_lab.training.trainer import build_trainer
 
         trainer = build_trainer(cfg, folder)
-        trainer.logger.hparams.update(tensorboard.hyperparameters(cfg))  # for tb/hparams.yaml
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
-        with run.phase("data"):
-            sequences = load_sequences(cfg.dataset, cfg.data_dir)
-            dataset = cfg.dataset
-            holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
-            titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
-            data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
+
+        sequences, data, titles = load_data(run, cfg)
+        holdout, has_test = data.holdout, len(data.holdout.users) > 0
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         checkpoints.check_items(resumed, holdout.num_items)
         if trainer.is_global_zero:
-            run_folder.write_items(folder, holdout.item_ids, titles)
+            write_items(folder, holdout.item_ids, titles)
 
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        model = SequentialRecommender(holdout.num_items, cfg)
-        device = trainer.strategy.root_device
-        matmul = backend.choose_matmul(device, run.before.get("matmul"))
-        run.info |= machine.describe_machine(device, matmul)
+        model = build_model(cfg, holdout.num_items)
+        matmul = backend.choose_matmul(trainer.strategy.root_device, run.previous.get("matmul"))
+        run.info |= describe_machine(trainer.strategy.root_device, matmul)
         run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        log.info(summary.model_line(cfg, LOSSES[cfg.loss.name].describe(cfg.loss), run.info))
-        if told := summary.kernel_change_warning(run.before, run.info):
-            log.warning(told)
+        log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
+        if warning := summary.kernel_change_warning(run.previous, run.info):
+            log.warning(warning)
 
-        measured = len(holdout.users) > 0
-        if measured:
-            with run.phase("popularity"):
-                run.results["baselines"] = {"popularity": popularity_metrics(data, cfg.evaluation)}
+        if has_test:
+            measure_popularity(run, data)
         backend.keep_freed_memory()
-        try:
-            with run.phase("fit"), interruptible(trainer):
-                trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
-        finally:
-            run.info["peak_memory_mb"] = machine.peak_memory_mb()
-            run.results |= checkpoints.results(trainer, folder)
-        best = checkpoints.best_or_last(folder)
-        if best.stem == "last":
-            run.results["protocol"]["selected_by"] = "last epoch"
-        if measured:
-            with run.phase("test"), interruptible(trainer):
-                trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
-            run.results["metrics"] |= model.tested
-            if trainer.is_global_zero:
-                run_folder.write_ranks(folder, model.test_ranks, sequences)
+        fit(run, trainer, model, data, resumed)
+        if has_test:
+            test(run, trainer, model, data)
         if trainer.is_global_zero:
-            writer, metrics = trainer.logger.experiment, tensorboard.hparam_metrics(run.results, cfg)
-            tensorboard.write_hyperparameters(writer, tensorboard.hyperparameters(cfg), metrics, trainer.global_step)
+            if has_test:
+                write_ranks(folder, model.test_ranks, sequences)
+            writer = trainer.logger.experiment
+            tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], trainer.global_step)
             tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
             writer.close()
     log.info(summary.results_table(run.results, cfg, folder))
     return run.results
+
+
+def load_data(run: RunRecord, cfg: TrainConfig) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
+    """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any."""
+    from sasrec_lab.data.datamodule import SequenceData
+    from sasrec_lab.data.holdout import hold_out
+    from sasrec_lab.data.items import read_titles
+    from sasrec_lab.data.sequences import load_sequences
+    from sasrec_lab.training.losses import LOSSES
+
+    dataset = cfg.dataset
+    with run.phase("data"):
+        sequences = load_sequences(dataset, cfg.data_dir)
+        holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
+        titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
+        data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
+    return sequences, data, titles
+
+
+def build_model(cfg: TrainConfig, num_items: int) -> "SequentialRecommender":
+    """Return the model with the initial weights that the seed determines."""
+    import pytorch_lightning as pl
+
+    from sasrec_lab.training.lightning_module import SequentialRecommender
+
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    return SequentialRecommender(num_items, cfg)
+
+
+def measure_popularity(run: RunRecord, data: "SequenceData") -> None:
+    """Measure the popularity baseline on the held-out users."""
+    from sasrec_lab.evaluation.baselines import popularity_metrics
+
+    with run.phase("popularity"):
+        run.results["baselines"] = {"popularity": popularity_metrics(data, data.cfg.evaluation)}
+
+
+def fit(
+    run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData", resumed: Path | None
+) -> None:
+    """Train, from the checkpoint to resume if there is one, and record epochs and validation even if interrupted."""
+    from sasrec_lab.run.machine import peak_memory_mb
+    from sasrec_lab.run.protocol import LAST_EPOCH
+    from sasrec_lab.training.checkpoints import results
+    from sasrec_lab.training.trainer import interruptible
+
+    try:
+        with run.phase("fit"), interruptible(trainer):
+            trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
+    finally:
+        run.info["peak_memory_mb"] = peak_memory_mb()
+        run.results |= results(trainer, run.folder)
+    if run.results["best_epoch"] is None:
+        run.results["protocol"]["selected_by"] = LAST_EPOCH
+
+
+def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
+    """Measure the best checkpoint, or the last one without validation, on the held-out users."""
+    from sasrec_lab.training.checkpoints import best_or_last
+    from sasrec_lab.training.trainer import interruptible
+
+    with run.phase("test"), interruptible(trainer):
+        trainer.test(model, data, ckpt_path=best_or_last(run.folder), weights_only=True, verbose=False)
+    run.results["metrics"] |= model.tested
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.recommend.recommender import Recommender
-from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run.folder import load_finished
 from sasrec_lab.run.lock import lock_folder
+from sasrec_lab.run.resume import check_can_run
 from sasrec_lab.train import train
 from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.trainer import build_trainer, interruptible
@@ -155,7 +156,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once,
 
     code, error = interrupt_at("epoch   1", settings, sent)
     assert code == 130
-    assert error.startswith("interrupted; everything so far is in ")
+    assert error.startswith("interrupted; files written so far are in ")
     assert "ckpt=last" in error.splitlines()[1]
     before = results(tmp_path / "run")
     assert before["status"] == "interrupted"
@@ -165,7 +166,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once,
     unfinished = train_here(*settings)
     assert unfinished.returncode == 1
     assert unfinished.stderr == (
-        "error: run holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir\n"
+        "error: run contains this run, unfinished; resume it with ckpt=last, or choose another hydra.run.dir\n"
     )
     resumed = train_here(*settings, "ckpt=last")
     assert resumed.returncode == 0, resumed.stderr
@@ -185,11 +186,12 @@ def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(tra
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     again = train_here(*settings)
     assert again.returncode == 0
-    assert again.stdout.startswith("finished before, nothing is run again:\n")
+    assert again.stdout.startswith("already finished, nothing to run; its results:\n")
     other = train_here(*settings, "model.dim=8")
     assert (other.returncode, other.stderr) == (
         1,
-        "error: run holds another configuration's results (model.dim differs); choose another hydra.run.dir\n",
+        "error: run already holds results of a different configuration (model.dim differs);"
+        " choose another hydra.run.dir\n",
     )
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
@@ -207,7 +209,7 @@ def test_without_validation_the_last_epoch_is_tested(train_here, tmp_path):
     assert written["best_epoch"] is None
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
     assert "val/ndcg@10" not in written["metrics"]
-    assert "checkpoint   the last epoch" in done.stdout
+    assert "checkpoint   last epoch" in done.stdout
 
 
 def test_where_no_validation_came_the_last_epoch_is_tested(train_here, tmp_path):
@@ -238,7 +240,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
     assert best["validation"]["val/ndcg@10"] == written["metrics"]["val/ndcg@10"]
 
     again = train_here(*settings, "trainer.max_epochs=200", "ckpt=last")
-    assert again.stdout.startswith("finished before, nothing is run again:\n")
+    assert again.stdout.startswith("already finished, nothing to run; its results:\n")
     assert results(tmp_path / "run") == written
 
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -256,10 +258,10 @@ def test_a_resumed_run_says_that_it_has_other_kernels(train_command, train_here,
     settings = [*TINY, "trainer.max_epochs=3", "trainer.accelerator=cpu", "ckpt=last"]
     other = train_command(*settings, env={"CXX": ""})
     assert other.returncode == 0, other.stderr
-    assert "\n       not at full speed: no kernels (CXX names no compiler)\n" in other.stdout
-    said = [line for line in (tmp_path / "run" / "train.log").read_text().splitlines() if "began with kernels" in line]
-    assert len(said) == 1
-    assert re.search(r"began with kernels that are compiled by \S+ and goes on with torch's: numbers differ", said[0])
+    assert "\n       slower torch path: no compiled kernels (CXX names no compiler)\n" in other.stdout
+    log = (tmp_path / "run" / "train.log").read_text()
+    (warning,) = [line for line in log.splitlines() if "kernels were" in line]
+    assert re.search(r"kernels were compiled by \S+ and are now torch's: numbers will differ from those of an", warning)
 
 
 def test_a_finished_run_is_made_longer(train_here, tmp_path):
@@ -282,7 +284,7 @@ def test_two_runs_do_not_share_a_folder(train_here, tmp_path):
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-LOOKING = "from pathlib import Path; from sasrec_lab.claims import is_taken\nwhile True: is_taken(Path('run'))"
+LOOKING = "from pathlib import Path; from sasrec_lab.run.lock import is_locked\nwhile True: is_locked(Path('run'))"
 
 
 def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
@@ -306,8 +308,8 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interr
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, signal.SIGINT)
     assert code == 130, error
-    assert error.splitlines()[0] == "interrupted; everything so far is in lr=1,b"
-    assert error.splitlines()[1].startswith("go on with: ")
+    assert error.splitlines()[0] == "interrupted; files written so far are in lr=1,b"
+    assert error.splitlines()[1].startswith("resume with: ")
     assert """ 'hydra.run.dir="lr=1,b"'""" in error
     assert results(tmp_path / "lr=1,b")["status"] == "interrupted"
 
@@ -316,7 +318,7 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interr
 def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu", "+trainer.strategy=ddp", *flags, *ROWWISE])
     with pytest.raises(
-        InputError, match=r"^optimizer\.name=rowwise_adam runs on one device, and trainer asks for [23];"
+        InputError, match=r"^optimizer\.name=rowwise_adam must run on one device, but trainer asks for [23];"
     ):
         build_trainer(cfg, tmp_path)
 
@@ -343,7 +345,7 @@ def test_an_interruption_as_the_program_starts(start_command, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error.startswith("interrupted; everything so far is in ")
+    assert error.startswith("interrupted; files written so far are in ")
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
@@ -498,7 +500,7 @@ def test_a_folder_without_permission(tmp_path):
         (tmp_path / "locked").chmod(0)
     try:
         with pytest.raises(InputError, match="the run folder cannot be written: Permission denied; choose another"):
-            run_folder.check_can_run(tmp_path / "locked" / "below" / "run", cfg)
+            check_can_run(tmp_path / "locked" / "below" / "run", cfg)
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
@@ -508,8 +510,7 @@ def test_a_checkpoint_that_is_not_there_is_one_line(train_here, tmp_path):
     done = train_here(*TINY, "ckpt=nowhere.ckpt")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: ckpt=nowhere.ckpt: there is no such file; give a checkpoint, or last, the only word,"
-        " for the run folder's own\n"
+        "error: ckpt=nowhere.ckpt: no such file; pass a checkpoint file, or ckpt=last for the run folder's latest\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -545,7 +546,7 @@ def test_two_processes_that_are_interrupted_end_as_one(start_command, tmp_path, 
     os.killpg(process.pid, sent)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert [line.partition(" ")[0] for line in error.splitlines()] == ["interrupted;", "go"]
+    assert [line.partition(" ")[0] for line in error.splitlines()] == ["interrupted;", "resume"]
     assert "train_ddp_process" not in error
     assert results(tmp_path / "run")["status"] == "interrupted"
 
@@ -567,7 +568,7 @@ def test_a_runs_relative_paths_are_found_from_elsewhere(tmp_path, monkeypatch):
     train(load([*words, "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]), folder)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    config, _ = run_folder.load_finished(folder)
+    config, _ = load_finished(folder)
     assert config["dataset"]["path"] == str(tmp_path / "my.csv")
     assert config["data_dir"] == str(tmp_path / "root")
     assert len(Recommender.from_run(folder).recommend("all", 1)) == 6

@@ -1,4 +1,7 @@
-"""Start a run or a sweep from the command line, or say how to resume it; every mistake ends in one line."""
+"""Start, resume or repeat a run or a sweep from the command line; every user error ends in one line.
+
+`launch` is handed Hydra's entry, because train.py imports this module.
+"""
 
 import logging
 import os
@@ -12,16 +15,17 @@ from sasrec_lab.config.command_line import Command, Job, check_command_line
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path, tolerate_closed_pipe
-from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import sweep
+from sasrec_lab.run.folder import OTHER_FOLDER_HINT, has_checkpoint
 from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
+from sasrec_lab.run.resume import check_can_run
 
 Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
 
 
 def launch(main: Main) -> None:
-    """Refuse a mistaken command line before Hydra makes a folder, in one line; else compose and run `main`."""
+    """Check the command line before Hydra makes a folder, then compose the config and run `main`."""
     sys.argv[1:] = normalize(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
     try:
@@ -51,14 +55,14 @@ def _run_as_helper(main: Main) -> None:
 
 
 def _run_single(job: Job, main: Main) -> None:
-    finished = run_folder.check_can_run(job.folder, job.cfg)
+    finished = check_can_run(job.folder, job.cfg)
     if finished:
         from sasrec_lab.run.summary import results_table  # late, as it imports pandas
 
-        print(f"finished before, nothing is run again:\n{results_table(finished, job.cfg, job.folder)}")
-    elif job.cfg.ckpt is None and run_folder.has_checkpoint(job.folder):
+        print(f"already finished, nothing to run; its results:\n{results_table(finished, job.cfg, job.folder)}")
+    elif job.cfg.ckpt is None and has_checkpoint(job.folder):
         raise InputError(
-            f"{job.folder} holds this run unfinished; go on with ckpt=last, or choose another hydra.run.dir"
+            f"{job.folder} contains this run, unfinished; resume it with ckpt=last, or {OTHER_FOLDER_HINT}"
         )
     else:
         with lock_folder(job.folder):
@@ -71,43 +75,46 @@ def _run_sweep(command: Command, main: Main) -> None:
     os.environ[COMMAND] = as_typed()
     sweep_dir = format_override("hydra.sweep.dir", display_path(folder))
     sys.argv[1:] = _replace_overrides(sweep_dir)  # one for all jobs, whatever their names
-    stopped = None
+    launcher_error = None
     try:
         with lock_folder(folder, "hydra.sweep.dir"):
             sweep.prepare(command)
             main()
     except KeyboardInterrupt:
         _exit_with_resume_hint(folder, sweep_dir)
-    except SystemExit as error:  # Ctrl-C in a job; or the launcher broke, and Hydra has said how
+    except SystemExit as error:  # Ctrl-C in a job; or the launcher failed, and Hydra has printed why
         if error.code == 130:
             raise
-        stopped = error
-    if failed := sweep.failures(folder, jobs):
-        early = f"the launcher broke, as said above; {_resume_hint(sweep_dir)}" if stopped else None
-        sys.exit("\n".join([f"error: {len(failed)} of the jobs in {folder} failed:", *failed, *filter(None, [early])]))
-    if stopped:
-        raise stopped
+        launcher_error = error
+    if unfinished := sweep.unfinished_jobs(folder, jobs):
+        count = "1 job" if len(unfinished) == 1 else f"{len(unfinished)} jobs"
+        lines = [f"error: {count} in {folder} {'is' if len(unfinished) == 1 else 'are'} not finished:", *unfinished]
+        if launcher_error:
+            lines.append(f"the launcher failed (see above); {_resume_hint(sweep_dir)}")
+        sys.exit("\n".join(lines))
+    if launcher_error:
+        raise launcher_error
     print(sweep.summary(folder, jobs))
 
 
 def exit_interrupted(folder: Path, is_job: bool) -> NoReturn:
-    """End an interrupted process; the first of several says how to resume the run, or the sweep that it is a job of."""
+    """End an interrupted process; the first of several prints how to resume the run, or the sweep if it is a job."""
     if not is_first_process():
         sys.exit(130)
     if is_job:
         _exit_with_resume_hint(folder, format_override("hydra.sweep.dir", display_path(folder.parent)))
-    ckpt = ["ckpt=last"] if run_folder.has_checkpoint(folder) else []
+    ckpt = ["ckpt=last"] if has_checkpoint(folder) else []
     _exit_with_resume_hint(folder, format_override("hydra.run.dir", display_path(folder)), *ckpt)
 
 
 def _exit_with_resume_hint(folder: Path, *words: str) -> NoReturn:
-    print(f"interrupted; everything so far is in {display_path(folder)}\n{_resume_hint(*words)}", file=sys.stderr)
+    print(f"interrupted; files written so far are in {display_path(folder)}\n{_resume_hint(*words)}", file=sys.stderr)
     sys.exit(130)
 
 
 def _resume_hint(*words: str) -> str:
     """Return the command that resumes the run or the sweep: this one with the words."""
-    return f"go on with: {as_typed(_replace_overrides(*words))}"
+    return f"resume with: {as_typed(_replace_overrides(*words))}"
 
 
 def _replace_overrides(*words: str) -> list[str]:

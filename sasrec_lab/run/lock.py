@@ -1,4 +1,4 @@
-"""Who may write in a run's folder: the process that holds its .lock, where the disk lets it."""
+"""A lock on the run folder, so that only one process writes to it (if the file system supports locks)."""
 
 import errno
 import fcntl
@@ -11,17 +11,17 @@ from typing import IO
 
 from sasrec_lab.errors import FolderInUse, InputError
 
-_SMALLEST = 2**16  # bytes that a run writes at the very least
-_LOOK = 0.2  # seconds: longer than `is_taken` holds a lock
+_MIN_RUN_BYTES = 2**16  # a run writes at least this much
+_WAIT_SECONDS = 0.2  # longer than `is_locked` holds its shared lock
 
 
 @contextmanager
 def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
-    """No other process runs in the folder meanwhile; the system ends the claim however this process ends.
+    """Keep other processes from running in the folder. The system ends the lock however this process ends.
 
     Raises:
-        Taken: another one does.
-        InputError: the folder cannot be made.
+        FolderInUse: another process holds the lock.
+        InputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,59 +33,59 @@ def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process runs in the folder. Nothing is changed; the lock is shared for a moment."""
+    """Return whether a process runs in the folder. Nothing is changed; the lock is shared for a moment."""
     try:
         with open(folder / ".lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock, or a file system without locks
+    except OSError:  # there is no lock, or the file system has none
         pass
     return False
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raises Taken where another process runs in the folder."""
+    """Raise FolderInUse if another process runs in the folder."""
     if is_locked(folder):
         raise _folder_in_use(folder, "hydra.run.dir")
 
 
 def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:
-    """Raises InputError where nothing can be written below the folder, which need not be there yet."""
+    """Raise InputError if nothing can be written below the folder, which need not exist yet."""
     try:
-        there = folder.absolute()
-        while not there.exists():
-            there = there.parent
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(_SMALLEST))
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(_MIN_RUN_BYTES))
             file.flush()
     except OSError as error:
         raise _unwritable(folder, error, key) from error
 
 
-def _unwritable(folder: Path, error: OSError, key: str = "hydra.run.dir") -> InputError:
+def _unwritable(folder: Path, error: OSError, key: str) -> InputError:
     fix = f"free some space, or choose another {key}" if is_full(error) else f"choose another {key}"
     return InputError(f"{folder}: the run folder cannot be written: {error.strerror}; {fix}")
 
 
 def is_full(error: OSError) -> bool:
-    """The disk, or the user's share of it."""
+    """Return whether the disk, or the user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _lock(folder: Path, key: str) -> IO[bytes]:
-    file = open(folder / ".lock", "wb")  # noqa: SIM115  the claim lasts as long as the file is open
-    given_up = time.monotonic() + _LOOK
+    file = open(folder / ".lock", "wb")  # noqa: SIM115  the lock lasts as long as the file is open
+    deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() < given_up:  # it may only be looked at
-                time.sleep(_LOOK / 20)
+            if time.monotonic() < deadline:  # `is_locked` of another process may hold it for a moment
+                time.sleep(_WAIT_SECONDS / 20)
                 continue
             file.close()
             raise _folder_in_use(folder, key) from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             pass
         return file
 

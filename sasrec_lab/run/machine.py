@@ -1,4 +1,7 @@
-"""Describe the machine that a run used: device, threads, kernels, versions and peak memory."""
+"""Describe the machine for run.json: device, threads, matmul backend, kernels, versions and peak memory.
+
+It imports torch. run/provenance.py, which help and error messages need at once, is therefore separate.
+"""
 
 import importlib.metadata
 import platform
@@ -8,29 +11,31 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.ops import library as kernels
-from sasrec_lab.ops.library import compiler_name
+from sasrec_lab.ops import library
+
+_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "pandas", "numpy", "sasrec-lab")
 
 
 def describe_machine(device: torch.device, matmul: str) -> dict[str, Any]:
-    """Return what run.json says of the machine; `matmul` is the name of the chosen matmul backend (ops/backend.py)."""
+    """Return the machine's part of run.json; `matmul` is what `ops.backend.choose_matmul` returned."""
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "matmul": matmul,
-        **_kernels(device),
+        **_describe_kernels(device),
         "versions": versions(),
         "system": platform.platform(),
     }
 
 
-def _kernels(device: torch.device) -> dict[str, str]:
-    found = kernels.find_kernels() if device.type == "cpu" else kernels.Kernels(None, [])
-    whose = f"compiled by {compiler_name(found.compiler)}" if found.library else "torch's"
-    return {"kernels": whose} | ({"no_kernels": found.missing} if found.missing else {})
+def _describe_kernels(device: torch.device) -> dict[str, str]:
+    found = library.find_kernels() if device.type == "cpu" else library.Kernels(None, [])
+    kernels = f"compiled by {library.compiler_name(found.compiler)}" if found.library else "torch's"
+    return {"kernels": kernels} | ({"no_kernels": found.missing} if found.missing else {})
 
 
 def describe_device(device: torch.device) -> str:
+    """Return a phrase such as `cpu (2 threads)` or `cuda (<model of the GPU>)`."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
@@ -38,9 +43,9 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "pandas", "numpy", "sasrec-lab")
+    """Return the versions of Python and of the packages that numbers depend on."""
     found = {}
-    for name in names:
+    for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
@@ -49,7 +54,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mb() -> dict[str, int]:
-    """Most memory that the process has held, and most that tensors have held on the GPU, in MiB."""
+    """Return the peak memory of the process, and of tensors on the GPU if there is one, in MiB."""
     unit = 1024 if sys.platform == "darwin" else 1  # ru_maxrss is in bytes there, in KiB elsewhere
     peak = {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit // 1024}
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What ran: the command as one would type it here, and the code. Of several processes the first one writes."""
+"""Provenance of a run: its command line, its git commit, and which of several processes records them."""
 
 import os
 import shlex
@@ -9,11 +9,11 @@ from typing import Any
 
 from sasrec_lab.files import display_path
 
-COMMAND = "SASREC_LAB_COMMAND"  # of a sweep, for its jobs in other processes, whose own command line is a launcher's
+COMMAND = "SASREC_LAB_COMMAND"  # environment variable with a sweep's command line; its jobs' own is their launcher's
 
 
 def code_version() -> dict[str, Any]:
-    """Commit of the clone that the package runs from, and whether it has uncommitted changes; None without a clone."""
+    """Return the commit of the clone that the package runs from, and whether it is dirty; None without a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
@@ -28,7 +28,7 @@ def code_version() -> dict[str, Any]:
 
 
 def as_typed(words: list[str] | None = None) -> str:
-    """The command as it was called, or as it would be called with these words."""
+    """Return the command as a user would type it here, with these words instead of its own if given."""
     words = sys.argv[1:] if words is None else words
     program = Path(sys.argv[0]).name
     if program == "train.py":
@@ -37,5 +37,5 @@ def as_typed(words: list[str] | None = None) -> str:
 
 
 def is_first_process() -> bool:
-    """Of a run on several devices; the others write nothing."""
+    """Return whether this process records the run: the others of a run on several devices write nothing."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))

@@ -1,4 +1,4 @@
-"""What a run says in words: its protocol, the two lines it opens with and the table it closes with."""
+"""Human-readable output of a run: the opening lines on data and model, and the final table."""
 
 import shlex
 import sys
@@ -6,75 +6,89 @@ from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config.dataset import HoldoutMode
-from sasrec_lab.config.schema import OptimizerName, TrainConfig
+from sasrec_lab.config.schema import ModelConfig, OptimizerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
+# What runs, in the field's words, by the type of the config's section `model`. conf/model/ has several
+# configurations of SASRec; another kind of model has a type, and here a line, of its own.
+MODEL_NAMES = {ModelConfig: "SASRec"}
+
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
+    """Return the counts of the data set and of the held-out users."""
     lengths = sequences.lengths
     known = "" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model"
     return (
         f"data   {sequences.file}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
         f" {len(sequences.items):,} interactions\n"
-        f"       a user has {lengths.mean():.1f} (median {sorted(lengths)[len(lengths) // 2]:,}, longest"
-        f" {lengths.max():,}); {len(holdout.users):,} users held out{known}"
+        f"       interactions per user: mean {lengths.mean():.1f}, median {sorted(lengths)[len(lengths) // 2]:,}, max"
+        f" {lengths.max():,}; {len(holdout.users):,} users held out{known}"
     )
 
 
-def model_line(cfg: TrainConfig, loss: str, facts: dict[str, Any]) -> str:
+def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
+    """Return the model's sizes, its loss in words, its optimizer unless it is Adam, and the machine of run.json."""
     model, optimizer = cfg.model, cfg.optimizer.name
     by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
-    hint = f"\n       not at full speed: no kernels ({facts['no_kernels']})" if "no_kernels" in facts else ""
+    hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
     return (
         f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
-        f" {model.maxlen}, loss {loss}{by}; {facts['parameters']:,} parameters\n"
-        f"       {facts['device']}, {facts['matmul']}{hint}"
+        f" {model.maxlen}, loss {loss}{by}; {info['parameters']:,} parameters\n"
+        f"       {info['device']}, {info['matmul']}{hint}"
     )
 
 
-def kernel_change_warning(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """What to say where a resumed run goes on with other kernels: they round otherwise, and torch's dropout draws other
-    masks."""
-    if now["kernels"].startswith(before.get("kernels") or ""):  # earlier versions wrote "compiled" alone
+def kernel_change_warning(previous: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Return a warning if a run resumes with other kernels than it had, given both contents of run.json.
+
+    Other kernels round differently, and torch's dropout draws other masks.
+    """
+    if now["kernels"].startswith(previous.get("kernels") or ""):  # earlier versions wrote just "compiled"
         return None
     return (
-        f"the run began with kernels that are {before['kernels']} and goes on with {now['kernels']}: numbers differ"
-        " from those of a run in one go"
+        f"kernels were {previous['kernels']} and are now {now['kernels']}: numbers will differ from those of an"
+        " uninterrupted run"
     )
 
 
 def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
-    """NDCG, recall and MRR on the test items, of model and popularity, for a reader who is new to the project."""
-    cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
-    endings = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
+    """Return NDCG, recall and MRR of model and popularity, and where the files are; `results` is of metrics.json."""
     if cfg.dataset.holdout is HoldoutMode.none:
-        endings = []
-    rows = {"SASRec": results["metrics"], "popularity": results["baselines"].get("popularity", {})}
-    lines = [] if endings else ["", "Nothing was held out, so nothing is measured."]
-    for ending in endings:
-        candidates = describe_candidates(results["protocol"], ending)
-        lines += [
-            "",
-            f"Test: last item of {results['protocol']['held_out_users']:,} users, ranked among {candidates}",
-        ]
-        names = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
-        lines.append(" " * 14 + "".join(f"{title:>12}" for title in names))
-        for row, metrics in rows.items():
-            cells = (metrics.get(f"test/{name}{ending}") for name in names.values())
-            lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
-    board = Path(sys.executable).with_name("tensorboard")
+        lines = ["", "No holdout (dataset.holdout=none), so there are no test metrics."]
+    else:
+        suffixes = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
+        lines = [line for suffix in suffixes for line in _test_lines(results, cfg, suffix)]
     best = results["best_epoch"]
-    chosen = f"epoch {best} of {results['epochs']}, the best on validation" if best is not None else "the last epoch"
+    checkpoint = "last epoch" if best is None else f"epoch {best} of {results['epochs']} (best on validation)"
+    tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     lines += [
         "",
-        f"checkpoint   {chosen}",
+        f"checkpoint   {checkpoint}",
         f"run folder   {display_path(folder)}",
-        f"TensorBoard  {shlex.join([display_path(board), '--logdir', display_path(folder / 'tb')])}",
+        f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder / 'tb')])}",
     ]
     return "\n".join(lines)
+
+
+def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[str]:
+    """Return the table of the metrics whose names end in `suffix`, empty or `-sampled<n>`."""
+    protocol = results["protocol"]
+    cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
+    columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
+    rows = {MODEL_NAMES[type(cfg.model)]: results["metrics"], "popularity": results["baselines"].get("popularity", {})}
+    candidates = describe_candidates(protocol, suffix)
+    lines = [
+        "",
+        f"Test: last item of {protocol['held_out_users']:,} users, ranked among {candidates}",
+        " " * 14 + "".join(f"{title:>12}" for title in columns),
+    ]
+    for row, metrics in rows.items():
+        cells = (metrics.get(f"test/{name}{suffix}") for name in columns.values())
+        lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    return lines
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,4 +1,7 @@
-"""A sweep: one folder, a run below it for each job, of which each ends on its own; the same command goes on with it."""
+"""Run a sweep: one folder with one run per job.
+
+A failed job does not stop the others; the same command with hydra.sweep.dir=<folder> resumes the sweep.
+"""
 
 import logging
 import os
@@ -20,19 +23,23 @@ from sasrec_lab.config.convert import to_plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError
 from sasrec_lab.files import display_path, job_folders
-from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run.folder import RUN, has_checkpoint, read_config, read_metrics
 from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
+from sasrec_lab.run.record import describe_failure, mark_failed
+from sasrec_lab.run.resume import check_can_run, describe_differences, differences
 
 errors = logging.getLogger("sasrec_lab.errors")
 
-FAILED_VALUE = float("-inf")  # what a sweeper learns of a job that failed
+FAILED_VALUE = float("-inf")  # what a sweeper gets for a job that failed
+
+_OTHER_FOLDER_HINT = "choose another hydra.sweep.dir"
 
 
 def check(command: Command) -> None:
-    """Before the first job runs: can the folder be written, is each job's free for it, is its configuration valid?
+    """Check before the first job that the folder can be written, and that each job may run in its own folder.
 
-    A job whose configuration is not is named and left to fail; the others go on. So do those beside a job that another
-    process runs at the moment.
+    An invalid job is reported and left to fail, and a job that another process runs is passed over: neither stops the
+    other jobs.
 
     Raises:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
@@ -40,74 +47,73 @@ def check(command: Command) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     if command.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
         raise InputError(
-            "hydra/launcher=slurm: there is no srun here; run this where Slurm is, such as a cluster's login node,"
-            " or try hydra/launcher=submitit_local"
+            "hydra/launcher=slurm: srun was not found; run this on a machine with Slurm, such as a cluster's login"
+            " node, or try hydra/launcher=submitit_local"
         )
     check_writable(folder, "hydra.sweep.dir")
-    there, own = job_folders(folder), {job.folder.name for job in jobs}
-    if jobs and there and own.isdisjoint(there):
-        raise InputError(f"{folder} holds another sweep's jobs ({there[0]}); choose another hydra.sweep.dir")
-    mistakes = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
-    if jobs and len(mistakes) == len(jobs):
-        raise mistakes[jobs[0].folder]
+    existing, own = job_folders(folder), {job.folder.name for job in jobs}
+    if jobs and existing and own.isdisjoint(existing):
+        raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); {_OTHER_FOLDER_HINT}")
+    invalid = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
+    if jobs and len(invalid) == len(jobs):
+        raise invalid[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
             with suppress(FolderInUse):
-                run_folder.check_can_run(job.folder, job.cfg)
-    for job, mistake in mistakes.items():
-        print(f"job {job.name} will fail: {mistake}", file=sys.stderr)
+                check_can_run(job.folder, job.cfg)
+    for job_folder, error in invalid.items():
+        print(f"job {job_folder.name} is invalid: {error}", file=sys.stderr)
 
 
 def prepare(command: Command) -> None:
-    """Say how a launcher shares out the machine, make the folders of jobs that are new to an older sweep, and let a
-    stored search go on with the trials that were cut off.
+    """Print how joblib shares the cores, create the folders of new jobs, and requeue a stored search's cut-off trials.
 
     Raises:
         InputError: the folder holds the runs of another search.
     """
     if command.launcher._target_.endswith(".JoblibLauncher"):
         print(_describe_core_sharing(command.launcher.n_jobs))
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of two jobs that are alike are two
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two jobs are two lines
     for number, job in enumerate(command.jobs):
-        if not job.folder.name.startswith(f"{number}-"):  # where the job will find it: folder_names.job_folder
+        if not job.folder.name.startswith(f"{number}-"):  # files.job_folder will find the folder if it exists
             job.folder.mkdir(parents=True, exist_ok=True)
     if command.search and isinstance(command.search.example.cfg, TrainConfig):
-        _check_same(command.sweep_folder, command.search.example.cfg, command.search.keys)
+        _check_same_search(command.sweep_folder, command.search.example.cfg, command.search.keys)
     if command.sweeper._target_.endswith(".OptunaSweeper"):
         _requeue_interrupted_trials(command.sweeper, command.sweep_folder)
 
 
-def _check_same(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
-    """Raises InputError where a run in the folder differs in a key that the search does not choose."""
-    for file in sorted(folder.glob("*/run.json")):
-        differing = run_folder.differences(run_folder.read_config(file.parent), to_plain(cfg))
+def _check_same_search(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
+    """Raise InputError if a run in the folder differs from `cfg` in a key that is not searched."""
+    for file in sorted(folder.glob(f"*/{RUN}")):
+        differing = differences(read_config(file.parent), to_plain(cfg))
         if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
             raise InputError(
-                f"{folder} holds another search's runs ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
-                f" differ{'s' if len(others) == 1 else ''}); choose another hydra.sweep.dir"
+                f"{folder} already holds runs of another search ({describe_differences(others)}); {_OTHER_FOLDER_HINT}"
             )
 
 
 def _describe_core_sharing(n_jobs: int) -> str:
-    """joblib gives each of its processes a share of the cores, unless the user has set OMP_NUM_THREADS."""
+    """Return how many jobs run at a time, with how many threads: joblib's choice, or OMP_NUM_THREADS."""
     import joblib
 
     jobs, cores = joblib.effective_n_jobs(n_jobs), joblib.cpu_count()
     given = os.environ.get("OMP_NUM_THREADS")
     threads = given or max(1, cores // jobs) if jobs > 1 else cores
-    why = "OMP_NUM_THREADS" if given else f"of {cores} core{'' if cores == 1 else 's'}"
+    reason = "OMP_NUM_THREADS" if given else f"of {cores} core{'' if cores == 1 else 's'}"
     at_once = f"{jobs} jobs at a time" if jobs > 1 else "one job at a time"
-    return f"joblib  {at_once}, {threads} thread{'' if str(threads) == '1' else 's'} each ({why})"
+    return f"joblib  {at_once}, {threads} thread{'' if str(threads) == '1' else 's'} each ({reason})"
 
 
 def _requeue_interrupted_trials(sweeper: DictConfig, folder: Path) -> None:
-    """Trials that were cut off come next, with the same values: so in their own folders, from their last checkpoint.
+    """Queue the trials that were cut off again with the same values, so they resume in the same folders.
 
-    Only of a study in the sweep's own folder, which one process at a time uses: in another the trials may be running.
+    Only a study in the sweep's own folder is touched, which one process at a time uses: trials of another study may
+    still be running.
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra says the same
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra logs the same
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if sweeper.storage != f"sqlite:///{folder}/study.db" or not (folder / "study.db").is_file():
         return
@@ -120,50 +126,51 @@ def _requeue_interrupted_trials(sweeper: DictConfig, folder: Path) -> None:
 
 
 def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], dict[str, Any]]) -> float | None:
-    """Run one job, go on with it where it was cut off, or leave it where it has finished.
+    """Run one job, resume it if it was cut off, or skip it if it has finished.
 
-    Gives the monitored validation metric, or None where another process is at it. A job that fails says so in its
-    folder and lets the others go on.
+    Return the monitored validation metric, or None if another process runs the job. A job that fails records that in
+    its folder, and the other jobs continue.
     """
     _prefix_job_number()
     try:
-        typed = _typed(cfg, folder)
+        typed = _to_typed(cfg, folder)
         if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
             typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
-        results = run_folder.check_can_run(folder, typed)
+        results = check_can_run(folder, typed)
         if results:
-            print(f"job {folder.name} finished before")
+            print(f"job {folder.name} already finished, skipped")
         else:
-            if run_folder.has_checkpoint(folder):
+            if has_checkpoint(folder):
                 typed.ckpt = "last"
             with lock_folder(folder):
                 results = train(typed, folder)
     except Exception as error:
-        errors.error(run_folder.describe_failure(error, folder), exc_info=not isinstance(error, (InputError, OSError)))
-        print(f"job {folder.name} failed: {run_folder.describe_failure(error, folder)}", file=sys.stderr)
+        line = describe_failure(error, folder)
+        errors.error(line, exc_info=not isinstance(error, (InputError, OSError)))
+        print(f"job {folder.name} failed: {line}", file=sys.stderr)
         return None if isinstance(error, FolderInUse) else FAILED_VALUE
     value = results["metrics"].get(typed.evaluation.monitor, FAILED_VALUE)
     return value if isfinite(value) else FAILED_VALUE
 
 
-def _typed(cfg: DictConfig, folder: Path) -> TrainConfig:
+def _to_typed(cfg: DictConfig, folder: Path) -> TrainConfig:
     try:
         return to_typed(cfg)
     except InputError as error:
-        run_folder.mark_failed(folder, error)
+        mark_failed(folder, error)
         raise
 
 
 def _prefix_job_number() -> None:
-    """Jobs that run side by side say which of them speaks."""
+    """Prefix each printed line with the job's number if jobs run at the same time."""
     hydra = HydraConfig.get()
     if not hydra.launcher._target_.endswith(".BasicLauncher"):
         for handler in logging.getLogger().handlers:
             if type(handler) is logging.StreamHandler:
-                handler.setFormatter(_Numbered(hydra.job.num))
+                handler.setFormatter(_NumberedFormatter(hydra.job.num))
 
 
-class _Numbered(logging.Formatter):
+class _NumberedFormatter(logging.Formatter):
     def __init__(self, number: int):
         super().__init__()
         self.number = number
@@ -172,32 +179,32 @@ class _Numbered(logging.Formatter):
         return "\n".join(f"#{self.number:<3d} {line}" for line in super().format(record).split("\n"))
 
 
-def failures(folder: Path, jobs: list[Job]) -> list[str]:
-    """A line for each job that has not finished."""
+def unfinished_jobs(folder: Path, jobs: list[Job]) -> list[str]:
+    """Return a line with the reason for each job that has not finished."""
     lines = []
-    for job in _folders(folder, jobs):
-        end = run_folder.read_metrics(job)
+    for job in _job_folders(folder, jobs):
+        end = read_metrics(job)
         if end["status"] != "finished":
             running = f"another process is running in {job}" if is_locked(job) else None
-            begun = end["status"] if job.is_dir() else "not begun"
-            lines.append(f"{job.name}: {end['error'] or running or begun}")
+            status = end["status"] if job.is_dir() else "not started"
+            lines.append(f"{job.name}: {end['error'] or running or status}")
     return lines
 
 
 def summary(folder: Path, jobs: list[Job]) -> str:
-    """What ends a sweep without failures."""
-    board = Path(sys.executable).with_name("tensorboard")
-    count = len(_folders(folder, jobs))
+    """Return the last lines of a sweep whose jobs have all finished."""
+    tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
+    count = len(_job_folders(folder, jobs))
     return "\n".join(
         [
             "",
             f"all {count} jobs have finished" if count > 1 else "the job has finished",
             f"sweep folder {display_path(folder)}",
-            f"TensorBoard  {shlex.join([display_path(board), '--logdir', display_path(folder)])}",
+            f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder)])}",
         ]
     )
 
 
-def _folders(folder: Path, jobs: list[Job]) -> list[Path]:
-    """Of the jobs; where only the sweeper knows them, those that have begun."""
+def _job_folders(folder: Path, jobs: list[Job]) -> list[Path]:
+    """Return the folders of the jobs; if only the sweeper knows them, of those that have started."""
     return [job.folder for job in jobs] or sorted(path.parent for path in folder.glob("*/.hydra"))

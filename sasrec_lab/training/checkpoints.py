@@ -1,4 +1,4 @@
-"""Checkpoints: best.ckpt by validation and last.ckpt of every epoch, each the old file or the new one, never a part."""
+"""Save, choose and load checkpoints: best.ckpt (by validation) and last.ckpt (every epoch), both written atomically."""
 
 import zipfile
 from pathlib import Path
@@ -14,32 +14,36 @@ from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT
+from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames; Lightning's own copies from /tmp, of which a full disk keeps a part.
+    """Saves a checkpoint as a draft in the target's folder and renames it.
 
-    Neither writing nor reading holds a second copy in memory, which of a million items would be 0.7 GB.
+    Lightning's own copies from /tmp, so that a full disk would keep half a file. Neither saving nor loading holds a
+    second copy in memory, which takes 0.7 GB with a million items.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
+        """Write the checkpoint to `path`, which keeps its old content if that fails."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(path), locked=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
                 file.flush()
-            except RuntimeError as error:  # what torch makes of "no space left"
+            except RuntimeError as error:  # torch hides "no space left" behind it
                 raise error.__context__ or error from None
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+        """Return the checkpoint, memory-mapped."""
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Still knows the best score where the run folder has been moved, which Lightning tells by its path."""
+    """Remembers the best score after the run folder was moved, although Lightning identifies it by its path."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, with the paths of the folder that the run is in now."""
         path = self.format_checkpoint_name({})
         if self.monitor and Path(path).is_file():
             best = {"best_model_path": path, "kth_best_model_path": path}
@@ -49,88 +53,88 @@ class MovableCheckpoint(ModelCheckpoint):
 
 
 def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
-    """The best comes first: what is cut off between the two goes on from the epoch before and finds the best again.
+    """Return the callbacks that save best.ckpt, if a metric is monitored, and last.ckpt.
 
-    A single one with `save_last` would write last.ckpt only in the epochs that are the best so far.
+    best.ckpt is written before last.ckpt: a crash in between resumes from the previous epoch and finds the best one
+    again. A single callback with `save_last` would write last.ckpt only in the epochs that are the best so far.
     """
-    names = {"best": monitor, "last": None} if monitor else {"last": None}
+    paths = {BEST_CHECKPOINT: monitor, LAST_CHECKPOINT: None} if monitor else {LAST_CHECKPOINT: None}
     return [
         MovableCheckpoint(
-            folder / "checkpoints",
-            filename=name,
+            folder / path.parent,
+            filename=path.stem,
             monitor=monitored,
             mode="max",
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        for name, monitored in names.items()
+        for path, monitored in paths.items()
     ]
 
 
 def best_or_last(folder: Path) -> Path:
-    """The best on validation, or the last where nothing was validated."""
-    best = folder / "checkpoints" / "best.ckpt"
-    return best if best.is_file() else folder / "checkpoints" / "last.ckpt"
+    """Return the path of the best checkpoint by validation, or of the last one if nothing was validated."""
+    best = folder / BEST_CHECKPOINT
+    return best if best.is_file() else folder / LAST_CHECKPOINT
 
 
 def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
-    """The checkpoint that a finished run's metrics.json speaks of.
+    """Return the path of the checkpoint that a finished run's metrics.json measured.
 
     Raises:
-        InputError: it is gone.
+        InputError: the file is gone.
     """
     path = best_or_last(folder)
-    if results["best_epoch"] is not None and path.stem != "best":
-        raise InputError(f"{path.with_name('best.ckpt')}, which the run was tested with, is gone; train the run again")
+    if results["best_epoch"] is not None and path != folder / BEST_CHECKPOINT:
+        raise InputError(f"{folder / BEST_CHECKPOINT}, which the run was tested with, is missing; {RETRAIN_HINT}")
     return path
 
 
 def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
-    """Epochs finished, and epoch and validation metrics of the best checkpoint so far."""
+    """Return the number of finished epochs, and the epoch and validation metrics of the best checkpoint so far."""
     path = best_or_last(folder)
-    if path.stem != "best":
+    if path != folder / BEST_CHECKPOINT:
         return {"epochs": trainer.current_epoch}
     best = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     return {"epochs": trainer.current_epoch, "best_epoch": best["epoch"], "metrics": dict(best["validation"])}
 
 
 def load(path: Path, fix: str) -> dict[str, Any]:
-    """A checkpoint of this project, weights-only: of one that holds code nothing is run.
-
-    `fix` is what a user can do about one that is none.
+    """Return the content of one of this project's checkpoints; code in it is never run.
 
     Raises:
-        InputError: it is not there, truncated, broken, foreign, or holds code.
+        InputError: the file is missing, truncated, broken, foreign, or contains code; the message ends in `fix`.
     """
     try:
-        if broken := zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
-            raise ValueError(f"the checksum of {broken} in it is another")
+        if member := zipfile.ZipFile(path).testzip():  # torch itself verifies no checksum
+            raise ValueError(f"checksum mismatch in {member}")
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         known = saved["hyper_parameters"]
         if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
-            raise ValueError("its hyper_parameters are of another form")
+            raise ValueError("its hyper_parameters are malformed")
     except Exception as error:  # torch's errors vary
         raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)}); {fix}") from error
     return saved
 
 
 def load_encoder(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
-    """The encoder that a checkpoint holds, and what it was made by.
+    """Return the encoder in a checkpoint, and its config.
 
     Raises:
-        InputError: it is broken, its weights are no numbers, or the run knows another number of items.
+        InputError: the checkpoint is broken, its weights are not finite, or it has another number of items than the
+            run folder.
     """
     saved = load(path, RETRAIN_HINT)
     if saved["hyper_parameters"]["num_items"] != num_items:
         raise InputError(
-            f"{path} knows {saved['hyper_parameters']['num_items']:,} items, {path.parent.parent / ITEMS} has"
-            f" {num_items:,}; they are of two runs"
+            f"{path} was trained on {saved['hyper_parameters']['num_items']:,} items, but {path.parent.parent / ITEMS}"
+            f" lists {num_items:,}; the files belong to different runs, so put the right ones together"
         )
     model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
     encoder = Encoder(num_items, model)
     state = saved.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} holds no state_dict of named weights; {RETRAIN_HINT}")
+        raise InputError(f"{path} has no state_dict of named weights; {RETRAIN_HINT}")
     weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
     try:
         encoder.load_state_dict(weights)
@@ -138,21 +142,21 @@ def load_encoder(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{path} does not fit its own configuration: {reason}; {RETRAIN_HINT}") from error
     if not all(weights.isfinite().all() for weights in encoder.parameters()):
-        raise InputError(f"{path} holds weights that are no numbers; train the run again with a lower optimizer.lr")
+        raise InputError(f"{path} contains NaN or infinite weights; retrain with a lower optimizer.lr")
     return encoder, model
 
 
 def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
-    """The checkpoint that `ckpt` names.
+    """Return the path of the checkpoint that `ckpt` names, None without `ckpt`.
 
     Raises:
-        InputError: it is not there, not one of this project's, of another model, or another run's that leaves no epoch.
+        InputError: the file is missing, foreign or broken, has another model, or has no epoch left to train.
     """
     if cfg.ckpt is None:
         return None
-    path = folder / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
+    path = folder / LAST_CHECKPOINT if cfg.ckpt == "last" else Path(cfg.ckpt)
     try:
-        fix = "choose another checkpoint, or leave ckpt out and start anew in another folder"
+        fix = "choose another checkpoint, or omit ckpt and start over in another folder"
         saved = load(path, fix)
         model = saved["hyper_parameters"]["config"]["model"]
     except InputError as error:
@@ -161,27 +165,29 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     if differing := [key for key in now if model.get(key) != now[key]]:
         key = differing[0]
         raise InputError(
-            f"ckpt={cfg.ckpt}: its model.{key} is {model.get(key)}, not {now[key]}; give the same model.{key}"
+            f"ckpt={cfg.ckpt} has model.{key}={model.get(key)}, not {now[key]}; set model.{key} to that value"
         )
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
     if 0 < most <= epochs and not best_or_last(folder).is_file():
         raise InputError(
-            f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; give"
-            f" trainer.max_epochs of at least {epochs + 1}"
+            f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; set"
+            f" trainer.max_epochs to at least {epochs + 1}"
         )
     return path
 
 
 def check_items(path: Path | None, num_items: int) -> None:
-    """Raises InputError where the checkpoint to go on from knows another number of items."""
+    """Raise InputError if the checkpoint to resume was trained on another number of items."""
     if path is None:
         return
     saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]["num_items"]
     if saved != num_items:
-        raise InputError(f"ckpt: {path} knows {saved:,} items, the data set has {num_items:,}; give the same data set")
+        raise InputError(
+            f"ckpt: {path} was trained on {saved:,} items, but the data set has {num_items:,}; use the same data set"
+        )
 
 
 def _reason(error: Exception) -> str:
     if "Weights only load failed" in str(error):
-        return "it holds more than weights, such as code, and nothing of it was run"
+        return "it contains more than weights, such as code, which was not run"
     return str(error).split("\n")[0] or type(error).__name__

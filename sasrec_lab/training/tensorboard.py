@@ -1,7 +1,6 @@
-"""What TensorBoard shows beside a run's scalars: its hyper-parameters, and where asked attention maps and the items'
-vectors.
+"""Extra TensorBoard content: hyperparameters, and on request attention maps and item vectors.
 
-T tokens of one user, H heads.
+T tokens of one user, D dim, H heads.
 """
 
 from math import sqrt
@@ -19,49 +18,40 @@ from sasrec_lab.data.batches import PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.model.encoder import Encoder
 
-_OR_NULL = ("dataset/weight", "dataset/synthetic", "dataset/titles")  # sections that may be null as a whole
-_NOT_SHOWN = (*_OR_NULL, "dataset/sources")
+ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
+PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
 
-ATTENTION_ITEMS = 20  # newest items of a user in a picture: of more the names cannot be read
-PROJECTOR_ITEMS = 10_000  # items in the projector, the most frequent ones: with more a browser stands still
+_NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles")
+_NOT_SHOWN = (*_NULLABLE_SECTIONS, "dataset/sources")
 
 
-def write_hyperparameters(writer: SummaryWriter, keys: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-    """Once, at the end: of several event files of one second TensorBoard may read the newest first.
+def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
+    """Return every key that determines how the run was made; the keys are the same for every run."""
+    given = {key: value for key, value in flatten(to_plain(cfg)).items() if not is_bookkeeping(key.replace("/", "."))}
+    keys = [key.replace(".", "/") for key in known_keys()]
+    nullable = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _NULLABLE_SECTIONS))]
+    return dict.fromkeys(nullable) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
 
-    Without a summary of the experiment, which the first run would write for all, TensorBoard gathers the keys of all
-    runs and puts those first in which they differ.
+
+def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], step: int) -> None:
+    """Write the hyperparameters with the test metrics and the validation metric that chose the checkpoint.
+
+    This happens once, at the end: of several event files of one second TensorBoard may read the newest first. There is
+    no summary of the experiment, which the first run would write for all: TensorBoard then collects the keys of all
+    runs, and shows those that differ first.
     """
-    for name, value in metrics.items():
+    monitor = cfg.evaluation.monitor
+    shown = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    if monitor in metrics:
+        shown[f"best/{monitor}"] = metrics[monitor]
+    for name, value in shown.items():
         writer.add_scalar(name, value, step)
-    to_plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in keys.items()}
-    for part in hparams(to_plain, metrics)[1:]:  # of the session's start and end
-        writer._get_file_writer().add_summary(part, step)
-
-
-def write_attention(
-    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, maxlen: int, users: dict[int, str], names: np.ndarray
-) -> None:
-    """A picture a user: how much each of the newest items attends to which, in each block and head.
-
-    `users` are rows of `holdout.users` and what to call them, `names` (num_items,) what to call the items.
-    """
-    for row, user in users.items():
-        inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
-        labels = [str(names[item - 1]) for item in inputs.items[: inputs.offsets[-1]]]
-        writer.add_figure(f"attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
-
-
-def write_projector(
-    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, names: np.ndarray, ids: np.ndarray
-) -> None:
-    """The vectors of the most frequent items, with name, id and interactions."""
-    counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
-    chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
-    rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
-    writer.add_embedding(
-        encoder.item_table[torch.from_numpy(chosen)], rows, tag="items", metadata_header=["item", "id", "interactions"]
-    )
+    keys = {
+        key: value if isinstance(value, (bool, int, float)) else str(value)
+        for key, value in hyperparameters(cfg).items()
+    }
+    for summary in hparams(keys, shown)[1:]:  # start and end of the session
+        writer._get_file_writer().add_summary(summary, step)
 
 
 def write_extras(
@@ -72,30 +62,58 @@ def write_extras(
     titles: np.ndarray | None,
     cfg: TrainConfig,
 ) -> None:
-    """What `cfg` asks for; `user_ids` of all users, and `titles` (num_items,) of the items that the model knows."""
+    """Write the attention maps and item vectors that `cfg` asks for.
+
+    `user_ids` are the raw ids of all users, `titles` (num_items,) the titles of the items that the model knows.
+    """
     ids = holdout.item_ids.astype(str)
     names = ids if titles is None else np.where(titles == "", ids, titles)
     if cfg.tensorboard.attention_users and encoder.blocks:
-        users = {
-            row: str(user_ids[holdout.users[row]])
-            for row in pick_users_by_length(holdout, cfg.tensorboard.attention_users)
-        }
+        rows = pick_users_by_length(holdout, cfg.tensorboard.attention_users)
+        users = {row: str(user_ids[holdout.users[row]]) for row in rows}
         write_attention(writer, encoder, holdout, cfg.model.maxlen, users, names)
     if cfg.tensorboard.projector:
         write_projector(writer, encoder, holdout, names, ids)
 
 
+def write_attention(
+    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, maxlen: int, users: dict[int, str], names: np.ndarray
+) -> None:
+    """Write one figure per user: the attention among the newest items, in every block and head.
+
+    `users` has rows of `holdout.users` and their labels, `names` (num_items,) the labels of the items.
+    """
+    for row, user in users.items():
+        inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
+        labels = [str(names[item - 1]) for item in inputs.items[: inputs.offsets[-1]]]
+        writer.add_figure(f"attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
+
+
+def write_projector(
+    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, names: np.ndarray, ids: np.ndarray
+) -> None:
+    """Write the vectors of the most frequent items, with name, raw id and number of interactions."""
+    counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
+    chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
+    rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
+    writer.add_embedding(
+        encoder.item_table[torch.from_numpy(chosen)], rows, tag="items", metadata_header=["item", "id", "interactions"]
+    )
+
+
 def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:
-    """Rows of held-out users from short to long histories, the same for every run on the data."""
+    """Return rows of `holdout.users` from short to long histories, the same for every run on the data."""
     lengths = (holdout.val_ends - holdout.starts)[holdout.users]
-    order = np.argsort(lengths, kind="stable")[np.searchsorted(np.sort(lengths), 2) :]  # one item attends to itself
+    order = np.argsort(lengths, kind="stable")[
+        np.searchsorted(np.sort(lengths), 2) :
+    ]  # a single item attends to itself
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return order[places].tolist()
 
 
-@torch.enable_grad()  # without gradients a block may be one kernel, in which there are no queries and keys to see
+@torch.enable_grad()  # without gradients a block may run as one kernel, which calls no query and key layers
 def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
-    """Of each block (H, T, T): how much a token, in a row, attends to which; `batch` holds one user."""
+    """Return each block's attention weights (H, T, T), a row per attending token; `batch` has one user."""
     tokens, seen = int(batch.offsets[-1]), []
     layers = [layer for block in encoder.blocks for layer in (block.query, block.key)]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(out[:tokens])) for layer in layers]
@@ -121,8 +139,8 @@ def _weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def _figure(blocks: list[Tensor], items: list[str]) -> Any:
-    """Blocks above each other, heads beside each other; the newest item is below and on the right."""
-    from matplotlib.figure import Figure  # a third of a second that most runs need not wait
+    """Draw a row of maps per block and a column per head; the newest item is at the bottom and on the right."""
+    from matplotlib.figure import Figure  # slow to import, and most runs do not need it
 
     tokens, shown, heads = len(items), min(len(items), ATTENTION_ITEMS), len(blocks[0])
     labels = [label if len(label) <= 30 else f"{label[:29]}…" for label in items[-shown:]]
@@ -138,18 +156,3 @@ def _figure(blocks: list[Tensor], items: list[str]) -> Any:
             axes.set_xlabel("attends to")
             figure.colorbar(image, ax=axes, shrink=0.7)
     return figure
-
-
-def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
-    """Every key that says how the run was made, the same keys for every run."""
-    given = {key: value for key, value in flatten(to_plain(cfg)).items() if not is_bookkeeping(key.replace("/", "."))}
-    keys = [key.replace(".", "/") for key in known_keys()]
-    inside = [key for key in keys if key.startswith(tuple(f"{section}/" for section in _OR_NULL))]
-    return dict.fromkeys(inside) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
-
-
-def hparam_metrics(results: dict[str, Any], cfg: TrainConfig) -> dict[str, float]:
-    """What TensorBoard shows beside the hyper-parameters: the test, and what the checkpoint was chosen by."""
-    metrics, monitor = results["metrics"], cfg.evaluation.monitor
-    best = {f"best/{monitor}": metrics[monitor]} if monitor in metrics else {}
-    return {name: value for name, value in metrics.items() if name.startswith("test/")} | best

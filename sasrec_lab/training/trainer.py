@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a config asks for it, and what it makes of Ctrl-C."""
+"""Build the Lightning Trainer from a config, and handle Ctrl-C."""
 
 import logging
 import signal
@@ -21,63 +21,72 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints
+from sasrec_lab.training.tensorboard import hyperparameters
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
-    """Lightning's Trainer with its own callbacks, as the config says.
+    """Return the Trainer with the callbacks that the config asks for; its logs and checkpoints go to `folder`.
 
     Raises:
-        InputError: a flag that the Trainer refuses.
+        InputError: the Trainer rejects a flag.
     """
-    _quiet()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # trainer.deterministic would fill what is overwritten
+    _configure_logging()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it slows trainer.deterministic for nothing
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
-    monitor = cfg.evaluation.monitor if cfg.has_validation else None
-    if monitor is None:
+    if not cfg.has_validation:
         flags["limit_val_batches"] = 0
-    callbacks = checkpoints.callbacks(folder, monitor)
-    if monitor and cfg.evaluation.patience:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
-    if cfg.optimizer.ema:
-        callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
-    if flags["enable_progress_bar"]:
-        callbacks.append(TQDMProgressBar())
+    logger = TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False)
+    logger.hparams.update(hyperparameters(cfg))  # for tb/hparams.yaml
     try:
         trainer = pl.Trainer(
             **flags,
-            logger=TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False),
-            callbacks=callbacks,
+            logger=logger,
+            callbacks=_callbacks(cfg, folder, has_progress_bar=flags["enable_progress_bar"]),
             plugins=[checkpoints.AtomicCheckpointIO()],
             default_root_dir=folder,
-            use_distributed_sampler=False,  # ours gives each process its own windows and users
+            use_distributed_sampler=False,  # the data module divides windows and users among processes
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         fix = "; use trainer.accelerator=cpu" if flags["accelerator"] in ("gpu", "cuda", "mps") else ""
         raise InputError(f"trainer: {' '.join(str(error).split())}{fix}") from error
     if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:
         raise InputError(
-            f"optimizer.name=rowwise_adam runs on one device, and trainer asks for {trainer.world_size}; set"
-            " trainer.devices=1, or optimizer.name=adam"
+            f"optimizer.name=rowwise_adam must run on one device, but trainer asks for {trainer.world_size}; set"
+            " trainer.devices=1 or optimizer.name=adam"
         )
     if trainer.world_size > 1:
-        _set_num_threads_if_needed(trainer.num_devices)  # as fit would, but before the machine's facts are taken
-        trainer.callbacks.append(_Signals())
+        _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
+        trainer.callbacks.append(_SafeSignals())
     return trainer
 
 
-class _Signals(pl.Callback):
-    """In a run on several devices: what stops it waits until the processes have met, and stops the first one."""
+def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[pl.Callback]:
+    monitor = cfg.evaluation.monitor if cfg.has_validation else None
+    callbacks = checkpoints.callbacks(folder, monitor)
+    if monitor and cfg.evaluation.patience:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
+    if cfg.optimizer.ema:
+        callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
+    if has_progress_bar:
+        callbacks.append(TQDMProgressBar())
+    return callbacks
+
+
+class _SafeSignals(pl.Callback):
+    """Lets signals stop a run on several devices only when all processes are connected, and through the first one.
+
+    Lightning's own SIGTERM handler calls a collective operation, while the other processes may be in another one; so
+    the handler of this program replaces it.
+    """
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-
-    # Lightning's own handler of SIGTERM calls a collective, while the other processes may be in another one.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self.handler)
@@ -88,13 +97,10 @@ class _Signals(pl.Callback):
 
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt here as elsewhere.
-
-    Lightning makes a SystemExit of it, after it has told the system to ignore the next ones.
-    """
+    """Turn Lightning's SystemExit on Ctrl-C back into KeyboardInterrupt, and restore the handler it disabled."""
     handler = signal.getsignal(signal.SIGINT)
-    if trainer.world_size > 1:  # a process that Lightning starts here has them blocked until train.py ignores them
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    if trainer.world_size > 1:  # processes that Lightning starts in here inherit the block until launch.py ignores them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
             yield
@@ -104,20 +110,20 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _quiet() -> None:
-    """Warnings go into train.log; of Lightning's messages only warnings are heard."""
+def _configure_logging() -> None:
+    """Send warnings to train.log, and drop Lightning's messages below warnings."""
     logging.captureWarnings(True)
-    warnings.filterwarnings("ignore", r".*sync_dist=True")  # what is logged is of all processes already
-    logging.raiseExceptions = False  # where the disk is full, the lines that train.log has no room for are lost
-    threading.excepthook = _thread_failed
+    warnings.filterwarnings("ignore", r".*sync_dist=True")  # logged values already combine all processes
+    logging.raiseExceptions = False  # on a full disk, lines that do not fit into train.log are lost
+    threading.excepthook = _report_thread_failure
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _thread_failed(failure: Any) -> None:
-    """TensorBoard's writer stops on a full disk and raises the error again where it is next written to."""
+def _report_thread_failure(failure: Any) -> None:
+    """Print a thread's exception, except an OSError: TensorBoard's writer raises it again at the next write."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)

@@ -23,6 +23,7 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend import histories, lists
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run.folder import RETRAIN_HINT
 from sasrec_lab.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -431,12 +432,15 @@ def test_folders_without_a_finished_run_are_rejected(copied, tmp_path):
     assert refused(tmp_path / "runs") == f"run={tmp_path / 'runs'}: there is no such folder; did you mean {copied}?"
     assert (
         refused(tmp_path)
-        == f"run={tmp_path} is no run's folder: it holds 1; give one, such as run={display_path(copied)}"
+        == f"run={tmp_path} is not a run folder: it contains 1 run; choose one, such as run={display_path(copied)}"
     )
-    assert refused(copied / "tb") == f"run={copied / 'tb'} is no run's folder: it has no run.json"
+    assert (
+        refused(copied / "tb")
+        == f"run={copied / 'tb'} is not a run folder: it has no run.json; choose the folder of a finished run"
+    )
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "metrics.json").write_text('{"status": "failed", "error": "heads"}')
-    message = "the run failed (heads); give one that has finished"
+    message = "the run failed (heads); choose a finished one"
     assert refused(tmp_path / "job") == f"run={tmp_path / 'job'}: {message}"
     metrics = copied / "metrics.json"
     whole = json.loads(metrics.read_text())
@@ -445,19 +449,19 @@ def test_folders_without_a_finished_run_are_rejected(copied, tmp_path):
         ("interrupted", None, "the run was interrupted"),
     ]:
         metrics.write_text(json.dumps(whole | {"status": status, "error": error}))
-        assert refused(copied).startswith(f"run={copied}: {message}; go on with it")
+        assert refused(copied).startswith(f"run={copied}: {message}; resume it")
     metrics.unlink()
-    assert refused(copied).startswith(f"run={copied}: the run has not finished; go on with it")
+    assert refused(copied).startswith(f"run={copied}: the run has not finished; resume it, or choose a finished one")
     metrics.write_text(json.dumps(whole | {"protocol": {}}))
-    assert "run.json or metrics.json is malformed ('sha256'); train the run again" in refused(copied)
+    assert "run.json or metrics.json is malformed ('sha256'); retrain the run" in refused(copied)
     metrics.write_text(json.dumps(whole))
     facts = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(facts | {"config": facts["config"] | {"dataset": "abc"}}))
     assert "run.json or metrics.json is malformed (" in refused(copied)
     for broken in ("{", "[]", "null"):
         (copied / "run.json").write_text(broken)
-        assert "run.json is not what a run writes (" in refused(copied)
-        assert refused(copied).endswith("); train the run again, or give another run")
+        assert "run.json is not a file that a run writes (" in refused(copied)
+        assert refused(copied).endswith("); retrain the run, or choose another one")
 
 
 class Code:
@@ -477,8 +481,8 @@ def test_malformed_or_pickled_checkpoints_are_rejected(copied, tmp_path):
     mark = tmp_path / "mark"
     torch.save(content | {"state_dict": Code(mark)}, best)
     assert refused(copied).endswith(
-        "best.ckpt is not a checkpoint of this project (it holds more than weights, such as"
-        " code, and nothing of it was run); train the run again, or give another run"
+        "best.ckpt is not a checkpoint of this project (it contains more than weights, such as"
+        " code, which was not run); retrain the run, or choose another one"
     )
     best.write_bytes(pickle.dumps(Code(mark)))
     assert "best.ckpt is not a checkpoint of this project" in refused(copied)
@@ -497,9 +501,9 @@ def test_corrupted_or_missing_checkpoints_are_rejected(copied):
     place = data.index(table[:64])
     data[place] ^= 1
     path.write_bytes(data)
-    assert "the checksum of" in refused(copied)
+    assert "checksum mismatch in" in refused(copied)
     path.unlink()
-    assert refused(copied).endswith("best.ckpt, which the run was tested with, is gone; train the run again")
+    assert refused(copied).endswith("best.ckpt, which the run was tested with, is missing; " + RETRAIN_HINT)
 
 
 def test_checkpoints_of_another_model_are_rejected(copied):
@@ -507,17 +511,17 @@ def test_checkpoints_of_another_model_are_rejected(copied):
     content = torch.load(best, weights_only=True)
     state, parameters = content["state_dict"], content["hyper_parameters"]
     torch.save(content | {"hyper_parameters": parameters | {"num_items": 9}}, best)
-    assert "best.ckpt knows 9 items" in refused(copied)
+    assert "best.ckpt was trained on 9 items" in refused(copied)
     torch.save(content | {"state_dict": {name: x for name, x in state.items() if "query" not in name}}, best)
     assert "does not fit its own configuration: Missing key(s)" in refused(copied)
     for broken in ([1], None, {1: torch.zeros(1)}):
         torch.save(content | {"state_dict": broken}, best)
-        assert "holds no state_dict of named weights; train the run again" in refused(copied)
+        assert "has no state_dict of named weights; retrain the run" in refused(copied)
     for broken in ({"num_items": None}, {"config": parameters["config"] | {"model": "abc"}}):
         torch.save(content | {"hyper_parameters": parameters | broken}, best)
-        assert "its hyper_parameters are of another form); train the run again" in refused(copied)
+        assert "its hyper_parameters are malformed); retrain the run" in refused(copied)
     torch.save(content | {"state_dict": {name: x * float("nan") for name, x in state.items()}}, best)
-    assert "holds weights that are no numbers" in refused(copied)
+    assert "contains NaN or infinite weights" in refused(copied)
 
 
 def test_missing_or_malformed_ids_are_rejected(copied):
@@ -532,12 +536,12 @@ def test_missing_or_malformed_ids_are_rejected(copied):
         {"ids": ids, "titles": ids[:1]},
     ):
         np.savez(copied / "items.npz", **form)
-        assert refused(copied).endswith("; train the run again, or give another run")
+        assert refused(copied).endswith("; retrain the run, or choose another one")
     with (copied / "items.npz").open("wb") as file:
         np.save(file, ids)
     assert "items.npz is broken (File is not a zip file)" in refused(copied)
     (copied / "items.npz").unlink()
-    assert refused(copied).endswith("has no items.npz: an older version made it; train it again")
+    assert refused(copied).endswith("has no items.npz, because an older version wrote it; train the run again")
 
 
 def test_missing_or_changed_data_set_is_rejected(trained, monkeypatch):

@@ -51,7 +51,7 @@ def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_c
     done = train_command(*command, env={"OMP_NUM_THREADS": ""} if extra == "joblib" else None)
     assert ends(sweep) == {"0": "finished", "1": "failed", "2": "failed", "3": "failed"}, done.stderr
     assert done.returncode == 1
-    listed = done.stderr[done.stderr.index("error: 3 of the jobs in sweep failed:\n") :].splitlines()
+    listed = done.stderr[done.stderr.index("error: 3 jobs in sweep are not finished:\n") :].splitlines()
     assert [line.partition(",")[0] for line in listed[1:4]] == [
         f"{job}-dataset.synthetic.items=40" for job in (1, 2, 3)
     ]
@@ -184,5 +184,5 @@ def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
     with pytest.raises(InputError) as caught:
         prepare("model.blocks=1")
     assert str(caught.value) == (
-        f"{tmp_path} holds another search's runs (model.blocks differs); choose another hydra.sweep.dir"
+        f"{tmp_path} already holds runs of another search (model.blocks differs); choose another hydra.sweep.dir"
     )

@@ -23,8 +23,8 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
     assert len(lines) == 2 + 3 + 4  # what will fail, what failed, the list at the end
-    assert lines[0].endswith("will fail: model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
-    assert lines[5] == "error: 3 of the jobs in sweep failed:"
+    assert lines[0].endswith("is invalid: model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
+    assert lines[5] == "error: 3 jobs in sweep are not finished:"
     assert lines[6].endswith(": model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
     assert "training diverged" in lines[8]
 
@@ -37,13 +37,15 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     other = train_here(*command, "model.dim=8")
     assert other.returncode == 1
     assert re.fullmatch(
-        r"error: sweep holds another sweep's jobs \(0-.*\); choose another hydra.sweep.dir\n", other.stderr
+        r"error: sweep already holds jobs of another sweep \(0-.*\); choose another hydra.sweep.dir\n", other.stderr
     )
     facts = json.loads((finished / "run.json").read_text())
     facts["config"]["model"]["dim"] = 8  # as where a file of conf/ has changed
     (finished / "run.json").write_text(json.dumps(facts))
     other = train_here(*command)
-    assert re.fullmatch(r"error: .* holds another configuration's results \(model.dim differs\); .*\n", other.stderr)
+    assert re.fullmatch(
+        r"error: .* already holds results of a different configuration \(model.dim differs\); .*\n", other.stderr
+    )
 
 
 def test_a_sweep_is_extended_in_its_folder(train_here, tmp_path):
@@ -81,7 +83,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(train_here, tmp_path):
         done = train_here(*command)
     assert done.returncode == 1
     assert ends(tmp_path / "sweep") == {"1": "finished"}
-    assert done.stderr.splitlines()[-2] == "error: 1 of the jobs in sweep failed:"
+    assert done.stderr.splitlines()[-2] == "error: 1 job in sweep is not finished:"
     assert "another process is running in" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -105,7 +107,7 @@ def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_here, 
     results = json.loads(diverged.read_text())
     assert "training diverged" in results["error"]
     assert not any(name.startswith("test/") for name in results["metrics"])
-    assert done.stderr.splitlines()[-3] == "error: 2 of the jobs in sweep failed:"
+    assert done.stderr.splitlines()[-3] == "error: 2 jobs in sweep are not finished:"
 
 
 @pytest.mark.slow

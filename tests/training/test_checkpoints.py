@@ -32,14 +32,14 @@ def test_one_of_the_same_model_is_taken(tmp_path):
 def test_one_of_another_model_is_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
-    assert refused(path, "model.dim=8") == f"ckpt={path}: its model.dim is 16, not 8; give the same model.dim"
+    assert refused(path, "model.dim=8") == f"ckpt={path} has model.dim=16, not 8; set model.dim to that value"
 
 
 def test_another_runs_must_leave_epochs_to_train(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path, epoch=2)
     assert refused(path, "trainer.max_epochs=3") == (
-        f"ckpt={path} has 3 epochs, and trainer.max_epochs=3 leaves none to train here; give trainer.max_epochs of at"
+        f"ckpt={path} has 3 epochs, and trainer.max_epochs=3 leaves none to train here; set trainer.max_epochs to at"
         " least 4"
     )
     for more in ("trainer.max_epochs=4", "trainer.max_epochs=-1"):
@@ -53,7 +53,9 @@ def test_another_runs_must_leave_epochs_to_train(tmp_path):
 def test_one_of_another_data_set_is_refused(tmp_path):
     save(tmp_path / "a.ckpt", num_items=60)
     checkpoints.check_items(tmp_path / "a.ckpt", 60)
-    with pytest.raises(InputError, match=r"a\.ckpt knows 60 items, the data set has 50; give the same data set"):
+    with pytest.raises(
+        InputError, match=r"a\.ckpt was trained on 60 items, but the data set has 50; use the same data set"
+    ):
         checkpoints.check_items(tmp_path / "a.ckpt", 50)
 
 
@@ -67,9 +69,7 @@ def test_what_is_none_or_holds_code_is_refused(tmp_path):
     for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
         path = tmp_path / name
         assert refused(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
-        assert refused(path).endswith(
-            "); choose another checkpoint, or leave ckpt out and start anew in another folder"
-        )
+        assert refused(path).endswith("); choose another checkpoint, or omit ckpt and start over in another folder")
     assert not (tmp_path / "executed").exists()
 
 

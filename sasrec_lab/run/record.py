@@ -1,0 +1,143 @@
+"""Write the record of a run into its folder: run.json, metrics.json, ranks.npz and items.npz."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sasrec_lab.config.convert import to_plain
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.errors import InputError
+from sasrec_lab.files import atomic_write, display_path
+from sasrec_lab.run.folder import (
+    ITEMS,
+    METRICS,
+    OTHER_FOLDER_HINT,
+    RANKS,
+    RUN,
+    has_checkpoint,
+    read_json,
+    write_json,
+)
+from sasrec_lab.run.lock import is_full
+from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
+
+if TYPE_CHECKING:
+    from sasrec_lab.data.sequences import Sequences
+
+
+class RunRecord:
+    """Writes a run's records: run.json at the start and the end, metrics.json at the end, whatever the outcome.
+
+    `info` becomes run.json and `results` metrics.json; `previous` is the run.json of the run that this one resumes.
+    """
+
+    def __init__(self, folder: Path, cfg: TrainConfig):
+        self.folder = folder
+        self.previous = (read_json(folder / RUN, OTHER_FOLDER_HINT) if cfg.ckpt else None) or {}
+        self.info: dict[str, Any] = {
+            "git": code_version(),
+            "command": os.environ.get(COMMAND) or as_typed(),
+            "directory": os.getcwd(),  # the command's relative paths start here
+            "start": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": cfg.seed,
+            "seconds": {},
+            "config": to_plain(cfg),
+        }
+        if self.previous:
+            last = {key: value for key, value in self.previous.items() if key not in ("config", "earlier")}
+            self.info["earlier"] = [*self.previous.get("earlier", []), last]
+        self.results = _empty_results()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to run.json under this name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.info["seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def write_info(self) -> None:
+        """Write run.json."""
+        write_json(self.folder / RUN, self.info)
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Write metrics.json, then run.json; `status` is finished, failed or interrupted."""
+        self.results |= {"status": status, "error": error}
+        write_json(self.folder / METRICS, self.results)
+        # a run.json without an end tells that metrics.json, if any, is older than this run
+        self.info["end"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write_info()
+
+
+@contextmanager
+def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
+    """Record the run inside, however it ends. With several processes only the first one writes."""
+    run = RunRecord(folder, cfg)
+    is_first = is_first_process()
+    if is_first:
+        run.write_info()
+        if not run.previous:
+            (folder / METRICS).unlink(missing_ok=True)  # left by an earlier attempt that failed
+    try:
+        yield run
+    except BaseException as error:
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if is_first:
+            with suppress(OSError):  # a full disk must not hide the error
+                run.end("interrupted" if is_interrupted else "failed", None if is_interrupted else _error_text(error))
+        raise
+    if is_first:
+        run.end("finished")
+
+
+def mark_failed(folder: Path, error: Exception) -> None:
+    """Write metrics.json for a sweep's job whose configuration is invalid, so that no run can record it."""
+    write_json(folder / METRICS, _empty_results() | {"error": _error_text(error)})
+
+
+def _empty_results() -> dict[str, Any]:
+    """Return the metrics.json of a run that has measured nothing yet."""
+    nothing = {"protocol": {}, "metrics": {}, "baselines": {}, "best_epoch": None, "epochs": 0}
+    return {"status": "failed", "error": None} | nothing
+
+
+def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> None:
+    """Write ranks.npz: per test user the raw ids of user and target, and the target's rank (0: a miss).
+
+    `ranks` has the columns `user` (indices), `rank` and, if asked for, `sampled_rank`.
+    """
+    columns = {name: np.asarray(column) for name, column in ranks.items()}
+    users = columns["user"]
+    targets = sequences.items[sequences.offsets[users + 1] - 1]  # the model may not know them
+    columns["user"] = sequences.user_ids[users]
+    columns["target"] = sequences.item_ids[targets - 1]
+    with atomic_write(folder / RANKS, locked=True) as draft:
+        np.savez(draft, **columns)
+
+
+def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
+    """Write items.npz: the raw ids of the items that the model knows, item i + 1 at place i, and any titles."""
+    arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
+    with atomic_write(folder / ITEMS, locked=True) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _error_text(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def describe_failure(error: Exception, folder: Path) -> str:
+    """Return one line on what ended the run in this folder and, if the disk failed, on what it has kept."""
+    if not isinstance(error, OSError):
+        return _error_text(error).split("\n")[0]
+    fix = "; free some space and start again" if is_full(error) else ""
+    kept = f"; finished epochs are in {display_path(folder)}" if has_checkpoint(folder) else ""
+    return f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}"
