@@ -392,7 +392,7 @@ def test_warm_up_clipping_and_string_ids(train_here, tmp_path):
 
 
 BAD_FILES = {
-    "missing": (None, "error: dataset.path=my.csv: there is no such file (nor is it in {cache}/sasrec_lab)"),
+    "missing": (None, "error: dataset.path=my.csv: no such file (nor is it in {cache}/sasrec_lab)"),
     "empty": (b"", "error: my.csv is empty; dataset.path must name a file with interactions"),
     "header": (
         b"user_id,item_id,timestamp\n",

@@ -102,40 +102,39 @@ def test_ids_of_a_given_type():
 @pytest.mark.parametrize("value", ["abc", "1.0", "0x1F", " 5", "92233720368547758070", "1e3"])
 def test_an_id_of_the_wrong_type(value):
     assert refused(f"user_id,item_id\n1,2\n3,{value}\n", item_type=IdType.int) == (
-        f"x.csv, line 3: column item_id is {value!r}, not a whole number (of 64 bits); use dataset.item_type=str"
+        f"x.csv, line 3: column item_id is {value!r}, not an integer (of 64 bits); use dataset.item_type=str"
     )
 
 
 def test_decimals_as_ids():
     assert refused("user_id,item_id\n1,2\n1.0,3\n2.5,3\n") == (
-        "x.csv, line 3: column user_id is '1.0', a decimal number and no id;"
-        " use dataset.user_type=str to take it as text"
+        "x.csv, line 3: column user_id is '1.0', a decimal number; use dataset.user_type=str to take it as text"
     )
 
 
 @pytest.mark.parametrize("kind", list(IdType))
 def test_a_missing_id(kind):
     assert refused("user_id,item_id\n1,2\n\n3,\n", item_type=kind) == (
-        "x.csv, line 4: column item_id is missing; every interaction has one; leave the line out"
+        "x.csv, line 4: column item_id is missing; every interaction needs one; correct or remove the line"
     )
 
 
 def test_a_user_without_items_in_lists():
-    assert refused("1 5 6\n\n2\n", format=Format.lists) == ("x.csv, line 3: a user without an item; leave the line out")
+    assert refused("1 5 6\n\n2\n", format=Format.lists) == ("x.csv, line 3: a user without an item; remove the line")
 
 
 def test_a_wrong_id_in_lists():
     assert refused("1 5 6\n\n2 7 x\n", format=Format.lists, item_type=IdType.int) == (
-        "x.csv, line 3: column item_id is 'x', not a whole number (of 64 bits); use dataset.item_type=str"
+        "x.csv, line 3: column item_id is 'x', not an integer (of 64 bits); use dataset.item_type=str"
     )
 
 
 # Times, ratings and weights
 
-FIX = "correct the line or leave it out"
+FIX = "correct or remove the line"
 NO_DATE = "not an ISO date like 2021-05-11 above"
 NO_TIME = "neither a number nor an ISO date"
-OTHER_COLUMN = "correct it, or give the column of the times: dataset.time=..."
+OTHER_COLUMN = "correct it, or name the column of the times: dataset.time=..."
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_a_wrong_time(lines, message):
 @pytest.mark.parametrize(("value", "said"), [("good", "is 'good', not a number"), ("", "is missing")])
 def test_a_wrong_rating(value, said):
     assert refused(f"user_id,item_id,timestamp,rating\n1,2,3,4\n1,2,3,{value}\n", RATED) == (
-        f"x.csv, line 3: column rating {said}; correct the line or leave it out"
+        f"x.csv, line 3: column rating {said}; correct or remove the line"
     )
 
 
@@ -212,12 +211,12 @@ def test_weights():
 )
 def test_a_wrong_weight(value, above, said):
     message = refused(f"user_id,item_id,pct\n1,2,5\n1,3,{value}\n", weight=WeightConfig("pct", above=above))
-    assert message == f"x.csv, line 3: column pct {said}; correct the line or leave it out"
+    assert message == f"x.csv, line 3: column pct {said}; correct or remove the line"
 
 
 # The file as a whole
 
-NO_HEADER = "if that is no header line, name the columns: dataset.names=[...]"
+NO_HEADER = "if the file has only data, name its columns: dataset.names=[...]"
 
 
 @pytest.mark.parametrize(
@@ -225,10 +224,10 @@ NO_HEADER = "if that is no header line, name the columns: dataset.names=[...]"
     [
         ("userId,item_id", "no column 'user_id'; the file has {}; did you mean dataset.user=userId?"),
         ("user_id,itemid", "no column 'item_id'; the file has {}; did you mean dataset.item=itemid?"),
-        ("user_id,b", "no column 'item_id'; the file has {}; say which one it is: dataset.item=..."),
+        ("user_id,b", "no column 'item_id'; the file has {}; name the column: dataset.item=..."),
         ("196,242", f"no column 'user_id'; the file has {{}}; {NO_HEADER}"),
-        ("a;b", "no column 'user_id'; the file has {}; dataset.separator may be another than the file's"),
-        ("user_id,item_id,user_id", "column 'user_id' stands twice in the header; rename one of the two"),
+        ("a;b", "no column 'user_id'; the file has {}; check that dataset.separator is the file's"),
+        ("user_id,item_id,user_id", "column 'user_id' is twice in the header; rename one of the two"),
     ],
 )
 def test_a_missing_column(header, message):
@@ -242,7 +241,7 @@ def test_a_missing_column_of_weights_and_of_given_names():
         " did you mean dataset.weight.column=percent?"
     )
     assert refused("1,2\n", names=["user_id", "movie"]) == (
-        "x.csv: no column 'item_id'; dataset.names has user_id, movie; say which one it is: dataset.item=..."
+        "x.csv: no column 'item_id'; dataset.names has user_id, movie; name the column: dataset.item=..."
     )
 
 
@@ -255,7 +254,7 @@ def test_a_header_line_only(text):
 @pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
 def test_line_ends_of_old_macs(text, changes):
     assert refused(text, **changes) == (
-        "x.csv: lines end in a carriage return alone, as on old Macs; end them in a line feed"
+        "x.csv: lines end in a carriage return only, as on old Macs; end them with a line feed"
     )
 
 
@@ -289,13 +288,12 @@ def test_empty_lines_only(changes):
     ],
 )
 def test_a_ragged_row(lines, message):
-    assert refused("user_id,item_id\n" + lines) == f"x.csv, {message}; correct the line or leave it out"
+    assert refused("user_id,item_id\n" + lines) == f"x.csv, {message}; correct or remove the line"
 
 
 def test_a_row_that_does_not_fit_the_given_names():
     assert refused("1,2,3\n", names=["user_id", "item_id"]) == (
-        "x.csv, line 1: 3 columns, not 2 as in dataset.names;"
-        " correct dataset.names, or correct the line or leave it out"
+        "x.csv, line 1: 3 columns, not 2 as in dataset.names; correct dataset.names, or correct or remove the line"
     )
 
 
@@ -311,7 +309,7 @@ def test_what_is_no_text(changes):
 def test_an_open_quote_swallows_no_rows(rows, below):
     line = 2 if rows.startswith('1,"') else 3
     assert refused("user_id,item_id\n" + rows + "7,8\n" * below) == (
-        f"x.csv, line {line}: a quote is not closed on its line; close it or leave the line out"
+        f"x.csv, line {line}: a quote is not closed on its line; close it or remove the line"
     )
 
 
@@ -377,7 +375,7 @@ def test_blocks_give_what_the_whole_file_gives(tmp_path, monkeypatch, separator)
         interactions, "read_interactions", lambda *given: at_once.append(1) or read_interactions(*given)
     )
     for round_ in range(300):
-        monkeypatch.setattr(source, "_BLOCK", int(random.integers(30, 200)))
+        monkeypatch.setattr(source, "_BLOCK_BYTES", int(random.integers(30, 200)))
         times = TIMES[random.integers(len(TIMES))]
         lines = [
             [
@@ -405,7 +403,7 @@ def test_blocks_give_what_the_whole_file_gives(tmp_path, monkeypatch, separator)
 
 
 def test_whole_numbers_and_one_kind_of_time_need_no_second_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_BLOCK", 60)  # the header line and a row
+    monkeypatch.setattr(source, "_BLOCK_BYTES", 60)  # the header line and a row
     monkeypatch.setattr(interactions, "read_interactions", lambda *_: pytest.fail("read at once"))
     path = tmp_path / "x.csv"
     path.write_text(KION)
@@ -414,14 +412,14 @@ def test_whole_numbers_and_one_kind_of_time_need_no_second_reading(tmp_path, mon
 
 
 @pytest.mark.parametrize("value", ["007", " 7", "7 ", "-0", "0x1F", "0x3B9ACA00", "0XE8D4A51000", "1.0", "", "x"])
-def test_only_plain_whole_numbers_are_taken_at_once(value):
-    assert interactions._plain_whole(pa.array(["-5", "1000000000", value])) is None
+def test_only_plain_integers_numbers_are_taken_at_once(value):
+    assert interactions._plain_integers(pa.array(["-5", "1000000000", value])) is None
 
 
-def test_plain_whole_numbers_of_every_length():
+def test_plain_integers_numbers_of_every_length():
     edges = [sign * (10**power + more) for power in range(19) for more in (-1, 0, 1) for sign in (-1, 1)]
     edges += [2**63 - 1, 1 - 2**63]
-    assert interactions._plain_whole(pa.array([str(edge) for edge in edges])).tolist() == edges
+    assert interactions._plain_integers(pa.array([str(edge) for edge in edges])).tolist() == edges
 
 
 # Cleaning

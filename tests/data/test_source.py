@@ -118,13 +118,11 @@ def test_a_missing_own_file_is_named_with_the_nearest(tmp_path):
     (tmp_path / "interactions.csv").write_bytes(ROWS)
     wrong = tmp_path / "interaction.csv"
     assert refusal(source.find, own(wrong), tmp_path) == (
-        f"dataset.path={wrong}: there is no such file; did you mean {tmp_path}/interactions.csv?"
-        f" (nor is it in {tmp_path})"
+        f"dataset.path={wrong}: no such file; did you mean {tmp_path}/interactions.csv? (nor is it in {tmp_path})"
     )
     nowhere = tmp_path / "nowhere" / "x.csv"
     assert refusal(source.find, own(nowhere), tmp_path) == (
-        f"dataset.path={nowhere}: there is no such file; there is no folder {tmp_path}/nowhere"
-        f" (nor is it in {tmp_path})"
+        f"dataset.path={nowhere}: no such file; there is no folder {tmp_path}/nowhere (nor is it in {tmp_path})"
     )
 
 
@@ -191,7 +189,7 @@ def test_a_download_with_another_checksum_is_refused(tmp_path, serve):
     archive = zipped(u=ROWS)
     url = serve("/ml.zip", archive)
     said = gives_nothing(tmp_path, SourceConfig(url=url, member="u", sha256="0" * 64))
-    assert said == f"{url}: it has sha256 {hashlib.sha256(archive).hexdigest()}, expected {'0' * 64}"
+    assert said == f"{url}: the download has sha256 {hashlib.sha256(archive).hexdigest()}, expected {'0' * 64}"
 
 
 def test_a_member_with_another_checksum_is_refused(tmp_path, serve):
@@ -202,13 +200,13 @@ def test_a_member_with_another_checksum_is_refused(tmp_path, serve):
 
 def test_an_archive_without_the_member_is_refused(tmp_path, serve):
     url = serve("/ml.zip", zipped(v=ROWS))
-    assert gives_nothing(tmp_path, SourceConfig(url=url, member="u")) == f"{url}: its archive has no member u"
+    assert gives_nothing(tmp_path, SourceConfig(url=url, member="u")) == f"{url}: the archive has no member u"
 
 
 def test_what_is_no_zip_is_refused(tmp_path, serve):
     url = serve("/ml.zip", b"<html>")
     said = gives_nothing(tmp_path, SourceConfig(url=url, member="u"))
-    assert said == f"{url}: it sent no readable zip (File is not a zip file)"
+    assert said == f"{url}: the download is not a readable zip (File is not a zip file)"
 
 
 @pytest.mark.parametrize("asked", ["u", "../evil"])
@@ -273,7 +271,7 @@ def test_pip_says_why_it_brings_nothing(tmp_path, monkeypatch):
         "pip download pkg==1.0: ERROR: No matching distribution found for pkg==1.0"
     )
     pip(monkeypatch, {})
-    assert gives_nothing(tmp_path, wanted) == "pip download pkg==1.0: pip brought 0 wheels, not one"
+    assert gives_nothing(tmp_path, wanted) == "pip download pkg==1.0: pip downloaded 0 wheels instead of one"
 
 
 def test_a_root_that_cannot_be_written(tmp_path, serve):
@@ -282,7 +280,7 @@ def test_a_root_that_cannot_be_written(tmp_path, serve):
     url = serve("/u.data", ROWS)
     assert refusal(source.find, published(SourceConfig(url=url)), root) == (
         f"data_dir={root} cannot be written (Not a directory) and has no ml/u.data;"
-        " set data_dir=... or SASREC_LAB_DATA to a folder that can"
+        " set data_dir=... or SASREC_LAB_DATA to a writable folder"
     )
 
 
@@ -296,7 +294,7 @@ def test_a_wrong_checksum(tmp_path):
     assert source.read(path, None) == (b"other", found)
     assert refusal(source.read, path, SHA) == (
         f"{path} has sha256 {found}, expected {SHA};"
-        " delete it to fetch it again, or set dataset.sha256=null to use it as it is"
+        " delete it to fetch it again, or set dataset.sha256=null to use this version"
     )
 
 
@@ -307,7 +305,7 @@ def test_the_digest_and_the_blocks_are_those_of_the_whole(tmp_path, monkeypatch,
     path.write_bytes(gzip.compress(content) if suffix else content)
     assert source.digest(path) == source.read(path, None)[1] == hashlib.sha256(content).hexdigest()
     for size in (1, 7, 1000):
-        monkeypatch.setattr(source, "_BLOCK", size)
+        monkeypatch.setattr(source, "_BLOCK_BYTES", size)
         blocks = list(source.blocks(path))
         assert b"".join(blocks) == content
         assert all(block.endswith(b"\n") for block in blocks[:-1])
@@ -323,7 +321,7 @@ def test_the_digest_and_the_blocks_are_those_of_the_whole(tmp_path, monkeypatch,
 def test_a_broken_gzip(tmp_path, content, said):
     path = tmp_path / "u.data.gz"
     path.write_bytes(content)
-    message = f"{path} is a broken gzip file ({said}); delete it and put a whole one there"
+    message = f"{path} is a broken gzip file ({said}); replace it with a complete one"
     assert refusal(source.read, path, None) == message
     assert refusal(source.digest, path) == message
 
@@ -346,4 +344,4 @@ def test_a_folder_is_no_data_sets_file(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     said = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
-    assert said.startswith(f"dataset.path={path}: there is no such file")
+    assert said.startswith(f"dataset.path={path}: no such file")

@@ -36,10 +36,12 @@ def test_a_published_data_set_may_have_come_without_and_others_have_none(tmp_pat
 
 def test_a_file_that_is_not_what_the_config_says(tmp_path):
     file = tmp_path / "t.csv"
-    with pytest.raises(InputError, match=r"dataset\.titles\.path=.*t\.csv: there is no such file"):
+    with pytest.raises(InputError, match=r"dataset\.titles\.path=.*t\.csv: no such file"):
         read_titles(dataset(file), str(tmp_path), IDS)
     file.write_text("item_id,name\n1,One\n")
-    with pytest.raises(InputError, match=r"t\.csv: no column 'title'; it has item_id, name; name the two columns: data"):
+    with pytest.raises(
+        InputError, match=r"t\.csv: no column 'title'; it has item_id, name; name the two columns:"
+    ):
         read_titles(dataset(file), str(tmp_path), IDS)
     assert read_titles(dataset(file, "dataset.titles.title=name"), None, IDS).tolist() == ["One", "", ""]
     file.write_text("")

@@ -553,7 +553,7 @@ def test_missing_or_changed_data_set_is_rejected(trained, monkeypatch):
             Recommender.from_run(trained / "run").recommend(["u3"], k=4)
         file.unlink()
         recommender = Recommender.from_run(trained / "run")
-        with pytest.raises(InputError, match=r"my\.csv: there is no such file"):
+        with pytest.raises(InputError, match=r"my\.csv: no such file"):
             recommender.recommend(["u3"], k=4)
         histories = pd.DataFrame({"user_id": ["new"], "item_id": ["i3"], "timestamp": [1]})
         assert len(recommender.recommend(["new"], k=4, interactions=histories)) == 4  # needs no data set
