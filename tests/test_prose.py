@@ -31,7 +31,7 @@ INSTEAD = {
     r"\bof another form\b": "malformed",
     # the exception is a text that metrics.json has recorded in every run: run/protocol.py
     r"\b(left|leave|leaves|leaving) (\w+ )?out\b(?!, a target among them is a miss)": "exclude, omit",
-    r"(?<!there )\b(is|are) no (?!longer|more|need)[a-z]": "is not a",
+    r"(?<!there\s)\b(is|are) no (?!longer|more|need)[a-z]": "is not a",
     r"\bnobody\b|\bwhoever\b|\bwhose kernels\b": "name who",
     r"\bas it stands\b|\bwhere it stands\b": "unchanged",
     r"\bby itself\b": "automatically",
