@@ -29,6 +29,12 @@ def environment(folder: Path) -> dict[str, str]:
     return clean | {"XDG_CACHE_HOME": cache_in(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def children_seconds() -> float:
+    """Return the processor time of all finished children, which other work on the machine does not lengthen."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def in_a_fresh_process(module: str, folder: Path) -> Callable[..., Done]:
     """Return a function that runs `python -m module` in this folder; `env` adds variables."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import in_this_process
+from commands import children_seconds, in_this_process
 from fresh_cache import cache_in
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -133,6 +133,7 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
     assert yaml.safe_load((folder / "hparams.yaml").read_text())["model/dim"] == 16
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_in_another_process(train_command, train_here, tmp_path):
     seen = []
     for run, seed, folder in ((train_command, 1, "a"), (train_command, 1, "b"), (train_here, 2, "c")):
@@ -142,6 +143,7 @@ def test_same_seed_same_numbers_in_another_process(train_command, train_here, tm
     assert seen[0] == seen[1] != seen[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once, tmp_path, sent, interrupt_at):
     settings = [
@@ -250,6 +252,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
     assert results(tmp_path / "moved")["epochs"] > written["epochs"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 def test_a_resumed_run_says_that_it_has_other_kernels(train_command, train_here, tmp_path):
     assert train_here(*TINY, "trainer.max_epochs=1", "trainer.accelerator=cpu").returncode == 0
@@ -301,6 +304,7 @@ def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
         looking.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["model ", "test"])
 def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test begins."""
@@ -419,9 +423,9 @@ def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_here, tmp_path
 
 
 def test_a_mistaken_command_line_leaves_nothing_behind(train_command, tmp_path):
-    start = time.perf_counter()
+    before = children_seconds()
     done = train_command("model.head=2")
-    assert time.perf_counter() - start < 5
+    assert children_seconds() - before < 5
     assert (done.returncode, done.stderr) == (1, "error: unknown key 'model.head'; did you mean model.heads?\n")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # the test's own
 
@@ -435,6 +439,7 @@ def test_outputs_that_cannot_be_written(train_here, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path):
     """A limit on the size of files stands in for the disk: the first checkpoint is larger."""
     done = subprocess.run(
@@ -464,6 +469,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled", [140_000, 150_000])
 def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, small_disk):
     """The checkpoints of the first epoch fit, those of the second do not; the greater filling leaves no byte free."""
@@ -522,6 +528,7 @@ def test_a_gpu_that_is_not_there_is_told_with_what_is(tmp_path):
         build_trainer(load([*TINY[:-1], "trainer=gpu"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_test_every_user_once(train_command, tmp_path):
     done = train_command(*TINY, "trainer=fast", "trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp")
     assert done.returncode == 0, done.stderr
@@ -536,6 +543,7 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
     assert written["metrics"]["test/recall@10"] == pytest.approx(hits, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
 def test_two_processes_that_are_interrupted_end_as_one(start_command, tmp_path, moment, sent):
     """As the second one starts, and in training; the signal goes to both, as Ctrl-C does."""

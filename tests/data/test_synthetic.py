@@ -63,7 +63,7 @@ def test_the_smallest_data():
 
 
 def test_large_data_takes_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     table = make_interactions(SyntheticConfig(users=300_000, items=20_000, mean_length=6, seed=0))
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert abs(len(table) / 300_000 - 6) < 0.2

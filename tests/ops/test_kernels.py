@@ -43,6 +43,7 @@ COMPARISONS = (
 )
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "flags", ["-mno-avx512f", "-mno-avx", "-fsanitize=undefined -fsanitize-undefined-trap-on-error"]
@@ -54,6 +55,7 @@ def test_other_processors_compute_the_same(flags):
     check_comparisons_with(f"{shlex.join(library.find_kernels().compiler)} {flags}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clang++", "ziglang"])
 def test_other_compilers_compute_the_same(name):
     command = name

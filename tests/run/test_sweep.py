@@ -133,6 +133,7 @@ def test_a_config_is_printed_of_one_run():
         check_command_line(["-m", "seed=0,1", "--cfg", "job"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_sweep_that_was_cut_off_goes_on(train_here, made_once, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]

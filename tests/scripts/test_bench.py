@@ -40,6 +40,7 @@ def bench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.mark.slow
 def test_jobs_run_and_write_json(bench, tmp_path):
     softmax = ("loss=softmax", "loss.negatives=0", "optimizer.name=adam")  # in place of the job's own
     done = bench(
