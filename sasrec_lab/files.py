@@ -73,7 +73,7 @@ def did_you_mean_path(path: Path, *, only_folders: bool = False) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or not only_folders]
     except OSError:
-        return f"; there is no folder {path.parent}"
+        return f"; its folder {path.parent} does not exist"
     suggestion = nearest(path.name, names)
     return f"; did you mean {path.parent / suggestion}?" if suggestion else ""
 

@@ -78,7 +78,7 @@ def test_a_missing_path_is_answered_with_its_nearest_neighbor(tmp_path):
     assert did_you_mean_path(tmp_path / "swe") == f"; did you mean {tmp_path / 'swee'}?"
     assert did_you_mean_path(tmp_path / "swe", only_folders=True) == f"; did you mean {tmp_path / 'sweep'}?"
     assert did_you_mean_path(tmp_path / "other") == ""
-    assert did_you_mean_path(tmp_path / "no" / "run") == f"; there is no folder {tmp_path / 'no'}"
+    assert did_you_mean_path(tmp_path / "no" / "run") == f"; its folder {tmp_path / 'no'} does not exist"
 
 
 def print_help(command: str, stdout) -> tuple[int, str]:

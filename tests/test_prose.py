@@ -19,7 +19,7 @@ INSTEAD = {
     r"\b(lies|lie|lay|lying)\b": "is, is stored",
     r"\bbeside\b": "next to, in addition to",
     r"\balone\b": "only",
-    r"\botherwise\b(?!\W*(: ?1|=|`))": "the concrete alternative",
+    r"(?<!weight\.)\botherwise\b(?!\W*(: ?1|=|`))": "the concrete alternative",
     r"\bso many\b|\bso-manieth\b": "N, this many",
     r"\bhas had\b|\bhave had\b|\bhad before\b|\bhaving had\b": "has seen",
     r"\bnumber of an item\b|\bitem numbers?\b": "index",

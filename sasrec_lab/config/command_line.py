@@ -127,7 +127,7 @@ def _check_config_flags(flags: Namespace, name: str) -> None:
 
 
 def _check_help(flags: Namespace, name: str) -> None:
-    """Raise InputError if there is no config of one run that help could show."""
+    """Raise InputError if help cannot show the config, because it is invalid or a sweep."""
     check_syntax(flags.overrides)
     parsed = OverridesParser.create().parse_overrides(flags.overrides)
     if swept := [override.input_line for override in parsed if override.is_sweep_override()]:

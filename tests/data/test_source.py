@@ -122,7 +122,7 @@ def test_a_missing_own_file_is_named_with_the_nearest(tmp_path):
     )
     nowhere = tmp_path / "nowhere" / "x.csv"
     assert refusal(source.find, own(nowhere), tmp_path) == (
-        f"dataset.path={nowhere}: no such file; there is no folder {tmp_path}/nowhere (nor is it in {tmp_path})"
+        f"dataset.path={nowhere}: no such file; its folder {tmp_path}/nowhere does not exist (nor is it in {tmp_path})"
     )
 
 

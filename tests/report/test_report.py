@@ -626,7 +626,10 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
             "--metric test/d1: no run has this metric; choose from test/ndcg@10, test/ndcg@10-sampled3",
         ),
         (["sweep/0-a/run.json"], "sweep/0-a/run.json is a file; give its folder, sweep/0-a"),
-        (["sweep/nothing/like/it"], "sweep/nothing/like/it is not a folder; there is no folder sweep/nothing/like"),
+        (
+            ["sweep/nothing/like/it"],
+            "sweep/nothing/like/it is not a folder; its folder sweep/nothing/like does not exist",
+        ),
         (["sweep", "--figures", "file/x"], "file/x: Not a directory; choose another path"),
     ],
 )
