@@ -22,10 +22,10 @@ import torch
 from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, ranking
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
-# run by other compilers too
+# what other compilers run as well
 COMPARISONS = (
-    "model/test_model.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
-    "model/test_model.py::test_dropouts_gradient_has_its_mask_on_any_thread_count",
+    "ops/test_dropout.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
+    "ops/test_dropout.py::test_dropouts_gradient_has_its_mask_on_any_thread_count",
     "ops/test_attention.py::test_compiled_attention_equals_the_bucketed_one",
     "model/test_model.py::test_a_compiled_block_equals_the_plain_one",
     "model/test_model.py::test_nan_in_a_compiled_block_stays_in_its_sequence",
@@ -282,7 +282,7 @@ def test_a_wrong_kind_of_argument_is_an_error(place, argument, name, calls):
     assert not calls
 
 
-def test_an_argument_kind_that_cpp_has_not_cannot_be_declared():
+def test_a_declaration_with_an_unknown_type_is_an_error():
     def _example_kernel(flag: bool) -> None:
         """Stand for a C++ function."""
 
