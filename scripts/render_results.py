@@ -64,6 +64,9 @@ def percent(value: float) -> str:
 
 
 FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, format
+    "technique": ("technique", str),
+    "effect": ("saves or reaches", str),
+    "file": ("file", str),
     "model": ("", str),
     "configuration": ("configuration", str),
     "run": ("command", code),
@@ -143,6 +146,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     ),
     "parity_training": ("parity_training", "ndcg", ["by", "ndcg", "recall"]),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
+    "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
     "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
 }
 RATIOS = {  # shown in parentheses next to a speed
