@@ -1,10 +1,10 @@
-# Everything runs in .venv with the versions of constraints.txt; the first call of any target makes it.
-# PYTHON=/path/to/python3.13 chooses the Python for it, otherwise the first that fits is taken.
+# Every target runs in .venv, with the versions of constraints.txt, and makes it first if it is missing.
+# PYTHON=/path/to/python3.13 chooses its Python; without it the first one on PATH that fits is used.
 SHELL := /bin/sh
 ARGS ?=
 PYTHON ?=
 
-# Only what is installed in .venv counts, whatever the shell has set.
+# Settings of the shell must not add packages to those of .venv.
 unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
@@ -26,7 +26,7 @@ setup: .venv/.complete
 train: .venv/.complete
 	@.venv/bin/python -m sasrec_lab.train $(ARGS)
 
-# One process a core, each with one thread; ARGS=-n0 runs all tests in one process, as --pdb needs it.
+# Run one process per core, each with one thread. ARGS=-n0 runs all tests in one process, which --pdb needs.
 test: .venv/.complete
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
@@ -45,9 +45,9 @@ results: .venv/.complete
 	@.venv/bin/python scripts/parity_rectools.py --json outputs/parity.json
 	@mv outputs/roofline.json outputs/speed.json outputs/parity.json docs/results/ && .venv/bin/python scripts/render_results.py
 
-# On Linux without a C++ compiler one is installed too, for the kernels (sasrec_lab/ops/library.py).
-# A .venv that is there is kept if it is whole and of a Python that fits. The stamp comes last, so that a set-up that was
-# cut off is taken up again. A candidate is tried by running it: pyenv's shims, for one, are there without their Python.
+# On Linux without a C++ compiler this installs one too, for the kernels (sasrec_lab/ops/library.py).
+# It keeps an existing .venv that is complete and has a Python that fits. It writes the stamp last, so that the next call
+# continues an interrupted set-up. It runs each candidate to try it, because pyenv has shims of Pythons that it lacks.
 .venv/.complete: pyproject.toml constraints.txt
 	@fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
 	if [ -e .venv/.unfinished ] || ! .venv/bin/python -c "$$fits; import pip" 2>/dev/null; then \
@@ -69,7 +69,7 @@ results: .venv/.complete
 	    echo "bringing .venv up to date"; \
 	fi; \
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]' \
-	    || { echo "set-up did not finish; the reason stands above, and the same command tries again" >&2; exit 1; }; \
+	    || { echo "set-up failed, for the reason above; run the same command to try again" >&2; exit 1; }; \
 	if [ "$$(uname)" = Linux ] && [ -z "$${CXX+set}" ] && ! command -v clang++ >/dev/null && ! command -v g++ >/dev/null; then \
 	    .venv/bin/python -m pip install -q -c constraints.txt -e '.[compiler]' \
 	        || echo "no C++ compiler here, and none that can be installed: training is slower" >&2; \

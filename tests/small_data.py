@@ -1,4 +1,4 @@
-"""A few users' items written out as the arrays that the package works on."""
+"""Small data sets as the arrays that the package works on."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from sasrec_lab.data.sequences import Sequences
 
 
 def sequences_of(users: list[list[int]], weights: list[list[float]] | None = None) -> Sequences:
-    """Each list has the item numbers of one user. Item 1 has the id 10, user 0 the id 100."""
+    """Return sequences of these item indices, a list per user. Item 1 has the raw id 10, user 0 the raw id 100."""
     items = np.array([item for items in users for item in items], dtype=np.int32)
     return Sequences(
         items=items,
@@ -30,11 +30,12 @@ def holdout_of(
     catalogue: Catalogue = Catalogue.all,
     weights: list[list[float]] | None = None,
 ) -> Holdout:
+    """Return the holdout of these users."""
     return hold_out(sequences_of(users, weights), windows, catalogue, maxlen)
 
 
 def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15) -> list[list[int]]:
-    """Lists of 1 to `longest` items, with repeats; the last user is long enough for everything and has item `items`."""
+    """Return lists of 1 to `longest` items, with repeats; the last one has `longest` items and ends in item `items`."""
     random = np.random.default_rng(seed)
     lists = [random.integers(1, items + 1, random.integers(1, longest + 1)).tolist() for _ in range(users - 1)]
     return [*lists, [*random.integers(1, items + 1, longest - 1).tolist(), items]]

@@ -1,4 +1,4 @@
-"""A sweep of tiny jobs, and how they ended."""
+"""A sweep of tiny jobs, and the status of each."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ TINY = [
 
 
 def ends(sweep: Path) -> dict[str, str]:
+    """Return the status of each job by its number."""
     return {
         file.parent.name.partition("-")[0]: json.loads(file.read_text())["status"]
         for file in sweep.glob("*/metrics.json")

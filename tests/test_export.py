@@ -1,4 +1,4 @@
-"""The exported program in a fresh process that cannot import this package."""
+"""The export command, and its program in a process that cannot import this package."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def export(*args: str, cwd: Path) -> Done:
 
 
 def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """-I leaves out the folder and PYTHONPATH; an editable install's own finder is taken away too."""
+    """Run Python code that cannot import this package: -I ignores PYTHONPATH, and `hide` an editable install."""
     hide = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
     hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
     command = [sys.executable, "-I", "-c", hide + code]
@@ -57,7 +57,7 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
     ],
     ids=lambda words: " ".join(words),
 )
-def test_a_fresh_process_without_the_package_gives_the_same_lists(model, train_here, tmp_path):
+def test_the_program_gives_the_same_lists_without_the_package(model, train_here, tmp_path):
     done = train_here(*DATA, *model, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     empty = tmp_path / "empty"
@@ -126,7 +126,7 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path):
         (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(words, said, tmp_path):
+def test_a_mistake_is_one_line(words, said, tmp_path):
     done = export(*words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(said)
@@ -135,7 +135,7 @@ def test_a_mistake_is_told_in_one_line(words, said, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "text"])
-def test_a_json_that_no_export_wrote_is_kept(content, tmp_path):
+def test_a_json_of_another_origin_is_kept(content, tmp_path):
     (tmp_path / "encoder.json").write_text(content)
     done = export("nowhere", "encoder.pt2", cwd=tmp_path)
     assert done.stderr.startswith("error: output: the ids would overwrite encoder.json, which no export wrote; move it")

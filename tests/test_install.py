@@ -1,4 +1,4 @@
-"""Every way to install it finds conf/, answers at once, and what is installed is what is declared and pinned."""
+"""Ways to install the package, its declared and pinned dependencies, and `make setup`."""
 
 import ast
 import os
@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONF = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
+PRINT_CONF_DIR = "from sasrec_lab.config.schema import CONF_DIR; print(CONF_DIR)"
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -29,7 +30,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree, so that building leaves nothing in the checkout."""
+    """Copy the tree, so that a build leaves nothing in the checkout."""
     copy = tmp_path_factory.mktemp("source") / "project"
     for part in ("sasrec_lab", "conf"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -40,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_venv(folder: Path, *install: object) -> Path:
-    """A new environment with the project in it, which borrows everything else from the one that runs the tests."""
+    """Make an environment with the project in it, which borrows all other packages from the one that runs the tests."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     paths = {"base": str(folder), "platbase": str(folder)}
     site = Path(sysconfig.get_path("purelib", scheme="venv", vars=paths))
@@ -52,21 +53,19 @@ def make_venv(folder: Path, *install: object) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it is published: built from the sdist, which is built from the tree."""
+    """Build the wheel as it is published: from the sdist, which is built from the tree."""
     dist = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source, cwd=dist)
     return next(dist.glob("*.whl"))
 
 
 def assert_runs(bin_folder: Path, elsewhere: Path, home: Path) -> None:
-    """Both commands, from a folder that has nothing to do with the project, compose the config that lies at `home`."""
+    """Check that both commands, called in a folder outside the project, compose the config of the folder `home`."""
     by_module = run(bin_folder / "python", "-m", "sasrec_lab.train", "--cfg", "job", cwd=elsewhere)
     by_script = run(bin_folder / "sasrec-train", "--cfg", "job", cwd=elsewhere)
     assert by_module == by_script
     assert "\nmodel:\n" in by_module
-    where = run(
-        bin_folder / "python", "-c", "from sasrec_lab.config.schema import CONF_DIR; print(CONF_DIR)", cwd=elsewhere
-    )
+    where = run(bin_folder / "python", "-c", PRINT_CONF_DIR, cwd=elsewhere)
     assert Path(where.strip()).resolve() == home.resolve()
 
 
@@ -92,17 +91,17 @@ def test_editable(source: Path, tmp_path: Path) -> None:
 
 
 def test_clone(source: Path) -> None:
-    """Nothing installed but the libraries: `python -m` in the project's folder."""
-    where = run(sys.executable, "-c", "from sasrec_lab.config.schema import CONF_DIR; print(CONF_DIR)", cwd=source)
+    """Only the libraries are installed; `python -m` runs in the project's folder."""
+    where = run(sys.executable, "-c", PRINT_CONF_DIR, cwd=source)
     assert Path(where.strip()).resolve() == (source / "conf").resolve()
     assert "\nmodel:\n" in run(sys.executable, "-m", "sasrec_lab.train", "--cfg", "job", cwd=source)
 
 
-def test_conf_is_no_package() -> None:
+def test_conf_has_no_python_files() -> None:
     assert not list((ROOT / "conf").rglob("*.py"))
 
 
-def test_answers_at_once(tmp_path: Path) -> None:
+def test_help_and_config_do_not_import_torch(tmp_path: Path) -> None:
     """Importing torch and Lightning takes seconds; help and config must not wait for them."""
     check = "import sys, sasrec_lab.train; print(sorted({'torch', 'pytorch_lightning', 'pandas'} & set(sys.modules)))"
     assert run(sys.executable, "-c", check, cwd=tmp_path) == "[]\n"
@@ -153,7 +152,7 @@ def test_imports_are_declared(folder: str) -> None:
 
 
 def make_setup(folder: Path, **commands: str) -> str:
-    """stderr of `make setup` on a machine with these commands only, each a line of shell."""
+    """Return the error stream of `make setup` on a machine that has only these commands, each a line of shell."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "bin").mkdir()
@@ -170,15 +169,15 @@ def make_setup(folder: Path, **commands: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a compiler is installed on Linux only")
 @pytest.mark.parametrize(("command", "brings"), [("g++", False), ("clang++", False), ("cc", True)])
-def test_setup_brings_a_compiler_where_there_is_none(command: str, brings: bool, tmp_path: Path) -> None:
+def test_setup_installs_a_compiler_only_if_there_is_none(command: str, brings: bool, tmp_path: Path) -> None:
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\ncase "$*" in *compiler*) echo "$*" >&2; exit 1;; esac\n')
     python.chmod(0o755)
-    told = make_setup(tmp_path, **{command: "exit 0", "uname": "echo Linux"})
+    message = make_setup(tmp_path, **{command: "exit 0", "uname": "echo Linux"})
     asked = "-m pip install -q -c constraints.txt -e .[compiler]\nno C++ compiler here, and none that can be installed"
-    assert told.startswith(asked) == brings
-    assert ("compiler" in told) == brings
+    assert message.startswith(asked) == brings
+    assert ("compiler" in message) == brings
 
 
 def test_setup_without_a_python_that_fits(tmp_path: Path) -> None:
