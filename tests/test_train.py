@@ -1,4 +1,4 @@
-"""The command as a user runs it, in fresh processes: what it writes, prints, refuses, repeats and takes up again."""
+"""The training command as a user runs it: what it writes, prints, rejects, repeats and resumes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
+def test_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
     done = train_command(*TINY, "trainer.max_epochs=15", "evaluation.sampled=20")
     run = tmp_path / "run"
     assert (done.returncode, done.stderr) == (0, "")
@@ -134,7 +134,7 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
-def test_same_seed_same_numbers_in_another_process(train_command, train_here, tmp_path):
+def test_same_seed_gives_same_numbers_in_another_process(train_command, train_here, tmp_path):
     seen = []
     for run, seed, folder in ((train_command, 1, "a"), (train_command, 1, "b"), (train_here, 2, "c")):
         done = run(*TINY[:-1], f"hydra.run.dir={folder}", f"seed={seed}", "trainer.max_epochs=2", "loss=bce")
@@ -145,7 +145,7 @@ def test_same_seed_same_numbers_in_another_process(train_command, train_here, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once, tmp_path, sent, interrupt_at):
+def test_resumed_run_equals_an_uninterrupted_one(train_here, made_once, tmp_path, sent, interrupt_at):
     settings = [
         *TINY,
         "trainer.max_epochs=80",
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(train_here, made_once,
     assert facts["matmul"] == facts["earlier"][0]["matmul"]
 
 
-def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(train_here, tmp_path):
+def test_finished_run_is_not_repeated_or_overwritten(train_here, tmp_path):
     settings = [*TINY, "trainer=fast"]
     assert train_here(*settings).returncode == 0
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
@@ -198,12 +198,12 @@ def test_a_finished_run_is_not_run_again_and_its_folder_not_given_to_another(tra
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
 
-def test_gradients_are_clipped_in_mixed_precision_too(train_here):
+def test_gradients_can_be_clipped_in_mixed_precision(train_here):
     done = train_here(*TINY, "trainer=fast", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_validation_the_last_epoch_is_tested(train_here, tmp_path):
+def test_last_epoch_is_tested_without_validation(train_here, tmp_path):
     done = train_here(*TINY, "trainer=fast", "trainer.limit_val_batches=0")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
@@ -214,7 +214,7 @@ def test_without_validation_the_last_epoch_is_tested(train_here, tmp_path):
     assert "checkpoint   last epoch" in done.stdout
 
 
-def test_where_no_validation_came_the_last_epoch_is_tested(train_here, tmp_path):
+def test_last_epoch_is_tested_if_no_validation_was_due(train_here, tmp_path):
     done = train_here(*TINY, "trainer=fast", "trainer.check_val_every_n_epoch=5")
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
@@ -222,7 +222,7 @@ def test_where_no_validation_came_the_last_epoch_is_tested(train_here, tmp_path)
     assert "best/val/ndcg@10" not in EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Tags()["scalars"]
 
 
-def test_validation_on_some_users_is_told_in_the_protocol(train_here, tmp_path):
+def test_protocol_records_validation_on_some_users(train_here, tmp_path):
     done = train_here(*TINY, "trainer=fast", "trainer.limit_val_batches=1")
     assert done.returncode == 0, done.stderr
     protocol = results(tmp_path / "run")["protocol"]
@@ -230,7 +230,7 @@ def test_validation_on_some_users_is_told_in_the_protocol(train_here, tmp_path):
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
-def test_the_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
+def test_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
     tiny, folder = TINY[:-1], TINY[-1]
     settings = [*tiny, "evaluation.patience=3", "optimizer.lr=0.05", f"optimizer.ema={ema}", folder]
     done = train_here(*settings, "trainer.max_epochs=200")
@@ -254,7 +254,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(train_here, tmp_path, ema):
 
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
-def test_a_resumed_run_says_that_it_has_other_kernels(train_command, train_here, tmp_path):
+def test_resuming_with_other_kernels_warns(train_command, train_here, tmp_path):
     assert train_here(*TINY, "trainer.max_epochs=1", "trainer.accelerator=cpu").returncode == 0
     same = train_here(*TINY, "trainer.max_epochs=2", "trainer.accelerator=cpu", "ckpt=last")
     assert "kernels" not in same.stdout + same.stderr
@@ -267,7 +267,7 @@ def test_a_resumed_run_says_that_it_has_other_kernels(train_command, train_here,
     assert re.search(r"kernels were compiled by \S+ and are now torch's: numbers will differ from those of an", warning)
 
 
-def test_a_finished_run_is_made_longer(train_here, tmp_path):
+def test_finished_run_can_be_trained_longer(train_here, tmp_path):
     assert train_here(*TINY, "trainer.max_epochs=2").returncode == 0
     done = train_here(*TINY, "trainer.max_epochs=3", "ckpt=last")
     assert done.returncode == 0, done.stderr
@@ -290,7 +290,7 @@ def test_two_runs_do_not_share_a_folder(train_here, tmp_path):
 LOOKING = "from pathlib import Path; from sasrec_lab.run.lock import is_locked\nwhile True: is_locked(Path('run'))"
 
 
-def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
+def test_checking_a_lock_does_not_take_it(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     looking = subprocess.Popen([sys.executable, "-c", LOOKING], cwd=tmp_path)
@@ -306,8 +306,8 @@ def test_looking_whether_a_folder_is_taken_does_not_take_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["model ", "test"])
-def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interrupt_at):
-    """Before the first epoch, and as the test begins."""
+def test_interruption_outside_of_training_is_recorded(tmp_path, moment, interrupt_at):
+    """Before the first epoch, and as the test starts."""
     settings = [*TINY[:-1], "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20", "hydra.run.dir=lr=1,b"]
     start = "epoch   3" if moment == "test" else moment
     code, error = interrupt_at(start, settings, signal.SIGINT)
@@ -319,7 +319,7 @@ def test_an_interruption_outside_of_training_is_one_too(tmp_path, moment, interr
 
 
 @pytest.mark.parametrize("flags", [["trainer.devices=2"], ["trainer.devices=1", "+trainer.num_nodes=3"]])
-def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
+def test_rowwise_adam_on_several_devices_is_rejected(tmp_path, flags):
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu", "+trainer.strategy=ddp", *flags, *ROWWISE])
     with pytest.raises(
         InputError, match=r"^optimizer\.name=rowwise_adam must run on one device, but trainer asks for [23];"
@@ -330,8 +330,8 @@ def test_rowwise_adam_on_several_devices_is_refused(tmp_path, flags):
 ROWWISE = ["optimizer.name=rowwise_adam", "loss=sampled_softmax", "loss.negatives=4"]
 
 
-def test_an_interruption_of_the_test_is_a_keyboard_interrupt(default_sigint, tmp_path, monkeypatch):
-    """Lightning makes a SystemExit of it and has the system ignore the next ones."""
+def test_interrupting_the_test_raises_keyboard_interrupt(default_sigint, tmp_path, monkeypatch):
+    """Lightning raises SystemExit instead, and makes the system ignore further signals."""
     cfg = load([*TINY[:-1], "trainer.accelerator=cpu"])
     holdout = holdout_of([[1, 2, 3, 4]] * 3)
     model = SequentialRecommender(holdout.num_items, cfg)
@@ -342,9 +342,9 @@ def test_an_interruption_of_the_test_is_a_keyboard_interrupt(default_sigint, tmp
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interruption_as_the_program_starts(start_command, tmp_path):
+def test_interruption_during_imports_is_recorded(start_command, tmp_path):
     process = start_command(TINY)
-    while not (tmp_path / "run" / "run.json").exists():  # from here on torch and Lightning are imported
+    while not (tmp_path / "run" / "run.json").exists():  # after this, torch and Lightning are imported
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
@@ -353,7 +353,7 @@ def test_an_interruption_as_the_program_starts(start_command, tmp_path):
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_divergence_is_a_failure_and_not_a_number(train_here, tmp_path):
+def test_diverged_run_fails(train_here, tmp_path):
     done = train_here(*TINY, "trainer=fast", "optimizer.lr=1e30")
     assert done.returncode == 1
     assert re.fullmatch(
@@ -366,10 +366,10 @@ def test_divergence_is_a_failure_and_not_a_number(train_here, tmp_path):
     assert written["error"].startswith("training diverged in epoch")
 
 
-@pytest.mark.parametrize(  # in the midst of the epoch, or by its only step
+@pytest.mark.parametrize(  # during the epoch, or in its only step
     "words", [["batch_size=32", "optimizer.lr=1e30"], ["batch_size=1000", "optimizer.lr=1e39"]]
 )
-def test_what_diverges_in_the_only_epoch_is_no_result_either(train_here, tmp_path, words):
+def test_run_diverged_in_its_only_epoch_has_no_checkpoint(train_here, tmp_path, words):
     done = train_here(*TINY, "trainer=fast", "trainer.max_epochs=1", *words)
     assert done.returncode == 1
     assert done.stderr.startswith("error: training diverged in epoch 0: ")
@@ -411,7 +411,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_here, tmp_path):
+def test_bad_file_gives_one_line_and_a_failed_run(kind, train_here, tmp_path):
     content, message = BAD_FILES[kind]
     if content is not None:
         (tmp_path / "my.csv").write_bytes(content)
@@ -422,7 +422,7 @@ def test_a_bad_file_ends_in_one_line_and_a_failed_run(kind, train_here, tmp_path
     assert (written["status"], written["error"]) == ("failed", message.removeprefix("error: "))
 
 
-def test_a_mistaken_command_line_leaves_nothing_behind(train_command, tmp_path):
+def test_invalid_command_line_writes_nothing(train_command, tmp_path):
     before = children_seconds()
     done = train_command("model.head=2")
     assert children_seconds() - before < 5
@@ -430,7 +430,7 @@ def test_a_mistaken_command_line_leaves_nothing_behind(train_command, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # the test's own
 
 
-def test_outputs_that_cannot_be_written(train_here, tmp_path):
+def test_unwritable_run_folder_is_rejected(train_here, tmp_path):
     (tmp_path / "file").write_text("")
     done = train_here(*TINY[:-1], "hydra.run.dir=file/run")
     assert (done.returncode, done.stderr) == (
@@ -440,8 +440,8 @@ def test_outputs_that_cannot_be_written(train_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path):
-    """A limit on the size of files stands in for the disk: the first checkpoint is larger."""
+def test_file_size_limit_gives_one_line(tmp_path):
+    """A limit on the size of files replaces a full disk; the first checkpoint is larger."""
     done = subprocess.run(
         [sys.executable, "-m", "sasrec_lab.train", *TINY[:-1], "hydra.run.dir=run", "model.dim=64", "trainer=fast"],
         cwd=tmp_path,
@@ -471,8 +471,8 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("filled", [140_000, 150_000])
-def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, small_disk):
-    """The checkpoints of the first epoch fit, those of the second do not; the greater filling leaves no byte free."""
+def test_full_disk_keeps_finished_epochs(filled, train_command, small_disk):
+    """The checkpoints of the first epoch fit, those of the second do not; the larger filler uses every byte."""
     settings = [*TINY[:-1], "hydra.run.dir=disk/run", "model.dim=16", "trainer.max_epochs=30", "optimizer.lr=0.001"]
     (small_disk / "filler").write_bytes(bytes(filled))
     done = train_command(*settings)
@@ -484,7 +484,7 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(filled, train_command, sma
     assert filled == 150_000 or results(small_disk / "run")["status"] == "failed"
 
 
-def test_a_full_disk_is_told_before_the_start(train_here, small_disk):
+def test_full_disk_is_reported_before_the_start(train_here, small_disk):
     (small_disk / "filler").write_bytes(bytes(290_000))
     done = train_here(*TINY[:-1], "hydra.run.dir=disk/run")
     assert (done.returncode, done.stderr) == (
@@ -495,7 +495,7 @@ def test_a_full_disk_is_told_before_the_start(train_here, small_disk):
     assert [file.name for file in small_disk.iterdir()] == ["filler"]
 
 
-def test_a_folder_without_permission(tmp_path):
+def test_folder_without_permission_is_rejected(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o700)
     tmp_path.chmod(0o755)
     cfg = load(TINY[:-1])
@@ -512,7 +512,7 @@ def test_a_folder_without_permission(tmp_path):
             os.seteuid(0)
 
 
-def test_a_checkpoint_that_is_not_there_is_one_line(train_here, tmp_path):
+def test_missing_checkpoint_gives_one_line(train_here, tmp_path):
     done = train_here(*TINY, "ckpt=nowhere.ckpt")
     assert done.returncode == 1
     assert done.stderr == (
@@ -521,9 +521,9 @@ def test_a_checkpoint_that_is_not_there_is_one_line(train_here, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gpu_that_is_not_there_is_told_with_what_is(tmp_path):
+def test_missing_gpu_is_reported_with_an_alternative(tmp_path):
     if torch.cuda.is_available():
-        pytest.skip("there is one here")
+        pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match=r"^trainer: No supported gpu backend found!; use trainer\.accelerator=cpu$"):
         build_trainer(load([*TINY[:-1], "trainer=gpu"]), tmp_path)
 
@@ -545,8 +545,8 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
-def test_two_processes_that_are_interrupted_end_as_one(start_command, tmp_path, moment, sent):
-    """As the second one starts, and in training; the signal goes to both, as Ctrl-C does."""
+def test_two_interrupted_processes_end_as_one(start_command, tmp_path, moment, sent):
+    """While the second one starts, and in training; both get the signal, as with Ctrl-C."""
     devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=400"]
     process = start_command([*TINY, *devices, "evaluation.patience=null"], start_new_session=True)
     next(line for line in process.stdout if line.startswith(moment))
@@ -559,14 +559,14 @@ def test_two_processes_that_are_interrupted_end_as_one(start_command, tmp_path, 
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_one_multirun_repeats_a_seeds_numbers(train_here, tmp_path):
+def test_jobs_with_the_same_seed_give_the_same_numbers(train_here, tmp_path):
     done = train_here("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
     assert done.returncode == 0, done.stderr
     first, second = (results(folder) for folder in sorted((tmp_path / "sweep").iterdir()) if folder.is_dir())
     assert first["metrics"] == second["metrics"]
 
 
-def test_a_runs_relative_paths_are_found_from_elsewhere(tmp_path, monkeypatch):
+def test_relative_paths_of_a_run_resolve_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [f"{user},{item}\n" for user in range(6) for item in range(user, user + 4)]
     Path("my.csv").write_text("".join(["user_id,item_id\n", *rows]))

@@ -1,4 +1,4 @@
-"""Hydra's launchers and its search by Optuna, as a user runs them. Tests of an extra that is not there are skipped."""
+"""Hydra's launchers and its Optuna search, as a user runs them. Tests of extras that are not installed are skipped."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ PLUGINS = {  # module -> extra
     "hydra_plugins.hydra_ray_launcher": "ray",
     "hydra_plugins.hydra_optuna_sweeper": "optuna",
 }
-any_plugin = importlib.util.find_spec("hydra_plugins")  # else looking into it is an error
+any_plugin = importlib.util.find_spec("hydra_plugins")  # without it, the search below is an error
 MISSING = {extra for module, extra in PLUGINS.items() if not (any_plugin and importlib.util.find_spec(module))}
 
 
@@ -44,8 +44,8 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [pytest.param(extra, marks=needs(extra)) for extra in LAUNCHERS])
-def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_command, tmp_path):
-    """One of the four is no valid configuration, one diverges."""
+def test_launched_jobs_are_listed_then_skipped(extra, train_command, tmp_path):
+    """Two of the four have an invalid configuration, and one diverges."""
     sweep = tmp_path / "sweep"
     command = ["-m", *LAUNCHERS[extra], *TINY, "model.heads=1,3", "optimizer.lr=0.01,1e30"]
     done = train_command(*command, env={"OMP_NUM_THREADS": ""} if extra == "joblib" else None)
@@ -74,8 +74,8 @@ def test_jobs_of_other_processes_are_listed_and_skipped_next_time(extra, train_c
 @pytest.mark.slow
 @needs("joblib")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, start_command, tmp_path, sent):
-    """The signal reaches every process, as with Ctrl-C on a terminal or where the machine fails."""
+def test_interrupted_parallel_jobs_are_resumed(train_command, start_command, tmp_path, sent):
+    """The signal reaches every process, as with Ctrl-C in a terminal or when the machine fails."""
     long = ["seed=0,1", "trainer.max_epochs=30", "evaluation.patience=null"]
     command = ["-m", *LAUNCHERS["joblib"], *TINY, *long]
     process = start_command(command, start_new_session=True)
@@ -92,11 +92,11 @@ def test_jobs_side_by_side_that_were_cut_off_go_on(train_command, start_command,
     done = train_command(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
-    assert "#0   epoch   3" not in done.stdout  # the first job went on from its last epoch
+    assert "#0   epoch   3" not in done.stdout  # the first job resumed from its last epoch
 
 
 def trials(study: Path) -> list[tuple[str, float | None]]:
-    """State and value of each trial, as the database has them."""
+    """Return the state and value of each trial in the database."""
     with sqlite3.connect(study) as database:
         query = "select state, value from trials left join trial_values using (trial_id) order by number"
         return database.execute(query).fetchall()
@@ -104,8 +104,8 @@ def trials(study: Path) -> list[tuple[str, float | None]]:
 
 @pytest.mark.slow
 @needs("optuna")
-def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_command, interrupt_at, tmp_path):
-    """Two of its values diverge or are invalid; it is killed in its third trial."""
+def test_search_resumes_and_learns_from_failures(train_command, interrupt_at, tmp_path):
+    """The first search has values that diverge or are invalid; the second one is killed in its first trial."""
     sweep = tmp_path / "sweep"
     search = ["-m", "sweep=optuna_small", *TINY, "evaluation.patience=null", "model.dropout=0.1", "model.dim=16"]
     space = ["optimizer.lr=choice(0.01,0.02,1e30)", "model.heads=choice(1,3)"]
@@ -113,7 +113,7 @@ def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_comm
     seen = trials(sweep / "study.db")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert [state for state, _ in seen] == ["COMPLETE"] * 6  # a failed one is the worst
+    assert [state for state, _ in seen] == ["COMPLETE"] * 6  # a failed trial has the worst value
     finished = [json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")]
     best = max(end["metrics"]["val/ndcg@10"] for end in finished if end["status"] == "finished")
     assert max(value for _, value in seen if isinstance(value, float)) == best
@@ -147,7 +147,7 @@ def test_a_search_goes_on_where_it_was_cut_off_and_learns_of_failures(train_comm
         (["sweep=optuna_small"], "optuna"),
     ],
 )
-def test_a_preset_composes_or_says_what_to_install(words, extra):
+def test_preset_composes_or_names_what_to_install(words, extra):
     if extra in MISSING:
         with pytest.raises(InputError, match=rf"is not installed; pip install 'sasrec-lab\[{extra}\]'$"):
             check_command_line(["-m", *words])
@@ -156,7 +156,7 @@ def test_a_preset_composes_or_says_what_to_install(words, extra):
         assert len(command.jobs) == (0 if extra == "optuna" else 2)
 
 
-def test_a_search_needs_its_flag():
+def test_search_needs_the_multirun_flag():
     if "optuna" in MISSING:
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     with pytest.raises(InputError, match="add -m to run each of its jobs"):
@@ -164,14 +164,14 @@ def test_a_search_needs_its_flag():
 
 
 @needs("optuna")
-def test_a_mistake_in_what_a_search_chooses_is_told_before_it_starts():
+def test_invalid_search_space_is_rejected_before_the_start():
     with pytest.raises(InputError) as caught:
         check_command_line(["-m", "hydra/sweeper=optuna_stored", "optimizer.lrr=interval(0,1)"])
     assert str(caught.value) == "unknown key 'optimizer.lrr'; did you mean optimizer.lr?"
 
 
 @needs("optuna")
-def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
+def test_search_rejects_a_folder_with_another_searchs_runs(tmp_path):
     def prepare(*words: str) -> None:
         space = ["sweep=optuna_small", "model.dim=16", "optimizer.lr=interval(0.01,0.1)"]
         sweeps.prepare(check_command_line(["-m", *space, f"hydra.sweep.dir={tmp_path}", *words]))
@@ -180,7 +180,7 @@ def test_a_search_does_not_go_on_among_the_runs_of_another(tmp_path):
     run.mkdir()
     cfg = load(["model.dim=16", "optimizer.lr=0.05", "model.dropout=0.4"])
     (run / "run.json").write_text(json.dumps({"config": to_plain(cfg)}))
-    prepare()  # what it chooses may differ
+    prepare()  # searched keys may differ
     with pytest.raises(InputError) as caught:
         prepare("model.blocks=1")
     assert str(caught.value) == (

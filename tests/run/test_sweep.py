@@ -1,4 +1,4 @@
-"""Sweeps as a user runs them: jobs that fail, sweeps that are cut off and taken up again, folders that are taken."""
+"""Sweeps as a user runs them: jobs that fail, sweeps that are interrupted and resumed, folders in use."""
 
 import fcntl
 import json
@@ -15,14 +15,14 @@ from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.errors import InputError
 
 
-def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(train_here, tmp_path):
+def test_failed_jobs_are_listed_and_finished_ones_skipped(train_here, tmp_path):
     command = ["-m", *TINY, "model.heads=3,1", "optimizer.lr=0.01,1e30"]
     done = train_here(*command)
     assert done.returncode == 1
     assert ends(tmp_path / "sweep") == {"0": "failed", "1": "failed", "2": "finished", "3": "failed"}
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
-    assert len(lines) == 2 + 3 + 4  # what will fail, what failed, the list at the end
+    assert len(lines) == 2 + 3 + 4  # the invalid jobs, the failed jobs, the list at the end
     assert lines[0].endswith("is invalid: model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
     assert lines[5] == "error: 3 jobs in sweep are not finished:"
     assert lines[6].endswith(": model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16")
@@ -40,7 +40,7 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
         r"error: sweep already holds jobs of another sweep \(0-.*\); choose another hydra.sweep.dir\n", other.stderr
     )
     facts = json.loads((finished / "run.json").read_text())
-    facts["config"]["model"]["dim"] = 8  # as where a file of conf/ has changed
+    facts["config"]["model"]["dim"] = 8  # as if a file of conf/ had changed
     (finished / "run.json").write_text(json.dumps(facts))
     other = train_here(*command)
     assert re.fullmatch(
@@ -48,8 +48,8 @@ def test_failing_jobs_are_listed_and_the_others_go_on_and_are_skipped_next_time(
     )
 
 
-def test_a_sweep_is_extended_in_its_folder(train_here, tmp_path):
-    """Each job keeps its folder, though with another value its number is another; what is new gets a free one."""
+def test_sweep_can_be_extended_in_its_folder(train_here, tmp_path):
+    """Each job keeps its folder, although more values change its number; new jobs get free numbers."""
     sweep = tmp_path / "sweep"
     command = ["-m", *TINY, "trainer.max_epochs=1", "model.heads=1,2"]
     assert train_here(*command, "seed=range(2)").returncode == 0
@@ -74,7 +74,7 @@ def test_equal_jobs_share_a_folder():
     assert [job.folder.name for job in check_command_line(["-m"]).jobs] == ["0-"]
 
 
-def test_a_job_that_another_process_runs_is_left_to_it(train_here, tmp_path):
+def test_job_of_another_process_is_not_touched(train_here, tmp_path):
     command = ["-m", *TINY, "seed=0,1"]
     held = check_command_line(command).jobs[0].folder
     (tmp_path / held).mkdir(parents=True)
@@ -89,8 +89,8 @@ def test_a_job_that_another_process_runs_is_left_to_it(train_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_here, tmp_path):
-    """Job 4 has a rate that no loss survives, job 9 a number of heads that does not divide dim."""
+def test_invalid_and_diverging_jobs_do_not_stop_the_others(train_here, tmp_path):
+    """Job 4 has a learning rate that diverges, job 9 a number of heads that does not divide dim."""
     table = [f"{{heads: {3 if job == 9 else 1}, dropout: 0.{job % 5}, dim: 16}}" for job in range(12)]
     (tmp_path / "twelve").mkdir()
     for job, model in enumerate(table):
@@ -111,7 +111,7 @@ def test_a_sweep_of_twelve_of_which_one_is_invalid_and_one_diverges(train_here, 
 
 
 @pytest.mark.slow
-def test_two_sweeps_of_the_same_second_have_a_folder_each(tmp_path):
+def test_two_sweeps_of_the_same_second_get_two_folders(tmp_path):
     words = [word for word in TINY if not word.startswith("hydra.sweep.dir")]
     command = [sys.executable, "-m", "sasrec_lab.train", "-m", *words, "seed=0,1"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -123,19 +123,19 @@ def test_two_sweeps_of_the_same_second_have_a_folder_each(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["sweep=dim"], ["sweep=optuna_small"], ["hydra/launcher=joblib_shared"]])
-def test_what_needs_a_sweep_is_refused_without_its_flag(words):
+def test_sweep_options_are_rejected_without_the_flag(words):
     with pytest.raises(InputError, match=r"add -m to run each of its jobs|is not installed"):
         check_command_line(words)
 
 
-def test_a_config_is_printed_of_one_run():
+def test_config_is_printed_for_one_run_only():
     with pytest.raises(InputError, match=r"^--cfg prints the config of one run; remove -m$"):
         check_command_line(["-m", "seed=0,1", "--cfg", "job"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_sweep_that_was_cut_off_goes_on(train_here, made_once, interrupt_at, tmp_path, sent, code):
+def test_interrupted_sweep_is_resumed(train_here, made_once, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
     whole = made_once("uninterrupted-sweep", lambda folder: in_this_process("sasrec_lab.train", folder)(*command))
     stopped, error = interrupt_at("epoch   5", command, sent)
@@ -145,15 +145,15 @@ def test_a_sweep_that_was_cut_off_goes_on(train_here, made_once, interrupt_at, t
     done = train_here(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
-    assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job went on from its last epoch
+    assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job resumed from its last epoch
     assert ends(whole / "sweep") == {"0": "finished", "1": "finished"}
     for job in (whole / "sweep").glob("*/metrics.json"):
         resumed = tmp_path / "sweep" / job.parent.name / "metrics.json"
-        expected, goes_on = (json.loads(file.read_text())["metrics"] for file in (job, resumed))
-        assert goes_on == pytest.approx(expected, abs=1e-7)
+        expected, found = (json.loads(file.read_text())["metrics"] for file in (job, resumed))
+        assert found == pytest.approx(expected, abs=1e-7)
 
 
-def test_a_sweep_needs_its_flag(tmp_path):
+def test_sweep_in_a_config_needs_the_flag(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.dim: 16,32\n"
     (tmp_path / "experiment" / "dims.yaml").write_text(text)
@@ -164,7 +164,7 @@ def test_a_sweep_needs_its_flag(tmp_path):
     assert [job.cfg.model.dim for job in check_command_line(["-m", *words]).jobs] == [16, 32]
 
 
-def test_a_sweep_without_one_valid_job_or_a_folder_is_refused(train_here, tmp_path):
+def test_sweep_without_a_valid_job_or_folder_is_rejected(train_here, tmp_path):
     done = train_here("-m", *TINY, "model.heads=3,5")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""Which checkpoints a run may go on from, and that a file is written whole or not at all."""
+"""Checkpoints that a run may resume from, and their atomic writes."""
 
 import os
 
@@ -16,29 +16,29 @@ def save(path, *words: str, num_items: int = 60, epoch: int = 0) -> None:
     torch.save({"hyper_parameters": {"config": config, "num_items": num_items}, "epoch": epoch}, path)
 
 
-def refused(path, *words: str) -> str:
+def rejection(path, *words: str) -> str:
     with pytest.raises(InputError) as caught:
         checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", *words]), path.parent)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_one_of_the_same_model_is_taken(tmp_path):
+def test_checkpoint_of_the_same_model_is_accepted(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
     assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
 
 
-def test_one_of_another_model_is_refused(tmp_path):
+def test_checkpoint_of_another_model_is_rejected(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
-    assert refused(path, "model.dim=8") == f"ckpt={path} has model.dim=16, not 8; set model.dim to that value"
+    assert rejection(path, "model.dim=8") == f"ckpt={path} has model.dim=16, not 8; set model.dim to that value"
 
 
-def test_another_runs_must_leave_epochs_to_train(tmp_path):
+def test_checkpoint_of_another_run_must_leave_epochs(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path, epoch=2)
-    assert refused(path, "trainer.max_epochs=3") == (
+    assert rejection(path, "trainer.max_epochs=3") == (
         f"ckpt={path} has 3 epochs, and trainer.max_epochs=3 leaves none to train here; set trainer.max_epochs to at"
         " least 4"
     )
@@ -46,11 +46,11 @@ def test_another_runs_must_leave_epochs_to_train(tmp_path):
         assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", more]), tmp_path) == path
     own = tmp_path / "checkpoints" / "last.ckpt"
     own.parent.mkdir()
-    save(own, epoch=2)  # this run's own: it is finished, and only tested again
+    save(own, epoch=2)  # the run's own checkpoint: only the test is repeated
     assert checkpoints.checkpoint_to_resume(load(["model=tiny", "ckpt=last", "trainer.max_epochs=3"]), tmp_path) == own
 
 
-def test_one_of_another_data_set_is_refused(tmp_path):
+def test_checkpoint_of_another_data_set_is_rejected(tmp_path):
     save(tmp_path / "a.ckpt", num_items=60)
     checkpoints.check_items(tmp_path / "a.ckpt", 60)
     with pytest.raises(
@@ -59,7 +59,7 @@ def test_one_of_another_data_set_is_refused(tmp_path):
         checkpoints.check_items(tmp_path / "a.ckpt", 50)
 
 
-def test_what_is_none_or_holds_code_is_refused(tmp_path):
+def test_malformed_or_pickled_checkpoints_are_rejected(tmp_path):
     class Code:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
@@ -68,12 +68,12 @@ def test_what_is_none_or_holds_code_is_refused(tmp_path):
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
     for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
         path = tmp_path / name
-        assert refused(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
-        assert refused(path).endswith("); choose another checkpoint, or omit ckpt and start over in another folder")
+        assert rejection(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
+        assert rejection(path).endswith("); choose another checkpoint, or omit ckpt and start over in another folder")
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "last.ckpt"
     checkpoints.AtomicCheckpointIO().save_checkpoint({"epoch": 0}, path)
     monkeypatch.setattr("pathlib.Path.replace", lambda draft, target: (_ for _ in ()).throw(OSError(28, "full")))

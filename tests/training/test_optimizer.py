@@ -1,3 +1,5 @@
+"""Row-wise Adam compared with Adam and with a loop, first on a toy model, then with the model and Lightning."""
+
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ class Toy(nn.Module):
 
 
 def batches(steps: int = STEPS) -> list[Tensor]:
-    """A few items each, some twice; the last item in none."""
+    """Return a few items per step, some of them twice, and never the last item."""
     random = torch.Generator().manual_seed(1)
     return [torch.randint(0, ITEMS - 1, (5,), generator=random) for _ in range(steps)]
 
@@ -55,14 +57,14 @@ def assert_same(found: nn.Module, expected: nn.Module, exact: bool = False) -> N
         torch.testing.assert_close(mine, theirs, msg=name, **({"rtol": 0, "atol": 0} if exact else {}))
 
 
-def test_the_first_step_is_adams():
+def test_first_step_equals_adam():
     found, expected = Toy(sparse=True), Toy(sparse=False)
     train(found, rowwise(found), batches(1))
     train(expected, torch.optim.Adam(expected.parameters(), **HYPER), batches(1))
     assert_same(found, expected)
 
 
-def test_with_every_row_touched_in_every_step_it_is_adam():
+def test_it_equals_adam_if_every_step_touches_every_row():
     found, expected = Toy(sparse=True), Toy(sparse=False)
     steps = [torch.arange(ITEMS).repeat(times) for times in (1, 2, 1, 3)]
     train(found, rowwise(found), steps)
@@ -70,35 +72,35 @@ def test_with_every_row_touched_in_every_step_it_is_adam():
     assert_same(found, expected)
 
 
-def test_without_sparse_gradients_it_is_adam():
+def test_it_equals_adam_without_sparse_gradients():
     found, expected = Toy(sparse=False), Toy(sparse=False)
     train(found, rowwise(found), batches())
     train(expected, torch.optim.Adam(expected.parameters(), **HYPER, fused=True), batches())
     assert_same(found, expected, exact=True)
 
 
-def test_against_a_loop_over_the_touched_rows():
-    found, twin = Toy(sparse=True), Toy(sparse=False)
+def test_it_equals_a_loop_over_the_touched_rows():
+    found, reference = Toy(sparse=True), Toy(sparse=False)
     optimizer = rowwise(found)
-    others = torch.optim.Adam(twin.matrix.parameters(), **HYPER)
-    momenta = {row: (torch.zeros(DIM), torch.zeros(DIM)) for row in range(ITEMS)}
+    others = torch.optim.Adam(reference.matrix.parameters(), **HYPER)
+    moments = {row: (torch.zeros(DIM), torch.zeros(DIM)) for row in range(ITEMS)}
     for step, items in enumerate(batches(), start=1):
         train(found, optimizer, [items])
-        twin.zero_grad()
-        twin(items).backward()
+        reference.zero_grad()
+        reference(items).backward()
         others.step()
         with torch.no_grad():
             for row in set(items.tolist()):
-                gradient, (mean, square) = twin.items.weight.grad[row], momenta[row]
+                gradient, (mean, square) = reference.items.weight.grad[row], moments[row]
                 mean = 0.9 * mean + (1 - 0.9) * gradient
                 square = 0.98 * square + (1 - 0.98) * gradient**2
-                momenta[row] = mean, square
+                moments[row] = mean, square
                 size = (square / (1 - 0.98**step)).sqrt() + 1e-8
-                twin.items.weight[row] -= 0.05 * (mean / (1 - 0.9**step)) / size
-        assert_same(found, twin)
+                reference.items.weight[row] -= 0.05 * (mean / (1 - 0.9**step)) / size
+        assert_same(found, reference)
 
 
-def test_rows_that_are_not_touched_keep_their_values_and_momenta():
+def test_untouched_rows_keep_values_and_moments():
     model = Toy(sparse=True)
     optimizer = rowwise(model)
     train(model, optimizer, [torch.arange(ITEMS)])
@@ -118,7 +120,7 @@ def test_gradients_of_two_backward_passes_add_up():
     assert_same(found, expected)
 
 
-def test_a_saved_state_goes_on(tmp_path):
+def test_saved_state_resumes(tmp_path):
     whole = Toy(sparse=True)
     train(whole, rowwise(whole), batches())
     model = Toy(sparse=True)
@@ -174,7 +176,7 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
 
 @pytest.mark.parametrize("share_items", [True, False])
 @pytest.mark.parametrize("loss", LOSSES, ids=[loss[0] for loss in LOSSES])
-def test_no_gradient_holds_more_than_the_batchs_rows(loss, share_items):
+def test_gradients_have_only_the_rows_of_the_batch(loss, share_items):
     cfg = config(*loss, f"model.share_items={share_items}")
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
     batch = SequenceData(HOLDOUT, cfg, model.loss.sampler).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
@@ -191,7 +193,7 @@ def test_no_gradient_holds_more_than_the_batchs_rows(loss, share_items):
 
 
 @pytest.mark.parametrize("share_items", [True, False])
-def test_a_resumed_run_goes_on_as_the_uninterrupted_one(share_items, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(share_items, tmp_path):
     cfg = config(*LOSSES[0], f"model.share_items={share_items}", "optimizer.warmup_steps=9")
     whole = fit(cfg, tmp_path / "whole", 4)
     fit(cfg, tmp_path / "half", 2)

@@ -1,4 +1,4 @@
-"""TensorBoard as it reads a sweep itself, and what is drawn for it."""
+"""TensorBoard's own view of a sweep, attention maps and item vectors."""
 
 import json
 import re
@@ -28,7 +28,7 @@ TINY = ["dataset=synthetic", "dataset.synthetic.users=100", "dataset.synthetic.i
 
 @contextmanager
 def served(folder: Path) -> Iterator[Callable[[str, dict | None], dict]]:
-    """TensorBoard on loopback; gives what asks it: a path below /data/plugin/, and what to post."""
+    """Serve TensorBoard on loopback; yield a function that requests a path below /data/plugin/, with data to post."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", "0", "--host", "127.0.0.1"],
         stderr=subprocess.PIPE,
@@ -42,7 +42,7 @@ def served(folder: Path) -> Iterator[Callable[[str, dict | None], dict]]:
             request = urllib.request.Request(
                 f"{address}/data/plugin/{path}", data, {"Content-Type": "application/json"}
             )
-            for _ in range(120):  # it answers 400 as long as it has not read the hyper-parameters
+            for _ in range(120):  # it answers 400 until it has read the hyperparameters
                 with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=60) as answer:
                     return json.load(answer)
                 time.sleep(0.5)
@@ -55,7 +55,7 @@ def served(folder: Path) -> Iterator[Callable[[str, dict | None], dict]]:
 
 
 def until(runs: int, ask: Callable[[], dict | list]) -> dict | list:
-    """It reads the folders in its own time."""
+    """Ask until TensorBoard, which reads the folders in the background, has this many runs."""
     for _ in range(120):
         if len(answer := ask()) == runs:
             return answer
@@ -65,7 +65,7 @@ def until(runs: int, ask: Callable[[], dict | list]) -> dict | list:
 
 @pytest.mark.slow
 def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
-    """Four runs of one process: their event files' numbers pass 10, and with two calls the metrics were those of 9."""
+    """One process makes four runs, so the numbers of its event files pass 10 and no longer sort as text."""
     words = ["-m", *TINY, "model.ff_dim=null,8", "model.dim=8,16", "hydra.sweep.dir=sweep"]
     done = train_here(*words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -75,12 +75,12 @@ def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
     with served(tmp_path / "sweep") as ask:
         scalars = until(4, lambda: ask("scalars/tags"))
         assert set(scalars) == set(results)
-        assert len({tuple(sorted(tags)) for tags in scalars.values()}) == 1  # named alike in all
+        assert len({tuple(sorted(tags)) for tags in scalars.values()}) == 1  # the same names in all runs
         assert {"train/loss", "train/lr", "val/ndcg@10"} <= set(scalars[next(iter(results))])
 
         experiment = ask("hparams/experiment", {"experimentName": "", "hparamsLimit": 0})
         names = {info["name"] for info in experiment["hparamInfos"]}
-        assert {"dataset/weight/column", "dataset/titles/path"} <= names  # where the section is null too
+        assert {"dataset/weight/column", "dataset/titles/path"} <= names  # also if the section is null
         assert {"model/dim", "seed", "loss/name", "optimizer/lr", "evaluation/monitor", "trainer/max_epochs"} <= names
         metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
         assert {"test/ndcg@10", "test/recall@10", "best/val/ndcg@10"} <= set(metrics)
@@ -99,7 +99,7 @@ def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
         values = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
         assert values["test/ndcg@10"] == pytest.approx(results[session["name"]]["test/ndcg@10"], rel=1e-6)
         assert values["best/val/ndcg@10"] == pytest.approx(results[session["name"]]["val/ndcg@10"], rel=1e-6)
-        assert set(group["hparams"]) == names  # the full set in each
+        assert set(group["hparams"]) == names  # every run has all keys
         model = json.loads((folders[session["name"]] / "run.json").read_text())["config"]["model"]
         shown = {name: group["hparams"][name] for name in ("model/dim", "model/ff_dim")}
         assert {name: float(value) if value != "None" else None for name, value in shown.items()} == {
@@ -109,7 +109,7 @@ def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_attention_and_vectors_are_there_where_asked_for(train_here, tmp_path):
+def test_attention_and_vectors_are_written_on_request(train_here, tmp_path):
     asked = ["tensorboard.attention_users=2", "tensorboard.projector=true"]
     for name, words in {"asked": asked, "plain": []}.items():
         done = train_here(*TINY, f"hydra.run.dir={name}", *words)
@@ -130,8 +130,8 @@ def test_attention_and_vectors_are_there_where_asked_for(train_here, tmp_path):
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_maps_are_the_models_own_weights(heads):
-    """They rebuild what the first block's fast attention gives; and rows are probabilities over the past."""
+def test_attention_maps_are_the_models_own_weights(heads):
+    """They equal a slow computation from queries and keys, and rows are probabilities over the past."""
     cfg = load([*TINY, f"model.heads={heads}", "model.dropout=0.5"]).model
     torch.manual_seed(0)
     encoder = Encoder(30, cfg).train()
@@ -157,15 +157,15 @@ def test_maps_are_the_models_own_weights(heads):
             assert weights[head, i, : i + 1].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-4)
 
 
-def test_users_are_spread_from_short_to_long_histories():
-    """Of one item there is nothing to see."""
+def test_users_are_picked_from_short_to_long_histories():
+    """A history of one item is never picked, as its map has a single cell."""
     holdout = holdout_of([[1, 2, 3] * n + [4] for n in (5, 1, 3, 2, 4)] + [[5, 6, 7]])
     lengths = (holdout.val_ends - holdout.starts)[holdout.users]
     assert lengths[tensorboard.pick_users_by_length(holdout, 3)].tolist() == [2, 6, 15]
     assert len(tensorboard.pick_users_by_length(holdout, 50)) == 6
 
 
-def test_what_stands_in_a_picture():
+def test_attention_figure_has_labels_and_titles():
     figure = tensorboard._figure([torch.eye(3).expand(2, 3, 3)], ["a", "b", "c" * 50])
     first, second = figure.axes[:2]
     assert [label.get_text() for label in first.get_yticklabels()] == ["a", "b", "c" * 29 + "…"]

@@ -1,0 +1,61 @@
+"""The printed lines and table of a run, and the phrase on ranked items that the report shares."""
+
+from pathlib import Path
+
+from sasrec_lab.config.command_line import load
+from sasrec_lab.run.protocol import describe_candidates
+from sasrec_lab.run.summary import kernel_change_warning, results_table
+
+PROTOCOL = {
+    "held_out_users": 1234,
+    "candidates": {"full": 5678},
+    "sampled_candidates": {"sampled": 100, "draw": "paper", "seed": 0},
+    "seen_items": "left out, a target among them is a miss",
+}
+
+
+def results(**changes) -> dict:
+    metrics = {f"test/{name}{suffix}": 0.25 for name in ("ndcg@10", "recall@10") for suffix in ("", "-sampled100")}
+    baselines = {"popularity": {"test/mrr": 0.125}}
+    written = {"protocol": PROTOCOL, "metrics": metrics, "baselines": baselines, "best_epoch": 3, "epochs": 7}
+    return written | changes
+
+
+def test_candidates_are_described_per_metric():
+    assert describe_candidates(PROTOCOL, "test/ndcg@10") == "all 5,678 items except those already seen"
+    assert describe_candidates(PROTOCOL | {"seen_items": "ranked like the others"}, "") == "all 5,678 items"
+    sampled = describe_candidates(PROTOCOL, "test/ndcg@10-sampled100")
+    assert sampled == "the target and 100 sampled items (draw=paper)"
+
+
+def test_table_has_a_part_for_full_and_sampled_ranking():
+    table = results_table(results(), load(["evaluation.sampled=100"]), Path("run"))
+    assert table.splitlines()[1:5] == [
+        "Test: last item of 1,234 users, ranked among all 5,678 items except those already seen",
+        "                   NDCG@10   recall@10         MRR",
+        "  SASRec            0.2500      0.2500           -",
+        "  popularity             -           -      0.1250",
+    ]
+    assert table.splitlines()[6].endswith(" ranked among the target and 100 sampled items (draw=paper)")
+    assert "\ncheckpoint   epoch 3 of 7 (best on validation)\nrun folder   run\n" in table
+
+
+def test_every_configuration_of_sasrec_is_named_so():
+    for model in ("sasrec", "sasrec_rectools", "tiny"):
+        assert "\n  SASRec  " in results_table(results(), load([f"model={model}"]), Path("run"))
+
+
+def test_table_without_holdout_explains_missing_metrics():
+    cfg = load(["dataset.holdout=none"])
+    table = results_table(results(metrics={}, baselines={}, best_epoch=None), cfg, Path("run"))
+    assert table.splitlines()[1] == "No holdout (dataset.holdout=none), so there are no test metrics."
+    assert "NDCG" not in table
+    assert "\ncheckpoint   last epoch\n" in table
+
+
+def test_other_kernels_are_reported_on_resume():
+    assert kernel_change_warning({}, {"kernels": "torch's"}) is None
+    assert kernel_change_warning({"kernels": "compiled"}, {"kernels": "compiled by g++"}) is None
+    assert kernel_change_warning({"kernels": "compiled by g++"}, {"kernels": "torch's"}) == (
+        "kernels were compiled by g++ and are now torch's: numbers will differ from those of an uninterrupted run"
+    )
