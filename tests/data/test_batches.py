@@ -1,3 +1,5 @@
+"""Packed batches: sizes, packing, and evaluation batches against a loop."""
+
 from dataclasses import fields
 
 import numpy as np
@@ -13,7 +15,7 @@ from sasrec_lab.ops.backend import round_up_size
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:
-    """The tensors as lists, inputs left out."""
+    """Return the tensors other than the inputs, as lists."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.tolist() for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -21,13 +23,13 @@ def listed(batch: PackedBatch | EvaluationBatch) -> dict:
 # Sizes
 
 
-def test_few_sizes_up_to_64():
+def test_rounded_sizes_up_to_64():
     assert sorted({round_up_size(n) for n in range(65)}) == [
         *range(17), 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64,
     ]  # fmt: skip
 
 
-def test_few_sizes_round_up_by_less_than_an_eighth():
+def test_sizes_are_rounded_up_by_less_than_an_eighth():
     sizes = [round_up_size(n) for n in range(5000)]
     assert all(n <= size and 8 * (size - n) < max(n, 1) for n, size in enumerate(sizes))
     assert sizes == sorted(sizes)
@@ -109,7 +111,7 @@ def test_what_validation_and_test_read():
         "ranked": [0, 1],
         "users": [2, 0],
         "targets": [2, 4],
-        "seen_rows": [0, 1, 1, 1],  # each pair once, items older than maxlen among them
+        "seen_rows": [0, 1, 1, 1],  # each pair once, also items older than maxlen
         "seen_items": [7, 1, 2, 3],
         "candidates": [[1, 2], [3, 4]],
     }
@@ -155,7 +157,7 @@ def test_users_without_a_known_item():
 def test_an_evaluation_batch_against_a_loop(stage, catalogue):
     users = random_users(3, users=50, items=40)
     holdout = holdout_of(users, maxlen=4, catalogue=catalogue)
-    number = {external // 10: place + 1 for place, external in enumerate(holdout.item_ids.tolist())}
+    number = {raw_id // 10: place + 1 for place, raw_id in enumerate(holdout.item_ids.tolist())}
     rows = np.random.default_rng(1).permutation(len(holdout.users))
     batch = evaluation_batch(holdout, rows, stage, 4, None)
     pairs, inputs, ranked = [], [], []

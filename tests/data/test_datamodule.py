@@ -1,3 +1,5 @@
+"""The data module: the order of training windows, negatives, resuming, and several processes."""
+
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +24,7 @@ HOLDOUT = holdout_of(random_users(0, users=60), maxlen=5)
 
 
 def data_of(cfg: TrainConfig = CONFIG, process: int = 0, processes: int = 1) -> SequenceData:
-    """As process number `process` of several would have it."""
+    """Return the data as process `process` of several has it."""
     data = SequenceData(HOLDOUT, cfg, LOSSES[cfg.loss.name].sampler)
     data._rank_and_world_size = lambda: (process, processes)
     return data
@@ -56,7 +58,7 @@ def test_seed_and_epoch_decide_the_order():
     order = windows_of(ShuffledWindows(100, 7, 0, 0, 1), epoch=3)
     again = ShuffledWindows(100, 7, 0, 0, 1)
     windows_of(again, epoch=0)
-    assert windows_of(again, epoch=3) == order  # whatever came before: so a resumed run goes on as it would have
+    assert windows_of(again, epoch=3) == order  # whatever came before, so a resumed run continues as it would have
     assert windows_of(again, epoch=4) != order
     assert windows_of(ShuffledWindows(100, 7, 1, 0, 1), epoch=3) != order
     assert order != [list(range(start, min(start + 7, 100))) for start in range(0, 100, 7)]
@@ -70,12 +72,14 @@ def test_processes_share_the_windows_of_an_epoch(windows, batch_size, processes)
     samplers = [ShuffledWindows(windows, batch_size, 0, process, processes) for process in range(processes)]
     whole = windows_of(ShuffledWindows(windows, batch_size * processes, 0, 0, 1), epoch=2)
     parts = [windows_of(sampler, epoch=2) for sampler in samplers]
-    assert {len(part) for part in parts} == {len(samplers[0])} == {len(whole)}  # else the others wait for ever
+    assert (
+        {len(part) for part in parts} == {len(samplers[0])} == {len(whole)}
+    )  # with fewer batches a process would let the others wait forever
     assert all(part[step] for part in parts for step in range(len(whole)))
     for step, batch in enumerate(whole):
         together = list(chain(*(part[step] for part in parts)))
         if len(batch) >= processes:
-            assert sorted(together) == sorted(batch)  # none twice
+            assert sorted(together) == sorted(batch)  # each once
             sizes = [len(part[step]) for part in parts]
             assert max(sizes) <= batch_size
             assert max(sizes) - min(sizes) <= 1
@@ -109,7 +113,7 @@ def test_negatives_follow_seed_epoch_step_and_process():
     assert negatives() == negatives()
     assert negatives() != negatives(epoch=1)
     assert negatives() != negatives(seed=1)
-    # one window alone, so that nothing but the draw can differ
+    # a single window, so that only the draw can differ
     data = data_of(BCE).train_dataloader().dataset
     draws = [data[np.array([3]), seed].negatives.tolist() for seed in ([0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1])]
     assert draws[0] != draws[1]
@@ -119,7 +123,7 @@ def test_negatives_follow_seed_epoch_step_and_process():
 
 
 class Recorder(pl.LightningModule):
-    """Trains nothing; keeps the batches that the Trainer hands over."""
+    """A module that trains nothing and records the batches it is given."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +143,7 @@ class Recorder(pl.LightningModule):
 
 
 def record(folder: Path, epochs: int, ckpt: Path | None = None) -> Recorder:
-    """What is seen in training up to `epochs` epochs; the checkpoint is folder/last.ckpt."""
+    """Train up to `epochs` epochs and return the module with its record; the checkpoint is folder/last.ckpt."""
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -167,13 +171,13 @@ def expected_batches(epochs: range) -> list[tuple[int, list]]:
     return expected
 
 
-def test_the_trainer_shuffles_anew_each_epoch(tmp_path):
+def test_the_trainer_shuffles_in_each_epoch(tmp_path):
     model = record(tmp_path, epochs=2)
     assert model.seen == expected_batches(range(2))
     assert sorted(model.users) == sorted(2 * HOLDOUT.users.tolist())
 
 
-def test_a_resumed_run_sees_the_batches_that_the_uninterrupted_one_would_have_seen(tmp_path):
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path):
     record(tmp_path, epochs=2)
     resumed = record(tmp_path, epochs=4, ckpt=tmp_path / "last.ckpt")
     assert resumed.seen == expected_batches(range(2, 4))
@@ -198,20 +202,20 @@ def test_processes_share_the_held_out_users(stage, processes):
 
 @pytest.mark.parametrize("processes", [2, 5, 16])
 def test_every_process_has_users_to_rank(processes):
-    """Lightning refuses a loader without a batch, so even few users are split."""
+    """Lightning rejects a loader without batches, so even a few users are split."""
     cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, batch_size=1000))
     assert len(HOLDOUT.users) >= processes
     assert all(len(data_of(cfg, process, processes).val_dataloader()) >= 1 for process in range(processes))
 
 
-def test_users_of_like_history_lengths_are_ranked_together():
+def test_users_of_similar_history_lengths_share_a_batch():
     data = EvaluationData(HOLDOUT, "val", 5, None)
     rows = data.rows_by_length(6, 1000, 0, 1)
     lengths = (HOLDOUT.train_ends - HOLDOUT.starts)[HOLDOUT.users]
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
 
 
-def test_batches_hold_so_many_users_and_tokens_but_one_user_always():
+def test_batches_are_limited_in_users_and_tokens_but_not_empty():
     assert batch_boundaries(np.array([1, 1, 2, 3, 3, 9, 20]), 3, 8) == [3, 5, 6]
     assert batch_boundaries(np.array([9]), 3, 8) == []
 

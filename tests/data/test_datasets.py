@@ -1,3 +1,5 @@
+"""The data sets of conf/: their sources, and the published counts of the real files."""
+
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_every_data_set_composes_under_its_own_name(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_published_file_has_a_source_and_what_comes_in_an_archive_a_member(name):
+def test_published_files_have_sources_and_archives_have_members(name):
     dataset = dataset_config(name)
     assert bool(dataset.sources) == (name not in ("csv", "synthetic"))
     for place in dataset.sources:
@@ -60,6 +62,6 @@ def test_counts_are_the_published_ones(name, data_root):
     assert (table["user"].nunique(), table["item"].nunique(), len(table)) == COUNTS[name]
 
 
-def test_an_own_file_must_be_named():
+def test_dataset_csv_needs_a_path():
     with pytest.raises(InputError, match=r"^dataset\.path has no value; set it on the command line"):
         load(["dataset=csv"])

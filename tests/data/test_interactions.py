@@ -1,3 +1,5 @@
+"""Reading and cleaning of interaction files, with the message for every kind of mistake."""
+
 import gzip
 import re
 from dataclasses import replace
@@ -77,7 +79,7 @@ def test_lists_of_text():
     assert rows(table("ann a b\nbob a\n", format=Format.lists)) == [("ann", "a"), ("ann", "b"), ("bob", "a")]
 
 
-def test_a_byte_order_mark_and_quotes_are_no_part_of_a_value():
+def test_values_exclude_byte_order_mark_and_quotes():
     read = table('\ufeffuser_id,item_id\n1,"a, b"\n2,"say ""hi"""\n')
     assert rows(read) == [(1, "a, b"), (2, 'say "hi"')]
 
@@ -85,7 +87,7 @@ def test_a_byte_order_mark_and_quotes_are_no_part_of_a_value():
 # Ids
 
 
-def test_auto_takes_whole_numbers_for_numbers_and_the_rest_for_text():
+def test_auto_reads_integers_as_integers_and_the_rest_as_text():
     read = table("user_id,item_id\n-1,007\n9223372036854775807,7\n0,x\n")
     assert rows(read) == [(-1, "007"), (9223372036854775807, "7"), (0, "x")]
     assert read["user"].dtype == np.int64
@@ -174,14 +176,14 @@ def test_a_wrong_time(lines, message):
     assert refused("user_id,item_id,timestamp\n" + lines, TIMED) == f"x.csv, {message}"
 
 
-@pytest.mark.parametrize(("value", "said"), [("good", "is 'good', not a number"), ("", "is missing")])
-def test_a_wrong_rating(value, said):
+@pytest.mark.parametrize(("value", "rule"), [("good", "is 'good', not a number"), ("", "is missing")])
+def test_a_wrong_rating(value, rule):
     assert refused(f"user_id,item_id,timestamp,rating\n1,2,3,4\n1,2,3,{value}\n", RATED) == (
-        f"x.csv, line 3: column rating {said}; correct or remove the line"
+        f"x.csv, line 3: column rating {rule}; correct or remove the line"
     )
 
 
-def test_the_wrong_row_is_found_wherever_it_is():
+def test_the_invalid_row_is_found_anywhere():
     random = np.random.default_rng(0)
     for _ in range(50):
         size = int(random.integers(1, 40))
@@ -201,7 +203,7 @@ def test_weights():
 
 
 @pytest.mark.parametrize(
-    ("value", "above", "said"),
+    ("value", "above", "rule"),
     [
         ("x", 10, "is 'x', not a number"),
         ("x", None, "is 'x', not a number"),
@@ -209,9 +211,9 @@ def test_weights():
         ("-1", None, "is '-1', a weight below 0"),
     ],
 )
-def test_a_wrong_weight(value, above, said):
+def test_a_wrong_weight(value, above, rule):
     message = refused(f"user_id,item_id,pct\n1,2,5\n1,3,{value}\n", weight=WeightConfig("pct", above=above))
-    assert message == f"x.csv, line 3: column pct {said}; correct or remove the line"
+    assert message == f"x.csv, line 3: column pct {rule}; correct or remove the line"
 
 
 # The file as a whole
@@ -259,7 +261,7 @@ def test_line_ends_of_old_macs(text, changes):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_header_and_blank_lines_are_one_line_also_of_a_file_read_in_blocks(tmp_path, end):
+def test_blank_lines_are_not_rows_of_a_file_read_in_blocks(tmp_path, end):
     (tmp_path / "x.csv").write_text(f"user_id,item_id,timestamp{end}{end}", newline="")
     with pytest.raises(InputError, match="no interactions"):
         read_file(tmp_path / "x.csv", PLAIN)
@@ -298,7 +300,7 @@ def test_a_row_that_does_not_fit_the_given_names():
 
 
 @pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
-def test_what_is_no_text(changes):
+def test_text_that_is_not_utf_8(changes):
     message = refused("user_id,item_id\n1,é\n".encode("latin-1"), **changes)
     assert message.startswith("x.csv cannot be read (")
     assert "); it must be UTF-8 text" in message
@@ -323,11 +325,11 @@ def test_lists_have_no_times():
     )
 
 
-# Block by block: the plain twin is the whole file at once
+# Blocks; the reference is the whole file at once
 
 
 def both(tmp_path: Path, text: str | bytes, dataset: DatasetConfig, **changes) -> tuple:
-    """What the file gives in blocks and at once: a table's columns, or the message."""
+    """Return what the file gives in blocks and at once: a table's columns, or the error message."""
     path = tmp_path / "x.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     dataset = replace(dataset, **changes)
@@ -402,7 +404,7 @@ def test_blocks_give_what_the_whole_file_gives(tmp_path, monkeypatch, separator)
     assert 100 < len(at_once) < 200
 
 
-def test_whole_numbers_and_one_kind_of_time_need_no_second_reading(tmp_path, monkeypatch):
+def test_integer_ids_and_one_time_type_are_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_BLOCK_BYTES", 60)  # the header line and a row
     monkeypatch.setattr(interactions, "read_interactions", lambda *_: pytest.fail("read at once"))
     path = tmp_path / "x.csv"
@@ -412,11 +414,11 @@ def test_whole_numbers_and_one_kind_of_time_need_no_second_reading(tmp_path, mon
 
 
 @pytest.mark.parametrize("value", ["007", " 7", "7 ", "-0", "0x1F", "0x3B9ACA00", "0XE8D4A51000", "1.0", "", "x"])
-def test_only_plain_integers_numbers_are_taken_at_once(value):
+def test_only_plain_integers_are_converted_together(value):
     assert interactions._plain_integers(pa.array(["-5", "1000000000", value])) is None
 
 
-def test_plain_integers_numbers_of_every_length():
+def test_plain_integers_of_every_length():
     edges = [sign * (10**power + more) for power in range(19) for more in (-1, 0, 1) for sign in (-1, 1)]
     edges += [2**63 - 1, 1 - 2**63]
     assert interactions._plain_integers(pa.array([str(edge) for edge in edges])).tolist() == edges
@@ -454,7 +456,7 @@ def test_columns_and_index_after_cleaning():
     assert rows(after) == [(1, 3, 1, 3.0), (1, 2, 2, 1.0)]
 
 
-def test_ratings_below_the_least_go():
+def test_ratings_below_min_rating_are_dropped():
     lines = [(1, 2, 10, 3), (1, 3, 11, 4), (1, 4, 12, 3.5)]
     assert cleaned(lines, RATED, min_rating=3.5) == [(1, 3, 11), (1, 4, 12)]
 
@@ -482,16 +484,16 @@ def test_repeats_keep_the_earliest_by_time_then_by_line():
     assert cleaned(lines, repeats=Repeats.drop) == [(1, 5, 2), (1, 6, 2), (2, 5, 1)]
 
 
-def test_rare_items_go_first_then_rare_users_once_or_until_stable():
+def test_rare_items_are_dropped_before_rare_users():
     lines = [(1, 5), (1, 6), (2, 5), (2, 6), (2, 7), (3, 7), (3, 8), (4, 6), (4, 5)]
-    # items 8 (1 time) goes; then user 3 with 1 left; now item 7 has 1 left, which only `until_stable` sees
+    # item 8 (1 time) is dropped, then user 3 with 1 left; now item 7 has 1 left, which only `until_stable` drops
     once = cleaned(lines, PLAIN, min_item=2, min_user=2)
     assert once == [(1, 5), (1, 6), (2, 5), (2, 6), (2, 7), (4, 6), (4, 5)]
     stable = cleaned(lines, PLAIN, min_item=2, min_user=2, until_stable=True)
     assert stable == [(1, 5), (1, 6), (2, 5), (2, 6), (4, 6), (4, 5)]
 
 
-def test_a_filter_that_leaves_nothing_is_named():
+def test_a_filter_that_keeps_nothing_is_named():
     lines = [(1, 2, 10, 3), (1, 3, 11, 4)]
     assert not_cleaned(lines, RATED, min_rating=6) == (
         "dataset.min_rating=6 keeps none of 2 interactions; rating ranges from 3 to 4"
@@ -507,7 +509,7 @@ def test_a_filter_that_leaves_nothing_is_named():
     )
 
 
-def test_a_bound_that_is_no_time():
+def test_a_bound_that_is_not_a_time():
     assert not_cleaned([(1, 2, 10)], since="yesterday") == (
         "dataset.since=yesterday must be a number or an ISO date; write it like 2021-05-11"
     )
@@ -519,7 +521,7 @@ def test_fewer_than_two_items():
     )
 
 
-def test_without_filters_every_interaction_is_kept_once_and_in_order():
+def test_without_filters_all_interactions_are_kept_in_order():
     random = np.random.default_rng(0)
     for _ in range(100):
         size = int(random.integers(2, 60))
@@ -528,7 +530,7 @@ def test_without_filters_every_interaction_is_kept_once_and_in_order():
         assert cleaned(lines) == [lines[row] for row in order]
 
 
-def test_a_core_is_one():
+def test_until_stable_gives_a_core():
     random = np.random.default_rng(0)
     for _ in range(50):
         lines = [(int(u), int(i), 0) for u, i in random.integers((12, 12), size=(60, 2))]
@@ -577,17 +579,17 @@ def test_published_formats(tmp_path, name, path, text, read):
 def test_a_quoted_header_is_read_in_blocks_too(tmp_path, monkeypatch, header):
     rows = "\n1,2,10,3\n4,5,11,2.5\n"
     expected, _ = both(tmp_path, "user_id,item_id,timestamp,rating" + rows, RATED)
-    monkeypatch.setattr(interactions, "read_interactions", None)  # the whole file at once is not asked
+    monkeypatch.setattr(interactions, "read_interactions", None)  # the file is not read as a whole
     path = tmp_path / "x.csv"
     path.write_text(header + rows)
     assert {name: column.tolist() for name, column in read_file(path, RATED).items()} == expected
 
 
-def test_lines_with_something_in_them_are_counted_as_a_loop_does():
+def test_filled_lines_are_counted_as_by_a_loop():
     random = np.random.default_rng(0)
     for _ in range(200):
         data = random.choice(list(b"a\n\r"), random.integers(1, 30)).astype(np.uint8).tobytes()
         assert columns._filled_lines(data) == len([line for line in re.split(rb"[\r\n]", data) if line])
-    whole = b"ab\n" * 2**19  # parts end within a line and behind one
+    whole = b"ab\n" * 2**19  # parts end within a line and after one
     for data in (whole, b"x" + whole, b"\n\n" + whole, whole + b"\n"):
         assert columns._filled_lines(data) == 2**19

@@ -1,3 +1,5 @@
+"""Samplers of negatives, and the candidates of the sampled evaluation."""
+
 from collections import Counter
 from dataclasses import replace
 
@@ -40,27 +42,27 @@ def training_sets(holdout: Holdout) -> list[set[int]]:
 def test_user_items_against_sets():
     random = np.random.default_rng(0)
     users, items = random.integers(0, 10, 60), random.integers(1, 21, 60).astype(np.int32)
-    had = UserItems(users, items, num_items=20)
+    seen = UserItems(users, items, num_items=20)
     pairs = set(zip(users.tolist(), items.tolist(), strict=True))
     asked = np.array([(user, item) for user in range(12) for item in range(1, 21)])
     expected = [(int(user), int(item)) in pairs for user, item in asked]
-    assert had.contain(asked[:, 0], asked[:, 1]).tolist() == expected
+    assert seen.contain(asked[:, 0], asked[:, 1]).tolist() == expected
 
 
-def test_user_numbers_times_items_may_pass_32_bits():
+def test_user_item_keys_may_exceed_32_bits():
     users, items = np.array([3_000_000], dtype=np.int32), np.array([5], dtype=np.int32)
-    had = UserItems(users, items, num_items=2_000_000)
-    assert had.contain(users, items).tolist() == [True]
-    assert had.contain(users - 1, items).tolist() == [False]
+    seen = UserItems(users, items, num_items=2_000_000)
+    assert seen.contain(users, items).tolist() == [True]
+    assert seen.contain(users - 1, items).tolist() == [False]
 
 
 @pytest.mark.parametrize("catalogue", list(Catalogue))
 @pytest.mark.parametrize("seed", range(3))
 def test_training_items_and_counts_against_a_loop(seed, catalogue):
     holdout = holdout_of(random_users(seed), maxlen=3, catalogue=catalogue)
-    had = training_items(holdout)
+    seen = training_items(holdout)
     sets = training_sets(holdout)
-    assert had.keys.tolist() == [
+    assert seen.keys.tolist() == [
         user * (holdout.num_items + 1) + item for user, s in enumerate(sets) for item in sorted(s)
     ]
     spans = zip(holdout.starts, holdout.train_ends, strict=True)
@@ -68,18 +70,18 @@ def test_training_items_and_counts_against_a_loop(seed, catalogue):
     assert training_counts(holdout).tolist() == [counts[item] for item in range(1, holdout.num_items + 1)]
 
 
-def test_training_counts_leave_out_users_with_one_interaction():
+def test_training_counts_exclude_users_with_one_interaction():
     assert training_counts(holdout_of([[1, 2], [1], [3], [2, 1, 3]])).tolist() == [1, 2, 0]
 
 
-def test_training_counts_leave_validation_and_test_out():
+def test_training_counts_exclude_validation_and_test():
     assert training_counts(holdout_of(USERS)).tolist() == [2, 1, 1, 0, 1, 1, 2, 1]
 
 
 # Drawing
 
 
-def test_a_draw_is_uniform_over_what_the_user_has_not_had():
+def test_draws_are_uniform_over_unseen_items():
     holdout = holdout_of(USERS)
     drawn = draw_excluding(np.repeat([0, 2], 5000), training_items(holdout), np.random.default_rng(0)).reshape(2, -1)
     for row, allowed in ((0, [4, 5, 6, 7, 8]), (1, [1, 2, 3, 4, 5, 6, 8])):
@@ -89,29 +91,29 @@ def test_a_draw_is_uniform_over_what_the_user_has_not_had():
         assert chi_square < 30  # six degrees of freedom at most: p < 1e-4
 
 
-def test_a_draw_in_proportion_to_counts():
+def test_draws_are_in_proportion_to_counts():
     holdout = holdout_of(USERS)
     counts = np.array([50, 0, 9, 1, 0, 2, 7, 0])
     drawn = draw_excluding(
         np.zeros(10_000, dtype=int), training_items(holdout), np.random.default_rng(0), np.cumsum(counts)
     )
     found = Counter(drawn.tolist())
-    assert sorted(found) == [4, 6, 7]  # the first user has had 1, 2 and 3; 5 and 8 never occur
+    assert sorted(found) == [4, 6, 7]  # the first user has seen 1, 2 and 3; 5 and 8 never occur
     for item, share in ((4, 0.1), (6, 0.2), (7, 0.7)):
         assert abs(found[item] / 10_000 - share) < 0.02
 
 
-def test_a_user_who_has_had_everything_ends_the_draw(monkeypatch):
+def test_redrawing_ends_for_a_user_who_has_seen_everything(monkeypatch):
     monkeypatch.setattr(negatives, "MAX_REDRAWS", 5)
-    had = UserItems(np.array([0, 0, 0]), np.array([1, 2, 3]), num_items=3)
-    drawn = draw_excluding(np.zeros(50, dtype=int), had, np.random.default_rng(0))
+    seen = UserItems(np.array([0, 0, 0]), np.array([1, 2, 3]), num_items=3)
+    drawn = draw_excluding(np.zeros(50, dtype=int), seen, np.random.default_rng(0))
     assert set(drawn.tolist()) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("windows", list(Windows))
 @pytest.mark.parametrize("count", [1, 3])
-def test_negatives_are_never_among_the_users_training_items(windows, count):
-    # items that a long user's window has no room for count too
+def test_unseen_negatives_are_never_training_items_of_the_user(windows, count):
+    # items before a long user's window are excluded too
     holdout = holdout_of(random_users(0, users=40), maxlen=3, windows=windows)
     sets = training_sets(holdout)
     windows_of_batch = np.random.default_rng(1).permutation(len(holdout.window_users))
@@ -125,7 +127,7 @@ def test_negatives_are_never_among_the_users_training_items(windows, count):
         assert not sets[user] & set(drawn)
 
 
-def test_gbces_negatives_are_uniform_over_all_items():
+def test_uniform_negatives_cover_all_items():
     holdout = holdout_of(random_users(0, users=40, items=20))
     batch = TrainingData(holdout, UniformSampler(holdout, 100))[np.arange(len(holdout.window_users)), [0] * 4]
     found = Counter(batch.negatives[: int((batch.targets > 0).sum())].flatten().tolist())
@@ -137,7 +139,7 @@ def test_gbces_negatives_are_uniform_over_all_items():
 # Negatives that a batch shares
 
 
-def test_shared_draws_are_in_proportion_to_counts_and_their_weights_make_up_for_it():
+def test_weighted_shared_draws_estimate_sums_over_the_catalogue():
     counts = np.array([50, 1, 9, 30, 2, 7])
     values = np.array([0.1, 0.4, -1.0, 2.0, 0.5, 3.0])
     rng = np.random.default_rng(0)
@@ -152,7 +154,7 @@ def test_shared_draws_are_in_proportion_to_counts_and_their_weights_make_up_for_
     assert error < 0.1
 
 
-def test_an_items_weight_is_how_often_it_was_drawn_over_how_often_it_was_expected():
+def test_a_log_weight_compares_drawn_with_expected_counts():
     counts = np.array([5, 0, 3, 2])
     points = np.random.default_rng(7).integers(0, 10, size=30)
     times = [np.sum(points < 5), 0, np.sum((points >= 5) & (points < 8)), np.sum(points >= 8)]
@@ -171,7 +173,7 @@ def test_surplus_draws_repeat_the_last_one_with_weight_0(count):
     assert np.isfinite(log_weights[:distinct]).all()
 
 
-def test_a_batch_shares_its_negatives_and_every_item_can_be_drawn():
+def test_shared_negatives_can_be_any_item():
     holdout = holdout_of(USERS)
     data = TrainingData(holdout, SharedSampler(holdout, 200))
     batch = data[np.arange(len(holdout.window_users)), [0, 0, 0, 0]]
@@ -196,18 +198,18 @@ def candidate_sets(how: Draw, stage: str, count: int = 300, **options) -> list[s
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_the_papers_draw_leaves_out_training_items_only(stage):
+def test_draw_paper_excludes_only_training_items(stage):
     # the validation item and the target itself may be drawn
     assert candidate_sets(Draw.paper, stage) == [{4, 5, 6, 7, 8}, {1, 2, 3, 4, 5, 6, 8}, {1, 2, 3, 4, 5, 6, 7}]
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_unseen_leaves_out_all_that_a_user_ever_had(stage):
+def test_draw_unseen_excludes_all_items_of_the_user(stage):
     assert candidate_sets(Draw.unseen, stage) == [{6, 7, 8}, {1, 3, 4, 5, 6, 8}, {2, 3, 4, 5, 6, 7}]
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_popularity_draws_what_occurs_in_training_and_the_user_never_had(stage):
+def test_popularity_draws_training_items_that_are_unseen(stage):
     assert candidate_sets(Draw.popularity, stage) == [{6, 7, 8}, {1, 3, 5, 6, 8}, {2, 3, 5, 6, 7}]
     drawn = draw_candidates(holdout_of(USERS), Draw.popularity, 4000, 0, stage)[2]
     share = Counter(drawn.tolist())[7] / 4000
@@ -215,7 +217,7 @@ def test_popularity_draws_what_occurs_in_training_and_the_user_never_had(stage):
 
 
 @pytest.mark.parametrize("how", list(Draw))
-def test_unknown_targets_do_no_harm(how):
+def test_candidates_are_valid_with_unknown_targets(how):
     holdout = holdout_of([*USERS, [1, 2, 9, 10]], catalogue=Catalogue.train)
     assert 0 in holdout.test_targets
     drawn = draw_candidates(holdout, how, 50, 0, "test")
@@ -235,7 +237,7 @@ def test_seed_and_stage_decide_the_candidates(how):
     assert drawn(0, "val") != drawn(1, "val")
 
 
-def test_the_test_items_have_no_say_in_the_papers_draw():
+def test_draw_paper_does_not_depend_on_test_items():
     holdout = holdout_of(random_users(0, items=40))
     other = replace(holdout, test_targets=holdout.val_targets)
     for stage in ("val", "test"):

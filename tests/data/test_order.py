@@ -1,3 +1,5 @@
+"""Sorting of interactions by user and time."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,7 +36,7 @@ TIMES = {
 @pytest.mark.parametrize("rows", [2, 3, 50, 3000])
 @pytest.mark.parametrize("times", list(TIMES))
 @pytest.mark.parametrize("users", list(USERS))
-def test_the_order_is_that_of_a_stable_sort(users, times, rows):
+def test_sorting_is_stable(users, times, rows):
     random = np.random.default_rng(rows)
     table = pd.DataFrame({"item": np.arange(rows, dtype=np.int32), "user": USERS[users](random, rows)})
     if TIMES[times]:
@@ -45,7 +47,7 @@ def test_the_order_is_that_of_a_stable_sort(users, times, rows):
     pd.testing.assert_frame_equal(table, before)
 
 
-def test_one_row_and_an_index_with_holes():
+def test_sorting_one_row_and_an_index_with_gaps():
     table = pd.DataFrame({"user": [3, 1, 3], "item": [1, 2, 3], "time": [5, 5, 4]}, index=[4, 9, 2])
     assert sort_interactions(table)["item"].tolist() == [2, 3, 1]
     assert sort_interactions(table[:1])["item"].tolist() == [1]

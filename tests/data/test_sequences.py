@@ -1,3 +1,5 @@
+"""Sequences, the holdout, training windows, and the cache of the arrays."""
+
 import multiprocessing
 import os
 import stat
@@ -21,20 +23,20 @@ CSV = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, t
 
 
 def sessions(holdout: Holdout) -> list[list]:
-    """The external item ids of each training window."""
+    """Return the raw item ids of each training window."""
     spans = zip(holdout.window_starts, holdout.window_ends, strict=True)
     return [holdout.item_ids[holdout.items[start:end] - 1].tolist() for start, end in spans]
 
 
 def batch_of(holdout: Holdout):
-    """All training windows, packed."""
+    """Return all training windows, packed."""
     from sasrec_lab.data.batches import training_batch
 
     return training_batch(holdout, np.arange(len(holdout.window_users)), None)
 
 
 def inputs_and_targets(holdout: Holdout) -> list[tuple[list, list]]:
-    """What each window trains on, in external ids, taken from the packed batch of all windows."""
+    """Return inputs and targets of each window in raw ids, from the packed batch of all windows."""
     batch = batch_of(holdout)
     items, targets = holdout.item_ids[batch.items.numpy() - 1], holdout.item_ids[batch.targets.numpy() - 1]
     ends = batch.last.numpy() + 1
@@ -45,7 +47,7 @@ def inputs_and_targets(holdout: Holdout) -> list[tuple[list, list]]:
 
 
 def split(holdout: Holdout, user: int) -> tuple[list[int], list[int], list[int]]:
-    """A user's training items, what the test reads, and validation and test target where it has them."""
+    """Return a user's training items, the items that the test reads, and the validation and test targets if any."""
     start = holdout.starts[user]
     row = np.flatnonzero(holdout.users == user)
     targets = [int(target[row[0]]) for target in (holdout.val_targets, holdout.test_targets)] if len(row) else []
@@ -91,7 +93,7 @@ def test_the_tutorial_trains_on_whole_sequences(tmp_path):
     np.testing.assert_array_equal(batch_of(whole).weights, np.float32([0.5, 0.1, 0.3]))  # each is its target's
 
 
-# two more interactions of u1 and of u2, which the holdout takes away
+# two more interactions of u1 and of u2, which are held out
 HELD_OUT = "u1,i3,1,2021-09-10\nu2,i4,1,2021-09-11\nu2,i2,1,2021-09-10\nu1,i5,1,2021-09-11\n"
 
 
@@ -115,7 +117,7 @@ def test_the_tutorial_from_a_file_behind_a_holdout(tmp_path, more, third):
     assert holdout.item_ids[holdout.test_targets - 1].tolist() == ["i5", "i4"]
 
 
-def test_a_tutorial_session_longer_than_maxlen_loses_its_earliest_items(tmp_path):
+def test_tutorial_sessions_keep_the_newest_maxlen_items(tmp_path):
     holdout = hold_out(read_tutorial(tmp_path, HELD_OUT), Windows.last, Catalogue.all, maxlen=1)
     assert inputs_and_targets(holdout) == [(["i3"], ["i1"]), (["i3"], ["i1"])]
 
@@ -153,7 +155,7 @@ def test_only_the_newest_items_train():
 
 
 USERS = [
-    [1, 2, 3, 4, 5],  # the window (2, 3) leaves 1 out
+    [1, 2, 3, 4, 5],  # 1 is outside the window (2, 3)
     [2, 6, 4, 1],
     [3, 7],
     [8],
@@ -164,7 +166,7 @@ USERS = [
 
 def test_catalogue_train_knows_the_windows_items_only():
     holdout = holdout_of(USERS, maxlen=1, catalogue=Catalogue.train, weights=[[float(i) for i in u] for u in USERS])
-    assert holdout.item_ids.tolist() == [10, 20, 30, 60, 70]  # now numbers 1 to 5
+    assert holdout.item_ids.tolist() == [10, 20, 30, 60, 70]  # now items 1 to 5
     assert sessions(holdout) == [[20, 30], [20, 60], [30, 70], [10, 30]]
     assert holdout.users.tolist() == [0, 1, 4, 5]
     assert [split(holdout, user) for user in range(6)] == [
@@ -188,7 +190,7 @@ def test_catalogue_all_knows_every_item():
 
 @pytest.mark.parametrize("windows", list(Windows))
 @pytest.mark.parametrize("seed", range(4))
-def test_catalogue_train_is_the_whole_one_without_what_no_window_has(seed, windows):
+def test_catalogue_train_drops_only_items_of_no_window(seed, windows):
     users = random_users(seed, users=8, items=60)
     whole = holdout_of(users, maxlen=2, windows=windows)
     known = holdout_of(users, maxlen=2, windows=windows, catalogue=Catalogue.train)
@@ -263,7 +265,7 @@ def test_ids_are_kept_as_they_came(tmp_path):
     assert loaded.user_ids.tolist() == [-5, 7]
     assert loaded.user_ids.dtype == np.int64
     assert loaded.item_ids.tolist() == ["007", "9", "x"]
-    assert loaded.items.tolist() == [1, 2, 3, 2, 1, 3]  # user -5's two fall at one time and stay in file order
+    assert loaded.items.tolist() == [1, 2, 3, 2, 1, 3]  # the two of user -5 have the same time and stay in file order
     assert loaded.offsets.tolist() == [0, 2, 6]
     assert loaded.lengths.tolist() == [2, 4]
     assert loaded.times.tolist() == [2, 2, 1, 2, 3, 4]
@@ -276,7 +278,7 @@ def test_arrays_of_an_unsorted_table_are_refused():
         to_arrays(pd.DataFrame({"user": [2, 1, 2], "item": [1, 2, 3]}))
 
 
-def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatch):
+def test_a_second_load_maps_the_cache_and_reads_no_row(tmp_path, monkeypatch):
     first = read(tmp_path, ROWS)
     monkeypatch.setattr(sequences, "read_file", lambda *_: pytest.fail("read again"))
     second = read(tmp_path, ROWS)
@@ -289,7 +291,7 @@ def test_a_second_load_maps_the_same_files_and_reads_no_row(tmp_path, monkeypatc
 
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch) -> Path:
-    """A file that was last changed an hour ago, as the clock here has it; its arrays are built."""
+    """A file that was last changed an hour ago; its arrays are built."""
     monkeypatch.setattr(source.time, "time_ns", lambda now=source.time.time_ns: now() + 3_600 * 10**9)
     read(tmp_path, ROWS)
     return tmp_path / "x.csv"
@@ -339,7 +341,7 @@ def test_a_file_changed_just_now_gets_no_stamp(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 1}'])
-def test_a_spoilt_stamp_is_none(settled, content):
+def test_a_malformed_stamp_is_ignored(settled, content):
     folder = cached(load_again(settled))
     (folder / "stamp.json").write_text(content)
     load_again(settled)
@@ -359,7 +361,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ids", ["close", "far apart", "text"])
-def test_numbers_of_ids(ids):
+def test_indices_of_item_ids(ids):
     random = np.random.default_rng(0)
     there = random.choice({"close": 60, "far apart": 2**62, "text": 60}[ids], 40) - 10
     values = pd.Series(random.choice(there, 200))
@@ -370,7 +372,7 @@ def test_numbers_of_ids(ids):
     assert list(different) == list(plain)
 
 
-def test_what_is_held_out_lies_in_the_cache_where_every_item_is_known(tmp_path):
+def test_a_holdout_of_known_items_shares_the_cached_arrays(tmp_path):
     loaded = read(tmp_path, ROWS)
     held = hold_out(loaded, Windows.last, Catalogue.all, maxlen=5)
     assert np.shares_memory(held.items, loaded.items)
@@ -378,15 +380,15 @@ def test_what_is_held_out_lies_in_the_cache_where_every_item_is_known(tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_repeats_are_found_a_block_of_users_at_a_time(monkeypatch, at_once):
+def test_repeats_are_found_in_chunks_of_users(monkeypatch, at_once):
     monkeypatch.setattr("sasrec_lab.data.holdout.PAIRS_PER_CHUNK", at_once)
     assert not holdout_of([[1, 2, 3], [1, 2, 3, 4], [5], [3, 2, 1]]).has_repeats
-    assert not holdout_of([[1, 2, 3], [1, 2, 3, 1]]).has_repeats  # only the test's target is there twice
+    assert not holdout_of([[1, 2, 3], [1, 2, 3, 1]]).has_repeats  # only the test target is a repeat
     for users in ([[1, 2, 1, 3], [1, 2, 3]], [[1, 2, 3], [4], [1, 5, 2, 5, 3]], [[1, 2, 3], [2, 2]]):
         assert holdout_of(users).has_repeats
 
 
-def test_what_decides_the_arrays_decides_the_cache_folder(tmp_path):
+def test_keys_that_decide_the_arrays_decide_the_cache_folder(tmp_path):
     plain = read(tmp_path, ROWS)
     folders = {
         cached(plain),
@@ -445,7 +447,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path):
 
 @pytest.fixture
 def read_only(tmp_path: Path):
-    """Makes folders read-only until the test is over."""
+    """Make folders read-only until the test is over."""
     folders: list[Path] = []
 
     def make(folder: Path) -> Path:
@@ -459,7 +461,7 @@ def read_only(tmp_path: Path):
         folder.chmod(0o755)
 
 
-def test_the_cache_of_a_read_only_root_lies_in_the_users_cache_folder(tmp_path, monkeypatch, read_only):
+def test_the_cache_of_a_read_only_root_is_in_the_user_cache(tmp_path, monkeypatch, read_only):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (tmp_path / "x.csv").write_text(ROWS)
     root = read_only(tmp_path / "root")
@@ -469,7 +471,7 @@ def test_the_cache_of_a_read_only_root_lies_in_the_users_cache_folder(tmp_path, 
     assert stat.S_IMODE(cached(loaded).stat().st_mode) == 0o755
 
 
-def test_no_place_for_the_cache(tmp_path, monkeypatch, read_only):
+def test_an_unwritable_cache_is_an_error(tmp_path, monkeypatch, read_only):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (tmp_path / "x.csv").write_text(ROWS)
     root = read_only(tmp_path / "root")
@@ -481,7 +483,7 @@ def test_no_place_for_the_cache(tmp_path, monkeypatch, read_only):
     )
 
 
-def test_a_full_disk_leaves_no_half_cache(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_cache(tmp_path, monkeypatch):
     def no_space(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
@@ -511,7 +513,7 @@ def test_no_user_is_long_enough_for_a_holdout():
 
 @pytest.mark.parametrize("catalogue", list(Catalogue))
 @pytest.mark.parametrize("windows", list(Windows))
-def test_a_holdout_leaves_nothing_to_train_on(windows, catalogue):
+def test_a_holdout_without_training_windows_is_an_error(windows, catalogue):
     with pytest.raises(InputError) as caught:
         hold_out(sequences_of([[1, 2, 3], [2]]), windows, catalogue, maxlen=5)
     assert str(caught.value) == (

@@ -1,3 +1,5 @@
+"""Finding, fetching and reading the file of a data set."""
+
 import gzip
 import hashlib
 import io
@@ -52,7 +54,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def serve(monkeypatch):
-    """A server on this machine: `serve(path, content)` gives the address; `announced` claims another length."""
+    """Serve files locally: `serve(path, content)` returns the address; `announced` is the length that is claimed."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     contents: dict[str, tuple[bytes, int]] = {}
 
@@ -83,7 +85,7 @@ def serve(monkeypatch):
     server.server_close()
 
 
-# Where a file lies
+# Finding
 
 
 def test_data_root(tmp_path):
@@ -92,7 +94,7 @@ def test_data_root(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_published_file_that_is_there_is_used(tmp_path, suffix):
+def test_an_existing_published_file_is_not_fetched(tmp_path, suffix):
     there = tmp_path / "ml" / f"u.data{suffix}"
     there.parent.mkdir()
     there.write_bytes(gzip.compress(ROWS) if suffix else ROWS)
@@ -102,7 +104,7 @@ def test_a_published_file_that_is_there_is_used(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_an_own_file_lies_in_the_current_folder_or_anywhere_or_in_the_root(tmp_path, monkeypatch, suffix):
+def test_a_user_file_is_found_by_its_path_or_in_the_root(tmp_path, monkeypatch, suffix):
     here, root = tmp_path / "here", tmp_path / "root"
     here.mkdir()
     root.mkdir()
@@ -114,7 +116,7 @@ def test_an_own_file_lies_in_the_current_folder_or_anywhere_or_in_the_root(tmp_p
     assert source.find(own("b.csv"), root) == root / f"b.csv{suffix}"
 
 
-def test_a_missing_own_file_is_named_with_the_nearest(tmp_path):
+def test_a_missing_user_file_suggests_the_nearest_name(tmp_path):
     (tmp_path / "interactions.csv").write_bytes(ROWS)
     wrong = tmp_path / "interaction.csv"
     assert refusal(source.find, own(wrong), tmp_path) == (
@@ -139,7 +141,7 @@ def test_a_zip_member_is_fetched(tmp_path, serve, caplog):
     assert caplog.messages == [f"ml/u.data fetched from {url} to {found}"]
 
 
-def test_titles_come_with_the_archive_that_has_them(tmp_path, serve):
+def test_titles_are_fetched_with_their_archive(tmp_path, serve):
     url = serve("/a.zip", zipped(u_data=ROWS, u_item=b"1|Toy Story\n"))
     titled = TitlesConfig(path="titles/u.item")
     without = replace(published(SourceConfig(url=url, member="u_data")), titles=titled)
@@ -150,13 +152,13 @@ def test_titles_come_with_the_archive_that_has_them(tmp_path, serve):
     assert source.find_titles(wanted, tmp_path / "two").read_bytes() == b"1|Toy Story\n"
 
 
-def test_a_plain_file_is_fetched_and_made_ours(tmp_path, serve):
+def test_a_fetched_file_loses_its_header_and_crlf(tmp_path, serve):
     url = serve("/u.data", b"user\titem\r\n1\t2\t3\t4\r\n")
     found = source.find(published(SourceConfig(url=url, drop_lines=1, crlf=True)), tmp_path)
     assert found.read_bytes() == ROWS
 
 
-def test_the_second_source_answers_where_the_first_is_dead(tmp_path, serve, caplog):
+def test_the_next_source_is_tried_if_one_fails(tmp_path, serve, caplog):
     caplog.set_level(logging.INFO)
     dead, gone, good = "http://127.0.0.1:1/u.data", serve("/gone", None), serve("/u.data", ROWS)
     found = source.find(published(*(SourceConfig(url=url) for url in (dead, gone, good))), tmp_path)
@@ -169,7 +171,7 @@ def test_the_second_source_answers_where_the_first_is_dead(tmp_path, serve, capl
 
 
 def gives_nothing(tmp_path: Path, *sources: SourceConfig) -> str:
-    """What each source said, of a fetch that must fail and leave nothing."""
+    """Return the failures of all sources, after a fetch that must fail and leave nothing."""
     root = tmp_path / "root"
     message = refusal(source.find, published(*sources), root)
     assert list(tmp_path.iterdir()) == []
@@ -181,21 +183,21 @@ def gives_nothing(tmp_path: Path, *sources: SourceConfig) -> str:
 
 def test_no_source_answers(tmp_path, serve):
     dead, gone = "http://127.0.0.1:1/u.data", serve("/gone", None)
-    said = gives_nothing(tmp_path, SourceConfig(url=dead), SourceConfig(url=gone))
-    assert said == f"{dead}: no connection; {gone}: HTTP status 404"
+    failure = gives_nothing(tmp_path, SourceConfig(url=dead), SourceConfig(url=gone))
+    assert failure == f"{dead}: no connection; {gone}: HTTP status 404"
 
 
 def test_a_download_with_another_checksum_is_refused(tmp_path, serve):
     archive = zipped(u=ROWS)
     url = serve("/ml.zip", archive)
-    said = gives_nothing(tmp_path, SourceConfig(url=url, member="u", sha256="0" * 64))
-    assert said == f"{url}: the download has sha256 {hashlib.sha256(archive).hexdigest()}, expected {'0' * 64}"
+    failure = gives_nothing(tmp_path, SourceConfig(url=url, member="u", sha256="0" * 64))
+    assert failure == f"{url}: the download has sha256 {hashlib.sha256(archive).hexdigest()}, expected {'0' * 64}"
 
 
 def test_a_member_with_another_checksum_is_refused(tmp_path, serve):
     url = serve("/ml.zip", zipped(u=b"other"))
-    said = gives_nothing(tmp_path, SourceConfig(url=url, member="u"))
-    assert said == f"{url}: u has sha256 {hashlib.sha256(b'other').hexdigest()}, expected {SHA}"
+    failure = gives_nothing(tmp_path, SourceConfig(url=url, member="u"))
+    assert failure == f"{url}: u has sha256 {hashlib.sha256(b'other').hexdigest()}, expected {SHA}"
 
 
 def test_an_archive_without_the_member_is_refused(tmp_path, serve):
@@ -203,14 +205,14 @@ def test_an_archive_without_the_member_is_refused(tmp_path, serve):
     assert gives_nothing(tmp_path, SourceConfig(url=url, member="u")) == f"{url}: the archive has no member u"
 
 
-def test_what_is_no_zip_is_refused(tmp_path, serve):
+def test_a_malformed_zip_is_refused(tmp_path, serve):
     url = serve("/ml.zip", b"<html>")
-    said = gives_nothing(tmp_path, SourceConfig(url=url, member="u"))
-    assert said == f"{url}: the download is not a readable zip (File is not a zip file)"
+    failure = gives_nothing(tmp_path, SourceConfig(url=url, member="u"))
+    assert failure == f"{url}: the download is not a readable zip (File is not a zip file)"
 
 
 @pytest.mark.parametrize("asked", ["u", "../evil"])
-def test_a_member_is_never_written_where_its_name_says(tmp_path, serve, asked):
+def test_a_member_name_never_decides_where_it_is_written(tmp_path, serve, asked):
     url = serve("/ml.zip", zipped(u=ROWS, **{"../evil": ROWS, "/tmp/sasrec_lab_evil": ROWS}))
     source.find(published(SourceConfig(url=url, member=asked)), tmp_path / "root" / "data")
     assert files(tmp_path) == ["root/data/ml/u.data"]
@@ -240,7 +242,7 @@ def test_a_failed_fetch_leaves_folders_that_were_there(tmp_path):
 
 
 def pip(monkeypatch, wheels: dict[str, bytes], stderr: str = "", returncode: int = 0) -> list[list[str]]:
-    """Put a made-up pip in place; gives the list of its commands."""
+    """Replace pip by a fake one, and return the list of its commands."""
     commands = []
 
     def run(command: list[str], **_) -> subprocess.CompletedProcess:
@@ -264,7 +266,7 @@ def test_a_file_comes_out_of_a_wheel(tmp_path, monkeypatch):
     assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])  # no other package, and none of its code is run
 
 
-def test_pip_says_why_it_brings_nothing(tmp_path, monkeypatch):
+def test_a_failed_pip_download_reports_its_reason(tmp_path, monkeypatch):
     wanted = SourceConfig(pip="pkg==1.0", member="u")
     pip(monkeypatch, {}, "WARNING: a\nERROR: No matching distribution found for pkg==1.0\n", 1)
     assert gives_nothing(tmp_path, wanted) == (
@@ -274,7 +276,7 @@ def test_pip_says_why_it_brings_nothing(tmp_path, monkeypatch):
     assert gives_nothing(tmp_path, wanted) == "pip download pkg==1.0: pip downloaded 0 wheels instead of one"
 
 
-def test_a_root_that_cannot_be_written(tmp_path, serve):
+def test_an_unwritable_root_is_an_error(tmp_path, serve):
     root = tmp_path / "root"
     root.write_bytes(b"a file")
     url = serve("/u.data", ROWS)
@@ -299,7 +301,7 @@ def test_a_wrong_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_the_digest_and_the_blocks_are_those_of_the_whole(tmp_path, monkeypatch, suffix):
+def test_digest_and_blocks_are_those_of_the_whole_file(tmp_path, monkeypatch, suffix):
     content = b"1,2\r\n\n" + 30 * b"3,4\n" + b"a line longer than a block\n5,6"
     path = tmp_path / f"u.data{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
@@ -312,16 +314,16 @@ def test_the_digest_and_the_blocks_are_those_of_the_whole(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
         (gzip.compress(ROWS, mtime=0)[:-9], "Compressed file ended before the end-of-stream marker was reached"),
         (ROWS, "Not a gzipped file (b'1\\t')"),
     ],
 )
-def test_a_broken_gzip(tmp_path, content, said):
+def test_a_broken_gzip(tmp_path, content, reason):
     path = tmp_path / "u.data.gz"
     path.write_bytes(content)
-    message = f"{path} is a broken gzip file ({said}); replace it with a complete one"
+    message = f"{path} is a broken gzip file ({reason}); replace it with a complete one"
     assert refusal(source.read, path, None) == message
     assert refusal(source.digest, path) == message
 
@@ -333,15 +335,15 @@ def test_an_empty_file(tmp_path, name, content):
     assert refusal(source.read, path, SHA) == f"{path} is empty; dataset.path must name a file with interactions"
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_cannot_be_read(tmp_path):
     assert refusal(source.read, tmp_path, None) == (
         f"{tmp_path} cannot be read (Is a directory); dataset.path must name a readable file"
     )
 
 
 @pytest.mark.parametrize("path", [".", "", "folder"])
-def test_a_folder_is_no_data_sets_file(path, tmp_path, monkeypatch):
+def test_a_folder_is_not_found_as_a_file(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
-    said = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
-    assert said.startswith(f"dataset.path={path}: no such file")
+    message = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
+    assert message.startswith(f"dataset.path={path}: no such file")

@@ -1,3 +1,5 @@
+"""The generated data set."""
+
 import time
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ CONFIG = SyntheticConfig(users=2000, items=500, mean_length=20, seed=0)
 
 
 def hits(table: pd.DataFrame) -> tuple[float, float]:
-    """How often a user's last item is among 10 by popularity, and among 10 by what followed the item before it."""
+    """Return how often the last item is one of the 10 most popular, and of the 10 likeliest after its predecessor."""
     last = table.groupby("user").tail(1).set_index("user")["item"]
     earlier = table.drop(table.groupby("user").tail(1).index)
     popular = set(earlier["item"].value_counts().index[:10])
@@ -23,7 +25,7 @@ def hits(table: pd.DataFrame) -> tuple[float, float]:
     return float(last.isin(popular).mean()), float(np.mean(found))
 
 
-def test_what_comes_next_depends_on_what_came_before():
+def test_the_next_item_depends_on_the_last_one():
     by_popularity, by_order = hits(make_interactions(CONFIG))
     assert by_order > 0.5 > 0.2 > by_popularity
 
@@ -39,7 +41,7 @@ def test_counts_and_types():
     assert lengths.median() < lengths.mean()
 
 
-def test_a_user_never_repeats_an_item_and_time_always_goes_on():
+def test_users_never_repeat_an_item_and_times_increase():
     table = make_interactions(CONFIG)
     assert not table.duplicated(["user", "item"]).any()
     gaps = table.groupby("user")["time"].diff().dropna()
@@ -51,7 +53,7 @@ def test_some_items_are_far_more_popular():
     assert counts.iloc[:25].sum() > 3 * counts.iloc[250:275].sum()
 
 
-def test_the_seed_says_all():
+def test_the_seed_decides_the_data():
     pd.testing.assert_frame_equal(make_interactions(CONFIG), make_interactions(CONFIG))
     assert not make_interactions(CONFIG).equals(make_interactions(replace(CONFIG, seed=1)))
 

@@ -1,3 +1,5 @@
+"""Ranks, metrics and the popularity baseline against loops and sorts."""
+
 import json
 import subprocess
 import sys
@@ -54,7 +56,7 @@ def batch_of(
 
 @dataclass(frozen=True)
 class Given:
-    """Scores as they are given, in place of products, ranked as torch does it."""
+    """Given scores in place of products, ranked by the torch code."""
 
     matrix: Tensor  # (U, V)
     count_not_below_target = Scores._count_torch
@@ -81,8 +83,8 @@ class Given:
 
 
 def sorted_rank(scores: list[float], target: int, candidates: list[int]) -> int:
-    """The target's place among the candidates, best first; NaN is better than anything but of the target itself, and
-    of equals the target stands last."""
+    """Return the target's place among the candidates, best first; NaN counts as better than any score except the
+    target's own, and the target is the last of equals."""
     if target not in candidates:
         return 0
 
@@ -95,7 +97,7 @@ def sorted_rank(scores: list[float], target: int, candidates: list[int]) -> int:
 
 
 def random_case(seed: int, users: int = 40, items: int = 30) -> tuple[Tensor, EvaluationBatch]:
-    """Scores with many ties, users with anything from no to most items seen, some targets unknown or seen."""
+    """Return scores with many ties; users have seen none to most of the items; some targets are unknown or seen."""
     random = np.random.default_rng(seed)
     scores = torch.from_numpy(random.integers(0, 6, (users, items)).astype(np.float32))
     scores[random.random((users, items)) < 0.02] = float("inf")
@@ -138,7 +140,7 @@ def test_full_ranks_against_a_sort(seed, filter_seen, at_once, monkeypatch):
     ("users", "items", "dim"), [(1, 1, 1), (40, 30, 3), (7, 200, 5), (150, 33, 64), (64, 1000, 17), (0, 9, 4)]
 )
 def test_compiled_ranks_against_a_sort(users, items, dim, filter_seen):
-    """Whole numbers make many ties, an infinite vector scores of inf, -inf and NaN."""
+    """Integers make many ties, and an infinite vector makes scores of inf, -inf and NaN."""
     random = np.random.default_rng(users)
     states = torch.from_numpy(random.integers(-2, 3, (users, dim)).astype(np.float32))
     table = torch.from_numpy(random.integers(-2, 3, (items, dim)).astype(np.float32))
@@ -151,15 +153,15 @@ def test_compiled_ranks_against_a_sort(users, items, dim, filter_seen):
 
 @needs_compiler
 @pytest.mark.parametrize("dim", [1, 31, 64, 100])
-def test_a_compiled_score_is_the_same_to_the_last_bit_wherever_it_is_made(dim):
-    """Every item has a twin with the same vector, elsewhere in the table, that must not score below or above it."""
+def test_a_compiled_score_has_the_same_bits_anywhere(dim):
+    """Every item has a copy elsewhere in the table, which must not score below or above it."""
     states, half = torch.randn(77, dim), torch.randn(499, dim)
     table = torch.cat([half, half])
     targets = torch.randint(1, 999, (77,))
-    twins = (targets + 498) % 998 + 1
+    copies = (targets + 498) % 998 + 1
     ranks = full_ranks(Scores(states, table), batch_of(targets.tolist()), filter_seen=True)
-    assert torch.equal(ranks, full_ranks(Scores(states, table), batch_of(twins.tolist()), filter_seen=True))
-    without = batch_of(targets.tolist(), [[item] for item in twins.tolist()])
+    assert torch.equal(ranks, full_ranks(Scores(states, table), batch_of(copies.tolist()), filter_seen=True))
+    without = batch_of(targets.tolist(), [[item] for item in copies.tolist()])
     assert torch.equal(ranks - 1, full_ranks(Scores(states, table), without, filter_seen=True))
     assert (ranks % 2 == 0).all()
 
@@ -182,9 +184,9 @@ def test_sampled_ranks_against_a_sort(seed):
         ([0.1, 0.4, 0.3, 0.2], 1, [], 4),
         ([0.1, 0.4, 0.3, 0.2], 1, [3], 3),
         ([0.1, 0.4, 0.3, 0.2], 3, [1, 2], 1),
-        ([0.1, 0.4, 0.3, 0.2], 3, [3], 0),  # left out as seen: a miss
+        ([0.1, 0.4, 0.3, 0.2], 3, [3], 0),  # excluded as seen: a miss
         ([0.1, 0.4, 0.3, 0.2], 0, [1], 0),  # not in the catalogue
-        ([0.5, 0.5, 0.5, 0.5], 2, [], 4),  # a score for all alike is worth the worst rank
+        ([0.5, 0.5, 0.5, 0.5], 2, [], 4),  # equal scores for all give the worst rank
         ([0.5, 0.5, 0.5, 0.5], 2, [1, 3], 2),
         ([NAN, NAN, NAN, NAN], 2, [], 4),
         ([NAN, NAN, NAN, NAN], 2, [4], 3),
@@ -197,12 +199,12 @@ def test_one_rank(scores, target, seen, rank):
     assert full_ranks(Given(torch.tensor([scores])), batch_of([target], [seen]), filter_seen=True).tolist() == [rank]
 
 
-def test_nothing_is_left_out_unless_asked():
+def test_seen_items_are_ranked_without_filter_seen():
     scores = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
     assert full_ranks(Given(scores), batch_of([1], [[1, 2, 3]]), filter_seen=False).tolist() == [4]
 
 
-def test_ranking_leaves_scores_and_batch_as_they_are():
+def test_ranking_does_not_change_scores_or_batch():
     scores, batch = random_case(0)
     copies = scores.clone(), batch.targets.clone()
     full_ranks(Given(scores), batch, filter_seen=True)
@@ -211,7 +213,7 @@ def test_ranking_leaves_scores_and_batch_as_they_are():
     assert torch.equal(batch.targets, copies[1])
 
 
-def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_among_all(monkeypatch):
+def test_rounding_differences_do_not_break_ties(monkeypatch):
     class Rounded(Given):
         def for_items(self, items: Tensor) -> Tensor:
             return super().for_items(items) * (1 + 2**-20)
@@ -222,8 +224,8 @@ def test_a_target_whose_score_rounds_otherwise_alone_than_among_all_ties_as_amon
     assert full_ranks(Rounded(scores), batch, filter_seen=True).tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("at_once", [100, 3000])  # one user again at a time, and some
-def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monkeypatch):
+@pytest.mark.parametrize("at_once", [100, 3000])  # recounted one at a time, and several at a time
+def test_recounted_users_have_the_counts_of_a_whole_block(at_once, monkeypatch):
     class Rounded(Scores):
         def for_targets(self, items: Tensor) -> Tensor:
             return super().for_targets(items) + 2**-10
@@ -240,7 +242,7 @@ def test_all_users_counted_again_have_the_counts_of_a_whole_block(at_once, monke
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("users", "items", "dim"), [(64, 3000, 64), (128, 5000, 50), (17, 2001, 128)])
-def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items, dim):
+def test_ranking_in_blocks_recounts_few_users(monkeypatch, users, items, dim):
     again = []
     monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     monkeypatch.setattr(
@@ -254,7 +256,7 @@ def test_blocked_ranking_counts_hardly_any_user_again(monkeypatch, users, items,
     expected = full_ranks(Scores(states, table), batch, filter_seen=True)
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", users * 256)
     found = full_ranks(Scores(states, table), batch, filter_seen=True)
-    assert (found - expected).abs().max() <= 1  # a product of other shape may round otherwise
+    assert (found - expected).abs().max() <= 1  # a product of another shape may round differently
     assert sum(again) <= users // 20
 
 
@@ -311,7 +313,7 @@ def test_metrics_of_three_users():
     )
 
 
-def test_cuts_past_the_end_of_the_catalogue_count_everyone_but_misses():
+def test_k_beyond_the_catalogue_counts_all_but_misses():
     metrics = RankMetrics(4, [1000])
     metrics.update(torch.tensor([4, 1, 0, 2]))
     assert metrics.compute()["recall@1000"] == 0.75
@@ -363,18 +365,18 @@ def test_two_processes_have_the_metrics_of_one(tmp_path):
     finally:
         for process in processes:
             process.kill()
-    alone = RankMetrics(30, [5, 10])
-    alone.update(torch.arange(101) * 7 % 31)
+    single = RankMetrics(30, [5, 10])
+    single.update(torch.arange(101) * 7 % 31)
     for line in printed:
         values, size, numbers = json.loads(line)
         assert numbers == [2**24 + 1, 5, 0, 1]
-        assert values == alone.compute()
+        assert values == single.compute()
         assert size == 31
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("sampled", [0, 10])
-def test_full_and_sampled_metrics_have_names_of_their_own(sampled):
+def test_full_and_sampled_metrics_have_different_names(sampled):
     metrics = HoldoutMetrics(30, replace(CONFIG.evaluation, sampled=sampled))
     expected: dict[str, list[int]] = {"": [], f"-sampled{sampled}": []}
     for seed in range(3):
@@ -394,18 +396,18 @@ def test_full_and_sampled_metrics_have_names_of_their_own(sampled):
     }
     assert len(values) == (20 if sampled else 10)
     assert metrics.compute_and_reset("val") == pytest.approx(values)
-    assert set(metrics.compute_and_reset("test").values()) == {0.0}  # taken is gone
+    assert set(metrics.compute_and_reset("test").values()) == {0.0}  # nothing is left after a reset
 
 
 @pytest.mark.parametrize(("monitor", "full"), [("val/ndcg@10", True), ("val/ndcg@10-sampled10", False)])
-def test_validation_leaves_out_the_full_ranking_where_it_chooses_nothing(monitor, full):
+def test_validation_skips_a_full_ranking_without_a_monitor(monitor, full):
     evaluation = replace(CONFIG.evaluation, sampled=10, monitor=monitor)
     scores, batch = random_case(0)
     values = {}
-    for alone in (False, True):
-        metrics = HoldoutMetrics(30, evaluation, only_monitored=alone)
+    for only_monitored in (False, True):
+        metrics = HoldoutMetrics(30, evaluation, only_monitored=only_monitored)
         metrics.update(Given(scores), batch)
-        values[alone] = metrics.compute_and_reset("val")
+        values[only_monitored] = metrics.compute_and_reset("val")
     assert values[True] == {name: value for name, value in values[False].items() if full or "sampled" in name}
     assert len(values[True]) == (20 if full else 10)
 
@@ -467,14 +469,14 @@ def test_popularity_on_movielens_is_the_published_one(data_root, tmp_path):
     assert values["test/ndcg@10"] == pytest.approx(0.018, abs=0.004)
 
 
-def test_numbers_stay_whole_beyond_those_of_single_precision():
+def test_concatenated_integers_exceed_single_precision():
     numbers = IntegerConcat()
     for part in ([2**24 + 1, 2**40 + 3], [], [7]):
         numbers.update(torch.tensor(part, dtype=torch.long))
     assert numbers.compute().tolist() == [2**24 + 1, 2**40 + 3, 7]
 
 
-def test_the_mean_loss_counts_targets_and_keeps_what_is_no_number():
+def test_the_mean_loss_is_per_target_and_keeps_nan():
     loss = MeanLoss()
     loss.update(torch.tensor(1.0), torch.tensor(3))
     loss.update(torch.tensor(5.0), torch.tensor(1))

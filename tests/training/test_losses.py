@@ -1,3 +1,5 @@
+"""Every loss and its gradients against a plain reference, with and without compiled kernels."""
+
 from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log
@@ -46,13 +48,13 @@ def batch_of(
     negatives: Tensor | None = None,
     log_weights: Tensor | None = None,
 ) -> PackedBatch:
-    """A batch in which nothing but these makes sense; a loss looks at nothing else."""
+    """Return a batch in which only these are meaningful, because a loss reads nothing else."""
     batch, _ = pack(np.array([0]), np.array([1]), np.array([1]))
     return replace(batch, targets=targets, weights=weights, negatives=negatives, log_weights=log_weights)
 
 
 def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
-    """An embedding whose weight is this very tensor."""
+    """Return an embedding whose weight is this tensor."""
     items = nn.Embedding(*table.shape, sparse=sparse, device="meta")
     del items.weight
     items.weight = table
@@ -73,20 +75,20 @@ def bce(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def draws_for(name: LossName, tokens: int) -> list[Tensor]:
-    """Negatives, and log weights where they are shared, as the loss wants them."""
+    """Return the negatives that the loss needs, and log weights if they are shared."""
     if name is LossName.sampled_softmax:
         return shared_draws(range(2, ITEMS), count=12)
     return [torch.randint(1, ITEMS + 1, (tokens, 2))]
 
 
 def shared_draws(counts: Sequence[int], count: int, seed: int = 0) -> list[Tensor]:
-    """Negatives drawn in proportion to the items' counts, and their log weights."""
+    """Return negatives drawn in proportion to the items' counts, and their log weights."""
     negatives, log_weights = draw_shared(np.cumsum(counts), count, np.random.default_rng(seed))
     return [torch.from_numpy(negatives), torch.from_numpy(log_weights).float()]
 
 
 def example(seed: int, *, tokens: int = TOKENS, items: int = ITEMS, scale: float = 1.0, dummies: int = 3):
-    """States, item table and targets, the last of which are dummies' and one more is 0."""
+    """Return states, item table and targets; the last targets (of dummies) and one more are 0."""
     torch.manual_seed(seed)
     states = (scale * torch.randn(tokens, DIM)).requires_grad_()
     table = torch.randn(items, DIM).requires_grad_()
@@ -97,7 +99,7 @@ def example(seed: int, *, tokens: int = TOKENS, items: int = ITEMS, scale: float
 
 
 def plain_softmax(states: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The twin: all logits, cross_entropy, and autograd."""
+    """Return the reference: all logits, cross_entropy, and autograd."""
     each = F.cross_entropy(states @ table.T, targets - 1, reduction="none", ignore_index=-1)  # (T,) 0 where ignored
     return (each if weights is None else each * weights).sum() / (targets > 0).sum()
 
@@ -136,7 +138,7 @@ def assert_close_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ..
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("rows", [16, 17, 25, 49, 50, 1000])  # of a chunk: a partial last one, one of 1 row, one alone
+@pytest.mark.parametrize("rows", [16, 17, 25, 49, 50, 1000])  # per chunk; some last ones are partial, some have one row
 @pytest.mark.parametrize("seed", range(3))
 def test_softmax_is_cross_entropy_over_all_items(monkeypatch, seed, rows, weighted):
     set_chunk_rows(monkeypatch, rows)
@@ -162,7 +164,7 @@ def test_softmax_on_three_threads(tokens, items, dim):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
 
 
-def test_a_small_chunk_has_sixteen_rows_all_the_same(monkeypatch):
+def test_a_chunk_has_at_least_sixteen_rows(monkeypatch):
     for form in ("cpu", "compiled"):
         monkeypatch.setitem(cross_entropy.MAX_CHUNK_LOGITS, form, 1)
     states, table, targets = example(0)
@@ -178,7 +180,7 @@ def test_softmax_by_hand():
     first = -log(exp(1) / (exp(1) + 1 + exp(-1)))
     second = -log(exp(2) / (1 + 2 * exp(2)))
     assert softmax(states, table, batch_of(targets)).item() == pytest.approx((first + second) / 2, rel=1e-6)
-    # weights multiply and do not change the number divided by
+    # weights multiply the losses but do not change the divisor
     weights = torch.tensor([3.0, 0.5, 7.0])
     weighted = softmax(states, table, batch_of(targets, weights)).item()
     assert weighted == pytest.approx((3 * first + 0.5 * second) / 2, rel=1e-6)
@@ -197,7 +199,7 @@ def test_large_logits_stay_finite_and_right(size):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
 
 
-def test_logits_so_large_that_one_item_has_everything():
+def test_logits_so_large_that_one_item_has_probability_1():
     states = torch.tensor([[200.0], [-200.0]], requires_grad=True)
     table = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
     assert softmax(states, table, batch_of(torch.tensor([1, 2]))).item() == 0
@@ -207,8 +209,8 @@ def test_logits_so_large_that_one_item_has_everything():
 
 
 @pytest.mark.parametrize("gap", [60.0, 70.0, 90.0, 110.0])
-def test_a_hopeless_target_beside_ordinary_ones(gap):
-    """Its probability goes from 1e-26 to 1e-48, past the end of single precision."""
+def test_a_target_of_vanishing_probability(gap):
+    """Its probability is between 1e-26 and 1e-48, below the smallest number of single precision."""
     states, table, targets = example(0)
     with torch.no_grad():
         logits = states[0] @ table.T
@@ -219,7 +221,7 @@ def test_a_hopeless_target_beside_ordinary_ones(gap):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
 
 
-def test_a_scaled_loss_scales_its_gradients_and_gradients_add_up():
+def test_gradients_of_scaled_losses_scale_and_add_up():
     states, table, targets = example(0)
     other = example(1)[0]
     with_weights = batch_of(targets, torch.rand(TOKENS))
@@ -234,7 +236,7 @@ def test_a_scaled_loss_scales_its_gradients_and_gradients_add_up():
 
 
 @pytest.mark.parametrize("name", [LossName.softmax, LossName.sampled_softmax])
-def test_going_back_twice_doubles_the_gradients(name):
+def test_two_backward_passes_double_the_gradients(name):
     states, table, targets = example(0)
     loss = loss_of(name, states, table, batch_of(targets, None, *draws_for(name, TOKENS)))
     once = torch.autograd.grad(loss, (states, table), retain_graph=True)
@@ -244,7 +246,7 @@ def test_going_back_twice_doubles_the_gradients(name):
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03)])
-def test_states_and_table_of_another_type(dtype, within):
+def test_states_and_table_of_other_dtypes(dtype, within):
     states, table, targets = example(0)
     expected = plain_softmax(states.double(), table.double(), targets)
     states, table = (x.detach().to(dtype).requires_grad_() for x in (states, table))
@@ -272,7 +274,7 @@ def test_one_thread_count_gives_the_same_bits_each_time(name):
 
 
 @pytest.mark.parametrize("name", list(LossName))
-def test_no_target_at_all_is_no_loss(name):
+def test_a_batch_without_targets_has_loss_0(name):
     states, table, targets = example(0)
     loss = loss_of(name, states, table, batch_of(0 * targets, None, *draws_for(name, TOKENS)))
     assert loss.item() == 0
@@ -287,11 +289,11 @@ def test_tokens_without_a_target_do_not_count(name):
     draws = draws_for(name, TOKENS)
     of_real = draws if name is LossName.sampled_softmax else [draws[0][real]]
     loss = loss_of(name, states, table, batch_of(targets, weights, *draws))
-    alone = loss_of(name, states[real], table, batch_of(targets[real], weights[real], *of_real))
-    torch.testing.assert_close(loss, alone, rtol=1e-6, atol=0)
+    without_dummies = loss_of(name, states[real], table, batch_of(targets[real], weights[real], *of_real))
+    torch.testing.assert_close(loss, without_dummies, rtol=1e-6, atol=0)
     states_gradient, table_gradient = gradients(loss, states, table)
     assert not states_gradient[~real].any()
-    assert_close_gradients((table_gradient,), gradients(alone, table), 1e-6)
+    assert_close_gradients((table_gradient,), gradients(without_dummies, table), 1e-6)
 
 
 @pytest.mark.parametrize("rows", [16, 1000])
@@ -315,7 +317,7 @@ def test_autocast_is_close(monkeypatch, dtype, rows, low_precision_states):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation gives."""
+    """Record the number of elements of the largest tensor that any operation returns."""
 
     elements = 0
 
@@ -365,7 +367,7 @@ def plain_sampled_softmax(
     log_weights: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The twin: of each token the logits of its target and of the negatives that are not it, and cross_entropy."""
+    """Return the reference: per token, cross_entropy of its target among itself and the negatives other than it."""
     total, count = states.sum() * 0, 0
     for t, target in enumerate(targets.tolist()):
         if target == 0:
@@ -410,7 +412,7 @@ def test_with_every_item_drawn_once_it_is_the_full_softmax(surplus):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table), 1e-5)
 
 
-def test_loss_and_gradients_near_the_full_softmaxs_as_the_draws_grow():
+def test_sampled_softmax_approaches_softmax_with_more_draws():
     states, table, targets = example(0)
     expected = softmax(states, table, batch_of(targets))
     expected_gradients = gradients(expected, states, table)
@@ -450,7 +452,7 @@ def test_sampled_softmax_under_autocast_is_close(dtype):
 
 
 @pytest.mark.parametrize("name", [name for name in LossName if name is not LossName.softmax])
-def test_a_sampled_loss_touches_the_batchs_rows_alone(name):
+def test_a_sampled_loss_touches_only_rows_of_the_batch(name):
     states, table, targets = example(0)
     targets = targets.clamp(max=3)
     draws = [d.clamp(max=7) if d.dtype is torch.long else d for d in draws_for(name, TOKENS)]
@@ -474,8 +476,8 @@ def plain_binary(
     beta: float = 1.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The twin: every vector looked up at once, and autograd."""
-    positive = (states * table[targets - 1]).sum(1)  # (T,) of any item where there is none
+    """Return the reference: every vector looked up at once, and autograd."""
+    positive = (states * table[targets - 1]).sum(1)  # (T,) of any item if there is no target
     negative = torch.einsum("td,tnd->tn", states, table[negatives - 1])
     each = beta * F.softplus(-positive) + F.softplus(negative).sum(1)
     real = (targets > 0).float() * (1 if weights is None else weights)
@@ -486,7 +488,7 @@ def plain_binary(
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
 @pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
-def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
+def test_binary_losses_in_chunks_equal_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
     monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
@@ -503,7 +505,7 @@ def test_binary_losses_in_chunks_are_those_at_once(monkeypatch, name, tokens_a_c
     assert_close_gradients(found, gradients(expected, states, table), 1e-5)
 
 
-def test_a_scaled_binary_loss_scales_its_gradients_and_gradients_add_up():
+def test_gradients_of_scaled_binary_losses_scale_and_add_up():
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 2))
     batch = batch_of(targets, None, drawn)
@@ -557,7 +559,7 @@ def test_bce_against_a_loop(seed, negatives, weighted):
     assert loss.item() == pytest.approx(plain_bce(states, table, targets, drawn, weights), rel=1e-5)
 
 
-def test_bces_gradients_are_those_of_the_formula():
+def test_bce_gradients_are_those_of_the_formula():
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     loss = bce(states, table, batch_of(targets, None, drawn))
@@ -604,7 +606,7 @@ def test_gbce_against_the_papers_formula(calibration, weighted):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
 
 
-def test_gbce_has_no_more_negatives_than_there_are_other_items():
+def test_gbce_refuses_more_negatives_than_other_items():
     cfg = LossConfig(LossName.gbce, 4, 0.75)
     LOSSES[cfg.name].check(cfg, 5)
     with pytest.raises(InputError) as refused:
@@ -720,7 +722,7 @@ def test_a_loss_describes_what_it_compares(name, negatives, described, compared)
     assert LOSSES[name].compared_items(cfg, 1000) == compared
 
 
-def test_every_loss_has_its_function():
+def test_every_name_has_a_loss():
     assert set(LOSSES) == set(LossName)
     states, table, targets = example(0)
     for name in LossName:

@@ -1,3 +1,5 @@
+"""Item titles."""
+
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ def test_movielens_file_has_no_header_and_another_encoding(tmp_path):
     assert titles.tolist() == ["Toy Story", "Mis\xe9rables", ""]
 
 
-def test_a_published_data_set_may_have_come_without_and_others_have_none(tmp_path):
+def test_titles_are_none_if_not_fetched_or_not_configured(tmp_path):
     assert read_titles(load(["dataset=ml_100k"]).dataset, str(tmp_path), IDS) is None
     assert read_titles(load(["dataset=synthetic"]).dataset, str(tmp_path), IDS) is None
 
@@ -39,9 +41,7 @@ def test_a_file_that_is_not_what_the_config_says(tmp_path):
     with pytest.raises(InputError, match=r"dataset\.titles\.path=.*t\.csv: no such file"):
         read_titles(dataset(file), str(tmp_path), IDS)
     file.write_text("item_id,name\n1,One\n")
-    with pytest.raises(
-        InputError, match=r"t\.csv: no column 'title'; it has item_id, name; name the two columns:"
-    ):
+    with pytest.raises(InputError, match=r"t\.csv: no column 'title'; it has item_id, name; name the two columns:"):
         read_titles(dataset(file), str(tmp_path), IDS)
     assert read_titles(dataset(file, "dataset.titles.title=name"), None, IDS).tolist() == ["One", "", ""]
     file.write_text("")
