@@ -27,22 +27,21 @@ ONE_INTERACTION, UNKNOWN_ITEM_ONLY, UNKNOWN_ITEM = 324373, 14630, 8871
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(made_once) -> Path:
     """A data root with generated files in the format of KION."""
-    folder = tmp_path_factory.mktemp("data")
-    command = [sys.executable, str(MAKE), str(folder), "--users", "60", "--items", "40"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return folder
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, str(MAKE), str(folder), "--users", "60", "--items", "40"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    return made_once("kion", make)
 
 
 @pytest.fixture(scope="module")
-def run(data) -> Path:
+def run(data, made_once) -> Path:
     """A finished run of the tutorial's job with a small model."""
-    folder = data / "run"
-    folder.mkdir()
     small = ["model.dim=8", "trainer.max_epochs=2", f"data_dir={data}"]
-    train(load(["experiment=rectools/kion", *small]), folder)
-    return folder
+    return made_once("kion-run", lambda folder: train(load(["experiment=rectools/kion", *small]), folder))
 
 
 @pytest.fixture
