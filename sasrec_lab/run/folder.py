@@ -104,9 +104,9 @@ def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"run={folder}: there is no such folder{did_you_mean_path(folder, only_folders=True)}")
     info, results = read_json(folder / RUN), {"status": None, "error": None} | read_metrics(folder)
     if info is None:
-        raise _not_a_run(folder, results)
+        raise _no_run_error(folder, results)
     if results["status"] != "finished" or "end" not in info:
-        raise _not_finished(folder, results)
+        raise _unfinished_error(folder, results)
     try:
         info["config"]["dataset"].keys(), info["config"]["data_dir"]
         results["protocol"]["sha256"], results["best_epoch"]
@@ -116,7 +116,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return info["config"], results
 
 
-def _not_a_run(folder: Path, results: dict[str, Any]) -> InputError:
+def _no_run_error(folder: Path, results: dict[str, Any]) -> InputError:
     if results["error"]:
         return InputError(f"run={folder}: the run failed ({results['error']}); choose a finished one")
     runs = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
@@ -127,7 +127,7 @@ def _not_a_run(folder: Path, results: dict[str, Any]) -> InputError:
     return InputError(f"run={folder} is not a run folder: it contains {count}; choose one, such as {example}")
 
 
-def _not_finished(folder: Path, results: dict[str, Any]) -> InputError:
+def _unfinished_error(folder: Path, results: dict[str, Any]) -> InputError:
     ends = {"failed": "failed", "interrupted": "was interrupted"}
     reason = f" ({results['error']})" if results["error"] else ""
     end = ends.get(results["status"], "has not finished") + reason

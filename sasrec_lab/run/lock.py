@@ -27,7 +27,7 @@ def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, key)
     except OSError as error:
-        raise _unwritable(folder, error, key) from error
+        raise _unwritable_error(folder, error, key) from error
     with lock:
         yield
 
@@ -60,10 +60,10 @@ def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:
             file.write(bytes(_MIN_RUN_BYTES))
             file.flush()
     except OSError as error:
-        raise _unwritable(folder, error, key) from error
+        raise _unwritable_error(folder, error, key) from error
 
 
-def _unwritable(folder: Path, error: OSError, key: str) -> InputError:
+def _unwritable_error(folder: Path, error: OSError, key: str) -> InputError:
     fix = f"free some space, or choose another {key}" if is_full(error) else f"choose another {key}"
     return InputError(f"{folder}: the run folder cannot be written: {error.strerror}; {fix}")
 

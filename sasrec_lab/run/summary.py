@@ -12,8 +12,8 @@ from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
-# What runs, in the field's words, by the type of the config's section `model`. conf/model/ has several
-# configurations of SASRec; another kind of model has a type, and here a line, of its own.
+# The model's name in tables, by the type of the config's section `model`. All files of conf/model/ configure SASRec;
+# another kind of model needs a type of its own, and a line here.
 MODEL_NAMES = {ModelConfig: "SASRec"}
 
 

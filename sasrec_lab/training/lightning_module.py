@@ -67,9 +67,9 @@ class SequentialRecommender(pl.LightningModule):
         self._check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
+        monitor = self.cfg.evaluation.monitor
+        measured = self.trainer.callback_metrics.get(monitor)
         if self.trainer.is_global_zero:
-            monitor = self.cfg.evaluation.monitor
-            measured = self.trainer.callback_metrics.get(monitor)
             metric = "" if measured is None else f"  {monitor} {measured:.4f}"
             log.info(f"epoch {self.current_epoch:3d}  loss {loss:.4f}{metric}")
 

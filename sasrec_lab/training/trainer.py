@@ -33,7 +33,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         InputError: the Trainer rejects a flag.
     """
     _configure_logging()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it slows trainer.deterministic for nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all of it is written anyway
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
     if not cfg.has_validation:
@@ -76,10 +76,10 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
 
 
 class _SafeSignals(pl.Callback):
-    """Lets signals stop a run on several devices only when all processes are connected, and through the first one.
+    """Lets signals stop a run on several devices once all processes are connected, and only through the first one.
 
-    Lightning's own SIGTERM handler calls a collective operation, while the other processes may be in another one; so
-    the handler of this program replaces it.
+    Lightning's own SIGTERM handler calls a collective operation while the other processes may be in another one, so
+    this program's handler replaces it.
     """
 
     def __init__(self) -> None:
