@@ -13,12 +13,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup train test tensorboard lint results
 
 help:
-	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=64 seed=1" changes keys, ARGS=--help lists them'
-	@echo 'make tensorboard  look at the runs in outputs/'
+	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=64 seed=1" sets keys, ARGS=--help lists them'
+	@echo 'make tensorboard  show the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
 	@echo 'make lint         check style, format, and that the pages show the data of docs/results'
 	@echo 'make results      for a release: measure again what takes minutes, and update the pages'
-	@echo 'make setup        only make .venv, which all of these do by themselves'
+	@echo 'make setup        create .venv only; the other targets do this when needed'
 
 setup: .venv/.complete
 	@echo "ready: .venv"
@@ -59,19 +59,19 @@ results: .venv/.complete
 	    done; \
 	    if [ -z "$$found" ] && [ -n "$$bare" ]; then \
 	        version=$$("$$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	        echo "$$bare cannot make virtual environments (it has no ensurepip); on Debian or Ubuntu: sudo apt install python$$version-venv" >&2; exit 1; \
+	        echo "$$bare cannot create virtual environments (it has no ensurepip); on Debian or Ubuntu: sudo apt install python$$version-venv" >&2; exit 1; \
 	    elif [ -z "$$found" ]; then \
-	        echo "no Python 3.11, 3.12 or 3.13 $(if $(PYTHON),at PYTHON=$(PYTHON),on PATH); install one and name it if it is not on PATH: make setup PYTHON=/path/to/python3.13" >&2; exit 1; \
+	        echo "no Python 3.11, 3.12 or 3.13 $(if $(PYTHON),at PYTHON=$(PYTHON),on PATH); install one, and if it is not on PATH run: make setup PYTHON=/path/to/python3.13" >&2; exit 1; \
 	    fi; \
-	    echo "making .venv with $$("$$found" -V); the packages are downloaded once (up to 3 GB on Linux with CUDA, 0.4 GB on macOS), some minutes"; \
+	    echo "creating .venv with $$("$$found" -V); downloading the packages takes some minutes (up to 3 GB on Linux with CUDA, 0.4 GB on macOS)"; \
 	    rm -rf .venv && mkdir .venv && touch .venv/.unfinished && "$$found" -m venv .venv || exit 1; \
 	else \
-	    echo "bringing .venv up to date"; \
+	    echo "updating .venv"; \
 	fi; \
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]' \
-	    || { echo "set-up failed, for the reason above; run the same command to try again" >&2; exit 1; }; \
+	    || { echo "setup failed (see above); run the same command to retry" >&2; exit 1; }; \
 	if [ "$$(uname)" = Linux ] && [ -z "$${CXX+set}" ] && ! command -v clang++ >/dev/null && ! command -v g++ >/dev/null; then \
 	    .venv/bin/python -m pip install -q -c constraints.txt -e '.[compiler]' \
-	        || echo "no C++ compiler here, and none that can be installed: training is slower" >&2; \
+	        || echo "no C++ compiler found, and installing one failed; training will be slower" >&2; \
 	fi; \
 	rm -f .venv/.unfinished && touch $@

@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONF = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
+CODE = {path for path in (ROOT / "sasrec_lab").rglob("*") if path.suffix in (".py", ".cpp", ".h")}
+CONF = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
 PRINT_CONF_DIR = "from sasrec_lab.config.schema import CONF_DIR; print(CONF_DIR)"
 
 
@@ -75,10 +76,10 @@ def test_wheel(wheel: Path, tmp_path: Path) -> None:
     site = Path(
         run(bin_folder / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     )
-    inside = sorted(
-        str(file.relative_to(site / "sasrec_lab")) for file in (site / "sasrec_lab" / "conf").rglob("*.yaml")
-    )
-    assert inside == CONF
+    files = {str(path.relative_to(site / "sasrec_lab")) for path in (site / "sasrec_lab").rglob("*") if path.is_file()}
+    code = {str(path.relative_to(ROOT / "sasrec_lab")) for path in CODE}
+    assert {file for file in files if not file.endswith(".pyc")} == code | CONF
+    assert "ops/cpp/block.cpp" in files
     assert not (site / "conf").exists()
     assert not (site / "tests").exists()
     assert_runs(bin_folder, tmp_path, home=site / "sasrec_lab" / "conf")
@@ -175,7 +176,7 @@ def test_setup_installs_a_compiler_only_if_there_is_none(command: str, brings: b
     python.write_text('#!/bin/sh\ncase "$*" in *compiler*) echo "$*" >&2; exit 1;; esac\n')
     python.chmod(0o755)
     message = make_setup(tmp_path, **{command: "exit 0", "uname": "echo Linux"})
-    asked = "-m pip install -q -c constraints.txt -e .[compiler]\nno C++ compiler here, and none that can be installed"
+    asked = "-m pip install -q -c constraints.txt -e .[compiler]\nno C++ compiler found, and installing one failed"
     assert message.startswith(asked) == brings
     assert ("compiler" in message) == brings
 
@@ -188,5 +189,5 @@ def test_setup_without_a_python_that_fits(tmp_path: Path) -> None:
 def test_setup_without_ensurepip(tmp_path: Path) -> None:
     script = 'case "$2" in *ensurepip*) exit 1;; *print*) echo 3.12;; esac'
     message = make_setup(tmp_path, python3=script).splitlines()[0]
-    assert message.startswith("python3 cannot make virtual environments")
+    assert message.startswith("python3 cannot create virtual environments")
     assert message.endswith("sudo apt install python3.12-venv")

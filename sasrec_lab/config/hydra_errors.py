@@ -9,7 +9,10 @@ from sasrec_lab.errors import did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
-_NOISE = r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
+_NOISE = (
+    r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
+    r"|In '[^']+': \w+ raised while composing config"
+)
 
 
 def explain(error: Exception, command: str) -> str:
@@ -54,7 +57,7 @@ def _search_in_a_grid(text: str) -> str | None:
 
 
 def _missing_choice(text: str) -> str | None:
-    found = re.search(r"Could not find '(hydra/\w+|[^/']+)/([^']*)'", text)
+    found = re.search(r"Could not (?:find|load) '(hydra/\w+|[^/']+)/([^']*)'", text)
     if found is None:
         return None
     group, choice = found.groups()
@@ -86,7 +89,7 @@ def _file_at_fault(text: str, command: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return the text in one line, without what says nothing to a user."""
+    """Return the text in one line, without the lines that do not help a user."""
     key = _full_key(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (f"{key[1]}: " if key else "") + "; ".join(dict.fromkeys(x for x in lines if not re.match(_NOISE, x)))

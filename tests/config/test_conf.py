@@ -1,4 +1,4 @@
-"""Every file of conf/ composes and validates, and a mistake gives one line with the nearest right name."""
+"""Every file of conf/ composes and is valid; a mistake gives one line with the nearest existing name."""
 
 import inspect
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.config.checks import TRAINER_FLAGS
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line, grid_jobs, load
 from sasrec_lab.config.convert import flatten, to_plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
 from sasrec_lab.config.overrides import format_override, normalize
@@ -36,14 +36,14 @@ def test_every_file_composes(override):
     load([override])
 
 
-def test_experiments_say_how_to_run_them():
+def test_experiment_headers_name_protocol_and_command():
     for name in names_in("experiment"):
         header = (Path(CONF_DIR) / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
         assert f"# Command: python -m sasrec_lab.train experiment={name}" in header
         assert "# Protocol: " in header
 
 
-def test_the_paper_preset_has_every_later_addition_off():
+def test_the_paper_preset_turns_later_additions_off():
     cfg = load(["experiment=sasrec_paper/ml_1m"])
     optimizer = cfg.optimizer
     assert (optimizer.name.name, optimizer.lr, optimizer.betas) == ("adam", 1e-3, [0.9, 0.98])
@@ -71,7 +71,7 @@ def test_every_row_of_an_ablation_has_its_published_cell(name):
     assert cfg.published.dataset == cfg.dataset.name
 
 
-def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
+def test_an_ablation_changes_one_key_of_any_experiment():
     without = flatten(to_plain(load(["experiment=sasrec_paper/beauty", "dataset=synthetic"])))
     changed = {}
     for name in names_in("ablation"):
@@ -91,7 +91,7 @@ def test_an_ablation_changes_one_key_of_whatever_stands_beside_it():
     }
 
 
-def test_trainer_flags_are_lightnings():
+def test_trainer_flags_are_those_of_lightning():
     import pytorch_lightning as pl
 
     from sasrec_lab.config.checks import _MANAGED_FLAGS
@@ -250,7 +250,7 @@ def test_a_mistake_of_several_words_gives_one_line(words, message):
     assert str(caught.value) == message
 
 
-def test_words_as_hydra_takes_them():
+def test_flags_are_moved_before_overrides():
     assert normalize(["seed=1", "-m", "model.dim=8,16"]) == ["-m", "seed=1", "model.dim=8,16"]
     assert normalize(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
     for words in (["a=1", "--info"], ["a=1", "--unknown", "b=1"], ["-m", "a=1", "--cfg", "job"]):
@@ -258,7 +258,7 @@ def test_words_as_hydra_takes_them():
 
 
 @pytest.mark.parametrize(
-    ("word", "taken"),
+    ("word", "quoted"),
     [
         ("run=s/0-model.dim=8,seed=1", 'run="s/0-model.dim=8,seed=1"'),
         ("hydra.run.dir=a,b", 'hydra.run.dir="a,b"'),
@@ -268,19 +268,19 @@ def test_words_as_hydra_takes_them():
         *[(word, word) for word in ("name=a=b", "users=[1,2]", "-m")],
     ],
 )
-def test_a_path_is_quoted_for_hydra(word, taken):
-    assert normalize([word]) == [taken]
+def test_a_path_is_quoted_for_hydra(word, quoted):
+    assert normalize([word]) == [quoted]
     if word.startswith("hydra"):
         assert check_command_line(normalize([word])).jobs[0].folder == Path(word[14:].replace("${name}", "ml_100k"))
 
 
-def test_an_argument_is_read_as_what_it_says():
+def test_a_formatted_override_is_read_as_its_value():
     assert format_override("run", "outputs/a/20260101-120000-000001") == "run=outputs/a/20260101-120000-000001"
     assert format_override("run", "a/0-seed=1") == 'run="a/0-seed=1"'
 
 
-def test_a_launcher_that_is_not_there_is_told_with_those_that_are():
-    """The presets, and what is installed."""
+def test_an_unknown_launcher_is_answered_with_the_known_ones():
+    """The presets of conf/, and the launchers of Hydra and its installed plugins."""
     with pytest.raises(InputError) as caught:
         check_command_line(["hydra/launcher=foo"])
     text, _, names = str(caught.value).removesuffix(")").partition(" (hydra/launcher is one of: ")
@@ -288,27 +288,52 @@ def test_a_launcher_that_is_not_there_is_told_with_those_that_are():
     assert {"basic", "joblib_shared", "ray_shared", "slurm"} <= set(names.split(", "))
 
 
-def test_a_mistake_in_a_file_names_file_and_key(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# @package _global_\nmodle:\n  dim: 5\n", "unknown key 'modle'; did you mean model?"),
+        ("# @package _global_\nmodel:\n  dmi: 5\n", "unknown key 'model.dmi'; did you mean model.dim?"),
+        (
+            "# @package _global_\nmodel:\n  dim: abc\n",
+            "model.dim: Value 'abc' of type 'str' could not be converted to Integer",
+        ),
+        (
+            "# @package _global_\ndefaults:\n  - override /datset: ml_1m\n",
+            "unknown key 'datset'; did you mean dataset?",
+        ),
+        (
+            "seed: 3\n",
+            "an experiment sets keys of the whole config; begin the file with '# @package _global_'",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_and_the_key(tmp_path, text, message):
     (tmp_path / "experiment").mkdir()
-    for name, text in {"root": "modle:\n  dim: 5\n", "inner": "model:\n  dmi: 5\n"}.items():
-        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
-    for name, message in {
-        "root": "experiment/root.yaml: unknown key 'modle'; did you mean model?",
-        "inner": "experiment/inner.yaml: unknown key 'model.dmi'; did you mean model.dim?",
-    }.items():
-        with pytest.raises(InputError) as caught:
-            check_command_line(["--config-dir", str(tmp_path), f"experiment={name}"])
-        assert str(caught.value) == message
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
+    assert str(caught.value) == f"experiment/mine.yaml: {message}"
 
 
-def test_a_users_own_files_are_found(tmp_path):
+def test_files_in_the_config_dir_are_found(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - sasrec\n\ndim: 32\n")
     (job,) = check_command_line(["--config-dir", str(tmp_path), "model=mine"]).jobs
     assert job.cfg.model.dim == 32
 
 
-def test_a_users_file_that_forgets_its_base_is_named(tmp_path):
+def test_a_file_with_an_unknown_base_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - sasrecc\n")
+    with pytest.raises(InputError) as caught:
+        check_command_line(["--config-dir", str(tmp_path), "model=mine"])
+    names = ", ".join(names_in("model"))
+    assert str(caught.value) == (
+        f"model/mine.yaml: model=sasrecc does not exist; did you mean sasrec? (model is one of: {names})"
+    )
+
+
+def test_a_file_without_its_base_is_named(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("dim: 32\n")
     with pytest.raises(InputError) as caught:
@@ -330,16 +355,16 @@ def test_a_users_file_that_forgets_its_base_is_named(tmp_path):
         ("dataset.weight=null", None),
     ],
 )
-def test_weights_are_given_on_the_command_line(override, value):
+def test_weights_are_set_on_the_command_line(override, value):
     assert load(["dataset=csv", "dataset.path=x.csv", override]).dataset.weight == value
 
 
-def test_a_generated_data_set_is_given_on_the_command_line():
+def test_a_generated_data_set_is_set_on_the_command_line():
     cfg = load(["dataset=synthetic", "dataset.synthetic={users: 10, items: 5, mean_length: 4, seed: 1}"])
     assert cfg.dataset.synthetic == SyntheticConfig(users=10, items=5, mean_length=4, seed=1)
 
 
-def test_a_tab_is_given_as_it_is_typed():
+def test_a_separator_typed_as_backslash_t_is_a_tab():
     assert load(["dataset=csv", "dataset.path=x.tsv", r"dataset.separator='\t'"]).dataset.separator == "\t"
     assert load(["dataset=csv", "dataset.path=x.tsv", r"dataset.separator=\t"]).dataset.separator == "\t"
 
@@ -359,21 +384,32 @@ def test_every_job_of_a_sweep_is_composed_and_checked():
         check_command_line(["-m", "model=sasrec,none"])
 
 
-def test_jobs_of_several_names_share_the_sweeps_folder():
-    """Named after the first."""
+def test_jobs_with_different_names_share_the_sweep_folder():
+    """The folder is named after the first job."""
     command = check_command_line(["-m", "dataset=synthetic,ml_1m"])
     assert command.sweep_folder.parent == Path("outputs/synthetic")
     assert {job.folder.parent for job in command.jobs} == {command.sweep_folder}
 
 
-def test_plain_values_are_json_and_weights_only_safe():
+def test_grid_jobs_are_those_of_the_command_line():
+    jobs = check_command_line(["-m", "sweep=dim", "ablation=glob(no_*)", "model.dim=8,16"]).jobs
+    words = grid_jobs(["sweep=dim", "ablation=glob(no_*)", "model.dim=8,16"], {"model.dim": "10,20"})
+    assert words[:2] == [
+        ["model.dim=8", "sweep=dim", "ablation=no_dropout"],
+        ["model.dim=8", "sweep=dim", "ablation=no_pos_emb"],
+    ]
+    assert [f"model.dim={job.cfg.model.dim}" for job in jobs] == [job[0] for job in words]
+    assert [f"ablation={job.cfg.row}" for job in jobs] == [job[2] for job in words]
+
+
+def test_a_plain_config_has_only_json_types():
     tree = to_plain(load(["dataset=kion"]))
-    assert tree["dataset"]["weight"] == {"column": "watched_pct", "above": 10.0, "then": 3.0, "otherwise": 1.0}
+    assert tree["dataset"]["weight"] == vars(WeightConfig("watched_pct", 10.0, 3.0, 1.0))
     assert flatten(tree)["model/pos_emb"] == "learned"
     assert all(isinstance(value, (int, float, str, list, type(None))) for value in flatten(tree).values())
 
 
-def test_help_is_a_menu_and_imports_no_torch(tmp_path):
+def test_help_lists_choices_and_leaves_no_files(tmp_path):
     code = "import sys; from sasrec_lab import train; sys.argv = ['train', '--help']; train.entry()"
     done = subprocess.run(
         [sys.executable, "-c", code + "\n"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
@@ -392,9 +428,13 @@ def test_help_is_a_menu_and_imports_no_torch(tmp_path):
             "ablation=glob(noo*)",
             "ablation=glob(noo*) gives no job to run; --help lists the choices of each group",
         ),
+        (
+            "model.dim=interval(8,16)",
+            "interval(...) needs a search: list the values instead, or choose hydra/sweeper=optuna_stored",
+        ),
     ],
 )
-def test_a_sweep_of_nothing_is_refused(override, message):
+def test_a_sweep_without_a_grid_is_rejected(override, message):
     with pytest.raises(InputError) as caught:
         check_command_line(["-m", override])
     assert str(caught.value) == message
