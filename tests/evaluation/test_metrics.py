@@ -338,7 +338,7 @@ def test_two_parts_add_up_to_the_whole():
 TWO_PROCESSES = """
 import json, sys
 import torch
-from sasrec_lab.metrics import Numbers, RankMetrics
+from sasrec_lab.evaluation.metrics import Numbers, RankMetrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 metrics = RankMetrics(30, [5, 10])
