@@ -338,13 +338,13 @@ def test_two_parts_add_up_to_the_whole():
 TWO_PROCESSES = """
 import json, sys
 import torch
-from sasrec_lab.evaluation.metrics import Numbers, RankMetrics
+from sasrec_lab.evaluation.metrics import IntegerConcat, RankMetrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 metrics = RankMetrics(30, [5, 10])
 ranks = torch.arange(101) * 7 % 31
 metrics.update(ranks[:70] if rank == 0 else ranks[70:])
-numbers = Numbers()
+numbers = IntegerConcat()
 numbers.update(torch.tensor([2**24 + 1, 5] if rank == 0 else [], dtype=torch.long))
 numbers.update(torch.tensor([rank]))
 print(json.dumps([metrics.compute(), len(metrics.counts), numbers.compute().tolist()]))
