@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -56,10 +57,8 @@ def inline_code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", GENERATED.sub("", text), flags=re.S | re.M))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """Return a folder with one small sweep at outputs/ml_100k/time, and at run/ the same with one job in its place."""
-    folder = tmp_path_factory.mktemp("runs")
+def train_sweep(folder: Path) -> None:
+    """Train a small sweep at outputs/ml_100k/time, and show one of its jobs at the same place below run/."""
     sweep = ["-m", *SHORT, *DATA, "model.blocks=1,2", "seed=0,1", "hydra.sweep.dir=outputs/ml_100k/time"]
     done = in_this_process("sasrec_lab.train", folder)(*sweep)
     assert done.returncode == 0, done.stderr
@@ -69,7 +68,11 @@ def runs(tmp_path_factory) -> Path:
     (folder / "run/ids.txt").write_text("7\n8\n")
     (folder / "run/new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
     (folder / "run/stock.csv").write_text("item_id\n1\n2\n")
-    return folder
+
+
+@pytest.fixture
+def runs(made_once, tmp_path) -> Path:
+    return shutil.copytree(made_once("pages", train_sweep), tmp_path / "runs", symlinks=True)
 
 
 def test_the_pages_have_commands():
