@@ -224,6 +224,13 @@ def test_files_that_a_page_names_exist(page):
             assert any((root / name).exists() for root in (ROOT, ROOT / "sasrec_lab")), name
 
 
+def test_files_in_the_picture_exist():
+    names = re.findall(r">([a-z]+/[a-z_.]*|\w+\.py)</text>", (ROOT / "docs/architecture.svg").read_text())
+    assert len(names) >= 15
+    for name in names:
+        assert (ROOT / "sasrec_lab" / name).exists(), name
+
+
 @pytest.mark.parametrize("page", GUIDES)
 def test_keys_that_a_page_names_exist(page):
     keys = {*known_keys(), *known_keys(RecommendConfig)}
