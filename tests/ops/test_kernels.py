@@ -100,6 +100,7 @@ def test_a_failing_compiler_is_followed_by_the_next(monkeypatch):
     assert library.find_kernels.__wrapped__().compiler == works
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_cached_kernels_are_reused_and_broken_ones_rebuilt(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -161,6 +162,7 @@ torch.testing.assert_close(log_p, torch.full((3, 1), 2.0 - 800.0))
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}, {}], ids=str)
 def test_fewer_threads_than_torch_has_set_compute_the_same(limit):
@@ -173,6 +175,7 @@ def test_unsupported_tensors_compile_nothing(monkeypatch):
     assert not library.supports(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_a_failing_compiler_is_no_error():
     for cxx in ("", "no-such-compiler", "false"):
         code = "from sasrec_lab.ops import library; assert library.library() is None"

@@ -15,6 +15,7 @@ from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.errors import InputError
 
 
+@pytest.mark.slow
 def test_failed_jobs_are_listed_and_finished_ones_skipped(train_here, tmp_path):
     command = ["-m", *TINY, "model.heads=3,1", "optimizer.lr=0.01,1e30"]
     done = train_here(*command)
@@ -48,6 +49,7 @@ def test_failed_jobs_are_listed_and_finished_ones_skipped(train_here, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_sweep_can_be_extended_in_its_folder(train_here, tmp_path):
     """Each job keeps its folder, although more values change its number; new jobs get free numbers."""
     sweep = tmp_path / "sweep"

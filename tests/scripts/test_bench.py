@@ -70,6 +70,7 @@ def test_jobs_run_and_write_json(bench, tmp_path):
         assert shown in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
 def test_loading_starts_cold_and_keeps_the_users_cache(bench, tmp_path, name):
     (tmp_path / "own").mkdir()

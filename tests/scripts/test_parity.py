@@ -126,6 +126,7 @@ def test_the_preset_differs_from_the_authors_in_five_keys():
     assert peer.defaults().model == replace(default, **changes, init=Init.xavier_packed)
 
 
+@pytest.mark.slow
 def test_an_unknown_key_is_one_line():
     command = [sys.executable, ROOT / "scripts/parity_rectools.py", "model.dimm=8"]
     done = subprocess.run(command, capture_output=True, text=True)
