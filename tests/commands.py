@@ -1,4 +1,4 @@
-"""The commands as a user types them: in fresh processes, in this process, and interrupted by a signal."""
+"""Ways to run the commands in tests: in a fresh process, in this process, or started to be interrupted."""
 
 import contextlib
 import io
@@ -21,16 +21,16 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the variables of a command in this folder: its own cache, one thread, and no data of this machine.
+    """Return the environment of a command in this folder: its own cache, one thread, and no data of this machine.
 
-    One thread, because several of them wait for each other on a busy machine, and these runs are tiny.
+    These runs are tiny: on a busy machine, several threads would mostly wait for each other.
     """
     clean = {name: value for name, value in os.environ.items() if name not in ("SASREC_LAB_DATA", "PYTHONPATH")}
     return clean | {"XDG_CACHE_HOME": cache_in(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def children_seconds() -> float:
-    """Return the processor time of all finished children, which other work on the machine does not lengthen."""
+    """Return the processor time of all finished children, which depends little on other work on the machine."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -47,19 +47,19 @@ def in_a_fresh_process(module: str, folder: Path) -> Callable[..., Done]:
 
 
 def start(module: str, words: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
-    """Start `python -m module` in this folder, with pipes for its output; `options` are of Popen."""
+    """Start `python -m module` in this folder, with pipes for its output; `options` go to Popen."""
     command = [sys.executable, "-m", module, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, **({"env": environment(folder)} | pipes | options))
 
 
 def in_this_process(module: str, folder: Path) -> Callable[..., Done]:
-    """Return a function that runs the command as `in_a_fresh_process` does, without seconds of imports.
+    """Return a function that runs the command as `in_a_fresh_process` does, but without seconds of imports.
 
-    For tests of what a command does; one whose point is the process itself (signals, threads, variables, what is
-    imported, a second process that repeats the first) takes the other.
+    A test takes the fresh process if the process itself is its point: signals, threads, environment variables, what is
+    imported, or whether a second process repeats the first.
     """
-    import_module("pytorch_lightning")  # its log handler gets this process's error stream, and not a run's
+    import_module("pytorch_lightning")  # first, so that its log handler gets this process's error stream, not a run's
     loaded = import_module(module)
 
     def run(*args: str) -> Done:
@@ -74,7 +74,7 @@ def in_this_process(module: str, folder: Path) -> Callable[..., Done]:
 
 
 def _exit_code(entry: Callable[[], None]) -> int:
-    """Run a command to its end as Python does: a text that it exits with goes to the error stream."""
+    """Run a command and return its exit code; like Python, print a message that it exits with."""
     try:
         entry()
     except SystemExit as end:
@@ -87,7 +87,7 @@ def _exit_code(entry: Callable[[], None]) -> int:
 
 @contextlib.contextmanager
 def process_state(argv: list[str], env: dict[str, str], folder: Path) -> Iterator[None]:
-    """Lend a command this process, and restore afterwards what commands change."""
+    """Let a command use this process, then restore what commands change."""
     before_argv, before_env, before_folder = sys.argv, dict(os.environ), Path.cwd()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -114,7 +114,7 @@ def process_state(argv: list[str], env: dict[str, str], folder: Path) -> Iterato
 
 @contextlib.contextmanager
 def _logging_state() -> Iterator[None]:
-    """Restore the handlers and levels of every logger: Hydra replaces them, and its own write to closed streams."""
+    """Restore the handlers and levels of all loggers, because Hydra's handlers write to streams that are closed."""
     errors_raise = logging.raiseExceptions
     before = {logger: (logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in _loggers()}
     try:

@@ -1,4 +1,4 @@
-"""What several test modules need: the commands as a user runs them, and the real data if they are there."""
+"""Fixtures of several test modules: the commands, what is made once, signals, threads, real data."""
 
 import os
 import shutil
@@ -18,44 +18,44 @@ from sasrec_lab.ops import library as kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make what all tests use before pytest-xdist starts processes that would each make it."""
+    """Fill the cache that all tests use, before pytest-xdist starts processes that would each do so."""
     if not hasattr(config, "workerinput"):
         fill_shared_cache()
 
 
 @pytest.fixture
 def train_command(tmp_path: Path) -> Callable[..., Done]:
-    """The command as a user runs it, in the test's own folder."""
+    """Run the training command in a fresh process, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.train", tmp_path)
 
 
 @pytest.fixture
 def recommend_command(tmp_path: Path) -> Callable[..., Done]:
-    """The command as a user runs it, in the test's own folder."""
+    """Run the recommend command in a fresh process, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.recommend", tmp_path)
 
 
 @pytest.fixture
 def report_command(tmp_path: Path) -> Callable[..., Done]:
-    """The command as a user runs it, in the test's own folder."""
+    """Run the report command in a fresh process, in the test's own folder."""
     return in_a_fresh_process("sasrec_lab.report", tmp_path)
 
 
 @pytest.fixture
 def train_here(tmp_path: Path) -> Callable[..., Done]:
-    """The command as `train_command` runs it, but in this process."""
+    """Run the training command in this process, in the test's own folder."""
     return in_this_process("sasrec_lab.train", tmp_path)
 
 
 @pytest.fixture
 def recommend_here(tmp_path: Path) -> Callable[..., Done]:
-    """The command as `recommend_command` runs it, but in this process."""
+    """Run the recommend command in this process, in the test's own folder."""
     return in_this_process("sasrec_lab.recommend.__main__", tmp_path)
 
 
 @pytest.fixture
 def report_here(tmp_path: Path) -> Callable[..., Done]:
-    """The command as `report_command` runs it, but in this process."""
+    """Run the report command in this process, in the test's own folder."""
     return in_this_process("sasrec_lab.report.__main__", tmp_path)
 
 
@@ -63,9 +63,9 @@ def report_here(tmp_path: Path) -> Callable[..., Done]:
 def made_once(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Return a function that gives the folder of a name, which the first test that asks for it fills.
+    """Return a function that returns the folder of a name; the first test that asks for the name fills the folder.
 
-    The processes of pytest-xdist share it, so tests read it and change nothing there; one that must copies it.
+    The processes of pytest-xdist share it, so a test only reads it, or copies it to change the copy.
     """
     base = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):  # a process of pytest-xdist, with a folder of its own in the common one
@@ -88,7 +88,7 @@ def made_once(
 def default_sigint() -> Iterator[None]:
     """Give this process and those that it starts Python's handler of SIGINT.
 
-    Without it they ignore the signal if the tests were started that way: by nohup, as a background job, by some CI.
+    They would ignore the signal if the tests were started with it ignored, as `nohup make test &` and some CI do.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -119,7 +119,7 @@ def interrupt_at(start_command: Callable[..., subprocess.Popen[str]]) -> Callabl
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For tensors too small to share: on a busy machine two threads take a hundred times as long."""
+    """Use one thread: on a busy machine two threads that share tiny tensors mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -128,7 +128,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data sets; tests that need one are skipped where it is not given."""
+    """Return the folder of real data sets, or skip the test if there is none."""
     given = os.environ.get("SASREC_LAB_DATA")
     if not given:
         pytest.skip("needs real data: SASREC_LAB_DATA=<folder of data sets>")
@@ -140,7 +140,7 @@ def data_root() -> Path:
 
 @pytest.fixture(params=["compiled", "torch"])
 def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once with compiled kernels and once without."""
+    """Run the test once with compiled kernels and once without."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
     elif kernels.library() is None:

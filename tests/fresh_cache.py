@@ -1,4 +1,4 @@
-"""A cache folder of a test's own, with what takes seconds already in it: kernels, and the choice of matrix products."""
+"""A cache folder for a test, with links to what takes seconds to make: kernels and the choice of matmul backend."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sasrec_lab.files import user_cache
 from sasrec_lab.ops import backend
 from sasrec_lab.ops import library as kernels
 
-SHARED = user_cache()  # as the tests themselves use it
+SHARED = user_cache()  # read here, before a test sets XDG_CACHE_HOME
 
 
 def fill_shared_cache() -> None:
@@ -17,7 +17,8 @@ def fill_shared_cache() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with backend.fastest_matmul(torch.device("cpu")):
-        torch.set_num_threads(threads)
+        pass  # choosing is all
+    torch.set_num_threads(threads)
 
 
 def cache_in(folder: Path) -> str:
