@@ -386,6 +386,6 @@ def test_help_lists_every_key_without_importing_torch(tmp_path):
     assert "python -m sasrec_lab.recommend run=" in done.stdout
     assert "on_unsupported_targets: raise" in done.stdout
     for field in fields(RecommendConfig):
-        assert re.search(rf"^  {field.name}  +\w", done.stdout, re.M), field.name
+        assert re.search(rf"^  {field.name}  +\S", done.stdout, re.M), field.name
     assert done.stdout.rstrip().endswith("False False")
     assert list(tmp_path.iterdir()) == []
