@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha1
 from pathlib import Path
+from uuid import uuid4
 
 from sasrec_lab.errors import InputError, nearest
 
@@ -25,9 +26,9 @@ def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
     """Yield a draft path that replaces `path` on success, so readers see the old or the new file.
 
     This holds even if the disk fills up or the process is killed. With `locked` no other process writes to the folder,
-    so the draft that a killed process left is overwritten.
+    so the draft that a killed process left is overwritten; without it every writer has a draft of its own.
     """
-    draft = path.with_name(f".draft-{path.name}" if locked else f".draft-{os.getpid()}-{path.name}")
+    draft = path.with_name(f".draft-{path.name}" if locked else f".draft-{uuid4().hex[:12]}-{path.name}")
     try:
         yield draft
         draft.replace(path)
@@ -72,8 +73,10 @@ def did_you_mean_path(path: Path, *, only_folders: bool = False) -> str:
     """Return the end of a message on a missing path: its nearest neighbor, the folder that is missing, or nothing."""
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or not only_folders]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"; its folder {path.parent} does not exist"
+    except OSError:
+        return ""
     suggestion = nearest(path.name, names)
     return f"; did you mean {path.parent / suggestion}?" if suggestion else ""
 

@@ -1,17 +1,18 @@
 """The export command, and its program in a process that cannot import this package."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
 from commands import Done, in_a_fresh_process, in_this_process
 
+from sasrec_lab import files
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.export import export as write_export
@@ -96,7 +97,7 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
 
 
 @pytest.mark.slow
-def test_the_page_on_exports_runs_unchanged(train_here, tmp_path):
+def test_the_page_on_exports_runs_unchanged(train_here, tmp_path, monkeypatch):
     assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
     command = re.search(r"^python -m sasrec_lab\.export (.*)$", PAGE, re.M)[1]
     words = command.replace("outputs/ml_100k/<time>", "run").split()
@@ -106,8 +107,8 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path):
     refused = export("run", "/proc/encoder.pt2", cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert refused.stderr.startswith("error: output=/proc/encoder.pt2 cannot be written: ")
-    full = tmp_path / f".draft-{os.getpid()}-full.pt2"
-    full.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "uuid4", lambda: UUID(int=0))
+    (tmp_path / f".draft-{'0' * 12}-full.pt2").symlink_to("/dev/full")
     with pytest.raises(InputError, match=r"full\.pt2 cannot be written: No space left on device; choose another place"):
         write_export(tmp_path / "run", tmp_path / "full.pt2")
     table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})

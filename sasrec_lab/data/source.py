@@ -295,3 +295,4 @@ def save_stamp(stamp: Stamp, sha256: str, folder: Path) -> None:
         return
     with suppress(OSError), atomic_write(folder / _STAMP_NAME) as draft:  # another user's cache may be read-only
         draft.write_text(json.dumps({"file": stamp, "sha256": sha256}))
+        draft.chmod(0o644)  # so that other users who read the arrays need not compute the checksum again

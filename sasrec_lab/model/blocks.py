@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.schema import Activation, ModelConfig, Norm
 from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_with_padding
-from sasrec_lab.ops.block import BlockLayers
+from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
 
 
@@ -33,6 +33,10 @@ class Block(nn.Module):
 
         The states of the newest tokens are all that ranking needs of the last block.
         """
+        return apply_block(self, x, layout, newest)
+
+    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return what `forward` returns, layer by layer."""
         at = x if newest is None else x.index_select(0, newest)
         if self.norm is Norm.post:
             at = self.attention_norm(self._add(at, self._attend(at, x, layout, newest)))

@@ -10,7 +10,6 @@ from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import Block
 from sasrec_lab.ops.attention import BatchLayout
-from sasrec_lab.ops.block import apply_block
 from sasrec_lab.ops.dropout import dropout
 
 
@@ -47,7 +46,7 @@ class Encoder(nn.Module):
         """Return the state (T, D) of each token."""
         x, layout = self._embed(batch), self._layout(batch)
         for block in self.blocks:
-            x = apply_block(block, x, layout)
+            x = block(x, layout)
         return self.final_norm(x)
 
     def newest(self, batch: PackedBatch) -> Tensor:
@@ -57,8 +56,8 @@ class Encoder(nn.Module):
         """
         x, layout = self._embed(batch), self._layout(batch)
         for block in self.blocks[:-1]:
-            x = apply_block(block, x, layout)
-        x = apply_block(self.blocks[-1], x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
+            x = block(x, layout)
+        x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
         return self.final_norm(x)
 
     def _embed(self, batch: PackedBatch) -> Tensor:

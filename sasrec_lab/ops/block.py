@@ -34,13 +34,13 @@ class BlockLayers:
 
 
 def apply_block(block: nn.Module, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
-    """Return `block(x, layout, newest)`, by the kernel if it can; `block.layers()` gives its BlockLayers."""
+    """Return `block.transform(x, layout, newest)`, by the kernel if it can; `block.layers()` gives its BlockLayers."""
     if not (block.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
         layers = block.layers()
         has_kernel = layers.heads == 1 and layers.is_relu and not layers.pad_keys
         if has_kernel and library.supports(x, layers.query.weight):
             return _block_compiled(layers, x, layout, newest is not None)
-    return block(x, layout, newest)
+    return block.transform(x, layout, newest)
 
 
 def _block_compiled(layers: BlockLayers, x: Tensor, layout: BatchLayout, only_newest: bool) -> Tensor:

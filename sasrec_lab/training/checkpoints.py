@@ -42,6 +42,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class MovableCheckpoint(ModelCheckpoint):
     """Remembers the best score after the run folder was moved, although Lightning identifies it by its path."""
 
+    @property
+    def state_key(self) -> str:
+        """Return the key of this callback's state in a checkpoint, which must not change with the class name."""
+        return super().state_key.replace(type(self).__qualname__, "Checkpoint", 1)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with the paths of the folder that the run is in now."""
         path = self.format_checkpoint_name({})

@@ -112,7 +112,7 @@ MISTAKES = {
     "model=sasrecc": (
         f"model=sasrecc does not exist; did you mean sasrec? (model is one of: {', '.join(names_in('model'))})"
     ),
-    "loss=hinge": f"loss=hinge does not exist (loss is one of: {', '.join(names_in('loss'))})",
+    "loss=nothing": f"loss=nothing does not exist (loss is one of: {', '.join(names_in('loss'))})",
     "loss.negatives=5": (
         "loss.negatives=5 must be 0 for loss=softmax, which scores every item; set it to 0, or use loss=sampled_softmax"
     ),

@@ -10,10 +10,12 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from uuid import UUID
 
 import pandas as pd
 import pytest
 
+from sasrec_lab import files
 from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
@@ -284,18 +286,18 @@ needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /
 
 
 @needs_full
-def test_unfinished_file_is_removed(here, tmp_path):
-    (tmp_path / f".draft-{os.getpid()}-lists.csv").symlink_to("/dev/full")
+def test_unfinished_file_is_removed(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "uuid4", lambda: UUID(int=0))
+    (tmp_path / f".draft-{'0' * 12}-lists.csv").symlink_to("/dev/full")
     error = refused(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
     assert error == "output=lists.csv cannot be written: No space left on device; choose another path"
     assert not list(tmp_path.glob("*lists.csv"))
 
 
-def test_processes_write_separate_drafts(monkeypatch, tmp_path):
+def test_every_writer_has_a_draft_of_its_own(tmp_path):
     path = tmp_path / "lists.csv"
     with atomic_write(path) as own:
         own.write_text("own")
-        monkeypatch.setattr(os, "getpid", lambda: -1)
         with atomic_write(path) as other:
             other.write_text("other")
         assert path.read_text() == "other"

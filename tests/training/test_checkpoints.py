@@ -81,3 +81,11 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         checkpoints.AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     assert torch.load(path) == {"epoch": 0}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_callbacks_find_their_state_in_checkpoints_of_0_1_0(tmp_path):
+    """There the class was called Checkpoint, and Lightning stores state under the name of the class."""
+    best, last = checkpoints.callbacks(tmp_path, "val/ndcg@10")
+    options = "'mode': 'max', 'every_n_train_steps': 0, 'every_n_epochs': 1, 'train_time_interval': None}"
+    assert best.state_key == "Checkpoint{'monitor': 'val/ndcg@10', " + options
+    assert last.state_key == "Checkpoint{'monitor': None, " + options
