@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup train test tensorboard lint results
 
 help:
-	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=64 seed=1" sets keys, ARGS=--help lists them'
+	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=50 seed=1" sets keys, ARGS=--help lists them'
 	@echo 'make tensorboard  show the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
 	@echo 'make lint         check style, format, and that the pages show the data of docs/results'

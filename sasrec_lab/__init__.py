@@ -1,3 +1,3 @@
-"""sasrec_lab: a research lab for SASRec and its relatives."""
+"""Train, evaluate and compare SASRec-style sequential recommenders."""
 
 __version__ = "0.1.0"

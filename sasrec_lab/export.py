@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """Run the command line; a user error ends in one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="sasrec-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
     args = parser.parse_args()

@@ -238,11 +238,12 @@ def overview(results: Path) -> str:
     """Return the README's table: each preset next to the published value, and the popularity baseline."""
     stamp, quality = read_rows("quality", results)
     paper = [row for row in read_rows("paper_table4", results)[1] if row["row"] == "default"]
+    stamp["note"] = "101 items: " + ", ".join(f"{row['data']} {own_stamp(row)}" for row in paper)
     ours = {row["configuration"]: row for row in quality}
     published = next(row["ndcg"] for name, row in ours.items() if "same file" in name)
     full = "MovieLens-1M, all unseen items"
     rows = [
-        ("default", full, ours["default"], published),
+        ("`dataset=sasrec_ml_1m`", full, ours["default"], published),
         ("`experiment=quality/sasrec_ml_1m`", full, ours["quality preset"], published),
         ("popularity", full, ours["popularity"], None),
     ]

@@ -1,4 +1,4 @@
-"""Ranks by counting, and NDCG, recall and MRR from ranks. U users, V items, N candidates.
+"""Ranks of the targets, and NDCG, recall and MRR from ranks. U users, V items, N candidates.
 
 With one target per user, recall@k is the hit rate. Rank 1 is the best. Rank 0 means that the target is not among the
 candidates (it is unknown to the model, or excluded as seen): a miss at every k.

@@ -1,4 +1,4 @@
-"""Ranks by counting, and exact top-k lists, from states and item vectors.
+"""Counts of items that score at least as high, and exact top-k lists, from states and item vectors.
 
 Items are 1..V, so row i of an item table is item i + 1. U users, R rows of a list, V items, D dim, S seen pairs.
 """
