@@ -80,7 +80,7 @@ class SequentialRecommender(pl.LightningModule):
         """
         if not isfinite(loss):
             reason = f"the loss is {loss}"
-        elif not all(isfinite(parameter.detach().sum()) for parameter in self.encoder.parameters()):  # a sum needs no memory
+        elif not all(isfinite(x.detach().sum()) for x in self.encoder.parameters()):  # a sum needs no memory
             reason = "parameters are NaN or infinite"
         else:
             return
