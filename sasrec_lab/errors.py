@@ -1,11 +1,23 @@
 """Exceptions and warnings for invalid user input, and helpers for their messages."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# C0 and C1 controls (terminal escapes among them), line separators, changes of writing direction, lone surrogates
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters as visible escapes, so that a terminal shows them and obeys none."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class InputError(ValueError):
     """Invalid user input. The message is one line: the key (or file and row), the value, the rule, the fix."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(" ".join(line.strip() for line in message.splitlines())))
 
 
 class InputWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from uuid import uuid4
 from sasrec_lab.errors import InputError, nearest
 
 _NAME_BYTES = 200  # file systems allow 255
+_SMALL_BYTES = 4 << 20
 
 
 def user_cache() -> Path:
@@ -34,6 +36,22 @@ def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def read_small_text(path: Path) -> str:
+    """Return the text of a regular file of at most 4 MiB, such as a run's records, which may be a stranger's.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is larger, not UTF-8, or a pipe or device, which is not waited for.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a regular file")
+        if found.st_size > _SMALL_BYTES:
+            raise ValueError(f"{found.st_size:,} bytes, more than {_SMALL_BYTES:,}")
+        return file.read(_SMALL_BYTES).decode()
 
 
 def folder_name(text: str) -> str:

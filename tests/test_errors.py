@@ -1,6 +1,6 @@
-"""Spelling suggestions and shortened lists in messages."""
+"""Messages in one printable line, spelling suggestions and shortened lists."""
 
-from sasrec_lab.errors import MissingKey, did_you_mean, first_few, nearest
+from sasrec_lab.errors import InputError, MissingKey, did_you_mean, first_few, nearest, printable
 
 
 def test_the_nearest_option_is_suggested_if_one_is_close():
@@ -21,3 +21,12 @@ def test_a_missing_key_names_itself_and_the_fix():
     error = MissingKey("run")
     assert error.key == "run"
     assert str(error) == "run has no value; set it on the command line (run=...) or in a config file"
+
+
+def test_control_characters_are_shown_as_escapes():
+    assert printable("a\x1b[31mb\r\u202ec\x9b\ud800") == r"a\x1b[31mb\r\u202ec\x9b\ud800"
+    assert printable("naïve 中文 🎬") == "naïve 中文 🎬"
+
+
+def test_an_input_error_is_one_printable_line():
+    assert str(InputError("first\n  second\x1b]0;title\x07")) == r"first second\x1b]0;title\x07"

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, folder_name, job_folder, job_folders
+from sasrec_lab.files import (
+    atomic_write,
+    did_you_mean_path,
+    display_path,
+    folder_name,
+    job_folder,
+    job_folders,
+    read_small_text,
+)
 
 GRID, SEARCH = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.OptunaSweeper"
 
@@ -79,6 +87,19 @@ def test_a_missing_path_is_answered_with_its_nearest_neighbor(tmp_path):
     assert did_you_mean_path(tmp_path / "swe", only_folders=True) == f"; did you mean {tmp_path / 'sweep'}?"
     assert did_you_mean_path(tmp_path / "other") == ""
     assert did_you_mean_path(tmp_path / "no" / "run") == f"; its folder {tmp_path / 'no'} does not exist"
+
+
+def test_only_small_regular_text_is_read(tmp_path):
+    (tmp_path / "a").write_text("ä")
+    assert read_small_text(tmp_path / "a") == "ä"
+    (tmp_path / "large").write_bytes(b" " * ((4 << 20) + 1))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name, reason in {"large": "4,194,305 bytes", "pipe": "not a regular file", "binary": "utf-8"}.items():
+        with pytest.raises(ValueError, match=reason):
+            read_small_text(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_small_text(tmp_path / "none")
 
 
 def print_help(command: str, stdout) -> tuple[int, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, did_you_mean_path, display_path
+from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, read_small_text
 
 RUN = "run.json"
 METRICS = "metrics.json"
@@ -36,12 +36,12 @@ def read_json(path: Path, fix: str = RETRAIN_HINT) -> dict[str, Any] | None:
         InputError: the file cannot be read or has no JSON object; the message ends in `fix`.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_small_text(path))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a file that a run writes ({error}); {fix}") from error
     return content
 
