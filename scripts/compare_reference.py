@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
@@ -120,7 +120,7 @@ def test(model: PaddedSASRec, data: SequenceData, cfg: TrainConfig, num_items: i
     return {name: taken[name] for name in METRICS.values()}
 
 
-def padded(batch: PackedBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tensor:
+def padded(batch: TrainingBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tensor:
     """Return each sequence's tokens at the right end of a row, after zeros, as (B, L)."""
     rows = torch.zeros(len(batch.offsets) - 1, maxlen, dtype=torch.int64)
     for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):

@@ -4,6 +4,7 @@ Everything in the model is per token; only attention needs to know where a seque
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import Negatives
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
+
+_Batch = TypeVar("_Batch", bound="PackedBatch | EvaluationBatch")
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,22 @@ class PackedBatch:
     items: Tensor  # (T,) int64, 1..num_items
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
     last: Tensor  # (B,) token of each sequence's newest item
-    offsets: np.ndarray  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to offsets[s + 1] - 1
-    targets: Tensor | None = None  # (T,) int64: the next item, 0 for none
+    offsets: np.ndarray | None  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to
+    # offsets[s + 1] - 1; None in an export, where all tokens are one sequence
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the batch on `device`; Lightning calls this."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class TrainingBatch(PackedBatch):
+    """Sequences with the item after each token, and the negatives that the loss asked for."""
+
+    targets: Tensor  # (T,) int64: the next item, 0 for none
     weights: Tensor | None = None  # (T,) float32: weight of the target's interaction
     negatives: Tensor | None = None  # (T, N) int64; or (N,), shared by all tokens, in ascending order
     log_weights: Tensor | None = None  # (N,) float32: what to add to the logits of shared negatives
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """Return the batch on `device`; Lightning calls this."""
-        return _moved(self, device, non_blocking)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class EvaluationBatch:
     seen_items: Tensor  # (S,) int64: ... who has seen this item before the target, each pair once
     candidates: Tensor | None = None  # (U, N) int64: sampled items to rank the target among
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch on `device`; Lightning calls this."""
         return _moved(self, device, non_blocking)
 
@@ -75,11 +85,11 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     return batch, places
 
 
-def training_batch(holdout: Holdout, windows: np.ndarray, negatives: Negatives | None = None) -> PackedBatch:
+def training_batch(holdout: Holdout, windows: np.ndarray, negatives: Negatives | None = None) -> TrainingBatch:
     """Pack training windows: all items but the last as inputs, and the item after each input as its target."""
-    batch, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
-    dummies = (0, len(batch.items) - len(places))
-    batch = replace(batch, targets=_tensor(np.pad(holdout.items[places + 1], dummies)))
+    inputs, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
+    dummies = (0, len(inputs.items) - len(places))
+    batch = TrainingBatch(**vars(inputs), targets=_tensor(np.pad(holdout.items[places + 1], dummies)))
     if holdout.weights is not None:
         weights = np.pad(holdout.weights[places + 1], dummies).astype(np.float32)
         batch = replace(batch, weights=torch.from_numpy(weights))
@@ -133,9 +143,9 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
 
 
-def _moved(batch, device: torch.device | str, non_blocking: bool):
+def _moved(batch: _Batch, device: torch.device | str, non_blocking: bool) -> _Batch:
     """Return the same batch with every tensor in it on `device`."""
-    moved = {}
+    moved: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, (Tensor, PackedBatch)):

@@ -1,13 +1,14 @@
 """The LightningDataModule: whole batches cut from flat arrays, without a Python loop over users."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, training_batch
+from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch, evaluation_batch, training_batch
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, draw_candidates
 
@@ -32,25 +33,25 @@ class SequenceData(pl.LightningDataModule):
                     holdout, cfg.evaluation.draw, cfg.evaluation.sampled, cfg.evaluation.seed, stage
                 )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of training batches."""
         order = ShuffledWindows(
             len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._rank_and_world_size()
         )
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
-            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         negatives = self.sampler(self.holdout, self.cfg.loss.negatives) if self.sampler else None
         return DataLoader(TrainingData(self.holdout, negatives), batch_size=None, sampler=order)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of validation batches."""
         return self.evaluation_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return the loader of test batches."""
         return self.evaluation_dataloader("test")
 
-    def evaluation_dataloader(self, stage: str) -> DataLoader:
+    def evaluation_dataloader(self, stage: str) -> DataLoader[Any]:
         """Return the loader of the held-out users for "val" or "test"."""
         data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
@@ -63,7 +64,7 @@ class SequenceData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-class ShuffledWindows(Sampler):
+class ShuffledWindows(Sampler[Any]):
     """Yield one batch of window indices, and the seed of its negatives, at a time, in an order set by seed and epoch.
 
     With several processes, each takes every `processes`-th window of a global batch of `processes * batch_size`; a last
@@ -94,20 +95,20 @@ class ShuffledWindows(Sampler):
             yield batch[self.process :: self.processes], [self.seed, self.epoch, step, self.process]
 
 
-class TrainingData(Dataset):
+class TrainingData(Dataset[TrainingBatch]):
     """Map window indices and a seed to a packed batch, with negatives if there is a sampler."""
 
     def __init__(self, holdout: Holdout, sampler: NegativeSampler | None = None):
         self.holdout, self.sampler = holdout, sampler
 
-    def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> PackedBatch:
+    def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> TrainingBatch:
         """Return the batch of (windows, seed)."""
         windows, seed = step
         negatives = self.sampler.draw(windows, np.random.default_rng(seed)) if self.sampler else None
         return training_batch(self.holdout, windows, negatives)
 
 
-class EvaluationData(Dataset):
+class EvaluationData(Dataset[EvaluationBatch]):
     """Map indices of held-out users to a batch to rank."""
 
     def __init__(self, holdout: Holdout, stage: str, maxlen: int, candidates: np.ndarray | None):

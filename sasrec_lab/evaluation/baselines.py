@@ -15,7 +15,7 @@ def popularity_metrics(data: SequenceData, evaluation: EvaluationConfig) -> dict
     """Return validation and test metrics of the baseline, for the same users and candidates as the model's."""
     scores = SharedScores(torch.from_numpy(training_counts(data.holdout)))
     metrics = HoldoutMetrics(len(scores.counts), evaluation)
-    values = {}
+    values: dict[str, float] = {}
     for stage in ("val", "test"):
         for batch in data.evaluation_dataloader(stage):
             metrics.update(scores, batch)
@@ -24,7 +24,7 @@ def popularity_metrics(data: SequenceData, evaluation: EvaluationConfig) -> dict
 
 
 class SharedScores:
-    """One score per item for all users, with the methods of ops.ranking.Scores.
+    """One score per item for all users, as evaluation.metrics.ItemScores.
 
     A binary search in the sorted scores counts what would be V comparisons per user.
     """

@@ -4,6 +4,8 @@ With one target per user, recall@k is the hit rate. Rank 1 is the best. Rank 0 m
 candidates (it is unknown to the model, or excluded as seen): a miss at every k.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -11,7 +13,16 @@ from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab.config.schema import EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
-from sasrec_lab.ops.ranking import Scores
+
+
+class ItemScores(Protocol):
+    """Scores of the catalogue's items for U users, such as ops.ranking.Scores."""
+
+    def for_items(self, items: Tensor) -> Tensor:
+        """Return the scores of items (U, n), in the same shape."""
+
+    def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        """Return how many unseen items do not score below each user's target, the target included, (U,) int64."""
 
 
 class HoldoutMetrics(nn.Module):
@@ -29,7 +40,7 @@ class HoldoutMetrics(nn.Module):
         self.full = None if skips_full else RankMetrics(num_items, evaluation.k)
         self.sampled = RankMetrics(evaluation.sampled + 1, evaluation.k) if evaluation.sampled else None
 
-    def update(self, scores: Scores, batch: EvaluationBatch) -> dict[str, Tensor]:
+    def update(self, scores: ItemScores, batch: EvaluationBatch) -> dict[str, Tensor]:
         """Count the ranks of a batch and return them, each (U,)."""
         ranks = {}
         if self.full is not None:
@@ -42,7 +53,7 @@ class HoldoutMetrics(nn.Module):
 
     def compute_and_reset(self, stage: str) -> dict[str, float]:
         """Return the metrics so far under their full names, such as `val/ndcg@10`, and start over."""
-        values = {}
+        values: dict[str, float] = {}
         for ranks, suffix in ((self.full, ""), (self.sampled, self.suffix)):
             if ranks is not None:
                 values |= {f"{stage}/{name}{suffix}": value for name, value in ranks.compute().items()}
@@ -50,7 +61,7 @@ class HoldoutMetrics(nn.Module):
         return values
 
 
-def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
+def full_ranks(scores: ItemScores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
     """Return the target's rank in the full catalogue: 1 + the number of other candidates that score at least as high.
 
     Ties and NaN count against the target, so a model that scores all items alike gets the worst rank. Counting needs no
@@ -64,8 +75,9 @@ def full_ranks(scores: Scores, batch: EvaluationBatch, filter_seen: bool) -> Ten
     return torch.where(is_known, ranks, 0)
 
 
-def sampled_ranks(scores: Scores, batch: EvaluationBatch) -> Tensor:
+def sampled_ranks(scores: ItemScores, batch: EvaluationBatch) -> Tensor:
     """Return the target's rank among itself and the sampled candidates; a candidate equal to it does not count."""
+    assert batch.candidates is not None
     targets = batch.targets.clamp(min=1)[:, None]
     candidate_scores = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
     above = ~(candidate_scores[:, 1:] < candidate_scores[:, :1]) & (batch.candidates != targets)
@@ -76,6 +88,8 @@ class MeanLoss(Metric):
     """Mean loss over all targets; NaN if any loss is NaN, which torchmetrics' MeanMetric would ignore."""
 
     full_state_update = False
+    total: Tensor
+    targets: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +110,7 @@ class IntegerConcat(Metric):
     """Integers of all batches and processes, concatenated; torchmetrics' CatMetric is float32, exact only to 2^24."""
 
     full_state_update = False
+    parts: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +132,7 @@ class RankMetrics(Metric):
     """
 
     full_state_update = False
+    counts: Tensor
 
     def __init__(self, worst_rank: int, k: list[int]):
         super().__init__()

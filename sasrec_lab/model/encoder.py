@@ -21,6 +21,8 @@ class Encoder(nn.Module):
     McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a config key.
     """
 
+    sinusoids: Tensor  # (L, D) only if the positions are not learned
+
     def __init__(self, num_items: int, cfg: ModelConfig):
         super().__init__()
         self.rate, self.maxlen = cfg.dropout, cfg.maxlen
@@ -65,7 +67,7 @@ class Encoder(nn.Module):
         if self.pos_emb is PosEmb.none:
             x = x * self.scale
         else:  # scaling and addition in one pass
-            table = self.positions.weight if self.pos_emb is PosEmb.learned else self.sinusoids
+            table = self.sinusoids if self.positions is None else self.positions.weight
             x = torch.add(F.embedding(batch.positions, table), x, alpha=self.scale)
         return dropout(x, self.rate if self.training else 0.0)
 

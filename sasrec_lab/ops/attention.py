@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,25 +34,30 @@ class BatchLayout:
         if offsets is not None and (offsets[0] != 0 or offsets[-1] > self.num_tokens or (np.diff(offsets) < 0).any()):
             raise ValueError(f"offsets must rise from 0 to at most the {self.num_tokens} tokens")
 
+    @property
+    def _known_offsets(self) -> np.ndarray:
+        assert self.offsets is not None, "an export has no offsets"
+        return self.offsets
+
     @cached_property
     def offsets_tensor(self) -> Tensor:
         """Return the offsets (B + 1,) as a tensor on the CPU."""
-        return torch.from_numpy(self.offsets)
+        return torch.from_numpy(self._known_offsets)
 
     @cached_property
     def num_sequences(self) -> int:
         """Return B."""
-        return len(self.offsets) - 1
+        return len(self._known_offsets) - 1
 
     @cached_property
     def num_real_tokens(self) -> int:
         """Return the number of tokens that belong to a sequence."""
-        return int(self.offsets[-1])
+        return int(self._known_offsets[-1])
 
     @cached_property
     def buckets(self) -> Buckets:
         """Return the sequences in buckets of similar length."""
-        return Buckets.from_offsets(self.offsets, self.num_tokens, self.device)
+        return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
 
     @cached_property
     def padded_rows(self) -> "PaddedRows":
@@ -126,15 +132,16 @@ class PaddedRows:
     """
 
     def __init__(self, layout: BatchLayout):
-        maxlen = layout.maxlen
+        maxlen, positions = layout.maxlen, layout.positions
+        assert maxlen is not None
+        assert positions is not None
         if torch.compiler.is_exporting():  # one sequence
-            self.cells, self.num_dummies = maxlen - 1 - layout.positions, 0
+            self.cells, self.num_dummies = maxlen - 1 - positions, 0
             self.layout = BatchLayout(None, maxlen, layout.device)
             return
-        lengths = np.diff(layout.offsets)  # (B,)
-        ends = np.arange(1, layout.num_sequences + 1) * maxlen
-        ends = torch.from_numpy(np.repeat(ends, lengths)).to(layout.device)
-        self.cells = ends - 1 - layout.positions[: len(ends)]  # (tokens in sequences,)
+        lengths = torch.from_numpy(np.diff(layout.offsets_tensor.numpy()))  # (B,)
+        ends = (torch.arange(1, layout.num_sequences + 1) * maxlen).repeat_interleave(lengths).to(layout.device)
+        self.cells = ends - 1 - positions[: len(ends)]  # (tokens in sequences,)
         self.num_dummies = layout.num_tokens - len(ends)
         offsets = np.arange(layout.num_sequences + 1) * maxlen  # every sequence has `maxlen` tokens
         self.layout = BatchLayout(offsets, int(offsets[-1]), layout.device)
@@ -162,7 +169,7 @@ def compiled_attention(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, hea
 
 class _CompiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         for name, x in (("q", q), ("k", k), ("v", v)):
             check_shape(name, x, layout.num_tokens, q.shape[1])
@@ -180,7 +187,7 @@ class _CompiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, weights = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
         for x in grads:
@@ -191,7 +198,7 @@ class _CompiledAttention(torch.autograd.Function):
 
 
 @kernel
-def _weights_size_kernel(offsets: Integers, sequences: int) -> int:
+def _weights_size_kernel(offsets: Integers, sequences: int) -> int:  # type: ignore[empty-body]
     """Return the number of floats that `weights` has for each head."""
 
 

@@ -26,8 +26,7 @@ def choose_matmul(device: torch.device, previous: str | None = None) -> str:
     if device.type != "cpu":
         torch.set_float32_matmul_precision("highest")
         return f"{device.type} float32 without TF32"
-    keep = previous and (previous.startswith("torch") or (previous.startswith("oneDNN") and _is_exact("medium")))
-    chosen = previous if keep else _cached_choice(fastest_exact_matmul)
+    chosen = previous if previous and _is_kept(previous) else _cached_choice(fastest_exact_matmul)
     torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")
     return chosen
 
@@ -82,6 +81,10 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _is_kept(choice: str) -> bool:
+    return choice.startswith("torch") or (choice.startswith("oneDNN") and _is_exact("medium"))
 
 
 def _cached_choice(choose: Callable[[], str]) -> str:

@@ -1,6 +1,7 @@
 """Inference through a transformer block, by a compiled kernel if there is one for this kind of block. D dim."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,19 @@ class BlockLayers:
     outer: nn.Linear
 
 
-def apply_block(block: nn.Module, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+class KernelBlock(Protocol):
+    """A block as a kernel sees it: its layers, and its plain form."""
+
+    training: bool
+
+    def layers(self) -> BlockLayers:
+        """Return the layers, and how they are put together."""
+
+    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return the states of all tokens (T, D), or of each sequence's `newest` one (B, D)."""
+
+
+def apply_block(block: KernelBlock, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
     """Return `block.transform(x, layout, newest)`, by the kernel if it can; `block.layers()` gives its BlockLayers."""
     if not (block.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
         layers = block.layers()
@@ -51,7 +64,8 @@ def _block_compiled(layers: BlockLayers, x: Tensor, layout: BatchLayout, only_ne
     if not only_newest:
         out[layout.num_real_tokens :] = 0
     kind = NORMS.index(layers.norm), int(layers.has_residual), float(layers.attention_norm.eps)
-    parameters = _fold(layers)
+    with torch.autocast("cpu", enabled=False):
+        parameters = _fold(layers)
     inputs_and_outputs = (1, dim), (dim, dim), (dim, dim), (1, dim), (dim, width), (width, dim)
     for rows, (inputs, outputs) in zip(parameters, inputs_and_outputs, strict=True):
         check_shape("parameters", rows, inputs + 1, outputs + -outputs % ROW_MULTIPLE)
@@ -59,7 +73,6 @@ def _block_compiled(layers: BlockLayers, x: Tensor, layout: BatchLayout, only_ne
     return out
 
 
-@torch.autocast("cpu", enabled=False)
 def _fold(layers: BlockLayers) -> list[Tensor]:
     """Return each layer's matrix (in, out) with its bias as the last row, in the order in which a token meets them.
 

@@ -7,6 +7,7 @@ item, so the causal mask is the only one. B sequences, T tokens, D dim, H heads,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: in
     precision, and its flex attention has no dropout.
     """
     inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), strict=True)
-    return buckets.scatter([F.scaled_dot_product_attention(*qkv, dropout_p=rate, is_causal=True) for qkv in inputs])
+    return buckets.scatter(
+        [F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True) for q, k, v in inputs]
+    )
 
 
 def newest_attention(q: Tensor, x: Tensor, buckets: Buckets, scale: float) -> Tensor:
@@ -107,26 +110,26 @@ def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads:
 
 class _BucketedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             # of the queries instead of the scores, and of the values instead of the weights
             ctx.scales = 1 / sqrt(q.shape[1] // heads), 1 / keep_probability(rate)
-            q = buckets.gather(q * ctx.scales[0], heads)
-            k = buckets.gather(k, heads)
-            v = buckets.gather(v * ctx.scales[1] if rate else v, heads)
-            out = [torch.empty_like(x) for x in q]
+            queries = buckets.gather(q * ctx.scales[0], heads)
+            keys = buckets.gather(k, heads)
+            values = buckets.gather(v * ctx.scales[1] if rate else v, heads)
+            out = [torch.empty_like(x) for x in queries]
             weights, kept = [], []  # per piece; kept: after dropout
-            for bucket, begin, end in _pieces(q):
-                scores = q[bucket][:, :, begin:end] @ k[bucket][:, :, :end].mT
+            for bucket, begin, end in _pieces(queries):
+                scores = queries[bucket][:, :, begin:end] @ keys[bucket][:, :, :end].mT
                 weights.append(_softmax_of_past(scores, begin))
                 kept.append(weights[-1] * keep_mask(weights[-1], rate) if rate else weights[-1])
-                out[bucket][:, :, begin:end] = kept[-1].to(scores.dtype) @ v[bucket][:, :, :end]
-        ctx.save_for_backward(*q, *k, *v, *out, *weights, *kept)
+                out[bucket][:, :, begin:end] = kept[-1].to(scores.dtype) @ values[bucket][:, :, :end]
+        ctx.save_for_backward(*queries, *keys, *values, *out, *weights, *kept)
         ctx.buckets, ctx.heads = buckets, heads
         return buckets.scatter(out)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         buckets, n = ctx.buckets, len(ctx.buckets.sizes)
         q, k, v, out = (ctx.saved_tensors[i : i + n] for i in range(0, 4 * n, n))
         pieces = _pieces(q)

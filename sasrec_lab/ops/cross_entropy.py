@@ -5,6 +5,7 @@ Gradients are computed in the forward pass, so they have no gradients themselves
 
 from collections.abc import Callable, Iterator
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def linear_binary_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             states, weights = states.detach().contiguous(), token_weights[:, None]
@@ -67,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return -(weights * log_p).sum()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
         states_grad, table_grad = ctx.saved_tensors
         return _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output), None, None
 
@@ -75,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _SampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, states: Tensor, vectors: Tensor, excluded_columns: Tensor, log_weights: Tensor, token_weights: Tensor
+        ctx: Any, states: Tensor, vectors: Tensor, excluded_columns: Tensor, log_weights: Tensor, token_weights: Tensor
     ) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
@@ -91,14 +92,14 @@ class _SampledCrossEntropy(torch.autograd.Function):
         return -(weights * log_p).sum()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, vectors_grad = ctx.saved_tensors
         return _scale_gradient(states_grad, grad_output), _scale_gradient(vectors_grad, grad_output), None, None, None
 
 
 class _LinearBinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
             h, table = states.detach().to(table.dtype), table.detach()
             slopes = table.new_empty(rows.shape)  # (T, 1 + N) derivative of the loss by each logit
@@ -119,7 +120,7 @@ class _LinearBinaryCrossEntropy(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         h, slopes, states_grad, rows = ctx.saved_tensors
         slopes = slopes * grad_output
         # the table's gradient is made here, because scaling a finished one would be one more pass over the catalogue
@@ -235,14 +236,14 @@ def _softmax_products_compiled(
     check_shape("table", table, items, dim)
     check_shape("target_vectors", target_vectors, every, dim)
     check_shape("weights", weights, every, 1)
-    if sampled:
+    if biases is not None and excluded is not None:
         check_shape("log_weights", biases, items)
         check_shape("excluded_columns", excluded, every)
     real = weights[:, 0].nonzero().squeeze(1)
     tokens = len(real)
     if tokens < every:
         states, target_vectors, weights = states[real], target_vectors[real], weights[real]
-        excluded = excluded[real] if sampled else None
+        excluded = None if excluded is None else excluded[real]
     log_p, expected, table_grad = torch.empty_like(weights), torch.empty_like(states), torch.empty_like(table)
     if tokens:
         rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers

@@ -1,5 +1,7 @@
 """Fast dropout: the compiled kernel stores no mask; the torch path draws one random byte per element."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,12 +25,12 @@ class _CompiledDropout(torch.autograd.Function):
     """Dropout by the kernel; the seed is all that the backward pass needs."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, rate: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
         ctx.rate, ctx.seed = float(rate), int(torch.randint(2**62, ()))  # follows torch's own seed
         return _dropout_compiled(x, ctx.rate, ctx.seed)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _dropout_compiled(grad.contiguous(), ctx.rate, ctx.seed), None
 
 

@@ -34,7 +34,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except RuntimeError as error:  # torch hides "no space left" behind it
                 raise error.__context__ or error from None
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Return the checkpoint, memory-mapped."""
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
 
@@ -51,7 +53,7 @@ class MovableCheckpoint(ModelCheckpoint):
         """Restore the state, with the paths of the folder that the run is in now."""
         path = self.format_checkpoint_name({})
         if self.monitor and Path(path).is_file():
-            best = {"best_model_path": path, "kth_best_model_path": path}
+            best: dict[str, Any] = {"best_model_path": path, "kth_best_model_path": path}
             best["best_k_models"] = {path: state_dict["best_model_score"]}
             state_dict = state_dict | best | {"dirpath": self.dirpath}
         super().load_state_dict(state_dict)

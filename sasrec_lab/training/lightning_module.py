@@ -2,16 +2,17 @@
 
 import logging
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
@@ -45,13 +46,13 @@ class SequentialRecommender(pl.LightningModule):
         self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
         self.test_ranks: dict[str, Tensor] = {}  # per tested user, ordered by user index
 
-    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss = self.loss.compute(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
         self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
         return loss
 
-    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Seed dropout by seed and epoch, so that a resumed run equals an uninterrupted one.
 
         This is not in on_train_epoch_start, which Lightning skips for the first epoch of a resumed run.
@@ -66,7 +67,7 @@ class SequentialRecommender(pl.LightningModule):
         self.train_loss.reset()
         self._check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"], rank_zero_only=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
         if self.trainer.is_global_zero:
@@ -107,16 +108,17 @@ class SequentialRecommender(pl.LightningModule):
         """Rank the targets of a batch of held-out users, and keep the ranks."""
         ranks = self.test_metrics.update(self.scores(batch), batch)
         for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
-            self.ranks[name].update(column)
+            cast(IntegerConcat, self.ranks[name]).update(column)
 
     def on_test_epoch_end(self) -> None:
         """Combine the ranks of all processes, while they are still on the device."""
         self.tested = self.test_metrics.compute_and_reset("test")  # train.py writes these to TensorBoard
-        columns = {name: column.compute() for name, column in self.ranks.items() if column.update_called}
+        ranks = cast(dict[str, IntegerConcat], self.ranks)
+        columns = {name: column.compute() for name, column in ranks.items() if column.update_called}
         order = columns["user"].argsort()
         self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and, if the config asks for one, its learning-rate schedule."""
         cfg = self.cfg.optimizer
         optimizer = build_optimizer(self.encoder.parameters(), cfg, self.cfg.trainer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.config.schema import LossConfig, LossName
-from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.negatives import NegativeSampler, SharedSampler, UniformSampler, UnseenSampler
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
@@ -25,7 +25,7 @@ from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cro
 class Loss:
     """A loss, the negatives it needs (None: it compares with the whole catalogue), and its rule on the catalogue."""
 
-    compute: Callable[[Tensor, nn.Embedding, PackedBatch, LossConfig], Tensor]
+    compute: Callable[[Tensor, nn.Embedding, TrainingBatch, LossConfig], Tensor]
     sampler: type[NegativeSampler] | None = None
     check: Callable[[LossConfig, int], None] | None = None  # raises InputError if num_items does not suit the config
 
@@ -40,7 +40,7 @@ class Loss:
         return num_items if self.sampler is None else 1 + cfg.negatives
 
 
-def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+def softmax(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
     """Return -log p(target), with p the softmax over the whole catalogue.
 
     As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602.
@@ -48,7 +48,7 @@ def softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossCo
     return linear_cross_entropy(states, items.weight, (batch.targets - 1).clamp(min=0), _token_weights(batch))
 
 
-def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+def sampled_softmax(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
     """Return log(exp s(target) + sum of w exp s(negative)) - s(target), an estimate of the full softmax.
 
     w is how often an item was drawn over how often that was expected (logQ correction: Jean et al. 2015, arXiv
@@ -57,6 +57,8 @@ def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg
     average slightly smaller. The target is always present, so it has no correction (Khrylchenko et al. 2025, arXiv
     2507.09331).
     """
+    assert batch.negatives is not None
+    assert batch.log_weights is not None
     targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[0])  # (T,) any of the batch's if none
     vectors = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
     columns = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
@@ -65,7 +67,7 @@ def sampled_softmax(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg
     return sampled_cross_entropy(states, vectors, excluded_columns, batch.log_weights, _token_weights(batch))
 
 
-def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+def bce(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
     """Return -log sigmoid(s(target)) - sum of log sigmoid(-s(negative)).
 
     Kang and McAuley 2018, arXiv 1808.09781, eq. (7), normalized as in the authors' code (model.py).
@@ -73,7 +75,7 @@ def bce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig
     return _binary_cross_entropy(states, items, batch, 1.0)
 
 
-def gbce(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+def gbce(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
     """Return -(beta log sigmoid(s(target)) + sum of log sigmoid(-s(negative))) / (N + 1).
 
     Petrov and Macdonald 2023, arXiv 2308.07192: beta = a (t (1 - 1 / a) + 1 / a), with the calibration t and the
@@ -93,7 +95,7 @@ def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
         )
 
 
-def bpr(states: Tensor, items: nn.Embedding, batch: PackedBatch, cfg: LossConfig) -> Tensor:
+def bpr(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
     """Return the mean over the negatives of -log sigmoid(s(target) - s(negative)).
 
     Bayesian personalized ranking: Rendle et al. 2009, arXiv 1205.2618, without its regularization term, which is
@@ -115,7 +117,7 @@ LOSSES = {
 }
 
 
-def _binary_cross_entropy(states: Tensor, items: nn.Embedding, batch: PackedBatch, beta: float) -> Tensor:
+def _binary_cross_entropy(states: Tensor, items: nn.Embedding, batch: TrainingBatch, beta: float) -> Tensor:
     """Return the mean of -beta log sigmoid(s(target)) - sum of log sigmoid(-s(negative))."""
     rows, table = _target_and_negatives(batch) - 1, items.weight  # (T, 1 + N)
     if items.sparse:
@@ -124,13 +126,14 @@ def _binary_cross_entropy(states: Tensor, items: nn.Embedding, batch: PackedBatc
     return linear_binary_cross_entropy(states, table, rows, beta, _token_weights(batch))
 
 
-def _target_and_negatives(batch: PackedBatch) -> Tensor:
+def _target_and_negatives(batch: TrainingBatch) -> Tensor:
     """Return each token's target and negatives, shape (T, 1 + N); a token without a target gets a negative instead."""
+    assert batch.negatives is not None
     targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])
     return torch.cat([targets[:, None], batch.negatives], 1)
 
 
-def _token_weights(batch: PackedBatch) -> Tensor:
+def _token_weights(batch: TrainingBatch) -> Tensor:
     """Return each token's weight in the batch loss: interaction weight / number of targets, 0 if it has no target."""
     has_target = (batch.targets > 0).float()  # (T,)
     weights = has_target if batch.weights is None else has_target * batch.weights

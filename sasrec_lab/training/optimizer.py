@@ -23,12 +23,12 @@ def build_optimizer(
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: int | None) -> LambdaLR:
+def build_schedule(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: float | None) -> LambdaLR:
     """Return the schedule of warm-up and cosine; `total_steps` is None without a cosine."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, cfg.warmup_steps, total_steps))
 
 
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int | None) -> float:
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: float | None) -> float:
     """Return a factor that rises linearly to 1 in warm-up, then falls to 0 on a cosine if `total_steps` is given."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -57,14 +57,13 @@ class RowwiseAdam(torch.optim.Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._update_rows(parameter, group)
+                    self._update_rows(parameter, parameter.grad.coalesce(), group)
                     parameter.grad = None  # so that Adam skips it
         super().step()
         return loss
 
-    def _update_rows(self, table: Tensor, group: dict[str, Any]) -> None:
-        gradient = table.grad.coalesce()
-        rows, gradient = gradient.indices()[0], gradient.values()  # (R,), (R, D)
+    def _update_rows(self, table: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        rows, gradient = grad.indices()[0], grad.values()  # (R,), (R, D)
         state = self.state[table]
         if not state:
             state["step"] = torch.zeros((), device=table.device)

@@ -4,7 +4,7 @@ T tokens of one user, D dim, H heads.
 """
 
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_pl
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.model.blocks import Block
 from sasrec_lab.model.encoder import Encoder
 
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
@@ -85,7 +86,8 @@ def write_attention(
     """
     for row, user in users.items():
         inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
-        labels = [str(names[item - 1]) for item in inputs.items[: inputs.offsets[-1]]]
+        assert inputs is not None  # pick_users_by_length takes users with known items
+        labels = [str(names[item - 1]) for item in inputs.items[: int(inputs.last[-1]) + 1]]
         writer.add_figure(f"attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
 
 
@@ -114,8 +116,9 @@ def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:
 @torch.enable_grad()  # without gradients a block may run as one kernel, which calls no query and key layers
 def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
     """Return each block's attention weights (H, T, T), a row per attending token; `batch` has one user."""
-    tokens, seen = int(batch.offsets[-1]), []
-    layers = [layer for block in encoder.blocks for layer in (block.query, block.key)]
+    tokens, seen = int(batch.last[-1]) + 1, list[Tensor]()
+    blocks = cast(list[Block], list(encoder.blocks))
+    layers = [layer for block in blocks for layer in (block.query, block.key)]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(out[:tokens])) for layer in layers]
     training = encoder.training
     encoder.eval()
@@ -127,7 +130,7 @@ def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
             hook.remove()
     return [
         _weights(q.detach().float(), k.detach().float(), block.heads)
-        for q, k, block in zip(seen[::2], seen[1::2], encoder.blocks, strict=True)
+        for q, k, block in zip(seen[::2], seen[1::2], blocks, strict=True)
     ]
 
 

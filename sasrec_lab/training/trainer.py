@@ -33,7 +33,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         InputError: the Trainer rejects a flag.
     """
     _configure_logging()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # all of it is written anyway
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # all of it is written anyway
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
     if not cfg.has_validation:
@@ -59,7 +59,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         )
     if trainer.world_size > 1:
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
-        trainer.callbacks.append(_SafeSignals())
+        trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
     return trainer
 
 

@@ -118,7 +118,7 @@ def test_what_validation_and_test_read():
     assert val.inputs.items.tolist() == [7, 7, 2, 1, 3]  # the newest is an input: nothing is shifted
     assert val.inputs.positions.tolist() == [1, 0, 2, 1, 0]
     assert val.inputs.last.tolist() == [1, 4]
-    assert val.inputs.targets is None
+    assert type(val.inputs) is PackedBatch  # without targets
 
     test = evaluation_batch(holdout, rows, "test", 3, None)
     assert listed(test) == {

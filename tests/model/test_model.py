@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb
-from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.data.batches import PackedBatch, TrainingBatch, pack
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library
 from sasrec_lab.ops import dropout as dropout_module
@@ -51,7 +51,7 @@ def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | N
     if targets is None:
         return batch
     flat = np.concatenate([labels[-maxlen:] for labels in targets])
-    return replace(batch, targets=torch.from_numpy(np.pad(flat, (0, len(batch.items) - len(flat)))))
+    return TrainingBatch(**vars(batch), targets=torch.from_numpy(np.pad(flat, (0, len(batch.items) - len(flat)))))
 
 
 def states_of_users(states: Tensor, users: list[list[int]], maxlen: int = 9) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.metrics import sampled_ranks
 from sasrec_lab.ops import ranking
@@ -56,7 +56,7 @@ def model_of(overrides: list[str]) -> SequentialRecommender:
     return SequentialRecommender(HOLDOUT.num_items, job(overrides))
 
 
-def batches_of(overrides: list[str]) -> tuple[PackedBatch, EvaluationBatch]:
+def batches_of(overrides: list[str]) -> tuple[TrainingBatch, EvaluationBatch]:
     cfg = job(overrides)
     data = SequenceData(HOLDOUT, cfg, LOSSES[cfg.loss.name].sampler)
     return next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))

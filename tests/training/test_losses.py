@@ -1,7 +1,6 @@
 """Every loss and its gradients against a plain reference, with and without compiled kernels."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp, log
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import LossConfig, LossName
-from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.data.batches import TrainingBatch, pack
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
@@ -47,10 +46,10 @@ def batch_of(
     weights: Tensor | None = None,
     negatives: Tensor | None = None,
     log_weights: Tensor | None = None,
-) -> PackedBatch:
+) -> TrainingBatch:
     """Return a batch in which only these are meaningful, because a loss reads nothing else."""
     batch, _ = pack(np.array([0]), np.array([1]), np.array([1]))
-    return replace(batch, targets=targets, weights=weights, negatives=negatives, log_weights=log_weights)
+    return TrainingBatch(**vars(batch), targets=targets, weights=weights, negatives=negatives, log_weights=log_weights)
 
 
 def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
@@ -61,16 +60,16 @@ def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
     return items
 
 
-def loss_of(name: LossName, states: Tensor, table: Tensor, batch: PackedBatch, calibration: float = 0.0) -> Tensor:
+def loss_of(name: LossName, states: Tensor, table: Tensor, batch: TrainingBatch, calibration: float = 0.0) -> Tensor:
     negatives = 0 if batch.negatives is None or name is LossName.softmax else batch.negatives.shape[-1]
     return LOSSES[name].compute(states, items_of(table), batch, LossConfig(name, negatives, calibration))
 
 
-def softmax(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+def softmax(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
     return loss_of(LossName.softmax, states, table, batch)
 
 
-def bce(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+def bce(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
     return loss_of(LossName.bce, states, table, batch)
 
 
@@ -380,7 +379,7 @@ def plain_sampled_softmax(
     return total / count
 
 
-def sampled_softmax(states: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+def sampled_softmax(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
     return loss_of(LossName.sampled_softmax, states, table, batch)
 
 
