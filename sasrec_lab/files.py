@@ -1,11 +1,14 @@
-"""Atomic writes, names of run folders, paths as shown to the user, and a stdout that may be closed."""
+"""Atomic and durable writes, names of run folders, paths as shown to the user, and a stdout that may be closed."""
 
+import errno
+import fcntl
 import os
 import re
+import shutil
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha1
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +17,9 @@ from sasrec_lab.errors import InputError, nearest
 
 _NAME_BYTES = 200  # file systems allow 255
 _SMALL_BYTES = 4 << 20
+_DRAFT_NAME = re.compile(r"\.draft-[0-9a-f]{12}-")
+# what file systems answer that cannot sync a file or a folder, or not one that may not be read
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 
 def user_cache() -> Path:
@@ -27,15 +33,127 @@ def user_cache() -> Path:
 def atomic_write(path: Path, *, locked: bool = False) -> Iterator[Path]:
     """Yield a draft path that replaces `path` on success, so readers see the old or the new file.
 
-    This holds even if the disk fills up or the process is killed. With `locked` no other process writes to the folder,
-    so the draft that a killed process left is overwritten; without it every writer has a draft of its own.
+    This holds even if the disk fills up, the process is killed or the power is cut; once this returns, the new file is
+    on the disk. With `locked` no other process writes to the folder, so the draft that a killed process left is
+    overwritten; without it every writer has a draft of its own, and removes those of killed ones.
     """
-    draft = path.with_name(f".draft-{path.name}" if locked else f".draft-{uuid4().hex[:12]}-{path.name}")
+    draft = draft_of(path) if locked else _unique_draft(path)
+    with nullcontext() if locked else _own_draft(draft, lambda: open(draft, "xb").close()):
+        try:
+            yield draft
+            sync_file(draft)
+            draft.replace(path)
+            sync_folder(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder next to `target`, to be filled and renamed, or removed at the end with all that is in it.
+
+    Folders that killed processes left there are removed first. Call `sync_tree` before renaming it, and `sync_folder`
+    on its parent afterwards.
+    """
+    draft = _unique_draft(target)
+    with _own_draft(draft, lambda: draft.mkdir(mode=0o700)):
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(path: Path) -> Path:
+    """Return the path of the draft of a file whose folder is locked."""
+    return path.with_name(f".draft-{path.name}")
+
+
+def _unique_draft(path: Path) -> Path:
+    return path.with_name(f".draft-{uuid4().hex[:12]}-{path.name}")
+
+
+@contextmanager
+def _own_draft(draft: Path, make: Callable[[], None]) -> Iterator[None]:
+    """Make a draft and lock it for the body, so that other processes can tell it from one that a killed process left.
+
+    A file system without locks has none of this: there drafts are never removed.
+    """
+    _remove_dead_drafts(draft.parent)
+    while True:
+        make()
+        try:
+            descriptor = os.open(draft, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a dead one before it was locked
+            continue
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if draft.exists():
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _remove_dead_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder whose processes have ended without removing them."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if _DRAFT_NAME.match(name):
+                _remove_if_dead(folder / name)
+
+
+def _remove_if_dead(draft: Path) -> None:
+    with suppress(OSError):  # it lives, it is gone, it is another user's, or there are no locks here
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                shutil.rmtree(draft)
+            else:
+                draft.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, so that none of them is lost if the power is cut."""
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for above in made or [folder]:  # a folder that Hydra has just made is not new here
+        sync_folder(above.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Return when the content of a file is on the disk."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder, such as one just renamed to, are on the disk."""
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_tree(folder: Path) -> None:
+    """Return when everything in a folder is on the disk, the names of its files and folders included."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                sync_file(path)
+        sync_folder(Path(parent))
+
+
+def _sync(path: Path, flags: int) -> None:
     try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def read_small_text(path: Path) -> str:

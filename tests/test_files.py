@@ -1,5 +1,6 @@
-"""Atomic writes, folder names, paths in messages, and help whose reader goes away."""
+"""Atomic and durable writes, folder names, paths in messages, and help whose reader goes away."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from sasrec_lab.files import (
     atomic_write,
     did_you_mean_path,
     display_path,
+    draft_folder,
     folder_name,
     job_folder,
     job_folders,
+    make_folder,
     read_small_text,
+    sync_tree,
 )
 
 GRID, SEARCH = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.OptunaSweeper"
@@ -49,6 +53,95 @@ def test_a_draft_left_in_a_locked_folder_is_overwritten(tmp_path):
     with atomic_write(file, locked=True) as draft:
         draft.write_text("new")
     assert (file.read_text(), list(tmp_path.iterdir())) == ("new", [file])
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record what is synced and renamed, by name and in order."""
+    seen = []
+    fsync, rename = os.fsync, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        seen.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def record_rename(draft: Path, path: Path) -> None:
+        seen.append(f"rename {Path(path).name}")
+        rename(draft, path)
+
+    monkeypatch.setattr("os.fsync", record_sync)
+    monkeypatch.setattr("os.replace", record_rename)
+    return seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, to name what is synced")
+def test_a_file_is_synced_before_and_its_folder_after_rename(tmp_path, calls):
+    (tmp_path / "a").mkdir()
+    with atomic_write(tmp_path / "a" / "x.txt", locked=True) as draft:
+        draft.write_text("new")
+    assert calls == ["sync .draft-x.txt", "rename x.txt", "sync a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, to name what is synced")
+def test_new_folders_are_synced_into_their_parents(tmp_path, calls):
+    make_folder(tmp_path / "a" / "b")
+    assert calls == ["sync a", f"sync {tmp_path.name}"]
+    calls.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert calls == ["sync a"]
+    (tmp_path / "a" / "b" / "x.txt").write_text("")
+    calls.clear()
+    sync_tree(tmp_path / "a")
+    assert calls == ["sync a", "sync x.txt", "sync b"]
+
+
+def test_a_failing_sync_keeps_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "numbers.txt"
+    file.write_text("old")
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "broken disk")))
+    with pytest.raises(OSError, match="broken disk"), atomic_write(file) as draft:
+        draft.write_text("new")
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EINVAL, "no such call")))
+    with atomic_write(file) as draft:  # a file system that cannot sync
+        draft.write_text("new")
+    assert file.read_text() == "new"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sasrec_lab.files import atomic_write, draft_folder
+with atomic_write(Path("lists.csv")) as draft, draft_folder(Path("cache")) as folder:
+    draft.write_text("half")
+    (folder / "items.npy").write_text("half")
+    print("ready", flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    words = [sys.executable, "-c", KILLED]
+    process = subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    (tmp_path / ".draft-mine.csv").write_text("a name that no process gives")
+    with atomic_write(tmp_path / "other.csv") as draft:
+        draft.write_text("")
+    assert len(list(tmp_path.glob(".draft-*"))) == 3, "it lives"
+    process.communicate("")
+    with draft_folder(tmp_path / "other"):
+        assert len(list(tmp_path.glob(".draft-*"))) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"other.csv", ".draft-mine.csv"}
+
+
+def test_a_draft_folder_is_renamed_or_removed(tmp_path):
+    with draft_folder(tmp_path / "kept") as draft:
+        (draft / "x").write_text("")
+        draft.rename(tmp_path / "kept")
+    with draft_folder(tmp_path / "dropped") as draft:
+        (draft / "x").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_folder_name_has_no_separators_and_is_not_long():

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -24,7 +23,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from sasrec_lab.files import atomic_write, display_path, user_cache
+from sasrec_lab.files import atomic_write, display_path, draft_folder, user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
@@ -210,12 +209,14 @@ def _compile(compiler: list[str], path: Path) -> None:
         raise FileNotFoundError("no such command")
     path.parent.mkdir(parents=True, exist_ok=True)
     log.warning(f"compiling C++ kernels with {compiler_name(compiler)} (first run only)")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic_write(path) as draft:
-        env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}  # 90 MB, used once
-        command = [*_command(compiler), "-o", str(draft)]
+    with draft_folder(path) as folder, atomic_write(path) as draft:
+        env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}  # 90 MB, used once
+        built = folder / path.name  # not the draft itself: a linker would replace the file, and with it the lock
+        command = [*_command(compiler), "-o", str(built)]
         subprocess.run(
             command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
         )
+        shutil.copy(built, draft)
 
 
 def failure_reason(error: OSError | subprocess.SubprocessError) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from sasrec_lab.errors import FolderInUse, InputError
+from sasrec_lab.files import make_folder
 
 _MIN_RUN_BYTES = 2**16  # a run writes at least this much
 _WAIT_SECONDS = 0.2  # longer than `is_locked` holds its shared lock
@@ -24,7 +25,7 @@ def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
         InputError: the folder cannot be created.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = _lock(folder, key)
     except OSError as error:
         raise _unwritable_error(folder, error, key) from error

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write
+from sasrec_lab.files import atomic_write, make_folder
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT
 
@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
         """Write the checkpoint to `path`, which keeps its old content if that fails."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         with atomic_write(Path(path), locked=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
