@@ -57,12 +57,15 @@ def main(cfg: DictConfig) -> float | None:
         if is_first_process():
             errors.error("interrupted")
         exit_interrupted(folder, is_job)
+    return None
 
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
     with record_run(folder, cfg) as run:
         # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
+        from pytorch_lightning.loggers import TensorBoardLogger
+
         from sasrec_lab.ops import backend
         from sasrec_lab.run import summary
         from sasrec_lab.run.machine import describe_machine
@@ -98,6 +101,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             if has_test:
                 write_ranks(folder, model.test_ranks, sequences)
+            assert isinstance(trainer.logger, TensorBoardLogger)
             writer = trainer.logger.experiment
             tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], trainer.global_step)
             tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)

@@ -14,7 +14,7 @@ from typing import Optional
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sasrec_lab.config.convert import to_typed
@@ -44,12 +44,18 @@ class Search:
 
 @dataclass(frozen=True)
 class Command:
-    """One job, or a sweep: its folder and its jobs (none for a search, whose sweeper proposes them)."""
+    """The jobs of a command: one, or those of a sweep (none for a search, whose sweeper proposes them)."""
 
     jobs: list[Job]
-    sweep_folder: Path | None = None
-    sweeper: DictConfig | None = None
-    launcher: DictConfig | None = None
+
+
+@dataclass(frozen=True)
+class Sweep(Command):
+    """A command that runs a sweep, and the folder for all its jobs."""
+
+    sweep_folder: Path
+    sweeper: DictConfig
+    launcher: DictConfig
     search: Search | None = None
 
 
@@ -89,7 +95,9 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
 
 def load(overrides: list[str]) -> TrainConfig:
     """Return the typed config for these overrides, for notebooks and tests."""
-    return _typed_without_hydra(compose_config(overrides))
+    cfg = _typed_without_hydra(compose_config(overrides))
+    assert isinstance(cfg, TrainConfig)
+    return cfg
 
 
 def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[list[str]]:
@@ -130,7 +138,7 @@ def _check_help(flags: Namespace, name: str) -> None:
     """Raise InputError if help cannot show the config, because it is invalid or a sweep."""
     check_syntax(flags.overrides)
     parsed = OverridesParser.create().parse_overrides(flags.overrides)
-    if swept := [override.input_line for override in parsed if override.is_sweep_override()]:
+    if swept := [_word(override) for override in parsed if override.is_sweep_override()]:
         raise InputError(f"help shows the config of one run; remove {' '.join(swept)}")
     compose_config(flags.overrides, flags.config_dir, name)
 
@@ -152,38 +160,44 @@ def _plan_run(flags: Namespace, name: str) -> Job:
     return Job(_typed_without_hydra(cfg), folder)
 
 
-def _plan_sweep(flags: Namespace) -> Command:
+def _plan_sweep(flags: Namespace) -> Sweep:
     """Return the jobs of a sweep as Hydra's sweeper numbers them, or one example job of a search."""
     check_syntax(flags.overrides)
     with _composing(flags.config_dir) as search_path:
         hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
         common = search_path + hydra_words
-        fixed = [override.input_line for override in swept if not override.is_sweep_override()]
+        fixed = [_word(override) for override in swept if not override.is_sweep_override()]
         hydra = compose("train", overrides=common + fixed, return_hydra_config=True).hydra
-        swept = parse_sweep([override.input_line for override in swept], hydra.sweeper.params)
+        swept = parse_sweep([_word(override) for override in swept], hydra.sweeper.params)
         is_grid = hydra.sweeper._target_.endswith(".BasicSweeper")
         combinations = expand_grid(swept) if is_grid else [_example_of(swept)]
         if not combinations:
-            asked = " ".join(override.input_line for override in swept if override.is_sweep_override())
+            asked = " ".join(_word(override) for override in swept if override.is_sweep_override())
             raise InputError(f"{asked} gives no job to run; --help lists the choices of each group")
         first = compose("train", overrides=common + combinations[0], return_hydra_config=True)
         folder = _folder_at(first, "hydra.sweep.dir")
         common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
         jobs = [_compose_job(number, common + words) for number, words in enumerate(combinations)]
     if is_grid:
-        return Command(_assign_folders(jobs, folder), folder, hydra.sweeper, hydra.launcher)
+        return Sweep(_assign_folders(jobs, folder), folder, hydra.sweeper, hydra.launcher)
     searched = [key for key, override in _by_key(swept).items() if override.is_sweep_override()]
-    return Command([], folder, hydra.sweeper, hydra.launcher, Search(jobs[0], searched))
+    return Sweep([], folder, hydra.sweeper, hydra.launcher, Search(jobs[0], searched))
 
 
 def _split_off_hydra(overrides: list[Override]) -> tuple[list[str], list[Override]]:
     """Return the words for Hydra's own keys, and the remaining overrides."""
-    own = [override.input_line for override in overrides if override.get_key_element().startswith("hydra.")]
+    own = [_word(override) for override in overrides if override.get_key_element().startswith("hydra.")]
     others = [override for override in overrides if not override.get_key_element().startswith("hydra.")]
     for override in others:
         if override.get_key_element() == "sweep" and override.is_sweep_override():
             raise InputError(f"{override.input_line}: choose one sweep at a time; run the command once for each")
     return own, others
+
+
+def _word(override: Override) -> str:
+    """Return the word that an override was parsed from."""
+    assert override.input_line is not None
+    return override.input_line
 
 
 def _by_key(overrides: list[Override]) -> dict[str, Override]:
@@ -200,7 +214,8 @@ def _example_value(override: Override) -> object:
     """Return the first value of a searched key, or the value of a fixed one."""
     if not override.is_sweep_override():
         return override.get_value_element_as_str()
-    return override.value().start if override.is_interval_sweep() else next(override.sweep_string_iterator())
+    value = override.value()
+    return value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
 
 
 def _compose_job(number: int, overrides: list[str]) -> Job:

@@ -92,7 +92,7 @@ def _keys_of(schema: type, prefix: str) -> list[str]:
     for name, hint in get_type_hints(schema).items():
         keys.append(prefix + name)
         for inner in (hint, *get_args(hint)):
-            if is_dataclass(inner):
+            if isinstance(inner, type) and is_dataclass(inner):
                 keys += _keys_of(inner, f"{prefix}{name}.")
     return keys
 

@@ -39,7 +39,9 @@ def entry() -> None:
             with tolerate_closed_pipe():
                 main()
         else:
-            recommend(command.jobs[0].cfg)
+            cfg = command.jobs[0].cfg
+            assert isinstance(cfg, RecommendConfig)
+            recommend(cfg)
     except InputError as error:
         sys.exit(f"error: {error}")
 

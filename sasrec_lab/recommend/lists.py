@@ -69,7 +69,8 @@ def write(path: Path, lists: Lists) -> None:
             block = pa.Table.from_pandas(table, preserve_index=False)
             writer = writer or _open_writer(path, file, block.schema)
             writer.write(block)
-            bar.update(min(lists.targets_per_table, bar.total - bar.n))
+            bar.update(min(lists.targets_per_table, len(lists.targets) - bar.n))
+        assert writer is not None
         writer.close()
 
 

@@ -260,8 +260,8 @@ class Recommender:
             is_candidate = candidates[np.minimum(positions, len(candidates) - 1)] == items
             rows, items = rows[is_candidate], positions[is_candidate] + 1
             table = table[torch.from_numpy(candidates - 1).to(table.device)]
-        rows, items = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
-        best = top_k_items(states, table, k, rows, items)
+        pairs = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
+        best = top_k_items(states, table, k, *pairs)
         if candidates is None:
             return best
         return TopK(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from sasrec_lab.config.command_line import Command, Job, check_command_line
+from sasrec_lab.config.command_line import Job, Sweep, check_command_line
 from sasrec_lab.config.overrides import format_override, normalize
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path, tolerate_closed_pipe
 from sasrec_lab.run import sweep
@@ -34,7 +35,7 @@ def launch(main: Main) -> None:
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
             with tolerate_closed_pipe():
                 main()
-        elif command.sweep_folder:
+        elif isinstance(command, Sweep):
             _run_sweep(command, main)
         else:
             _run_single(command.jobs[0], main)
@@ -55,12 +56,14 @@ def _run_as_helper(main: Main) -> None:
 
 
 def _run_single(job: Job, main: Main) -> None:
-    finished = check_can_run(job.folder, job.cfg)
+    cfg = job.cfg
+    assert isinstance(cfg, TrainConfig)
+    finished = check_can_run(job.folder, cfg)
     if finished:
         from sasrec_lab.run.summary import results_table  # late, as it imports pandas
 
-        print(f"already finished, nothing to run; its results:\n{results_table(finished, job.cfg, job.folder)}")
-    elif job.cfg.ckpt is None and has_checkpoint(job.folder):
+        print(f"already finished, nothing to run; its results:\n{results_table(finished, cfg, job.folder)}")
+    elif cfg.ckpt is None and has_checkpoint(job.folder):
         raise InputError(
             f"{job.folder} contains this run, unfinished; resume it with ckpt=last, or {OTHER_FOLDER_HINT}"
         )
@@ -69,7 +72,7 @@ def _run_single(job: Job, main: Main) -> None:
             main()
 
 
-def _run_sweep(command: Command, main: Main) -> None:
+def _run_sweep(command: Sweep, main: Main) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     sweep.check(command)
     os.environ[COMMAND] = as_typed()

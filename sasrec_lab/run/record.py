@@ -105,7 +105,7 @@ def mark_failed(folder: Path, error: Exception) -> None:
 
 def _empty_results() -> dict[str, Any]:
     """Return the metrics.json of a run that has measured nothing yet."""
-    nothing = {"protocol": {}, "metrics": {}, "baselines": {}, "best_epoch": None, "epochs": 0}
+    nothing: dict[str, Any] = {"protocol": {}, "metrics": {}, "baselines": {}, "best_epoch": None, "epochs": 0}
     return {"status": "failed", "error": None} | nothing
 
 
@@ -120,14 +120,14 @@ def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> 
     columns["user"] = sequences.user_ids[users]
     columns["target"] = sequences.item_ids[targets - 1]
     with atomic_write(folder / RANKS, locked=True) as draft:
-        np.savez(draft, **columns)
+        np.savez(draft, **columns)  # type: ignore[arg-type] # no column is called allow_pickle
 
 
 def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
     """Write items.npz: the raw ids of the items that the model knows, item i + 1 at place i, and any titles."""
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
     with atomic_write(folder / ITEMS, locked=True) as draft, draft.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _error_text(error: BaseException) -> str:

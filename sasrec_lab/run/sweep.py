@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sasrec_lab.config.command_line import Command, Job
+from sasrec_lab.config.command_line import Job, Sweep
 from sasrec_lab.config.convert import to_plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError
@@ -35,7 +35,7 @@ FAILED_VALUE = float("-inf")  # what a sweeper gets for a job that failed
 _OTHER_FOLDER_HINT = "choose another hydra.sweep.dir"
 
 
-def check(command: Command) -> None:
+def check(sweep: Sweep) -> None:
     """Check before the first job that the folder can be written, and that each job may run in its own folder.
 
     An invalid job is reported and left to fail, and a job that another process runs is passed over: neither stops the
@@ -44,8 +44,8 @@ def check(command: Command) -> None:
     Raises:
         InputError: no job can run, or the folder holds another sweep or other configurations' results.
     """
-    folder, jobs = command.sweep_folder, command.jobs
-    if command.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+    folder, jobs = sweep.sweep_folder, sweep.jobs
+    if sweep.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
         raise InputError(
             "hydra/launcher=slurm: srun was not found; run this on a machine with Slurm, such as a cluster's login"
             " node, or try hydra/launcher=submitit_local"
@@ -65,22 +65,22 @@ def check(command: Command) -> None:
         print(f"job {job_folder.name} is invalid: {error}", file=sys.stderr)
 
 
-def prepare(command: Command) -> None:
+def prepare(sweep: Sweep) -> None:
     """Print how joblib shares the cores, create the folders of new jobs, and requeue a stored search's cut-off trials.
 
     Raises:
         InputError: the folder holds the runs of another search.
     """
-    if command.launcher._target_.endswith(".JoblibLauncher"):
-        print(_describe_core_sharing(command.launcher.n_jobs))
+    if sweep.launcher._target_.endswith(".JoblibLauncher"):
+        print(_describe_core_sharing(sweep.launcher.n_jobs))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two jobs are two lines
-    for number, job in enumerate(command.jobs):
+    for number, job in enumerate(sweep.jobs):
         if not job.folder.name.startswith(f"{number}-"):  # files.job_folder will find the folder if it exists
             job.folder.mkdir(parents=True, exist_ok=True)
-    if command.search and isinstance(command.search.example.cfg, TrainConfig):
-        _check_same_search(command.sweep_folder, command.search.example.cfg, command.search.keys)
-    if command.sweeper._target_.endswith(".OptunaSweeper"):
-        _requeue_interrupted_trials(command.sweeper, command.sweep_folder)
+    if sweep.search and isinstance(sweep.search.example.cfg, TrainConfig):
+        _check_same_search(sweep.sweep_folder, sweep.search.example.cfg, sweep.search.keys)
+    if sweep.sweeper._target_.endswith(".OptunaSweeper"):
+        _requeue_interrupted_trials(sweep.sweeper, sweep.sweep_folder)
 
 
 def _check_same_search(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
