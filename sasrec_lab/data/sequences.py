@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import user_cache
+from sasrec_lab.files import draft_folder, sync_folder, sync_tree, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -176,22 +175,22 @@ def _write(arrays: dict[str, np.ndarray], folder: Path) -> None:
 
     atomic_write replaces a file, but a folder with content cannot be replaced in one step.
     """
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array)
-        draft.chmod(0o755)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        with draft_folder(folder) as draft:
+            for name, array in arrays.items():
+                np.save(draft / f"{name}.npy", array)
+            draft.chmod(0o755)
+            sync_tree(draft)
+            try:
+                draft.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+            sync_folder(folder.parent)
     except OSError as error:
         raise InputError(
             f"{folder}: the cache cannot be written ({error.strerror or error}); set data_dir to another folder"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _read(folder: Path) -> dict[str, np.ndarray | None]:
