@@ -10,13 +10,14 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test tensorboard lint results
+.PHONY: help setup train test coverage tensorboard lint results
 
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=50 seed=1" sets keys, ARGS=--help lists them'
 	@echo 'make tensorboard  show the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
-	@echo 'make lint         check style, format, and that the pages show the data of docs/results'
+	@echo 'make coverage     run every test, and list the lines and branches that none reaches'
+	@echo 'make lint         check style, format, types, and that the pages show the data of docs/results'
 	@echo 'make results      for a release: measure again what takes minutes, and update the pages'
 	@echo 'make setup        create .venv only; the other targets do this when needed'
 
@@ -29,6 +30,9 @@ train: .venv/.complete
 # Run one process per core, each with one thread. ARGS=-n0 runs all tests in one process, which --pdb needs.
 test: .venv/.complete
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
+
+coverage: .venv/.complete
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 tensorboard: .venv/.complete
 	@.venv/bin/python -m tensorboard.main --logdir outputs $(ARGS)
