@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Optional
 
@@ -22,6 +22,7 @@ from sasrec_lab.config.hydra_errors import explain
 from sasrec_lab.config.hydra_internals import expand_grid, parse_flags, parse_sweep
 from sasrec_lab.config.overrides import check_syntax, format_override
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
+from sasrec_lab.config.trust import check_code
 from sasrec_lab.errors import InputError, MissingKey
 from sasrec_lab.files import job_folders
 
@@ -62,17 +63,17 @@ class Sweep(Command):
 def check_command_line(argv: list[str], name: str = "train") -> Command | None:
     """Return the jobs that the command `name` would run for these arguments, or None if it would run none.
 
-    None is for help, completion, a printed config, and a config that another run wrote. A rule that only some jobs of
-    a sweep break is stored as their `cfg`.
+    None is for help, completion and a printed config. A rule that only some jobs of a sweep break is stored as their
+    `cfg`.
 
     Raises:
         InputError: a mistake on the command line or in a config file.
     """
     flags = parse_flags(argv)
-    if flags.hydra_help or flags.shell_completion or flags.config_path:
-        return None
     _check_config_flags(flags, name)
-    if flags.help or flags.info:
+    if flags.shell_completion:
+        return None
+    if flags.help or flags.info or flags.hydra_help:
         _check_help(flags, name)
         return None
     if flags.multirun:
@@ -90,7 +91,13 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
     """
     check_syntax(overrides)
     with _composing(config_dir, name) as search_path:
-        return compose(name, overrides=search_path + overrides, return_hydra_config=True)
+        return _compose_checked(search_path + overrides, name)
+
+
+def _compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
+    cfg = compose(name, overrides=overrides, return_hydra_config=True)
+    check_code(cfg, overrides)
+    return cfg
 
 
 def load(overrides: list[str]) -> TrainConfig:
@@ -124,6 +131,15 @@ def _composing(config_dir: Optional[str] = None, name: str = "train") -> Iterato
 
 
 def _check_config_flags(flags: Namespace, name: str) -> None:
+    if flags.experimental_rerun is not None:
+        raise InputError(
+            f"--experimental-rerun {flags.experimental_rerun} would unpickle a file, which can run code; repeat a run"
+            " with the command in its run.json"
+        )
+    if flags.config_path is not None:
+        raise InputError(
+            f"--config-path {flags.config_path} would replace this package's configs; add your own with --config-dir"
+        )
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise InputError(
             f"--config-dir {flags.config_dir} is not a folder; pass the one that contains your config groups"
@@ -167,14 +183,14 @@ def _plan_sweep(flags: Namespace) -> Sweep:
         hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
         common = search_path + hydra_words
         fixed = [_word(override) for override in swept if not override.is_sweep_override()]
-        hydra = compose("train", overrides=common + fixed, return_hydra_config=True).hydra
+        hydra = _compose_checked(common + fixed).hydra
         swept = parse_sweep([_word(override) for override in swept], hydra.sweeper.params)
         is_grid = hydra.sweeper._target_.endswith(".BasicSweeper")
-        combinations = expand_grid(swept) if is_grid else [_example_of(swept)]
+        combinations = expand_grid(swept) if is_grid else _examples_of(swept)
         if not combinations:
             asked = " ".join(_word(override) for override in swept if override.is_sweep_override())
             raise InputError(f"{asked} gives no job to run; --help lists the choices of each group")
-        first = compose("train", overrides=common + combinations[0], return_hydra_config=True)
+        first = _compose_checked(common + combinations[0])
         folder = _folder_at(first, "hydra.sweep.dir")
         common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
         jobs = [_compose_job(number, common + words) for number, words in enumerate(combinations)]
@@ -205,9 +221,18 @@ def _by_key(overrides: list[Override]) -> dict[str, Override]:
     return {override.get_key_element(): override for override in overrides}
 
 
-def _example_of(overrides: list[Override]) -> list[str]:
-    """Return the overrides of one job that a search could propose."""
-    return [f"{key}={_example_value(override)}" for key, override in _by_key(overrides).items()]
+def _examples_of(overrides: list[Override]) -> list[list[str]]:
+    """Return the overrides of one job that a search could propose, then of one job per further file that it searches.
+
+    Every file that can take part is composed once, so that check_code sees it.
+    """
+    searched = _by_key(overrides)
+    first = {key: _example_value(override) for key, override in searched.items()}
+    examples = [first]
+    for key, override in searched.items():
+        if "." not in key and override.is_sweep_override() and not override.is_interval_sweep():
+            examples += [first | {key: value} for value in islice(override.sweep_string_iterator(), 1, None)]
+    return [[f"{key}={value}" for key, value in example.items()] for example in examples]
 
 
 def _example_value(override: Override) -> object:
@@ -219,7 +244,7 @@ def _example_value(override: Override) -> object:
 
 
 def _compose_job(number: int, overrides: list[str]) -> Job:
-    cfg = compose("train", overrides=[*overrides, f"hydra.job.num={number}"], return_hydra_config=True)
+    cfg = _compose_checked([*overrides, f"hydra.job.num={number}"])
     folder = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir)
     try:
         return Job(_typed_without_hydra(cfg), folder)

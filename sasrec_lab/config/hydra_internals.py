@@ -10,12 +10,18 @@ Neither has a public name in Hydra 1.3, nor in 1.4 (read at 1.4.0rc3, where both
 
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import islice
+from math import prod
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
+
+from sasrec_lab.errors import InputError, first_few
+
+_MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
 
 
 def parse_flags(words: list[str]) -> Namespace:
@@ -38,6 +44,26 @@ def parse_sweep(words: list[str], params: Mapping[str, str] | None = None) -> li
 
 
 def expand_grid(overrides: list[Override]) -> list[list[str]]:
-    """Return the overrides of each job of a grid, as Hydra numbers the jobs; a later override of a key wins."""
+    """Return the overrides of each job of a grid, as Hydra numbers the jobs; a later override of a key wins.
+
+    Raises:
+        InputError: there would be more than 10,000 jobs; they are counted before one is made.
+    """
+    _check_size(overrides)
     (grid,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return grid
+
+
+def _check_size(overrides: list[Override]) -> None:
+    by_key = {override.get_key_element(): override for override in overrides}
+    sweeps = [override for override in by_key.values() if override.is_discrete_sweep()]
+    if prod(map(_count_values, sweeps)) > _MAX_JOBS:
+        words = first_few([printed.input_line[:80] for printed in sweeps if printed.input_line], 3, " ")
+        raise InputError(f"{words}: a sweep may have {_MAX_JOBS:,} jobs at most; give fewer values")
+
+
+def _count_values(sweep: Override) -> int:
+    """Return how many values a sweep has, at most one more than is allowed."""
+    value = sweep.value()
+    values = value.range() if isinstance(value, RangeSweep) else sweep.sweep_string_iterator()
+    return sum(1 for _ in islice(values, _MAX_JOBS + 1))

@@ -1,0 +1,121 @@
+"""Refuse code that a composed config names for Hydra to run, unless it is shipped or the command line names it too.
+
+Hydra imports and calls what its own keys name (callbacks, logging handlers, a search's samplers) before a command sees
+its config, and such a config may be a stranger's: a folder of --config-dir. Shipped is what Hydra and its installed
+plugins register. Names are compared as a whole: `hydra_plugins.x.os.system` begins like a plugin, and is os.system.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sasrec_lab.config.convert import flatten
+from sasrec_lab.config.overrides import format_override
+from sasrec_lab.errors import InputError
+
+_LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
+_INSTANTIATED = (*_LOGGING, "hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.", "hydra.job.env_set.")
+_LOGGING_NAMES = ("logging.StreamHandler", "logging.FileHandler", "colorlog.ColoredFormatter")
+_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # any other takes shell commands or packages among its options
+_MAX_DEPTH = 50  # interpolations may lead in a circle
+
+
+def check_code(cfg: DictConfig, overrides: list[str]) -> None:
+    """Check the `hydra` section of a config that was composed with these overrides, before Hydra acts on it.
+
+    Raises:
+        InputError: it names code that neither Hydra nor a plugin ships, or a variable of the environment, and the
+            command line does not; or a file chose a launcher that runs commands.
+    """
+    typed, shipped = _typed_keys(overrides), _shipped_targets()
+    for key, value, is_fixed in _leaves(cfg.hydra, "hydra", 0):
+        name = key.rpartition(".")[2]
+        if key in typed and is_fixed:
+            continue
+        if (name == "_target_" and value not in shipped) or _is_logging_code(key, name, value):
+            raise _untrusted(key, value, "would run code that neither this package nor a plugin of Hydra ships")
+        if key == "hydra.sweeper.custom_search_space" and value is not None:
+            raise _untrusted(key, value, "would run this function")
+        if key.startswith("hydra.job.env_set.") and os.environ.get(name) != value:
+            raise _untrusted(key, value, "would set an environment variable, which may choose programs to run")
+        if not is_fixed and key.startswith(_INSTANTIATED):
+            raise _untrusted(key, value, "takes its value from a resolver, so what would run is not known")
+    launcher = cfg.hydra.launcher._target_.rpartition(".")[2]
+    if launcher not in _LOCAL_LAUNCHERS and "hydra/launcher" not in typed:
+        choice = format_override("hydra/launcher", str(cfg.hydra.runtime.choices["hydra/launcher"]))
+        raise InputError(
+            f"{launcher}, which a config file chooses, runs commands among its options; if you trust the file, add"
+            f" {shlex.quote(choice)} to the command line"
+        )
+
+
+def _untrusted(key: str, value: object, why: str) -> InputError:
+    word = shlex.quote(format_override(key, str(value)))
+    is_typable = re.fullmatch(r"[\w.]+", key) and "${" not in str(value)
+    fix = f"if you trust it, add {word} to the command line" if is_typable else "remove it from the config file"
+    return InputError(f"{key}={value} {why}; {fix}")
+
+
+def _is_logging_code(key: str, name: str, value: object) -> bool:
+    if not key.startswith(_LOGGING):
+        return False
+    is_code = name in ("class", "()") and value not in _LOGGING_NAMES
+    return is_code or (isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS)
+
+
+def _typed_keys(overrides: list[str]) -> set[str]:
+    """Return the keys that the overrides set, each key of a typed dictionary included."""
+    keys = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.get_key_element().lstrip("+~"), override.value()
+        keys |= set(flatten(value, f"{key}.", ".")) if isinstance(value, dict) else {key}
+    return keys
+
+
+def _shipped_targets() -> set[str]:
+    """Return every `_target_` that Hydra and its installed plugins have registered."""
+    return set(_targets_in(ConfigStore.instance().repo.get("hydra", {})))
+
+
+def _targets_in(entry: Any) -> Iterator[str]:
+    if isinstance(entry, ConfigNode):
+        entry = OmegaConf.to_container(entry.node, resolve=False)
+    if isinstance(entry, dict):
+        for key, value in entry.items():
+            yield from [value] if key == "_target_" and isinstance(value, str) else _targets_in(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from _targets_in(value)
+
+
+def _leaves(node: Any, path: str, depth: int) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the path and the value of each leaf, and whether a resolver cannot change it until Hydra reads it.
+
+    Interpolations are followed. A value that is not known yet, such as the run's folder, is its interpolation's text.
+    """
+    if depth > _MAX_DEPTH:
+        raise InputError(f"{path} is nested more than {_MAX_DEPTH} levels deep; make it simpler")
+    unresolved: Any = OmegaConf.to_container(node, resolve=False)
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        inner, is_interpolated = f"{path}.{key}", OmegaConf.is_interpolation(node, key)
+        text = str(unresolved[key]) if is_interpolated else ""
+        try:
+            value = None if OmegaConf.is_missing(node, key) else node[key]
+        except OmegaConfBaseException:
+            value = text
+        if isinstance(value, DictConfig | ListConfig):
+            if re.search(r"\$\{[^}]*:", text):
+                raise _untrusted(inner, text, "takes its value from a resolver, so what would run is not known")
+            yield from _leaves(value, inner, depth + 1)
+        else:
+            is_name = is_interpolated and key in ("_target_", "class", "()")
+            yield inner, text if is_name else value, not re.search(r"\$\{[^}]*:", text)
