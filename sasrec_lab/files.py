@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha1
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+import yaml
 
 from sasrec_lab.errors import InputError, nearest
 
@@ -20,6 +23,8 @@ _SMALL_BYTES = 4 << 20
 _DRAFT_NAME = re.compile(r"\.draft-[0-9a-f]{12}-")
 # what file systems answer that cannot sync a file or a folder, or not one that may not be read
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+_YAML_DEPTH = 50  # Hydra's own files have less than 10
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def user_cache() -> Path:
@@ -170,6 +175,25 @@ def read_small_text(path: Path) -> str:
         if found.st_size > _SMALL_BYTES:
             raise ValueError(f"{found.st_size:,} bytes, more than {_SMALL_BYTES:,}")
         return file.read(_SMALL_BYTES).decode()
+
+
+def read_small_yaml(path: Path) -> Any:
+    """Return the plain content of a YAML file of at most 4 MiB, which may be a stranger's.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is malformed, not such a file, or has aliases or deep nesting: a few lines of these can fill the
+            memory, or end the process in libyaml.
+    """
+    text, depth = read_small_text(path), 0
+    try:
+        for event in yaml.parse(text, _YAML_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _YAML_DEPTH:
+                raise ValueError("it has aliases, or is nested deeply")
+        return yaml.load(text, _YAML_LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(f"not YAML: {error}".split())) from error
 
 
 def folder_name(text: str) -> str:

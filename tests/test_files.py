@@ -18,6 +18,7 @@ from sasrec_lab.files import (
     job_folders,
     make_folder,
     read_small_text,
+    read_small_yaml,
     sync_tree,
 )
 
@@ -218,3 +219,14 @@ def test_help_onto_a_full_disk_ends_in_one_line(command):
             1,
             "error: stdout cannot be written: No space left on device; free some space\n",
         )
+
+
+def test_yaml_is_read_without_aliases_or_deep_nesting(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [1, b]\n")
+    assert read_small_yaml(path) == {"a": [1, "b"]}
+    for text in ("a: &b [1]\nc: *b\n", "[" * 100_000, "{a: " * 60, "a: [", "a: 2020-13-45", "? [a]\n: b"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="nested|YAML|month") as caught:
+            read_small_yaml(path)
+        assert "\n" not in str(caught.value)
