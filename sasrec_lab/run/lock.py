@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Return whether a process runs in the folder. Nothing is changed; the lock is shared for a moment."""
     try:
-        with open(folder / ".lock", "rb") as file:
+        # without O_NONBLOCK a pipe of this name would be waited for
+        with open(os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
