@@ -1,5 +1,7 @@
 """Learning curves from the TensorBoard files of a run."""
 
+import math
+import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,21 +10,37 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 
 def learning_curve(run: Path, metric: str) -> dict[int, float]:
-    """Return epoch -> value; epochs that a resumed run repeated have their newest value."""
-    values, epochs = {}, {}  # by step
+    """Return epoch -> value; epochs that a resumed run repeated have their newest value.
+
+    Files and records that TensorBoard could not read either are skipped.
+    """
+    values: dict[int, float] = {}  # by step
+    epochs: dict[int, int] = {}
     for file in sorted((run / "tb").glob("events.out.tfevents.*")):
-        for record in _records_with(file.read_bytes(), metric.encode(), b"epoch"):
-            event = Event.FromString(record)
+        for event in _events(file, metric.encode(), b"epoch"):
             for scalar in event.summary.value:
                 if scalar.tag == metric:
                     values[event.step] = scalar.simple_value
-                elif scalar.tag == "epoch":
+                elif scalar.tag == "epoch" and math.isfinite(scalar.simple_value):
                     epochs[event.step] = int(scalar.simple_value)
     return {epochs[step]: values[step] for step in sorted(values) if step in epochs}
 
 
-def _records_with(data: bytes, *words: bytes) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file that contain one of the words.
+def _events(path: Path, *words: bytes) -> Iterator[Event]:
+    """Yield the events of a file that contain one of the words."""
+    if not path.is_file() or not path.stat().st_size:  # a pipe would be waited for; an empty file cannot be mapped
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for begin, end in _records(data):
+            if any(data.find(word, begin, end) >= 0 for word in words):
+                try:
+                    yield Event.FromString(data[begin:end])
+                except Exception:  # protobuf's own, which only TensorBoard depends on
+                    continue
+
+
+def _records(data: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each whole record of a TFRecord file.
 
     The file repeats: length (8 bytes), its checksum (4), record, its checksum (4). TensorBoard's own reader would
     recompute the checksums in Python, which makes it many times slower.
@@ -30,7 +48,6 @@ def _records_with(data: bytes, *words: bytes) -> Iterator[bytes]:
     begin = 12
     while begin <= len(data):
         (length,) = struct.unpack_from("<Q", data, begin - 12)
-        record = data[begin : begin + length]
-        if len(record) == length and any(word in record for word in words):
-            yield record
+        if begin + length <= len(data):
+            yield begin, begin + length
         begin += length + 16

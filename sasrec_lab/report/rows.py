@@ -9,7 +9,7 @@ from typing import Any
 
 from sasrec_lab.config.convert import flatten, is_bookkeeping
 from sasrec_lab.errors import first_few
-from sasrec_lab.report.runs import Run
+from sasrec_lab.report.records import Run
 
 DEFAULT = "default"  # the label of the row that overrides nothing
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that choose a published result

@@ -11,75 +11,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from written_runs import PUBLISHED, write_run
 
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
 from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
-
-PROTOCOL = {
-    "dataset": "small",
-    "filters": {"min_user": 0},
-    "held_out_users": 4,
-    "candidates": {"full": 9},
-    "sampled_candidates": {"sampled": 3, "draw": "paper", "seed": 0},
-    "seen_items": "left out, a target among them is a miss",
-    "selected_by": "val/ndcg@10",
-}
-PUBLISHED = {
-    "dataset": "small",
-    "source": "Somebody 2018, Table IV",
-    "cells": {"default": {"test/ndcg@10": 0.5}, "model.dim=8": {"test/ndcg@10": 0.25}},
-}
-
-
-def write_run(
-    folder: Path,
-    *overrides: str,
-    seed: int = 0,
-    ndcg: float = 0.4,
-    ranks: list[int] | None = None,
-    users: list[Any] | None = None,
-    protocol: dict[str, Any] | None = None,
-    config: dict[str, Any] | None = None,
-    **info: Any,
-) -> Path:
-    """Write what the report reads of a run with four test users."""
-    model = dict(word.removeprefix("model.").split("=") for word in overrides if word.startswith("model."))
-    defaults = {
-        "seed": seed,
-        "row": None,
-        "published": None,
-        "dataset": {"name": "small"},
-        "model": {"dim": 4, "maxlen": 5} | {key: int(value) for key, value in model.items()},
-        "evaluation": {"k": [10], "sampled": 3, "monitor": "val/ndcg@10"},
-    }
-    run = {"config": defaults | (config or {}), "seconds": {"fit": 60.0}, "parameters": 100, "git": {"commit": "abc"}}
-    metrics = {"test/ndcg@10": ndcg, "test/ndcg@10-sampled3": ndcg + 0.1}
-    results = {
-        "status": "finished",
-        "error": None,
-        "protocol": PROTOCOL | (protocol or {}),
-        "metrics": metrics,
-        "baselines": {"popularity": {"test/ndcg@10": 0.1}},
-        "best_epoch": 1,
-        "epochs": 3,
-    }
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.dump([*overrides, f"seed={seed}"]))
-    (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | info))
-    (folder / "metrics.json").write_text(json.dumps(results))
-    ranks = ranks or [1, 2, 3, 0]
-    columns = {"user": users or [7, 8, 9, 11], "rank": ranks, "sampled_rank": [1, 1, 1, 1]}
-    columns["target"] = [user * 10 for user in columns["user"]]  # of integers or text
-    np.savez(folder / "ranks.npz", **columns)
-    return folder
 
 
 @pytest.fixture
@@ -337,7 +279,7 @@ def test_rows_that_cannot_be_tested_are_named(tmp_path):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be read (File is not a zip file)"),
-        (lambda path: path.write_bytes(b""), "cannot be read (No data left in file)"),
+        (lambda path: path.write_bytes(b""), "cannot be read (File is not a zip file)"),
         (lambda path: np.savez(path, user=[7], rank=[1]), "lacks target"),
         (lambda path: np.savez(path, user=[7, 8], target=[70], rank=[1]), "columns of different lengths"),
         (
@@ -424,11 +366,11 @@ def test_folders_without_results_are_listed_by_status(sweep, report_here):
     assert re.search(r"unfinished \(2\)\n-+\n  sweep/5-d\n  sweep/6-e\n", rest)
     assert re.search(r"running \(1\)\n-+\n  sweep/9-h\n", rest)
     skipped = rest.partition("skipped (5)")[2]
-    assert "sweep/7-f: metrics.json is not JSON" in skipped
+    assert "sweep/7-f/metrics.json is not a file that a run writes (Unterminated string" in skipped
     assert "sweep/8-g: written by another version of this program: its protocol lacks candidates, " in skipped
     assert "sweep/hydra: a run of another program" in skipped
     assert "sweep/notes: contains no run" in skipped
-    assert "sweep/theirs: malformed run folder" in skipped
+    assert "sweep/theirs/metrics.json is not a file that a run writes (not a JSON object)" in skipped
 
 
 def test_missing_jobs_of_a_sweep_are_listed(sweep, report_here):
@@ -599,10 +541,8 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
         (["begun"], "no run in begun; give the folder of a run or a sweep, such as outputs/<name>/<time>"),
         (
             ["foreign"],
-            "foreign/0: malformed run folder (AttributeError: 'list' object has no attribute 'keys'); "
-            "foreign/1: malformed run folder (AttributeError: 'list' object has no attribute 'keys'); "
-            "foreign/2: a run of another program; and 1 more; give the folder of a run or a sweep, "
-            "such as outputs/<name>/<time>",
+            "foreign/0: a run of another program; foreign/1: a run of another program; foreign/2: a run of another "
+            "program; and 1 more; give the folder of a run or a sweep, such as outputs/<name>/<time>",
         ),
         (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has this metric; did you mean ndcg@10?"),
         (
