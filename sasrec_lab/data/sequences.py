@@ -1,26 +1,21 @@
-"""Interactions as flat arrays, one sequence of items per user (as a CSR matrix), and the cache of these arrays."""
+"""Interactions as flat arrays, one sequence of items per user (as a CSR matrix)."""
 
 import hashlib
 import json
-import logging
-import os
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.dataset import DatasetConfig, Format
-from sasrec_lab.data import source
+from sasrec_lab.config.dataset import DatasetConfig, SyntheticConfig
+from sasrec_lab.data import cache, source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import draft_folder, sync_folder, sync_tree, user_cache
-
-log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1  # increase it when the meaning of the arrays changes
 
@@ -63,32 +58,45 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
         InputError: the file cannot be found, fetched, read or cleaned.
     """
     root = source.data_root(data_dir)
-    if dataset.format is Format.synthetic:
-        path, sha256 = Path("(generated)"), None
-        folder = _array_folder(_cache_folder(root), dataset, sha256)
-        if not folder.is_dir():
-            _write(to_arrays(clean(make_interactions(dataset.synthetic), dataset)), folder)
+    if (synthetic := dataset.synthetic) is not None:
+        file, sha256 = "(generated)", None
+        build = partial(_generate, synthetic, dataset)
+        arrays, _ = cache.load_or_build(root, _folder_name(dataset, None), build)
     else:
         path = source.find(dataset, root)
-        folder, sha256 = _build_if_missing(path, _cache_folder(root), dataset)
-    return Sequences(**_read(folder), file=path.name.removesuffix(".gz"), sha256=sha256)
+        file = path.name.removesuffix(".gz")
+        arrays, sha256 = _load_file(path, root, dataset)
+    return Sequences(
+        items=arrays["items"],
+        offsets=arrays["offsets"],
+        user_ids=arrays["user_ids"],
+        item_ids=arrays["item_ids"],
+        times=arrays.get("times"),
+        weights=arrays.get("weights"),
+        file=file,
+        sha256=sha256,
+    )
 
 
-def _build_if_missing(path: Path, cache: Path, dataset: DatasetConfig) -> tuple[Path, str]:
-    """Return the folder of the file's arrays, built if it is missing, and the file's sha256."""
-    stamp = source.file_stamp(path)
-    known = source.find_checksum(stamp, cache)
-    sha256 = known or source.digest(path)
+def _generate(synthetic: SyntheticConfig, dataset: DatasetConfig) -> cache.Arrays:
+    return to_arrays(clean(make_interactions(synthetic), dataset))
+
+
+def _load_file(path: Path, root: Path, dataset: DatasetConfig) -> tuple[cache.Arrays, str]:
+    """Return the arrays of the file, from the cache if it has them, and the file's sha256."""
+    stamp = cache.file_stamp(path)
+    sha256 = cache.find_sha256(stamp, root) or source.digest(path)
     source.check(path, sha256, dataset.sha256)
-    folder = _array_folder(cache, dataset, sha256)
-    if not folder.is_dir():
+
+    def build() -> cache.Arrays:
         table = read_file(path, dataset)
-        if source.file_stamp(path) != stamp:
+        if cache.file_stamp(path) != stamp:
             raise InputError(f"{path} changed while it was read; run this again when it is complete")
-        _write(to_arrays(clean(table, dataset)), folder)
-    if known is None:
-        source.save_stamp(stamp, sha256, folder)
-    return folder, sha256
+        return to_arrays(clean(table, dataset))
+
+    arrays, folder = cache.load_or_build(root, _folder_name(dataset, sha256), build)
+    cache.save_sha256(stamp, sha256, folder)
+    return arrays, sha256
 
 
 def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -135,65 +143,11 @@ def _id_array(values: pd.Series | pd.Index) -> np.ndarray:
     return values.to_numpy(np.int64 if pd.api.types.is_integer_dtype(values) else str)
 
 
-# The cache
-
-
-def _cache_folder(root: Path) -> Path:
-    """Return `cache/` in the data root, or in the user's cache folder if the root is read-only."""
-    for folder in (root / "cache", user_cache() / "cache"):
-        if _is_writable(folder):
-            return folder
-    raise InputError(
-        f"data_dir={root}: neither {root / 'cache'} nor the user's cache folder is writable; set data_dir to another"
-    )
-
-
-def _is_writable(folder: Path) -> bool:
-    parent = folder if folder.is_dir() else folder.parent
-    if parent.is_dir() and not parent.stat().st_mode & 0o222:  # marked read-only, which root could ignore
-        return False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
 _NOT_IN_CACHE_KEY = ("name", "path", "sources", "sha256", "titles", "holdout", "windows", "catalogue")
 
 
-def _array_folder(cache: Path, dataset: DatasetConfig, sha256: str | None) -> Path:
-    """Return the folder of the arrays, named by all that decides their content."""
+def _folder_name(dataset: DatasetConfig, sha256: str | None) -> str:
+    """Return the name of the arrays' folder in the cache, which depends on all that decides their content."""
     kept = {key: value for key, value in to_plain(dataset).items() if key not in _NOT_IN_CACHE_KEY}
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sha256, kept], sort_keys=True).encode()).hexdigest()
-    return cache / f"{dataset.name}-{key[:16]}"
-
-
-def _write(arrays: dict[str, np.ndarray], folder: Path) -> None:
-    """Write the folder completely or not at all; if two runs build it at once, the first one's stays.
-
-    atomic_write replaces a file, but a folder with content cannot be replaced in one step.
-    """
-    try:
-        with draft_folder(folder) as draft:
-            for name, array in arrays.items():
-                np.save(draft / f"{name}.npy", array)
-            draft.chmod(0o755)
-            sync_tree(draft)
-            try:
-                draft.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-            sync_folder(folder.parent)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the cache cannot be written ({error.strerror or error}); set data_dir to another folder"
-        ) from error
-
-
-def _read(folder: Path) -> dict[str, np.ndarray | None]:
-    names = ("items", "offsets", "user_ids", "item_ids", "times", "weights")
-    files = set(os.listdir(folder))
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") if f"{name}.npy" in files else None for name in names}
+    return f"{dataset.name}-{key[:16]}"

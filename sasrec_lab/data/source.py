@@ -1,13 +1,11 @@
-"""Find the file of a data set, fetch it from a public source, read it, and recognize it when it has not changed."""
+"""Find the file of a data set, fetch it from a public source, and read it."""
 
 import gzip
 import hashlib
-import json
 import logging
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,14 +20,10 @@ from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write, did_you_mean_path, user_cache
 
-Stamp = dict[str, int]
-
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 4 << 20  # 2 to 8 MiB are equally fast; larger blocks only need more memory
 _TIMEOUT_SECONDS = (10, 60)  # to connect, and to wait for the next bytes: a dead network is noticed at once
-_STAMP_NAME = "stamp.json"
-_SETTLED_NANOSECONDS = 2_000_000_000
 
 
 # Find
@@ -265,34 +259,3 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path} is a broken gzip file ({error}); replace it with a complete one") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); dataset.path must name a readable file") from error
-
-
-# Recognize: a file with the same size, inode and times has not changed, so its checksum is not computed again.
-
-
-def file_stamp(path: Path) -> Stamp:
-    """Return the size, inode and times of a file."""
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns, "inode": stat.st_ino}
-
-
-def find_checksum(stamp: Stamp, cache: Path) -> str | None:
-    """Return the sha256 that a folder of the cache has for this stamp, or None."""
-    for file in cache.glob(f"*/{_STAMP_NAME}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # the folder was just deleted, or edited by hand
-            saved = json.loads(file.read_text())
-            if saved["file"] == stamp:
-                return saved["sha256"]
-    return None
-
-
-def save_stamp(stamp: Stamp, sha256: str, folder: Path) -> None:
-    """Save the stamp in the folder; of two processes either one's may stay, because both are true.
-
-    A file changed in the last seconds gets no stamp: a further change within one tick of its clock would keep it.
-    """
-    if time.time_ns() - max(stamp["mtime_ns"], stamp["ctime_ns"]) < _SETTLED_NANOSECONDS:
-        return
-    with suppress(OSError), atomic_write(folder / _STAMP_NAME) as draft:  # another user's cache may be read-only
-        draft.write_text(json.dumps({"file": stamp, "sha256": sha256}))
-        draft.chmod(0o644)  # so that other users who read the arrays need not compute the checksum again

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Repeats, WeightConfig, Windows
-from sasrec_lab.data import sequences, source
+from sasrec_lab.data import cache, sequences, source
 from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges, load_sequences, to_arrays
@@ -292,7 +293,7 @@ def test_a_second_load_maps_the_cache_and_reads_no_row(tmp_path, monkeypatch):
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch) -> Path:
     """A file that was last changed an hour ago; its arrays are built."""
-    monkeypatch.setattr(source.time, "time_ns", lambda now=source.time.time_ns: now() + 3_600 * 10**9)
+    monkeypatch.setattr(cache.time, "time_ns", lambda now=time.time_ns: now() + 3_600 * 10**9)
     read(tmp_path, ROWS)
     return tmp_path / "x.csv"
 
@@ -309,7 +310,7 @@ def test_an_unchanged_file_is_not_opened(settled, monkeypatch):
         with pytest.raises(InputError, match=f"has sha256 {first.sha256}, expected {'0' * 64};"):
             load_again(settled, sha256="0" * 64)
     assert load_again(settled, min_user=3).sha256 == first.sha256  # another folder, from the same file
-    assert [path.name for path in cached(first).glob("*.json*")] == ["stamp.json"]
+    assert sorted(path.name for path in cached(first).glob("*.json*")) == ["checksums.json", "stamp.json"]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "content behind its time", "inode"])
@@ -328,16 +329,16 @@ def test_a_changed_file_is_read_again(settled, change):
         copy.write_text(ROWS)
         os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
         copy.replace(settled)
-    assert source.find_checksum(source.file_stamp(settled), cached(first).parent) is None
+    assert cache.find_sha256(cache.file_stamp(settled), settled.parent / "data") is None
     again = load_again(settled)
     assert (again.sha256 == first.sha256) == (change in ("time", "inode"))
     assert (cached(again) == cached(first)) == (change in ("time", "inode"))
-    assert source.find_checksum(source.file_stamp(settled), cached(first).parent) == again.sha256
+    assert cache.find_sha256(cache.file_stamp(settled), settled.parent / "data") == again.sha256
 
 
 def test_a_file_changed_just_now_gets_no_stamp(tmp_path):
     loaded = read(tmp_path, ROWS)
-    assert not list(cached(loaded).glob("*.json*"))
+    assert not list(cached(loaded).glob("stamp*"))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 1}'])
@@ -345,7 +346,7 @@ def test_a_malformed_stamp_is_ignored(settled, content):
     folder = cached(load_again(settled))
     (folder / "stamp.json").write_text(content)
     load_again(settled)
-    assert source.find_checksum(source.file_stamp(settled), folder.parent) == load_again(settled).sha256
+    assert cache.find_sha256(cache.file_stamp(settled), settled.parent / "data") == load_again(settled).sha256
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
@@ -413,20 +414,23 @@ def test_generated_interactions_need_no_file(tmp_path):
 
 
 def build_at_once(dataset: DatasetConfig, data_dir: str, barrier, results) -> None:
-    write = sequences._write
+    save = cache._save
 
-    def write_together(arrays, folder) -> None:
+    def save_together(*arguments) -> None:
         barrier.wait(60)  # neither has found the other's folder
-        write(arrays, folder)
+        save(*arguments)
 
-    sequences._write = write_together
+    cache._save = save_together
     loaded = load_sequences(dataset, data_dir)
     results.put((loaded.items.tolist(), loaded.offsets.tolist(), str(cached(loaded))))
 
 
-def test_two_processes_build_the_cache_at_once(tmp_path):
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_two_processes_build_the_cache_at_once(tmp_path, is_damaged):
     (tmp_path / "x.csv").write_text(ROWS)
     dataset = replace(CSV, path=str(tmp_path / "x.csv"))
+    if is_damaged:
+        (cached(load_sequences(dataset, str(tmp_path / "data"))) / "items.npy").write_bytes(b"")
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     arguments = (dataset, str(tmp_path / "data"), barrier, results)
