@@ -114,7 +114,8 @@ class SequentialRecommender(pl.LightningModule):
         """Combine the ranks of all processes, while they are still on the device."""
         self.tested = self.test_metrics.compute_and_reset("test")  # train.py writes these to TensorBoard
         ranks = cast(dict[str, IntegerConcat], self.ranks)
-        columns = {name: column.compute() for name, column in ranks.items() if column.update_called}
+        # torchmetrics makes a scalar of a column with a single user
+        columns = {name: column.compute().reshape(-1) for name, column in ranks.items() if column.update_called}
         order = columns["user"].argsort()
         self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}
 
