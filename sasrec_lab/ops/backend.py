@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from sasrec_lab.files import folder_name, user_cache
+from sasrec_lab.files import folder_name, read_small_text, user_cache
 
 MAX_ERROR = 2e-6  # relative, of a product over 64 terms in float32; bfloat16 would be off by 1e-3
+_CHOICE = re.compile(r"(oneDNN|torch's default) float32, \d+ GFLOP/s( \(torch's default: \d+\))?")
 
 
 def choose_matmul(device: torch.device, previous: str | None = None) -> str:
@@ -91,22 +93,31 @@ def _cached_choice(choose: Callable[[], str]) -> str:
     """Return the first choice made on such a machine; if two processes choose at once, both get the first one's."""
     name = f"matmul {processor()} {torch.get_num_threads()} threads torch {torch.__version__}"
     path = user_cache() / f"{folder_name(name)}.txt"
-    with suppress(OSError):
-        return path.read_text()
+    if found := _read_choice(path):
+        return found
     chosen = choose()
-    try:
+    with suppress(OSError):  # the cache folder is not writable
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")  # not atomic_write: the first process's choice is to stay
         draft.write_text(chosen)
         try:
             os.link(draft, path)
+        except FileExistsError:
+            if found := _read_choice(path):
+                return found
+            draft.replace(path)
         finally:
-            draft.unlink()
-    except FileExistsError:
-        return path.read_text()
-    except OSError:  # the cache folder is not writable
-        pass
+            draft.unlink(missing_ok=True)
     return chosen
+
+
+def _read_choice(path: Path) -> str | None:
+    """Return the choice in a file; None if there is no file, or a damaged one."""
+    with suppress(OSError, ValueError):
+        text = read_small_text(path)
+        if _CHOICE.fullmatch(text):
+            return text
+    return None
 
 
 def _is_exact(precision: str) -> bool:

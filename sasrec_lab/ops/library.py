@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib.util import find_spec
@@ -53,7 +54,7 @@ def library() -> ctypes.CDLL | None:
 def find_kernels() -> Kernels:
     """Load the library, preferably one that is compiled already, else by the first compiler that works."""
     failures = []
-    for compiler in sorted(compilers(), key=lambda compiler: not os.path.isfile(library_path(compiler))):
+    for compiler in sorted(compilers(), key=lambda compiler: find_library(compiler) is None):
         try:
             return Kernels(load_or_compile(compiler), compiler)
         except (OSError, subprocess.SubprocessError) as error:
@@ -174,11 +175,14 @@ def compiler_name(compiler: list[str]) -> str:
     return "ziglang" if "ziglang" in compiler else Path(compiler[0]).name
 
 
-def library_path(compiler: list[str]) -> Path:
-    """Return the path of this compiler's library in the user's cache folder."""
-    sources = [path.read_bytes() for path in SOURCES]
-    key = hashlib.sha256(repr((sources, _command(compiler), _processor(), torch.__version__)).encode()).hexdigest()
-    return user_cache() / "kernels" / f"{key[:16]}.so"
+def find_library(compiler: list[str]) -> Path | None:
+    """Return this compiler's library in the user's cache folder, if its content has the checksum in its name."""
+    for path in sorted(_library_folder().glob(f"{_library_key(compiler)}-*.so")):
+        with suppress(OSError):
+            if path.stem.endswith(f"-{_checksum(path.read_bytes())}"):
+                return path
+            path.unlink()  # loading it could end the process
+    return None
 
 
 def load_or_compile(compiler: list[str]) -> ctypes.CDLL:
@@ -187,14 +191,25 @@ def load_or_compile(compiler: list[str]) -> ctypes.CDLL:
     Raises:
         OSError, subprocess.SubprocessError: the compiler is missing or fails, or the cache is not writable.
     """
-    path = library_path(compiler)
-    if not path.is_file():
-        _compile(compiler, path)
+    path = find_library(compiler) or _compile(compiler)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # a broken file, which the next call compiles again
+    except OSError:  # made on another system that shares the folder; the next call compiles again
         path.unlink(missing_ok=True)
         raise
+
+
+def _library_folder() -> Path:
+    return user_cache() / "kernels"
+
+
+def _library_key(compiler: list[str]) -> str:
+    sources = [path.read_bytes() for path in SOURCES]
+    return _checksum(repr((sources, _command(compiler), _processor(), torch.__version__)).encode())
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _command(compiler: list[str]) -> list[str]:
@@ -204,19 +219,23 @@ def _command(compiler: list[str]) -> list[str]:
     return [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".cpp"), threads]
 
 
-def _compile(compiler: list[str], path: Path) -> None:
+def _compile(compiler: list[str]) -> Path:
+    """Compile the library and return its path, whose name has the content's checksum."""
     if shutil.which(compiler[0]) is None:
         raise FileNotFoundError("no such command")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _library_folder().mkdir(parents=True, exist_ok=True)
     log.warning(f"compiling C++ kernels with {compiler_name(compiler)} (first run only)")
-    with draft_folder(path) as folder, atomic_write(path) as draft:
+    with draft_folder(_library_folder() / "kernels") as folder:
         env = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}  # 90 MB, used once
-        built = folder / path.name  # not the draft itself: a linker would replace the file, and with it the lock
+        built = folder / "kernels.so"
         command = [*_command(compiler), "-o", str(built)]
         subprocess.run(
             command, env=env, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
         )
-        shutil.copy(built, draft)
+        path = _library_folder() / f"{_library_key(compiler)}-{_checksum(built.read_bytes())}.so"
+        with atomic_write(path) as draft:
+            shutil.copy(built, draft)
+    return path
 
 
 def failure_reason(error: OSError | subprocess.SubprocessError) -> str:

@@ -6,7 +6,7 @@ import torch
 from sasrec_lab.ops import backend
 
 CPU = torch.device("cpu")
-TORCH, ONEDNN = "torch's default float32, 9 GFLOP/s", "oneDNN float32, 9 GFLOP/s (torch's default: 8 GFLOP/s)"
+TORCH, ONEDNN = "torch's default float32, 9 GFLOP/s", "oneDNN float32, 9 GFLOP/s (torch's default: 8)"
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,18 @@ def test_two_concurrent_choices_agree_on_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "fastest_exact_matmul", slower)
     assert backend.choose_matmul(CPU) == TORCH
     assert len(list(tmp_path.rglob("matmul*"))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", ONEDNN.encode()[:-1], b"\xff", b"oneDNN bfloat16, 9 GFLOP/s", bytes(40)])
+def test_a_damaged_choice_is_made_again(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "fastest_exact_matmul", lambda: ONEDNN)
+    backend.choose_matmul(CPU)
+    (path,) = tmp_path.rglob("matmul*")
+    path.write_bytes(content)
+    for _ in range(2):
+        assert backend.choose_matmul(CPU) == ONEDNN
+    assert path.read_text() == ONEDNN
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_resumed_run_keeps_its_backend_if_it_is_exact(monkeypatch):

@@ -100,24 +100,66 @@ def test_a_failing_compiler_is_followed_by_the_next(monkeypatch):
     assert library.find_kernels.__wrapped__().compiler == works
 
 
-@pytest.mark.slow
-@needs_compiler
-def test_cached_kernels_are_reused_and_broken_ones_rebuilt(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def compiled(monkeypatch, tmp_path) -> list[list[str]]:
+    """A cache with a copy of this machine's library, and the commands that would have compiled another copy."""
     works = library.find_kernels().compiler
+    content = library.find_library(works).read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "compilers", lambda: [works])
+    commands = []
+
+    def copy(compiler: list[str]) -> Path:
+        commands.append(compiler)
+        path = library._library_folder() / f"{library._library_key(compiler)}-{library._checksum(content)}.so"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    copy(works)
+    commands.clear()
+    monkeypatch.setattr(library, "_compile", copy)
+    return commands
+
+
+@needs_compiler
+def test_cached_kernels_are_reused(compiled, monkeypatch):
+    (works,) = library.compilers()
+    monkeypatch.setattr(library, "compilers", lambda: [[*works, "-other"], works])
+    found = library.find_kernels.__wrapped__()
+    assert (found.compiler, compiled) == (works, [])
+    assert found.library is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "under another's name"])
+def test_damaged_kernels_are_compiled_again_unloaded(compiled, damage, monkeypatch):
+    (works,) = library.compilers()
+    path = library.find_library(works)
+    content = path.read_bytes()
+    if damage == "under another's name":
+        path.rename(path.with_name(path.name.replace("-", "-0")))
+    else:
+        flipped = bytes([*content[:5000], content[5000] ^ 1, *content[5001:]])
+        path.write_bytes({"flipped": flipped, "short": content[:5000], "empty": b""}[damage])
+    loaded = []
+    load = library.ctypes.CDLL
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda name: loaded.append(Path(name).read_bytes()) or load(name))
     assert library.find_kernels.__wrapped__().library is not None
-    made = []
-    monkeypatch.setattr(
-        library, "_compile", lambda command, path: made.append(command) or path.write_text("no library")
-    )
-    other = [*works, "-other"]
-    monkeypatch.setattr(library, "compilers", lambda: [other, works])
-    assert (library.find_kernels.__wrapped__().compiler, made) == (works, [])
-    monkeypatch.setattr(library, "compilers", lambda: [other])
-    for times in (1, 2):
-        assert library.find_kernels.__wrapped__().library is None
-        assert made == [other] * times
+    assert (compiled, loaded) == ([works], [content])
+    assert list(path.parent.iterdir()) == [path]
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_is_removed(compiled, monkeypatch):
+    def refuse(name: str) -> None:
+        raise OSError("not for this machine")
+
+    monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    found = library.find_kernels.__wrapped__()
+    assert found.library is None
+    assert found.missing.endswith(": not for this machine")
+    assert library.find_library(*library.compilers()) is None
 
 
 @pytest.mark.parametrize(
