@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha1
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import yaml
@@ -166,14 +166,12 @@ def read_small_text(path: Path) -> str:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is larger, not UTF-8, or a pipe or device, which is not waited for.
+        ValueError: it is larger, not UTF-8, or not a regular file.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a regular file")
-        if found.st_size > _SMALL_BYTES:
-            raise ValueError(f"{found.st_size:,} bytes, more than {_SMALL_BYTES:,}")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _SMALL_BYTES:
+            raise ValueError(f"{size:,} bytes, more than {_SMALL_BYTES:,}")
         return file.read(_SMALL_BYTES).decode()
 
 
@@ -194,6 +192,20 @@ def read_small_yaml(path: Path) -> Any:
         return yaml.load(text, _YAML_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(f"not YAML: {error}".split())) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a folder, or a pipe, socket or device, none of which is waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return open(descriptor, "rb")
 
 
 def folder_name(text: str) -> str:

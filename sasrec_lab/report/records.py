@@ -15,7 +15,7 @@ OVERRIDES = Path(".hydra", "overrides.yaml")
 
 _CONFIG = Path(".hydra", "config.yaml")
 _PROTOCOL = {"dataset", "held_out_users", "candidates", "sampled_candidates", "seen_items"}  # keys that tables use
-_LARGEST = 1e30  # of a metric or a time; sums and squares of larger numbers overflow
+_CONFIG_KEYS = ("seed", "dataset.name", "evaluation.k", "evaluation.sampled", "evaluation.monitor")  # that tables use
 _T = TypeVar("_T")
 
 
@@ -65,32 +65,31 @@ def read_run(folder: Path) -> Run:
     info, results = info or {}, results or {}
     overrides = parse_overrides(read_overrides(folder))
     if status != "finished":
-        error = None if (error := results.get("error")) is None else str(error)
-        return Run(folder, status, error, overrides, {}, {}, {}, {}, 0, None, 0.0, 0, None, "")
-    best_epoch, metrics = results.get("best_epoch"), _numbers(results.get("metrics"), "metrics")
+        return Run(folder, status, results.get("error"), overrides, {}, {}, {}, {}, 0, None, 0.0, 0, None, "")
+    config, metrics = info["config"], results["metrics"]
+    if missing := [key for key in _CONFIG_KEYS if key not in flatten(config, separator=".")]:
+        raise ValueError(f"the config in {RUN} has no {missing[0]}")
     return Run(
         folder=folder,
         status=status,
         error=None,
         overrides=overrides,
-        config=_read_config(info),
+        config=config,
         protocol=_read_protocol(results, has_sampled=any("-sampled" in name for name in metrics)),
         metrics=metrics,
-        popularity=_numbers(results.get("baselines", {}).get("popularity", {}), "baselines.popularity"),
-        epochs=_typed(results.get("epochs", 0), int, "epochs"),
-        best_epoch=None if best_epoch is None else _typed(best_epoch, int, "best_epoch"),
-        seconds=sum(_number(part["seconds"].get("fit", 0.0), "seconds") for part in [*info.get("earlier", []), info]),
-        parameters=_typed(info.get("parameters"), int, "parameters"),
-        commit=_text_or_none(info.get("git", {}).get("commit"), "git.commit"),
-        start=_typed(info.get("start", ""), str, "start"),
+        popularity=results["baselines"].get("popularity", {}),
+        epochs=results["epochs"],
+        best_epoch=results["best_epoch"],
+        seconds=sum(part["seconds"].get("fit", 0.0) for part in [*info.get("earlier", []), info]),
+        parameters=info["parameters"],
+        commit=info.get("git", {}).get("commit"),
+        start=info.get("start", ""),
     )
 
 
 def _status(folder: Path, info: dict[str, Any] | None, results: dict[str, Any] | None) -> str:
     """Return how a run ended, from its run.json and metrics.json."""
-    status = _typed(results.get("status"), str, "status") if results else "unfinished"
-    if status not in ("finished", "failed", "interrupted", "unfinished"):
-        raise InputError(f"the status in {METRICS} is {status[:40]!r}, which no version of this program writes")
+    status: str = results["status"] if results else "unfinished"
     if info and "end" not in info:
         status = "unfinished"  # metrics.json is missing, or of an earlier part of a resumed run
     return "running" if status == "unfinished" and is_locked(folder) else status
@@ -124,54 +123,14 @@ def parse_overrides(words: list[str]) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
 
 
-def _read_config(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in run.json; raise ValueError if a key that the report reads is malformed."""
-    config = _typed(info.get("config"), dict, "config")
-    flatten(config)  # raises RecursionError if the nesting is too deep for what reads it later
-    _typed(config.get("seed"), int, "config.seed")
-    _text_or_none(config.get("row"), "config.row")
-    _typed(config["dataset"]["name"], str, "config.dataset.name")
-    evaluation = config["evaluation"]
-    _typed(evaluation["monitor"], str, "config.evaluation.monitor")
-    _typed(evaluation["sampled"], int, "config.evaluation.sampled")
-    for cutoff in _typed(evaluation["k"], list, "config.evaluation.k"):
-        _typed(cutoff, int, "config.evaluation.k")
-    if published := config.get("published"):
-        _text_or_none(published.get("source"), "config.published.source")
-        for row, cells in published.get("cells", {}).items():
-            _numbers(cells, f"config.published.cells.{row}")
-    return config
-
-
 def _read_protocol(results: dict[str, Any], *, has_sampled: bool) -> dict[str, Any]:
-    """Return the protocol in metrics.json; raise ValueError if a key that the report reads is missing or malformed."""
-    protocol = _typed(results.get("protocol"), dict, "protocol")
+    """Return the protocol in metrics.json; raise ValueError if a key that the report reads is missing."""
+    protocol: dict[str, Any] = results["protocol"]
     if lacking := _PROTOCOL - protocol.keys():
         raise InputError(f"written by another version of this program: its protocol lacks {', '.join(sorted(lacking))}")
-    flatten(protocol)  # as for the config
-    _typed(protocol["dataset"], str, "protocol.dataset")
-    _typed(protocol["held_out_users"], int, "protocol.held_out_users")
-    _typed(protocol["candidates"]["full"], int, "protocol.candidates.full")
-    if has_sampled:
-        _typed(protocol["sampled_candidates"]["draw"], str, "protocol.sampled_candidates.draw")
+    if has_sampled and not protocol["sampled_candidates"]:
+        raise ValueError("it has metrics of sampled items, but protocol.sampled_candidates is null")
     return protocol
-
-
-def _numbers(values: object, name: str) -> dict[str, float]:
-    """Return a dict of numbers; raise ValueError if it is something else."""
-    return {key: _number(value, f"{name}.{key}") for key, value in _typed(values, dict, name).items()}
-
-
-def _number(value: object, name: str) -> float:
-    """Return a number, possibly NaN; raise ValueError if it is not a number, or so large that sums overflow."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
-        raise ValueError(f"{name} must be a number, and at most {_LARGEST:g}")
-    return float(value)
-
-
-def _text_or_none(value: object, name: str) -> str | None:
-    """Return a text or None; raise ValueError if it is something else."""
-    return None if value is None else _typed(value, str, name)
 
 
 def _typed(value: object, kind: type[_T], name: str) -> _T:

@@ -8,8 +8,6 @@ Shapes: R rows, M metrics, U users.
 """
 
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,6 +17,7 @@ import numpy as np
 
 from sasrec_lab.report.records import Run
 from sasrec_lab.report.rows import Row
+from sasrec_lab.run.folder import read_arrays
 
 FLIPS = 10_000
 GAINS = {"ndcg": lambda rank: 1 / np.log2(rank + 1), "recall": np.ones_like, "mrr": lambda rank: 1 / rank}
@@ -131,10 +130,8 @@ def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.n
 def _read_ranks(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of a ranks.npz; raise ValueError, in one line, if it is missing or malformed."""
     try:
-        _check_uncompressed(path)
-        with np.load(path) as file:
-            columns = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        columns = read_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if lacking := {"user", "target", "rank"} - columns.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}")
@@ -144,18 +141,6 @@ def _read_ranks(path: Path) -> dict[str, np.ndarray]:
     if malformed := [name for name in kinds if name in columns and columns[name].dtype.kind not in kinds[name]]:
         raise ValueError(f"{path} has malformed columns: {', '.join(malformed)}")
     return columns
-
-
-def _check_uncompressed(path: Path) -> None:
-    """Raise ValueError or BadZipFile unless a file is an archive no larger unpacked than it is, as runs write it."""
-    if not path.is_file():
-        path.stat()  # a missing file is an OSError that says so
-        raise ValueError("not a regular file")
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if not is_stored or sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("it is compressed, which no run writes")
 
 
 def _check_same_targets(

@@ -7,9 +7,10 @@ tb/ come from Hydra and Lightning; .lock belongs to the process that runs in the
 """
 
 import json
+import os
 import shlex
 import zipfile
-import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, read_small_text
+from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, open_regular, read_small_text
+from sasrec_lab.run.fields import check_fields
 
 RUN = "run.json"
 METRICS = "metrics.json"
@@ -33,12 +35,14 @@ def read_json(path: Path, fix: str = RETRAIN_HINT) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if there is no file.
 
     Raises:
-        InputError: the file cannot be read or has no JSON object; the message ends in `fix`.
+        InputError: the file cannot be read, has no JSON object, or a field of it has another type than a run writes;
+            the message ends in `fix`.
     """
     try:
-        content = json.loads(read_small_text(path))
+        content: dict[str, Any] = json.loads(read_small_text(path))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
+        check_fields(content, path.name)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -74,21 +78,58 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
         InputError: the file is missing or broken.
     """
     try:
-        with zipfile.ZipFile(folder / ITEMS), np.load(folder / ITEMS) as file:
-            arrays = dict(file)
+        arrays = read_arrays(folder / ITEMS)
         _check_items(arrays)
     except FileNotFoundError as error:
         raise InputError(
             f"{display_path(folder)} has no {ITEMS}, because an older version wrote it; train the run again"
         ) from error
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{display_path(folder / ITEMS)} is broken ({error}); {RETRAIN_HINT}") from error
     return arrays
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name, such as a run writes; nothing is unpickled.
+
+    The memory needed is known before any is taken: a run's arrays are not compressed, so they are as large as the file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is broken, or not such a file.
+    """
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                check_stored(archive, os.fstat(file.fileno()).st_size)
+                return {each.filename.removesuffix(".npy"): _read_array(archive, each) for each in archive.filelist}
+        except Exception as error:  # those of zipfile and numpy share no base class
+            raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
+
+
+def check_stored(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError if members of an archive of this size are compressed or overlap, so that it may be a bomb."""
+    members = archive.filelist
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is compressed, which a run's files are not")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members are larger than itself")
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{member.filename} has an unknown format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.kind not in "iuU" or prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} does not contain the {dtype} {shape} that it declares")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def _check_items(arrays: dict[str, np.ndarray]) -> None:
     ids, titles = arrays.get("ids"), arrays.get("titles")
-    if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iU" or len(np.unique(ids)) < len(ids):
+    if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iuU" or len(np.unique(ids)) < len(ids):
         raise ValueError("it has no array `ids` of distinct integers or texts")
     if titles is not None and titles.shape != ids.shape:
         raise ValueError(f"it has {titles.size:,} titles for {len(ids):,} items")

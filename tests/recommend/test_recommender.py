@@ -457,7 +457,7 @@ def test_folders_without_a_finished_run_are_rejected(copied, tmp_path):
     metrics.write_text(json.dumps(whole))
     facts = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(facts | {"config": facts["config"] | {"dataset": "abc"}}))
-    assert "run.json or metrics.json is malformed (" in refused(copied)
+    assert "config.dataset must be an object, not 'abc'" in refused(copied)
     for broken in ("{", "[]", "null"):
         (copied / "run.json").write_text(broken)
         assert "run.json is not a file that a run writes (" in refused(copied)
