@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 import yaml
+from platformdirs import user_cache_dir
 
 from sasrec_lab.errors import InputError, nearest
 
@@ -29,9 +30,7 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def user_cache() -> Path:
     """Return the package's folder in the user's cache: data sets, compiled kernels, choices made once per machine."""
-    import pooch  # here, because the config schema imports this module and must load in an instant
-
-    return Path(pooch.os_cache("sasrec_lab"))
+    return Path(user_cache_dir("sasrec_lab"))
 
 
 @contextmanager

@@ -113,6 +113,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 def load_data(run: RunRecord, cfg: TrainConfig) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
     """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any."""
     from sasrec_lab.data.datamodule import SequenceData
+    from sasrec_lab.data.fetch import fetch_missing
     from sasrec_lab.data.holdout import hold_out
     from sasrec_lab.data.items import read_titles
     from sasrec_lab.data.sequences import load_sequences
@@ -120,6 +121,7 @@ def load_data(run: RunRecord, cfg: TrainConfig) -> "tuple[Sequences, SequenceDat
 
     dataset = cfg.dataset
     with run.phase("data"):
+        fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
         holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)

@@ -26,6 +26,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
@@ -87,6 +88,7 @@ def train_fast(cfg: TrainConfig, folder: Path) -> dict[str, float]:
 
 def train_reference(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     """Train the reference implementation from the same parameters and return its test metrics."""
+    fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     data = SequenceData(holdout, cfg)

@@ -26,6 +26,7 @@ from parity.training import compare_training
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 
@@ -63,6 +64,7 @@ def parse_args() -> argparse.Namespace:
 
 def compare_outputs(cfg: TrainConfig, k: int, fixture: Path | None, json: Path | None = None) -> None:
     """Print the largest differences, and exit with an error if one is too large."""
+    fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = with_weights(load_sequences(cfg.dataset, cfg.data_dir))
     theirs = outputs_of_rectools(sequences, cfg, k)
     if fixture:

@@ -28,7 +28,7 @@ def check_seed(key: str, value: int) -> None:
 
 def check_folder_names(key: str, value: str, what: str, nested: bool = False) -> None:
     """Raise InputError if the value is not a folder name, or with `nested` a path of these; `what` says whose."""
-    name = r"(?!\.\.?(?:/|$))[\w.+=@-]+"
+    name = r"\w[\w.+=@-]*"  # without a dot in front, which would hide it
     if not re.fullmatch(f"{name}(/{name})*" if nested else name, value):
         raise InputError(
             f"{key}={value!r} names {what}; use only letters, digits, '_', '-'{', ' + repr('/') if nested else ''}"

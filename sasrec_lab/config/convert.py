@@ -49,6 +49,8 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
     """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+    except InputError as error:
+        raise InputError(f"the run's {name} is not valid: {error}") from error
     except (OmegaConfBaseException, KeyError) as error:
         raise InputError(
             f"the run's {name} does not fit this version: {str(error).splitlines()[0]}; train it again, or use the"

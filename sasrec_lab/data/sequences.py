@@ -55,7 +55,7 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
     changed since its checksum was taken is not read again.
 
     Raises:
-        InputError: the file cannot be found, fetched, read or cleaned.
+        InputError: the file cannot be found, read or cleaned.
     """
     root = source.data_root(data_dir)
     if (synthetic := dataset.synthetic) is not None:
@@ -86,7 +86,7 @@ def _load_file(path: Path, root: Path, dataset: DatasetConfig) -> tuple[cache.Ar
     """Return the arrays of the file, from the cache if it has them, and the file's sha256."""
     stamp = cache.file_stamp(path)
     sha256 = cache.find_sha256(stamp, root) or source.digest(path)
-    source.check(path, sha256, dataset.sha256)
+    source.check(path, sha256, dataset.sha256, is_published=bool(dataset.sources))
 
     def build() -> cache.Arrays:
         table = read_file(path, dataset)

@@ -7,6 +7,7 @@ recommender.recommend_to_items([50], k=10)  # similar items: target_item_id, ite
 Shapes: U users or R targets of one table, D dim, V items.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Recommender:
         Raises:
             InputError: the data set is missing or has changed.
         """
-        sequences = load_sequences(self.dataset, self.data_dir)
+        sequences = load_sequences(replace(self.dataset, sha256=None), self.data_dir)
         if sequences.sha256 != self.sha256:
             raise InputError(
                 f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"

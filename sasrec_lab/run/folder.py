@@ -179,7 +179,7 @@ def _make_paths_absolute(config: dict[str, Any], directory: str) -> None:
     """Resolve the config's relative paths from the directory of the training command: later ones may run elsewhere."""
 
     def absolute(path: str) -> str:
-        return str(Path(directory, Path(path).expanduser()))
+        return str(Path(directory, os.path.expanduser(path)))
 
     if config["data_dir"]:
         config["data_dir"] = absolute(config["data_dir"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import DatasetConfig, Format
 from sasrec_lab.data import source
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 
@@ -26,6 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         cfg = load(args.overrides)
+        fetch_missing(cfg.dataset, cfg.data_dir)
         root = cfg.data_dir if args.cache is None else str(root_of_links(args.cache, cfg.dataset, cfg.data_dir))
         start = time.perf_counter()
         sequences = load_sequences(cfg.dataset, root)

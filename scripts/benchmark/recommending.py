@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import load_sequences
@@ -46,6 +47,7 @@ def main() -> None:
 def untrained(overrides: list[str]) -> Recommender:
     """Return a recommender like one from a run, with the initial weights of training."""
     cfg = load(overrides)
+    fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     items = Ids(holdout.item_ids)

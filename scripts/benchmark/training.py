@@ -21,6 +21,7 @@ from benchmark.roofline import flops_per_position, flops_per_user, matrix_rate, 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
@@ -55,6 +56,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     overrides = [*overrides, "trainer.enable_progress_bar=false"]
     limits = ["trainer.max_epochs=-1", f"trainer.max_steps={warm_up + steps}", "trainer.limit_val_batches=0"]
     cfg, training_cfg = load(overrides), load(overrides + limits)
+    fetch_missing(cfg.dataset, cfg.data_dir)
     holdout = hold_out(
         load_sequences(cfg.dataset, cfg.data_dir), cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import concatenate_ranges, load_sequences
 from sasrec_lab.errors import InputError
@@ -20,6 +21,7 @@ def main() -> None:
     file = Path(sys.argv[1])
     try:
         cfg = load(sys.argv[2:])
+        fetch_missing(cfg.dataset, cfg.data_dir)
         sequences = load_sequences(cfg.dataset, cfg.data_dir)
         holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     except InputError as error:

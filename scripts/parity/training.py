@@ -16,6 +16,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
@@ -76,6 +77,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def first_users_file(cfg: TrainConfig) -> None:
     """Write the interactions of the first users, who are numbered in the order of their ids, as in the file."""
+    fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     rows = sequences.offsets[FIRST_USERS]
     users = np.repeat(sequences.user_ids, sequences.lengths)[:rows]
@@ -93,6 +95,7 @@ def ours_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
 
 def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     """Train RecTools on the same windows and return our metrics of its states and item vectors."""
+    fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     file, out = folder / "interactions.npz", folder / "rectools.npz"
