@@ -26,7 +26,7 @@ from sasrec_lab.config.dataset import DatasetConfig, Format, SourceConfig
 from sasrec_lab.data.download import MAX_SECONDS, Wanted, check_space, discard, download
 from sasrec_lab.data.source import data_root, plain_or_gz
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write
+from sasrec_lab.files import make_folder, sync_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,10 @@ def _try_sources(dataset: DatasetConfig, root: Path, drafts: Path) -> list[str]:
 
 
 def _move_into_place(draft: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as place:
-        draft.replace(place)
+    make_folder(target.parent)
+    sync_file(draft)
+    draft.replace(target)
+    sync_folder(target.parent)
 
 
 # Drafts
