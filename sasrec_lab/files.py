@@ -144,7 +144,8 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             path = Path(parent, name)
             if path.is_file() and not path.is_symlink():
-                sync_file(path)
+                with suppress(FileNotFoundError):  # deleted in between
+                    sync_file(path)
         sync_folder(Path(parent))
 
 

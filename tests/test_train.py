@@ -167,8 +167,10 @@ def test_resumed_run_equals_an_uninterrupted_one(train_here, made_once, tmp_path
 
     unfinished = train_here(*settings)
     assert unfinished.returncode == 1
-    assert unfinished.stderr == (
-        "error: run contains this run, unfinished; resume it with ckpt=last, or choose another hydra.run.dir\n"
+    assert re.fullmatch(
+        r"error: run contains this run, unfinished; resume with: \S+ -m sasrec_lab\.train dataset=synthetic .*"
+        r" hydra\.run\.dir=run ckpt=last, or choose another hydra\.run\.dir\n",
+        unfinished.stderr,
     )
     resumed = train_here(*settings, "ckpt=last")
     assert resumed.returncode == 0, resumed.stderr

@@ -18,7 +18,14 @@ import numpy as np
 
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, did_you_mean_path, display_path, open_regular, read_small_text
+from sasrec_lab.files import (
+    atomic_write,
+    did_you_mean_path,
+    display_path,
+    draft_of,
+    open_regular,
+    read_small_text,
+)
 from sasrec_lab.run.fields import check_fields
 
 RUN = "run.json"
@@ -28,6 +35,7 @@ ITEMS = "items.npz"
 BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")  # by validation
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")  # of the newest epoch
 OTHER_FOLDER_HINT = "choose another hydra.run.dir"
+RESUME_HINT = "resume the run with ckpt=last, which tests it again, or choose another one"
 RETRAIN_HINT = "retrain the run, or choose another one"  # the fix for a broken run folder
 
 
@@ -39,7 +47,10 @@ def read_json(path: Path, fix: str = RETRAIN_HINT) -> dict[str, Any] | None:
             the message ends in `fix`.
     """
     try:
-        content: dict[str, Any] = json.loads(read_small_text(path))
+        text = read_small_text(path)
+        if not text.strip("\0"):
+            raise ValueError("empty, as a power cut leaves it")
+        content: dict[str, Any] = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         check_fields(content, path.name)
@@ -58,17 +69,32 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run can be resumed from the folder."""
-    return (folder / LAST_CHECKPOINT).is_file()
+    return any((folder / path).is_file() for path in (LAST_CHECKPOINT, BEST_CHECKPOINT))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the plain config of the run in the folder, empty if no run started there."""
-    return (read_json(folder / RUN) or {"config": {}})["config"]
+def broken_reason(path: Path) -> str | None:
+    """Return why a JSON file that exists is not one that a run writes, or None; an interrupted write is a reason."""
+    try:
+        read_json(path, "")
+    except InputError as error:
+        return str(error).rstrip("; ")
+    return None
+
+
+def read_intact_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if the file is missing or broken."""
+    return {} if broken_reason(path) else read_json(path) or {}
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left of the files that it was writing; this process has locked the folder."""
+    for name in (RUN, METRICS, RANKS, ITEMS, BEST_CHECKPOINT, LAST_CHECKPOINT):
+        draft_of(folder / name).unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return metrics.json, or the status "unfinished" if there is none."""
-    return read_json(folder / METRICS) or {"status": "unfinished", "error": None}
+    """Return metrics.json, or the status "unfinished" if there is none or it is broken."""
+    return {"status": "unfinished", "error": None} | read_intact_json(folder / METRICS)
 
 
 def read_items(folder: Path) -> dict[str, np.ndarray]:
@@ -143,7 +169,8 @@ def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not folder.is_dir():
         raise InputError(f"run={folder}: there is no such folder{did_you_mean_path(folder, only_folders=True)}")
-    info, results = read_json(folder / RUN), {"status": None, "error": None} | read_metrics(folder)
+    info = read_json(folder / RUN, RESUME_HINT)
+    results = {"status": None, "error": None} | (read_json(folder / METRICS, RESUME_HINT) or {})
     if info is None:
         raise _no_run_error(folder, results)
     if results["status"] != "finished" or "end" not in info:

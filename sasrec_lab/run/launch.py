@@ -20,7 +20,7 @@ from sasrec_lab.run import sweep
 from sasrec_lab.run.folder import OTHER_FOLDER_HINT, has_checkpoint
 from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
-from sasrec_lab.run.resume import check_can_run
+from sasrec_lab.run.resume import check_can_run, describe_unfinished
 
 Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
 
@@ -64,8 +64,10 @@ def _run_single(job: Job, main: Main) -> None:
 
         print(f"already finished, nothing to run; its results:\n{results_table(finished, cfg, job.folder)}")
     elif cfg.ckpt is None and has_checkpoint(job.folder):
+        words = format_override("hydra.run.dir", display_path(job.folder)), "ckpt=last"
         raise InputError(
-            f"{job.folder} contains this run, unfinished; resume it with ckpt=last, or {OTHER_FOLDER_HINT}"
+            f"{job.folder} contains this run, {describe_unfinished(job.folder)}; {_resume_hint(*words)}, or"
+            f" {OTHER_FOLDER_HINT}"
         )
     else:
         with lock_folder(job.folder):

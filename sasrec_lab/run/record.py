@@ -1,5 +1,6 @@
 """Write the record of a run into its folder: run.json, metrics.json, ranks.npz and items.npz."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,15 +14,16 @@ import numpy as np
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, display_path
+from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (
     ITEMS,
     METRICS,
-    OTHER_FOLDER_HINT,
     RANKS,
     RUN,
+    broken_reason,
     has_checkpoint,
-    read_json,
+    read_intact_json,
+    remove_drafts,
     write_json,
 )
 from sasrec_lab.run.lock import is_full
@@ -29,6 +31,8 @@ from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_
 
 if TYPE_CHECKING:
     from sasrec_lab.data.sequences import Sequences
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -39,7 +43,7 @@ class RunRecord:
 
     def __init__(self, folder: Path, cfg: TrainConfig):
         self.folder = folder
-        self.previous = (read_json(folder / RUN, OTHER_FOLDER_HINT) if cfg.ckpt else None) or {}
+        self.previous = read_intact_json(folder / RUN) if cfg.ckpt else {}
         self.info: dict[str, Any] = {
             "git": code_version(),
             "command": os.environ.get(COMMAND) or as_typed(),
@@ -72,6 +76,7 @@ class RunRecord:
         """Write metrics.json, then run.json; `status` is finished, failed or interrupted."""
         self.results |= {"status": status, "error": error}
         write_json(self.folder / METRICS, self.results)
+        sync_tree(self.folder)  # train.log and tb/ too: what is recorded as ended survives a power cut as a whole
         # a run.json without an end tells that metrics.json, if any, is older than this run
         self.info["end"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.write_info()
@@ -83,6 +88,10 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
     run = RunRecord(folder, cfg)
     is_first = is_first_process()
     if is_first:
+        remove_drafts(folder)
+        for reason in filter(None, (broken_reason(folder / name) for name in (RUN, METRICS))):
+            log.warning(f"{reason}; it is written again")
+        sync_tree(folder)  # .hydra/ was written by Hydra
         run.write_info()
         if not run.previous:
             (folder / METRICS).unlink(missing_ok=True)  # left by an earlier attempt that failed

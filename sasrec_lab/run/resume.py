@@ -1,13 +1,27 @@
 """Decide whether a configuration may run in a folder: start there, resume, or be reported as finished."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config.convert import is_bookkeeping, to_plain
+from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.run.folder import METRICS, OTHER_FOLDER_HINT, RUN, has_checkpoint, read_json
+from sasrec_lab.files import display_path, read_small_text
+from sasrec_lab.run.folder import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    METRICS,
+    OTHER_FOLDER_HINT,
+    RUN,
+    broken_reason,
+    has_checkpoint,
+    read_intact_json,
+)
 from sasrec_lab.run.lock import check_unlocked, check_writable
+from sasrec_lab.run.provenance import as_typed
 
 _MAY_CHANGE_ON_RESUME = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
@@ -21,7 +35,7 @@ def check_can_run(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     """
     check_writable(folder)
     check_unlocked(folder)
-    previous = read_json(folder / RUN, OTHER_FOLDER_HINT)
+    previous = recorded_config(folder)
     if previous is None:
         _check_checkpoint_file(cfg.ckpt)
         if cfg.ckpt == "last":
@@ -29,20 +43,120 @@ def check_can_run(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
                 f"ckpt=last: no run found in {folder}; pass the folder to resume as hydra.run.dir=<folder>"
             )
         return None
-    differing = differences(previous["config"], to_plain(cfg))
+    differing = differences(previous, to_plain(cfg))
     longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
-        raise InputError(
-            f"{folder} already holds results of a different configuration ({describe_differences(others)});"
-            f" {OTHER_FOLDER_HINT}"
-        )
-    metrics = read_json(folder / METRICS, OTHER_FOLDER_HINT)
-    if metrics and metrics["status"] == "finished" and "end" in previous and not longer:
+        raise _other_run_error(folder, cfg.ckpt, others)
+    info, metrics = read_intact_json(folder / RUN), read_intact_json(folder / METRICS)
+    if metrics.get("status") == "finished" and "end" in info and not longer:
         return metrics
     _check_checkpoint_file(cfg.ckpt)
     if cfg.ckpt == "last" and not has_checkpoint(folder):
         raise InputError(f"ckpt=last: {folder} has no checkpoint yet (no epoch was finished); start over without ckpt")
     return None
+
+
+def recorded_config(folder: Path) -> dict[str, Any] | None:
+    """Return the plain config of the run in the folder, None if no run started there.
+
+    If run.json is missing, or a power cut broke it, the config is that of the checkpoint.
+
+    Raises:
+        InputError: run.json is broken, and so are the checkpoints, or there are none.
+    """
+    path = folder / RUN
+    config = read_intact_json(path).get("config")
+    if isinstance(config, dict):
+        return config
+    if has_checkpoint(folder):
+        return _config_of_checkpoint(folder)
+    if _is_blank(path):
+        return None
+    reason = broken_reason(path) or f"{path} has no config"
+    raise InputError(f"{reason}; there is no checkpoint to resume from: delete it to start over")
+
+
+def _is_blank(path: Path) -> bool:
+    """Return whether a file is missing, or left empty or as zeros by a power cut, so that nothing is lost with it."""
+    try:
+        return not read_small_text(path).strip("\0")
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _config_of_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return the plain config that the run's checkpoints contain; code in them is never run."""
+    import torch  # only here: the command line is checked without waiting for it
+
+    reasons = []
+    for path in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
+        try:
+            config = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]["config"]
+            if isinstance(config, dict):
+                return config
+            reasons.append(f"{path} has no config")
+        except Exception as error:  # torch's errors vary
+            reasons.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    raise InputError(
+        f"{folder / RUN} is missing or broken, and so are the checkpoints ({'; '.join(reasons)}); delete {folder} to"
+        " start over"
+    )
+
+
+def describe_unfinished(folder: Path) -> str:
+    """Return `unfinished`, or which broken file hides that the run has finished."""
+    reasons = [reason for name in (RUN, METRICS) if (reason := broken_reason(folder / name))]
+    return f"but {reasons[0]}" if reasons else "unfinished"
+
+
+def other_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the dotted keys that make two plain configs different runs: all but the length of the training."""
+    return [key for key in differences(before, now) if key not in _MAY_CHANGE_ON_RESUME]
+
+
+def _other_run_error(folder: Path, ckpt: str | None, keys: list[str]) -> InputError:
+    """Return the refusal of a folder whose run has other values of the keys, with the command that resumes that run."""
+    difference = describe_differences(keys)
+    if ckpt != "last":
+        return InputError(
+            f"{folder} already holds results of a different configuration ({difference}); {OTHER_FOLDER_HINT}"
+        )
+    info = read_intact_json(folder / RUN)
+    words = _recorded_words(info.get("command"))
+    if not words:
+        return InputError(
+            f"ckpt=last: the run in {folder} has a different configuration ({difference}); repeat the keys that it was"
+            " started with"
+        )
+    start = info.get("directory")
+    place = f" in {start}" if isinstance(start, str) and start != os.getcwd() else ""
+    return InputError(
+        f"ckpt=last: the run in {folder} has a different configuration ({difference}); repeat its keys{place}:"
+        f" {as_typed(_resuming(words, folder))}"
+    )
+
+
+def _recorded_words(command: Any) -> list[str]:
+    """Return the words after the program of a command that run.json recorded, none if it is not this program's."""
+    try:
+        program, *words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # it is malformed or empty
+        return []
+    if words[:2] == ["-m", "sasrec_lab.train"]:
+        return words[2:]
+    return words if Path(program).name in ("sasrec-train", "train.py") else []
+
+
+def _resuming(words: list[str], folder: Path) -> list[str]:
+    """Return the words of a command with what makes it resume the run, or the sweep that the run is a job of."""
+    is_sweep = any(word in ("-m", "--multirun") for word in words)
+    own = ["hydra.sweep.dir"] if is_sweep else ["hydra.run.dir", "ckpt"]
+    kept = [word for word in words if word.partition("=")[0] not in own]
+    if is_sweep:
+        return [*kept, format_override("hydra.sweep.dir", str(folder.absolute().parent))]
+    return [*kept, format_override("hydra.run.dir", display_path(folder)), "ckpt=last"]
 
 
 def _check_checkpoint_file(ckpt: str | None) -> None:

@@ -23,10 +23,10 @@ from sasrec_lab.config.convert import to_plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError
 from sasrec_lab.files import display_path, job_folders
-from sasrec_lab.run.folder import RUN, has_checkpoint, read_config, read_metrics
+from sasrec_lab.run.folder import RUN, has_checkpoint, read_metrics
 from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
 from sasrec_lab.run.record import describe_failure, mark_failed
-from sasrec_lab.run.resume import check_can_run, describe_differences, differences
+from sasrec_lab.run.resume import check_can_run, describe_differences, differences, recorded_config
 
 errors = logging.getLogger("sasrec_lab.errors")
 
@@ -86,7 +86,7 @@ def prepare(sweep: Sweep) -> None:
 def _check_same_search(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
     """Raise InputError if a run in the folder differs from `cfg` in a key that is not searched."""
     for file in sorted(folder.glob(f"*/{RUN}")):
-        differing = differences(read_config(file.parent), to_plain(cfg))
+        differing = differences(recorded_config(file.parent), to_plain(cfg))
         if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
             raise InputError(
                 f"{folder} already holds runs of another search ({describe_differences(others)}); {_OTHER_FOLDER_HINT}"

@@ -461,7 +461,7 @@ def test_folders_without_a_finished_run_are_rejected(copied, tmp_path):
     for broken in ("{", "[]", "null"):
         (copied / "run.json").write_text(broken)
         assert "run.json is not a file that a run writes (" in refused(copied)
-        assert refused(copied).endswith("); retrain the run, or choose another one")
+        assert refused(copied).endswith("); resume the run with ckpt=last, which tests it again, or choose another one")
 
 
 class Code:
