@@ -161,18 +161,19 @@ def fit(
             trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
     finally:
         run.info["peak_memory_mb"] = peak_memory_mb()
-        run.results |= results(trainer, run.folder)
+        run.results |= results(trainer)
     if run.results["best_epoch"] is None:
         run.results["protocol"]["selected_by"] = LAST_EPOCH
 
 
 def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
     """Measure the best checkpoint, or the last one without validation, on the held-out users."""
-    from sasrec_lab.training.checkpoints import best_or_last
+    from sasrec_lab.training.checkpoints import checkpoint_to_test
     from sasrec_lab.training.trainer import interruptible
 
     with run.phase("test"), interruptible(trainer):
-        trainer.test(model, data, ckpt_path=best_or_last(run.folder), weights_only=True, verbose=False)
+        tested = checkpoint_to_test(trainer, run.folder, run.results["best_epoch"])
+        trainer.test(model, data, ckpt_path=tested, weights_only=True, verbose=False)
     run.results["metrics"] |= model.tested
 
 

@@ -1,6 +1,10 @@
 """Save, choose and load checkpoints: best.ckpt (by validation) and last.ckpt (every epoch), both written atomically."""
 
+import logging
+import shlex
 import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,15 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from sasrec_lab.config.convert import section_of, to_plain
+from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, make_folder
+from sasrec_lab.files import atomic_write, display_path, make_folder
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT
+from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, has_checkpoint
+from sasrec_lab.run.resume import describe_differences, other_keys
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,11 +46,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Return the checkpoint, memory-mapped."""
-        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+        saved: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+        return saved
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Remembers the best score after the run folder was moved, although Lightning identifies it by its path."""
+    """Remembers the best score after the run folder was moved, although Lightning identifies it by its path.
+
+    `has_lost_best` says that the run resumed with a best.ckpt that is not its best epoch, so that only a better one can
+    replace it. The callback of last.ckpt reports an epoch once that is saved.
+    """
+
+    has_lost_best = False
+    resumes_here = False  # from a checkpoint of the folder to which this one writes
 
     @property
     def state_key(self) -> str:
@@ -51,23 +67,36 @@ class MovableCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with the paths of the folder that the run is in now."""
-        path = self.format_checkpoint_name({})
-        if self.monitor and Path(path).is_file():
-            best: dict[str, Any] = {"best_model_path": path, "kth_best_model_path": path}
-            best["best_k_models"] = {path: state_dict["best_model_score"]}
+        path, score = self.format_checkpoint_name({}), state_dict["best_model_score"]
+        if self.monitor and score is not None and self.resumes_here:
+            best = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
             state_dict = state_dict | best | {"dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn if the run resumes without its best epoch."""
+        super().on_fit_start(trainer, pl_module)
+        if reason := _best_fault(self, pl_module.hparams):
+            self.has_lost_best = True
+            log.warning(f"{reason}: unless a later epoch is better, the last one will be tested")
 
-def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
-    """Return the callbacks that save best.ckpt, if a metric is monitored, and last.ckpt.
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the epoch, and report it if that was last.ckpt: an epoch that was reported survives a power cut."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.monitor is None and trainer.is_global_zero:
+            log.info(pl_module.epoch_line)
+
+
+def callbacks(folder: Path, monitor: str | None, ckpt: str | None = None) -> list[pl.Callback]:
+    """Return the callbacks that save best.ckpt, if a metric is monitored, and last.ckpt, in a run that resumes `ckpt`.
 
     best.ckpt is written before last.ckpt: a crash in between resumes from the previous epoch and finds the best one
     again. A single callback with `save_last` would write last.ckpt only in the epochs that are the best so far.
     """
     paths = {BEST_CHECKPOINT: monitor, LAST_CHECKPOINT: None} if monitor else {LAST_CHECKPOINT: None}
-    return [
-        MovableCheckpoint(
+    made: list[pl.Callback] = []
+    for path, monitored in paths.items():
+        callback = MovableCheckpoint(
             folder / path.parent,
             filename=path.stem,
             monitor=monitored,
@@ -75,14 +104,10 @@ def callbacks(folder: Path, monitor: str | None) -> list[pl.Callback]:
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        for path, monitored in paths.items()
-    ]
-
-
-def best_or_last(folder: Path) -> Path:
-    """Return the path of the best checkpoint by validation, or of the last one if nothing was validated."""
-    best = folder / BEST_CHECKPOINT
-    return best if best.is_file() else folder / LAST_CHECKPOINT
+        own = (folder / path.parent).absolute()
+        callback.resumes_here = ckpt == "last" or (ckpt is not None and Path(ckpt).absolute().parent == own)
+        made.append(callback)
+    return made
 
 
 def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
@@ -91,19 +116,71 @@ def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
     Raises:
         InputError: the file is gone.
     """
-    path = best_or_last(folder)
-    if results["best_epoch"] is not None and path != folder / BEST_CHECKPOINT:
-        raise InputError(f"{folder / BEST_CHECKPOINT}, which the run was tested with, is missing; {RETRAIN_HINT}")
+    if results["best_epoch"] is None:
+        return folder / LAST_CHECKPOINT
+    path = folder / BEST_CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"{path}, which the run was tested with, is missing; {RETRAIN_HINT}")
     return path
 
 
-def results(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
-    """Return the number of finished epochs, and the epoch and validation metrics of the best checkpoint so far."""
-    path = best_or_last(folder)
-    if path != folder / BEST_CHECKPOINT:
-        return {"epochs": trainer.current_epoch}
-    best = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    return {"epochs": trainer.current_epoch, "best_epoch": best["epoch"], "metrics": dict(best["validation"])}
+def results(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the number of finished epochs, and the epoch and validation metrics of the best checkpoint so far.
+
+    The latter are missing if best.ckpt is not the best epoch of this run.
+    """
+    done = {"epochs": trainer.current_epoch}
+    callback = _best_callback(trainer)
+    if callback is None or callback.best_model_score is None or _best_fault(callback, trainer.lightning_module.hparams):
+        return done
+    best = torch.load(callback.best_model_path, weights_only=True, map_location="cpu", mmap=True)
+    return done | {"best_epoch": best["epoch"], "metrics": dict(best["validation"])}
+
+
+def checkpoint_to_test(trainer: pl.Trainer, folder: Path, best_epoch: int | None) -> Path:
+    """Return the path of the checkpoint of which `results` has given the validation metrics.
+
+    That is the last one if nothing was validated, or if the run resumed without its best epoch and found no better one.
+
+    Raises:
+        InputError: it is missing, broken or replaced.
+    """
+    if best_epoch is not None:
+        return folder / BEST_CHECKPOINT
+    callback = _best_callback(trainer)
+    fault = _best_fault(callback, trainer.lightning_module.hparams) if callback else None
+    if callback and fault and not callback.has_lost_best:
+        raise InputError(f"{fault}: put it back, or resume with ckpt=last to test the last epoch instead")
+    load(folder / LAST_CHECKPOINT, f"delete {folder / LAST_CHECKPOINT.parent} and start over")
+    return folder / LAST_CHECKPOINT
+
+
+def _best_callback(trainer: pl.Trainer) -> MovableCheckpoint | None:
+    callbacks = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, MovableCheckpoint))
+    return next((callback for callback in callbacks if callback.monitor), None)
+
+
+def _best_fault(callback: MovableCheckpoint, hyper_parameters: Mapping[str, Any]) -> str | None:
+    """Return why best.ckpt is not the epoch that has the callback's best score, None if it is or there is no score.
+
+    One with a better score is this run's too: of an epoch whose last.ckpt a crash has prevented.
+    """
+    score = callback.best_model_score
+    if callback.monitor is None or score is None:
+        return None
+    path = Path(callback.best_model_path)
+    try:
+        saved = load(path, "")
+        found = saved["validation"][callback.monitor]
+    except InputError as error:
+        return str(error).rstrip("; ")
+    except (KeyError, TypeError):
+        return f"{path} has no {callback.monitor}"
+    if differing := other_keys(saved["hyper_parameters"]["config"], hyper_parameters["config"]):
+        return f"{path} is of another run ({describe_differences(differing)})"
+    if torch.tensor(found, dtype=score.dtype) < score.cpu():
+        return f"{path} is of another epoch ({callback.monitor} {found:.4f}, not {score:.4f})"
+    return None
 
 
 def load(path: Path, fix: str) -> dict[str, Any]:
@@ -112,10 +189,12 @@ def load(path: Path, fix: str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, truncated, broken, foreign, or contains code; the message ends in `fix`.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {fix}")
     try:
         if member := zipfile.ZipFile(path).testzip():  # torch itself verifies no checksum
             raise ValueError(f"checksum mismatch in {member}")
-        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         known = saved["hyper_parameters"]
         if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
             raise ValueError("its hyper_parameters are malformed")
@@ -162,9 +241,11 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     if cfg.ckpt is None:
         return None
     path = folder / LAST_CHECKPOINT if cfg.ckpt == "last" else Path(cfg.ckpt)
+    if cfg.ckpt == "last" and not path.is_file() and (folder / BEST_CHECKPOINT).is_file():
+        path = folder / BEST_CHECKPOINT  # the last one was deleted, or a crash has prevented that of the first epoch
+        log.warning(f"{folder / LAST_CHECKPOINT} is missing: resuming from the best epoch, {path.name}")
     try:
-        fix = "choose another checkpoint, or omit ckpt and start over in another folder"
-        saved = load(path, fix)
+        saved = load(path, _fix_for_broken(path, folder))
         model = saved["hyper_parameters"]["config"]["model"]
     except InputError as error:
         raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
@@ -175,12 +256,23 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
             f"ckpt={cfg.ckpt} has model.{key}={model.get(key)}, not {now[key]}; set model.{key} to that value"
         )
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
-    if 0 < most <= epochs and not best_or_last(folder).is_file():
+    if 0 < most <= epochs and not has_checkpoint(folder):
         raise InputError(
             f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; set"
             f" trainer.max_epochs to at least {epochs + 1}"
         )
     return path
+
+
+def _fix_for_broken(path: Path, folder: Path) -> str:
+    """Return what to do if a checkpoint to resume from is broken: take the run's best epoch if that is whole."""
+    own, best = folder / LAST_CHECKPOINT.parent, folder / BEST_CHECKPOINT
+    if path.absolute().parent != own.absolute():
+        return "choose another checkpoint, or omit ckpt and start over in another folder"
+    with suppress(InputError):
+        if path != best and load(best, ""):
+            return f"resume from the best epoch with {shlex.quote(format_override('ckpt', display_path(best)))}"
+    return f"delete {own} and start over without ckpt"
 
 
 def check_items(path: Path | None, num_items: int) -> None:

@@ -1,6 +1,5 @@
 """The LightningModule: training, validation and test steps of an encoder with a loss."""
 
-import logging
 from math import isfinite
 from typing import Any, cast
 
@@ -19,8 +18,6 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
-
-log = logging.getLogger(__name__)
 
 
 class SequentialRecommender(pl.LightningModule):
@@ -43,6 +40,7 @@ class SequentialRecommender(pl.LightningModule):
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
         self.validation: dict[str, float] = {}  # the newest validation metrics
         self.tested: dict[str, float] = {}
+        self.epoch_line = ""  # what the checkpoints' callback prints once the epoch is saved
         self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
         self.test_ranks: dict[str, Tensor] = {}  # per tested user, ordered by user index
 
@@ -62,7 +60,7 @@ class SequentialRecommender(pl.LightningModule):
             torch.manual_seed(int(words[0]))
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's loss, learning rate and monitored metric, and stop if training has diverged."""
+        """Log loss and learning rate, prepare the line that reports the epoch, and stop if training has diverged."""
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
         self._check_finite(loss)
@@ -70,9 +68,8 @@ class SequentialRecommender(pl.LightningModule):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
-        if self.trainer.is_global_zero:
-            metric = "" if measured is None else f"  {monitor} {measured:.4f}"
-            log.info(f"epoch {self.current_epoch:3d}  loss {loss:.4f}{metric}")
+        metric = "" if measured is None else f"  {monitor} {measured:.4f}"
+        self.epoch_line = f"epoch {self.current_epoch:3d}  loss {loss:.4f}{metric}"
 
     def _check_finite(self, loss: float) -> None:
         """Fail before saving if the loss or the parameters are not finite.

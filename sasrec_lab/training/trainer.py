@@ -65,7 +65,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
 
 def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[pl.Callback]:
     monitor = cfg.evaluation.monitor if cfg.has_validation else None
-    callbacks = checkpoints.callbacks(folder, monitor)
+    callbacks = checkpoints.callbacks(folder, monitor, cfg.ckpt)
     if monitor and cfg.evaluation.patience:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
     if cfg.optimizer.ema:

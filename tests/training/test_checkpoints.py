@@ -66,10 +66,13 @@ def test_malformed_or_pickled_checkpoints_are_rejected(tmp_path):
 
     torch.save({"state_dict": Code()}, tmp_path / "code.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    for name in ("code.ckpt", "cut.ckpt", "nowhere.ckpt"):
+    fix = "; choose another checkpoint, or omit ckpt and start over in another folder"
+    missing = tmp_path / "nowhere.ckpt"
+    assert rejection(missing) == f"ckpt={missing}: {missing} is missing{fix}"
+    for name in ("code.ckpt", "cut.ckpt"):
         path = tmp_path / name
         assert rejection(path).startswith(f"ckpt={path}: {path} is not a checkpoint of this project (")
-        assert rejection(path).endswith("); choose another checkpoint, or omit ckpt and start over in another folder")
+        assert rejection(path).endswith(f"){fix}")
     assert not (tmp_path / "executed").exists()
 
 
