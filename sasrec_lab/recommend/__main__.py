@@ -20,7 +20,7 @@ from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
-from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.errors import InputError, InputWarning, printable
 from sasrec_lab.files import tolerate_closed_pipe
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _print_own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", InputWarning)
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(printable(f"warning: {message}"), file=sys.stderr)
         yield
 
 

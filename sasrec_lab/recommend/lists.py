@@ -16,7 +16,7 @@ from pyarrow import csv, parquet
 from tqdm import tqdm
 
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, printable
 from sasrec_lab.files import atomic_write
 
 # a table takes about 100 MB at most, whatever the number and length of the lists
@@ -83,15 +83,18 @@ def _open_writer(path: Path, file: BinaryIO, schema: pa.Schema) -> csv.CSVWriter
 
 
 def show(lists: Lists, items: Ids, titles: np.ndarray | None) -> None:
-    """Print each list: a line with the target, then one line per item, with its title if the run has titles."""
+    """Print each list: a line with the target, then one line per item, with its title if the run has titles.
+
+    Control characters in ids and titles are shown, not sent to the terminal; files have them as they are.
+    """
     for table in lists:
         target = table.columns[0]
         title = titles[items.indices(table["item_id"], "item_id")] if titles is not None else [""] * len(table)
         rows = zip(table[target], table["rank"], table["item_id"], table["score"], title, strict=True)
         for name, best in groupby(rows, key=lambda row: row[0]):
-            print(f"{target} {name}")
+            print(printable(f"{target} {name}"))
             for _, rank, item, score, text in best:
-                print(f"{rank:6}  {item:<12}{score:10.4f}  {text}".rstrip())
+                print(printable(f"{rank:6}  {item:<12}{score:10.4f}  {text}".rstrip()))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (
     ITEMS,
@@ -146,7 +146,7 @@ def _error_text(error: BaseException) -> str:
 def describe_failure(error: Exception, folder: Path) -> str:
     """Return one line on what ended the run in this folder and, if the disk failed, on what it has kept."""
     if not isinstance(error, OSError):
-        return _error_text(error).split("\n")[0]
+        return printable(_error_text(error).split("\n")[0])
     fix = "; free some space and start again" if is_full(error) else ""
     kept = f"; finished epochs are in {display_path(folder)}" if has_checkpoint(folder) else ""
-    return f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}"
+    return printable(f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}")

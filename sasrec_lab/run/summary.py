@@ -9,6 +9,7 @@ from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import ModelConfig, OptimizerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
+from sasrec_lab.errors import printable
 from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
@@ -22,7 +23,7 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
     lengths = sequences.lengths
     known = "" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model"
     return (
-        f"data   {sequences.file}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
+        f"data   {printable(sequences.file)}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
         f" {len(sequences.items):,} interactions\n"
         f"       interactions per user: mean {lengths.mean():.1f}, median {sorted(lengths)[len(lengths) // 2]:,}, max"
         f" {lengths.max():,}; {len(holdout.users):,} users held out{known}"

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.command_line import Job, Sweep
 from sasrec_lab.config.convert import to_plain, to_typed
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import FolderInUse, InputError
+from sasrec_lab.errors import FolderInUse, InputError, printable
 from sasrec_lab.files import display_path, job_folders
 from sasrec_lab.run.folder import RUN, has_checkpoint, read_metrics
 from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
@@ -187,7 +187,7 @@ def unfinished_jobs(folder: Path, jobs: list[Job]) -> list[str]:
         if end["status"] != "finished":
             running = f"another process is running in {job}" if is_locked(job) else None
             status = end["status"] if job.is_dir() else "not started"
-            lines.append(f"{job.name}: {end['error'] or running or status}")
+            lines.append(printable(f"{job.name}: {end['error'] or running or status}"))
     return lines
 
 
