@@ -60,7 +60,7 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(run | {"start": f"2026-01-01T00:00:{seed:02}", "end": "later"} | info))
     (folder / "metrics.json").write_text(json.dumps(results))
     ranks = ranks or [1, 2, 3, 0]
-    columns = {"user": users or [7, 8, 9, 11], "rank": ranks, "sampled_rank": [1, 1, 1, 1]}
+    columns = {"user": users or [7, 8, 9, 11], "rank": ranks, "sampled_rank": [1] * len(ranks)}
     columns["target"] = [user * 10 for user in columns["user"]]  # of integers or text
     np.savez(folder / "ranks.npz", **columns)
     return folder

@@ -1,6 +1,7 @@
 """The command `python -m sasrec_lab.report`."""
 
 import argparse
+import io
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +36,8 @@ def entry() -> None:
         args = _parse(sys.argv[1:])
         found = find_runs(args.folders)
         report = build_report(found, args.metric, args.baseline)
-        sys.stdout.reconfigure(errors="replace")  # some encodings have no `±`
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # some encodings have no `±`
         with tolerate_closed_pipe():
             print(formats.plain_text(report))
         if not report.parts:

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure as Canvas
 
 from sasrec_lab.report import plots
 from sasrec_lab.report.plots import setting
 from sasrec_lab.report.rows import DEFAULT, Row
 from sasrec_lab.report.tables import ProtocolReport, Report
+from sasrec_lab.run.protocol import describe_candidates
 
+_MAX_CELLS = 2500  # of a heat map
 _HALF_PAGE_INCHES = 8  # the text of a wider figure is illegible at half a page's width
 
 
@@ -22,7 +23,7 @@ _HALF_PAGE_INCHES = 8  # the text of a wider figure is illegible at half a page'
 class Figure:
     """A drawn figure of one protocol."""
 
-    name: str  # of its files
+    name: str  # of its files, from the keys
     title: str
     part: ProtocolReport
     canvas: Canvas
@@ -35,18 +36,18 @@ class Figure:
     @property
     def is_full_width(self) -> bool:
         """Return whether the figure is too wide for half a page, or too tall to share a line with another one."""
-        return self.width > _HALF_PAGE_INCHES or self.canvas.get_figheight() > 0.75 * self.width
+        return self.width > _HALF_PAGE_INCHES or self.canvas.get_figheight() > self.width
 
     def save(self, folder: Path) -> None:
         """Write the figure as PNG and PDF."""
-        with matplotlib.rc_context(plots.STYLE):
+        with plots.drawing():
             self.canvas.savefig(folder / f"{self.name}.png", dpi=160)
             self.canvas.savefig(folder / f"{self.name}.pdf", metadata={"CreationDate": None})
 
     def svg(self) -> str:
         """Return the figure as the address of an `<img>`, so that no two figures of a page share an id."""
         text = io.BytesIO()
-        with matplotlib.rc_context(plots.STYLE):
+        with plots.drawing():
             self.canvas.savefig(text, format="svg", dpi=160, metadata={"Date": None})
         return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue()).decode()}"
 
@@ -54,7 +55,7 @@ class Figure:
 def draw_figures(report: Report) -> list[Figure]:
     """Return the figures of all protocols, their names numbered if there are several protocols."""
     figures = []
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.drawing():
         for number, part in enumerate(report.parts, 1):
             prefix = f"{number}-" if len(report.parts) > 1 else ""
             figures += [Figure(f"{prefix}{name}", title, part, canvas) for name, title, canvas in _draw(part)]
@@ -67,26 +68,35 @@ def _draw(part: ProtocolReport) -> Iterator[tuple[str, str, Canvas]]:
         return
     metric = part.metrics[0]
     rows = [row for row in part.comparison.rows if math.isfinite(row.spread(metric).mean)]
+    details = f"{part.heading}; {describe_candidates(part.comparison.protocol, metric)}"
+    for name, subject, drawn, canvas in _plots(part, rows, metric):
+        title = f"{part.dataset}: {subject}"
+        plots.add_title(canvas, title, details.partition(", ")[2] + plots.describe_marks(part, drawn, metric))
+        yield name, title, canvas
+
+
+def _plots(part: ProtocolReport, rows: list[Row], metric: str) -> Iterator[tuple[str, str, list[Row], Canvas]]:
+    """Yield name, subject, rows with a star where they differ from the baseline, and canvas of each plot."""
     remaining = rows
     for keys, members in _sweeps(rows).items():
         plot = plots.line if len(keys) == 1 else plots.heat_map
-        yield "-".join(["by", *keys]), f"{metric} by {' and '.join(keys)}", plot(members, keys, metric)
+        canvas = plot(part, members, keys, metric)
+        yield "-".join(["by", *keys]), f"{metric} by {' and '.join(keys)}", members, canvas
         remaining = [row for row in remaining if row not in members or row is part.baseline]
     if len(remaining) > 1 or any(metric in row.published for row in remaining):
-        yield "rows", f"{metric} by row", plots.bars(remaining, part.baseline, metric)
-    colors = _colors(rows, part.baseline, metric)
-    monitor = part.comparison.rows[0].runs[0].config["evaluation"]["monitor"]
-    if curves := plots.learning_curves(rows, colors, monitor):
-        yield "curves", f"{monitor} during training", curves
+        yield "rows", f"{metric} by row", remaining, plots.bars(part, remaining, metric)
+    colors = _colors(part, rows)
+    if curves := plots.learning_curves(part, rows, colors):
+        yield "curves", f"{part.monitor} during training", [], curves
     if len(rows) > 1:
-        yield "time", f"{metric} and training time", plots.by_time(rows, colors, metric)
+        yield "time", f"{metric} and training time", rows, plots.by_time(part, rows, colors, metric)
 
 
-def _colors(rows: list[Row], baseline: Row | None, metric: str) -> dict[str, str]:
-    """Return the colors of the baseline and of the best rows, the only ones that are named if there are many."""
-    best = sorted((row for row in rows if row is not baseline), key=lambda row: -row.spread(metric).mean)
+def _colors(part: ProtocolReport, rows: list[Row]) -> dict[str, str]:
+    """Return the colors of the baseline and of the rows best on validation, the only ones named if there are many."""
+    best = part.by_validation([row for row in rows if row is not part.baseline])
     chosen = [row for row in rows if row in best[: len(plots.COLORS)]]
-    colors = {baseline.label: plots.BASELINE} if baseline in rows else {}
+    colors = {part.baseline.label: plots.BASELINE} if part.baseline in rows and part.baseline else {}
     return colors | {row.label: color for row, color in zip(chosen, plots.COLORS, strict=False)}
 
 
@@ -103,7 +113,7 @@ def _is_sweep(keys: tuple[str, ...], members: list[Row]) -> bool:
     values = [{setting(row, key) for row in members} for key in keys]
     if len(keys) == 1:
         return len(values[0]) > 1 and all(isinstance(value, float) for value in values[0])
-    return len(keys) == 2 and min(map(len, values)) > 1
+    return len(keys) == 2 and min(map(len, values)) > 1 and math.prod(map(len, values)) <= _MAX_CELLS
 
 
 def _with_default(keys: tuple[str, ...], members: list[Row], rows: list[Row]) -> list[Row]:

@@ -1,10 +1,16 @@
-"""Text formats of a report: plain text, Markdown, LaTeX, and CSV with every number in full precision."""
+"""Text formats of a report: plain text, Markdown, LaTeX, and CSV with every number in full precision.
+
+Labels, paths and errors come from run folders, which may be a stranger's, so each format escapes what would be more
+than text in it: the terminal's control characters, Markdown's marks, LaTeX's commands, a spreadsheet's formulas.
+"""
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable
 
+from sasrec_lab.errors import printable
 from sasrec_lab.report.rows import Row
 from sasrec_lab.report.tables import ProtocolReport, Report, Table, difference_to_published
 
@@ -18,21 +24,30 @@ _LATEX_ESCAPES = {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
+    "[": "{[}",  # after the line break of the row above, a bracket or a star would be its option
+    "]": "{]}",
+    "*": "{*}",
     "±": r"$\pm$",
 }
+_MARKDOWN_MARKS = re.compile(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)")
+_MARKDOWN_LINE_START = re.compile(r"^(\s*\d*)([#+\-=.)])")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are wide ones
 _COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
 _COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
-_COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch"]
+_COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch", "validation", "best_on_validation"]
 
 
 def plain_text(report: Report) -> str:
     """Return the report for a terminal."""
-    return _document(report, _plain_table, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ")
+    return _document(
+        report, _plain_table, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ", printable
+    )
 
 
 def markdown(report: Report) -> str:
     """Return the report in Markdown."""
-    return _document(report, _markdown_table, lambda text, level: f"{'##'[: level + 1]} {text}", "- ") + "\n"
+    text = _document(report, _markdown_table, lambda text, level: f"{'##'[: level + 1]} {text}", "- ", _escape_markdown)
+    return text + "\n"
 
 
 def latex(report: Report) -> str:
@@ -41,7 +56,7 @@ def latex(report: Report) -> str:
     blocks += [_latex_table(report.protocols_table, "", [])] if report.protocols_table else []
     for heading, part in report.titled_parts:
         shared = [f"every row: {format_overrides(part.comparison.shared)}"] if part.comparison.shared else []
-        blocks.append("\n".join(f"% {' '.join(line.split())}" for line in [heading, *shared, *part.notes]))
+        blocks.append("\n".join(f"% {printable(line)}" for line in [heading, *shared, *part.notes]))
         first, *rest = part.tables()
         blocks.append(_latex_table(first, heading, part.legend()))
         blocks += [_latex_table(table, heading, []) for table in rest]
@@ -57,7 +72,8 @@ def csv_text(report: Report) -> str:
         for row in part.comparison.rows:
             for metric in part.comparison.metrics():
                 if row.spread(metric).n:
-                    writer.writerow({"protocol": number} | _csv_line(part, row, metric))
+                    line = _csv_line(part, row, metric)
+                    writer.writerow({"protocol": number} | {name: _guard(cell) for name, cell in line.items()})
     return text.getvalue()
 
 
@@ -78,6 +94,8 @@ def _csv_line(part: ProtocolReport, row: Row, metric: str) -> dict[str, object]:
         "parameters": row.runs[0].parameters,
         "epochs": row.mean(lambda run: run.epochs),
         "best_epoch": row.mean(lambda run: run.best_epoch),
+        "validation": None if math.isnan(validation := row.spread(part.monitor).mean) else validation,
+        "best_on_validation": int(row is part.best),
     }
     if test and part.baseline:
         line |= {"baseline": part.baseline.exact_label, "vs_baseline": test.difference, "margin_95": test.margin}
@@ -85,18 +103,37 @@ def _csv_line(part: ProtocolReport, row: Row, metric: str) -> dict[str, object]:
     return line
 
 
-def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str, int], str], bullet: str) -> str:
-    """Return the whole report, with tables, headings (of level 0 or 1) and lists in one format."""
+def _guard(cell: object) -> object:
+    """Return a cell of a CSV file, behind a quotation mark if a spreadsheet would compute it as a formula.
+
+    Numbers stay numbers, negative ones too: only text is guarded, and only if it is not a number itself.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    is_formula = text.lstrip().startswith(_FORMULA_STARTS) and not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text)
+    return f"'{text}" if is_formula else text
+
+
+def _document(
+    report: Report,
+    table: Callable[[Table], str],
+    heading: Callable[[str, int], str],
+    bullet: str,
+    escape: Callable[[str], str],
+) -> str:
+    """Return the whole report, with tables, headings (of level 0 or 1), lists and text in one format."""
     blocks = [table(report.protocols_table)] if report.protocols_table else []
     for title, part in report.titled_parts:
-        blocks.append(heading(title, 0))
+        blocks.append(heading(escape(title), 0))
         if part.comparison.shared:
-            blocks.append(f"every row: {format_overrides(part.comparison.shared)}")
+            blocks.append(f"every row: {escape(format_overrides(part.comparison.shared))}")
         blocks += [table(each) for each in part.tables()]
         notes = [*part.legend(), *part.notes]
-        blocks += ["\n".join(f"{bullet}{note}" for note in notes)] if notes else []
+        blocks += ["\n".join(f"{bullet}{escape(note)}" for note in notes)] if notes else []
     for name, lines in report.without_result.items():
-        blocks.append("\n".join([heading(f"{name} ({len(lines)})", 1), *(f"{bullet}{line}" for line in lines)]))
+        title = heading(escape(f"{name} ({len(lines)})"), 1)
+        blocks.append("\n".join([title, *(f"{bullet}{escape(line)}" for line in lines)]))
     return "\n\n".join(blocks)
 
 
@@ -107,10 +144,11 @@ def format_overrides(overrides: dict[str, str]) -> str:
 
 def _plain_table(table: Table) -> str:
     """Return a table in columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    rows = [[printable(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     alignment = ">" if table.has_numbers else "<"
-    lines = [table.title]
-    for row in (table.columns, *table.rows):
+    lines = [printable(table.title)]
+    for row in rows:
         cells = [f"{cell:{alignment}{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join([f"  {row[0]:<{widths[0]}}", *cells]))
     return "\n".join(line.rstrip() for line in lines)
@@ -119,15 +157,28 @@ def _plain_table(table: Table) -> str:
 def _markdown_table(table: Table) -> str:
     """Return a table in Markdown, below its title."""
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.columns, rule, *table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"**{table.title}**", "", *lines])
+    columns, *rows = [
+        [_escape_markdown(cell, starts_line=False) for cell in row] for row in (table.columns, *table.rows)
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
+    return "\n".join([f"**{_escape_markdown(table.title)}**", "", *lines])
+
+
+def _escape_markdown(text: str, *, starts_line: bool = True) -> str:
+    """Return text without a meaning in Markdown: no HTML, links, tables, emphasis, code, math, and no list or heading.
+
+    An underscore inside a word has none, so names such as `no_norm` remain as they are.
+    """
+    escaped = _MARKDOWN_MARKS.sub(r"\\\g<0>", printable(text))
+    return _MARKDOWN_LINE_START.sub(r"\1\\\2", escaped) if starts_line else escaped
 
 
 def _latex_table(table: Table, heading: str, legend: list[str]) -> str:
     """Return a table in LaTeX; its label contains the protocol's number (if several), the data set and the metric."""
     caption = f"{heading}; {table.title}" if heading else table.title
-    label = "-".join(re.findall(r"[^\W_]+", f"{heading.partition(',')[0]} {re.split('[:,(]', table.title)[0]}".lower()))
+    label = "-".join(
+        re.findall(r"[a-z\d]+", f"{heading.partition(',')[0]} {re.split('[:,(]', table.title)[0]}".lower())
+    )
     columns = "l" + "r" * (len(table.columns) - 1) if table.has_numbers else r"lp{.6\linewidth}"
     lines = [r"\begin{table}", rf"\caption{{{_escape(caption)}}}", rf"\label{{tab:{label}}}", r"\centering"]
     rows = [" & ".join(map(_escape, row)) + r" \\" for row in (table.columns, *table.rows)]
@@ -138,5 +189,5 @@ def _latex_table(table: Table, heading: str, legend: list[str]) -> str:
 
 def _escape(text: str) -> str:
     """Return text with LaTeX's special characters escaped, and a leading minus as one."""
-    text = "".join(_LATEX_ESCAPES.get(letter, letter) for letter in text)
+    text = "".join(_LATEX_ESCAPES.get(letter, letter) for letter in printable(text))
     return re.sub(r"^-(?=[\d.])", "$-$", text)

@@ -1,7 +1,8 @@
 """The report as one self-contained HTML page: no script, no network, figures embedded."""
 
-from html import escape
+import html
 
+from sasrec_lab.errors import printable
 from sasrec_lab.report.figures import Figure
 from sasrec_lab.report.formats import format_overrides
 from sasrec_lab.report.tables import ProtocolReport, Report, Table, protocol_table
@@ -36,7 +37,6 @@ figure { margin: 0; padding: 1rem; border: 1px solid var(--line); border-radius:
 figure img { display: block; width: 100%; min-width: min(27rem, var(--own)); max-width: calc(1.2 * var(--own));
   height: auto; margin: auto; }
 figure.full { grid-column: 1 / -1; } .full img { min-width: var(--own); }
-figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
 details { margin-top: 1.5rem; } summary { cursor: pointer; font-weight: 600; }
 @media print { body { max-width: none; padding: 0; } .wide { max-height: none; } table { break-inside: avoid; }
   figure img, .full img { min-width: 0; } }
@@ -47,19 +47,19 @@ def html_page(report: Report, figures: list[Figure]) -> str:
     """Return the page."""
     title = ", ".join(dict.fromkeys(part.dataset for part in report.parts))
     folders = " ".join(map(str, report.found.folders))
-    body = [f"<h1>{escape(title)}</h1>", f"<p>Runs in <code>{escape(folders)}</code></p>", _counts(report)]
+    body = [f"<h1>{_escape(title)}</h1>", f"<p>Runs in <code>{_escape(folders)}</code></p>", _counts(report)]
     if report.protocols_table:
         body.append(_table(report.protocols_table))
     for heading, part in report.titled_parts:
-        body += [f"<h2>{escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
+        body += [f"<h2>{_escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
     if report.without_result:
         body.append("<h2>Without a result</h2>")
     for name, lines in report.without_result.items():
-        body += [f"<h3>{name} ({len(lines)})</h3>", _list(lines)]
+        body += [f"<h3>{_escape(name)} ({len(lines)})</h3>", _list(lines)]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: report</title>\n<style>{_STYLE}</style>\n<body>\n" + "\n".join(body) + "\n</html>\n"
+        f"<title>{_escape(title)}: report</title>\n<style>{_STYLE}</style>\n<body>\n" + "\n".join(body) + "\n</html>\n"
     )
 
 
@@ -69,7 +69,7 @@ def _counts(report: Report) -> str:
         name: len(lines) for name, lines in report.without_result.items()
     }
     good = ("finished", "running")
-    chips = [f"<li{'' if name in good else ' class=bad'}><b>{n}</b> {name}</li>" for name, n in counts.items()]
+    chips = [f"<li{'' if name in good else ' class=bad'}><b>{n}</b> {_escape(name)}</li>" for name, n in counts.items()]
     return f'<ul class="chips">{"".join(chips)}</ul>'
 
 
@@ -77,7 +77,7 @@ def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
     """Return tables, notes and figures of one protocol."""
     blocks = []
     if part.comparison.shared:
-        blocks.append(f"<p>Every row: <code>{escape(format_overrides(part.comparison.shared))}</code></p>")
+        blocks.append(f"<p>Every row: <code>{_escape(format_overrides(part.comparison.shared))}</code></p>")
     *metric_tables, cost_table = part.tables()
     baseline = part.baseline.label if part.baseline and len(part.comparison.rows) > 1 else None
     blocks += [_table(table, baseline) for table in metric_tables[:1]]
@@ -94,25 +94,30 @@ def _figures(figures: list[Figure]) -> str:
     halves = [figure for figure in figures if not figure.is_full_width]
     last = halves[-1] if len(halves) % 2 else None
     drawn = [
-        f"<figure{' class=full' if figure.is_full_width or figure is last else ''}><figcaption>{title}</figcaption>"
+        f"<figure{' class=full' if figure.is_full_width or figure is last else ''}>"
         f'<img alt="{title}" style="--own:{figure.width:.2f}in" src="{figure.svg()}"></figure>'
         for figure in figures
-        for title in [escape(figure.title)]
+        for title in [_escape(figure.title)]
     ]
     return f'<div class="figures">{"".join(drawn)}</div>'
 
 
 def _table(table: Table, baseline: str | None = None) -> str:
     """Return a table below its title, with the baseline's row emphasized."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    head = "".join(f"<th>{_escape(column)}</th>" for column in table.columns)
     rows = [
-        f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>"
         for row in table.rows
     ]
     kind = "wide" if table.has_numbers else "wide text"
-    return f'<h3>{escape(table.title)}</h3><div class="{kind}"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return f'<h3>{_escape(table.title)}</h3><div class="{kind}"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _list(lines: list[str]) -> str:
     """Return lines as a list."""
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{_escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _escape(text: str) -> str:
+    """Return text for the page, in quoted attributes too: no markup, and control characters as visible escapes."""
+    return html.escape(printable(text))

@@ -1,22 +1,33 @@
-"""Plots of rows: a line or heat map of a sweep, bars, learning curves, and a metric by training time."""
+"""Plots of rows: a line or heat map of a sweep, bars, learning curves, and a metric by training time.
+
+Each returns a canvas whose axes keep their size whatever its title and legend need: both are added outside of them.
+"""
 
 import math
 import re
 import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from sasrec_lab.config.convert import flatten
+from sasrec_lab.errors import printable
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.rows import Row
-from sasrec_lab.report.tables import mean_and_std
+from sasrec_lab.report.tables import SIGNIFICANT, ProtocolReport, mean_and_std
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
-BASELINE, GRAY, PUBLISHED = "#222222", "#b8bcc2", "#9aa3ad"
-STYLE = {
+BASELINE, GRAY, PUBLISHED, POPULARITY = "#222222", "#b8bcc2", "#9aa3ad", "#7d8791"
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,120 +36,186 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#e6e8eb",
     "legend.frameon": False,
+    "legend.fontsize": 8,
     "svg.hashsalt": "sasrec_lab",
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a label may contain dollars
 }
+_WIDTH, _HEIGHT = 7.0, 3.4  # inches, of figures that share a line of a page
+_LINE_INCHES = 0.155  # of a legend or title
+_CHARACTERS_PER_INCH = 14.5
 _MAX_BARS = 30
 _MAX_TICKS = 12
 _MAX_CURVES_PER_FRAME = 4  # more bands cannot be distinguished
 _FRAMES_PER_LINE = 3
+_MIN_SEEDS_FOR_SPREAD = 3  # a band or a bar over two seeds would look like certainty; the seeds are drawn instead
 
 
-def line(rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
-    """Draw the metric over one numeric key: each seed, mean and standard deviation, and the published values."""
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw and save inside with this module's style, and without matplotlib's warnings on letters it lacks."""
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
+    """Draw the metric over one numeric key: seeds, mean and spread, popularity, and the published values."""
     key = keys[0]
-    canvas, axes = _new_canvas(5.2, 3.4)
-    rows = sorted(rows, key=lambda row: setting(row, key))
-    x, spreads = [setting(row, key) for row in rows], [row.spread(metric) for row in rows]
-    for row, at in zip(rows, x, strict=True) if len(x) <= _MAX_BARS else ():
-        axes.plot([at] * len(row.runs), [run.metrics.get(metric) for run in row.runs], ".", color=COLORS[0], alpha=0.4)
+    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
+    at = {row.label: value for row in rows if isinstance(value := setting(row, key), float)}
+    rows = sorted(rows, key=lambda row: at[row.label])
+    x, spreads = [at[row.label] for row in rows], [row.spread(metric) for row in rows]
+    for row in rows if len(x) <= _MAX_BARS else ():
+        _draw_seeds(axes, [at[row.label]] * len(row.runs), _values(row, metric), COLORS[0])
     mean, std = np.array([s.mean for s in spreads]), np.array([s.std or 0.0 for s in spreads])
-    axes.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.15, linewidth=0)
+    if has_band := min(spread.n for spread in spreads) >= _MIN_SEEDS_FOR_SPREAD:
+        axes.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.15, linewidth=0)
     size = 6 if len(x) <= _MAX_BARS else 2  # larger points of a long sweep would overlap
-    axes.plot(x, mean, "o-", color=COLORS[0], markersize=size, linewidth=size / 4, label="ours, mean ± std")
-    if published := [(at, row.published[metric]) for row, at in zip(rows, x, strict=True) if metric in row.published]:
+    label = "mean ± std over seeds" if has_band else "mean over seeds"
+    axes.plot(x, mean, "o-", color=COLORS[0], markersize=size, linewidth=size / 4, label=label)
+    _mark_points(axes, part, rows, at, metric)
+    if published := [(at[row.label], row.published[metric]) for row in rows if metric in row.published]:
         axes.plot(*zip(*published, strict=True), "s--", color=PUBLISHED, markerfacecolor="white", label="published")
-        axes.legend()
     if min(x) > 0 and max(x) / min(x) >= 8:
         _use_log_scale(axes)
     if len(x) <= _MAX_TICKS:
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
-    axes.set(xlabel=key, ylabel=metric)
+    axes.set(xlabel=printable(key), ylabel=printable(metric))
+    _draw_popularity(axes, part, metric)
+    _add_legend(canvas, axes)
     return canvas
 
 
-def heat_map(rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
+def _mark_points(axes: Axes, part: ProtocolReport, rows: list[Row], at: dict[str, float], metric: str) -> None:
+    """Mark the baseline, the row that is best on validation, and those that differ from the baseline."""
+    for row in rows:
+        place = at[row.label], row.spread(metric).mean
+        if row is part.baseline:
+            axes.plot(*place, "o", color=BASELINE, markersize=6, label="baseline")
+        if row is part.best:
+            axes.plot(*place, "o", color=COLORS[2], markersize=12, fillstyle="none", label="best on validation")
+        if part.is_significant(row, metric):
+            axes.annotate("*", place, xytext=(0, 5), textcoords="offset points", ha="center", fontsize=11)
+
+
+def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
     """Draw the metric over the grid of two keys."""
     down, across = (sorted({setting(row, key) for row in rows}, key=_numbers_first) for key in keys)
-    cells = {(setting(row, keys[0]), setting(row, keys[1])): row.spread(metric) for row in rows}
-    means = np.array([[cells[y, x].mean if (y, x) in cells else math.nan for x in across] for y in down])
-    canvas, axes = _new_canvas(1.9 + 0.85 * len(across), 1.1 + 0.55 * len(down))
-    image = axes.imshow(means, cmap="viridis", aspect="auto")
+    cells = {(setting(row, keys[0]), setting(row, keys[1])): row for row in rows}
+    means = {place: row.spread(metric).mean for place, row in cells.items()}
+    grid = np.array([[means.get((y, x), math.nan) for x in across] for y in down])
+    canvas, axes = _new_canvas(max(5, 1.9 + 0.85 * len(across)), 1.1 + 0.55 * len(down))
+    image = axes.imshow(grid, cmap="viridis", aspect="auto")
     axes.grid(False)
-    axes.set_xticks(range(len(across)), [f"{x:g}" if isinstance(x, float) else x for x in across])
-    axes.set_yticks(range(len(down)), [f"{y:g}" if isinstance(y, float) else y for y in down])
-    axes.set(xlabel=keys[1], ylabel=keys[0])
-    for (y, x), spread in cells.items():
-        text, color = mean_and_std(spread).replace(" ±", "\n±"), _text_color(image.to_rgba(spread.mean))
-        axes.text(across.index(x), down.index(y), text, ha="center", va="center", color=color, fontsize=7.5)
-    canvas.colorbar(image, label=metric)
+    axes.set_xticks(range(len(across)), [_shown_value(x) for x in across])
+    axes.set_yticks(range(len(down)), [_shown_value(y) for y in down])
+    axes.set(xlabel=printable(keys[1]), ylabel=printable(keys[0]))
+    for (y, x), row in cells.items():
+        spread, column, line_ = row.spread(metric), across.index(x), down.index(y)
+        text = mean_and_std(spread).replace(" ±", "\n±") + " *" * part.is_significant(row, metric)
+        text += "\nbaseline" * (row is part.baseline)
+        color = _text_color(image.to_rgba(np.array(spread.mean)))
+        weight = "bold" if row is part.best else "normal"
+        axes.text(column, line_, text, ha="center", va="center", color=color, fontsize=7.5, fontweight=weight)
+        if row is part.best:
+            box = Rectangle((column - 0.46, line_ - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], linewidth=2)
+            box.set_label("best on validation")
+            axes.add_patch(box)
+    popularity = part.popularity(metric)
+    label = printable(metric) + ("" if popularity is None else f"\n(popularity: {popularity:.4f})")
+    canvas.colorbar(image, label=label)
+    _add_legend(canvas, axes)
     return canvas
 
 
-def bars(rows: list[Row], baseline: Row | None, metric: str) -> Canvas:
-    """Draw a bar per row, and another one for its published value; of many rows the best and the baseline."""
+def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
+    """Draw a bar per row, next to its published value, and one of popularity; of many rows the best on validation."""
     if len(rows) > _MAX_BARS:
-        best = sorted(rows, key=lambda row: -row.spread(metric).mean)[:_MAX_BARS]
-        rows = [row for row in rows if row in best or row is baseline]
-    published = [row for row in rows if metric in row.published]
-    names = [_wrap_label(row.label) for row in rows]
+        best = part.by_validation(rows)[:_MAX_BARS]
+        rows = [row for row in rows if row in best or row is part.baseline]
+    has_published = any(metric in row.published for row in rows)
+    popularity = part.popularity(metric)
+    names = [_name(part, row) for row in rows] + ["popularity"] * (popularity is not None)
     lines = 1 + max(name.count("\n") for name in names)
-    canvas, axes = _new_canvas(6.4, 0.9 + len(rows) * max(0.5 if published else 0.3, 0.15 * lines))
-    height = 0.38 if published else 0.64
-    spreads = [row.spread(metric) for row in rows]
-    ends = [max(s.mean + (s.std or 0), row.published.get(metric, 0)) for s, row in zip(spreads, rows, strict=True)]
-    longest = max(ends)
-    for place, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
+    canvas, axes = _new_canvas(_WIDTH, 0.7 + len(names) * max(0.5 if has_published else 0.3, 0.15 * lines))
+    height = 0.38 if has_published else 0.64
+    longest = max([popularity or 0.0, *(_end(row, metric) for row in rows)]) or 1.0
+    for place, row in enumerate(rows):
         value = row.published.get(metric)
-        shift = 0 if value is None else 0.2
-        axes.barh(place - shift, spread.mean, height, color=BASELINE if row is baseline else COLORS[0])
-        if spread.std is not None:
-            axes.errorbar(spread.mean, place - shift, xerr=spread.std, color="#d55e00", capsize=2, linewidth=1.2)
-        end = spread.mean + (spread.std or 0) + 0.012 * longest
-        axes.text(end, place - shift, mean_and_std(spread), va="center", fontsize=7.5)
+        _draw_bar(axes, part, row, metric, place if value is None else place - 0.2, height, 0.015 * longest)
         if value is not None:
-            bar = axes.barh(place + shift, value, height, color="#d5dae0")
-            bar.set_label("published" if row is published[0] else None)
-            end = value + 0.012 * longest
-            axes.text(end, place + shift, f"{value:.4f}", va="center", fontsize=7.5, color="#667077")
-    axes.set_yticks(range(len(rows)), names)
+            axes.barh(place + 0.2, value, height, color="#d5dae0", label="published")
+            end = value + 0.015 * longest
+            axes.text(end, place + 0.2, f"{value:.4f}", va="center", fontsize=7.5, color="#667077")
+    if popularity is not None:
+        axes.barh(len(rows), popularity, height, color=GRAY)
+        axes.text(popularity + 0.015 * longest, len(rows), f"{popularity:.4f}", va="center", fontsize=7.5)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_xlim(0, longest * 1.3)
-    axes.set_xlabel(metric)
-    if published:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    axes.set_xlabel(printable(metric))
+    _add_legend(canvas, axes)
     return canvas
 
 
-def learning_curves(rows: list[Row], colors: dict[str, str], metric: str) -> Canvas | None:
+def _end(row: Row, metric: str) -> float:
+    """Return the right end of what is drawn of a row."""
+    spread = row.spread(metric)
+    return max(*_values(row, metric), spread.mean + (spread.std or 0.0), row.published.get(metric, 0.0))
+
+
+def _draw_bar(axes: Axes, part: ProtocolReport, row: Row, metric: str, place: float, height: float, gap: float) -> None:
+    """Draw the bar of a row with its seeds, its spread and its number."""
+    spread, end = row.spread(metric), max(_values(row, metric))
+    color = BASELINE if row is part.baseline else COLORS[2] if row is part.best else COLORS[0]
+    label = "baseline" if row is part.baseline else "best on validation" if row is part.best else None
+    axes.barh(place, spread.mean, height, color=color, label=label)
+    if spread.n > 1:
+        _draw_seeds(axes, _values(row, metric), [place] * spread.n, COLORS[1], label="one seed")
+    if spread.std is not None and spread.n >= _MIN_SEEDS_FOR_SPREAD:
+        bar = axes.errorbar(spread.mean, place, xerr=spread.std, color=COLORS[1], capsize=2, linewidth=1.2)
+        bar.set_label("std over seeds")
+        end = max(end, spread.mean + spread.std)
+    text = mean_and_std(spread) + " *" * part.is_significant(row, metric)
+    axes.text(max(end, spread.mean) + gap, place, text, va="center", fontsize=7.5)
+
+
+def learning_curves(part: ProtocolReport, rows: list[Row], colors: dict[str, str]) -> Canvas | None:
     """Draw the curves of the rows that have a color: in one frame, or if there are many in a frame each."""
+    metric = part.monitor
     found = {row.label: [c for run in row.runs if (c := learning_curve(run.folder, metric))] for row in rows}
     curves = {label: _RowCurves(of_seeds) for label, of_seeds in found.items() if of_seeds}
-    named = [row.label for row in rows if row.label in colors and row.label in curves]
+    named = [row for row in rows if row.label in colors and row.label in curves]
     if not named:
         return None
     if len(named) > _MAX_CURVES_PER_FRAME:
-        return _curves_in_frames(curves, named, colors, metric)
-    canvas, axes = _new_canvas(7, 3.6)
-    for label in named:
-        curves[label].draw(axes, colors[label], _wrap_label(label))
-    axes.set(xlabel="epoch", ylabel=metric)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _add_legend(axes, rows, colors)
+        return _curves_in_frames(part, curves, named, colors)
+    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
+    for row in named:
+        curves[row.label].draw(axes, colors[row.label], _name(part, row))
+    axes.set(xlabel="epoch", ylabel=printable(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_popularity(axes, part, metric)
+    _add_legend(canvas, axes, others=len(rows) - len(named))
     return canvas
 
 
 class _RowCurves:
-    """The learning curves of a row: of each seed, and mean and spread over the epochs that all seeds reached."""
+    """The learning curves of a row: of each seed, and mean and spread over the epochs that all seeds reached.
+
+    Epochs count from 1, as in all that people read.
+    """
 
     def __init__(self, of_seeds: list[dict[int, float]]):
         self.of_seeds = of_seeds
-        self.epochs = sorted(set.intersection(*map(set, of_seeds)))
-        values = np.array([[curve[epoch] for epoch in self.epochs] for curve in of_seeds])  # (seeds, epochs)
+        common = sorted(set.intersection(*map(set, of_seeds)))
+        values = np.array([[curve[epoch] for epoch in common] for curve in of_seeds])  # (seeds, epochs)
+        self.epochs = [epoch + 1 for epoch in common]
         self.mean = values.mean(0)
-        self.std = values.std(0, ddof=1) if len(of_seeds) > 1 else None
+        self.std = values.std(0, ddof=1) if len(of_seeds) >= _MIN_SEEDS_FOR_SPREAD else None
 
     def draw(self, axes: Axes, color: str, label: str | None = None) -> None:
         """Draw mean, spread and a thin line per seed."""
@@ -147,71 +224,110 @@ class _RowCurves:
         if self.std is not None:
             low, high = self.mean - self.std, self.mean + self.std
             axes.fill_between(self.epochs, low, high, color=color, alpha=0.16, linewidth=0)
-            for curve in self.of_seeds:
-                axes.plot(curve.keys(), curve.values(), color=color, linewidth=0.5, alpha=0.45)
+        for curve in self.of_seeds if len(self.of_seeds) > 1 else ():
+            epochs = [epoch + 1 for epoch in curve]
+            axes.plot(epochs, list(curve.values()), color=color, linewidth=0.6, alpha=0.6)
 
 
-def _curves_in_frames(curves: dict[str, _RowCurves], named: list[str], colors: dict[str, str], metric: str) -> Canvas:
+def _curves_in_frames(
+    part: ProtocolReport, curves: dict[str, _RowCurves], named: list[Row], colors: dict[str, str]
+) -> Canvas:
     """Draw a frame for each named row, with all other rows behind it in gray."""
     down = math.ceil(len(named) / _FRAMES_PER_LINE)
     canvas = Canvas(figsize=(10, 0.4 + 2 * down))
     frames = list(canvas.subplots(down, _FRAMES_PER_LINE, sharex=True, sharey=True, squeeze=False).flat)
-    for label, axes in zip(named, frames, strict=False):
+    for row, axes in zip(named, frames, strict=False):
         behind = LineCollection([list(zip(c.epochs, c.mean, strict=True)) for c in curves.values()])
         axes.add_collection(behind)
         behind.set(color=GRAY, linewidth=0.6, alpha=0.6, rasterized=True)
-        curves[label].draw(axes, colors[label])
-        axes.set_title(_wrap_label(label), fontsize=8.5, loc="left", color=colors[label], fontweight="bold")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        curves[row.label].draw(axes, colors[row.label])
+        axes.set_title(_name(part, row), fontsize=8.5, loc="left", color=colors[row.label], fontweight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_popularity(axes, part, part.monitor)
     for axes in frames[len(named) :]:
         axes.remove()
     for axes in frames[max(0, len(named) - _FRAMES_PER_LINE) : len(named)]:
         axes.tick_params(labelbottom=True)
     canvas.supxlabel("epoch", fontsize=9)
-    canvas.supylabel(metric, fontsize=9)
+    canvas.supylabel(printable(part.monitor), fontsize=9)
+    _add_legend(canvas, frames[0])
     return canvas
 
 
-def by_time(rows: list[Row], colors: dict[str, str], metric: str) -> Canvas:
-    """Draw the metric of each row over its training time."""
-    canvas, axes = _new_canvas(7, 3.6)
+def by_time(part: ProtocolReport, rows: list[Row], colors: dict[str, str], metric: str) -> Canvas:
+    """Draw the metric of each row and seed over its training time."""
+    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
     times = {row.label: row.mean(lambda run: run.seconds) for row in rows}
-    longest = max(times.values())
+    longest = max(run.seconds for row in rows for run in row.runs)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
-    for row in sorted(rows, key=lambda row: row.label in colors):
-        spread, is_named = row.spread(metric), row.label in colors
-        axes.errorbar(
+    for row in [*(row for row in rows if row.label not in colors), *(row for row in rows if row.label in colors)]:
+        is_named = row.label in colors
+        color = colors.get(row.label, GRAY)
+        if is_named and len(row.runs) > 1:
+            runs = [run for run in row.runs if metric in run.metrics]
+            _draw_seeds(axes, [run.seconds / seconds for run in runs], [run.metrics[metric] for run in runs], color)
+        axes.plot(
             times[row.label] / seconds,
-            spread.mean,
-            yerr=spread.std if is_named else None,
-            fmt="o",
-            markersize=6 if is_named else 3,
-            color=colors.get(row.label, GRAY),
-            label=_wrap_label(row.label) if is_named else None,
-            capsize=2,
-            linewidth=1,
+            row.spread(metric).mean,
+            "*" if row is part.best else "o",
+            markersize=12 if row is part.best else 6 if is_named else 3,
+            color=color,
+            label=_name(part, row, metric) if is_named else None,
         )
     if min(times.values()) > 0 and longest / min(times.values()) > 10:
         _use_log_scale(axes)
     else:
         axes.set_xlim(0, 1.05 * longest / seconds or 1)  # leaves room for the last marker
-    axes.set(xlabel=f"training time per run in {unit}, mean over seeds", ylabel=metric)
-    _add_legend(axes, rows, colors)
+    axes.set(xlabel=f"training time per run in {unit}", ylabel=printable(metric))
+    _draw_popularity(axes, part, metric)
+    _add_legend(canvas, axes, others=len(rows) - len(colors))
     return canvas
+
+
+def add_title(canvas: Canvas, title: str, details: str) -> None:
+    """Write a title and smaller details above the axes, so that the figure explains itself outside of its page."""
+    width = round(canvas.get_figwidth() * _CHARACTERS_PER_INCH)
+    lines, more = _wrap(title, width - 10, 3), _wrap(details, width + 10, 3)
+    space = _LINE_INCHES * (len(lines) + len(more)) + 0.2
+    height = canvas.get_figheight() + space
+    canvas.set_size_inches(canvas.get_figwidth(), height)
+    canvas.set_layout_engine("constrained", rect=(0, 0, 1, 1 - space / height))
+    below = 1 - (0.06 + _LINE_INCHES * len(lines)) / height
+    canvas.text(0.01, 1 - 0.04 / height, "\n".join(lines), va="top", fontweight="bold", color="#333333")
+    canvas.text(0.01, below, "\n".join(more), va="top", fontsize=8, color="#5d6b7a")
+
+
+def describe_marks(part: ProtocolReport, rows: list[Row], metric: str) -> str:
+    """Return what the star means in a figure that has one."""
+    if part.baseline is None or not any(part.is_significant(row, metric) for row in rows):
+        return ""
+    return (
+        f"; *\N{NO-BREAK SPACE}differs from {part.baseline.label} (p\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{SIGNIFICANT})"
+    )
 
 
 def setting(row: Row, key: str) -> float | str:
     """Return the value of a key in a row, from the config if the row does not override it."""
     value = str(row.settings.get(key, flatten(row.runs[0].config, separator=".").get(key)))
     try:
-        return float(value)
+        return number if math.isfinite(number := float(value)) else value
     except ValueError:
         return value
+
+
+def _values(row: Row, metric: str) -> list[float]:
+    """Return the metric of each of the row's runs that has it."""
+    return [run.metrics[metric] for run in row.runs if metric in run.metrics]
 
 
 def _numbers_first(value: float | str) -> tuple[bool, float, str]:
     """Return a sort key: numbers by size, then words."""
     return isinstance(value, str), value if isinstance(value, float) else 0.0, str(value)
+
+
+def _shown_value(value: float | str) -> str:
+    """Return a value of a key as the label of a tick."""
+    return f"{value:g}" if isinstance(value, float) else "\n".join(_wrap(value, 12, 2))
 
 
 def _new_canvas(width: float, height: float) -> tuple[Canvas, Axes]:
@@ -224,29 +340,53 @@ def _use_log_scale(axes: Axes) -> None:
     """Make the x axis logarithmic with plain numbers as labels."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # its own would be math
 
 
-def _add_legend(axes: Axes, rows: list[Row], colors: dict[str, str]) -> None:
-    """Add a legend in the order of the table, to the right of the frame."""
-    count = len(rows) - len(colors)
-    rest = f"{count} other{'s' if count > 1 else ''}"
-    if len(rows) > len(colors):
-        axes.plot([], [], "o", color=GRAY, markersize=3, label=rest)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = [name for name in (*(_wrap_label(row.label) for row in rows), rest) if name in handles]
-    axes.legend([handles[name] for name in names], names, loc="upper left", bbox_to_anchor=(1, 1))
+def _draw_seeds(axes: Axes, x: list[float], y: list[float], color: str, label: str | None = None) -> None:
+    """Draw a small point per seed."""
+    axes.plot(x, y, "o", color=color, markersize=3, markeredgecolor="white", markeredgewidth=0.4, label=label)
 
 
-def _wrap_label(label: str) -> str:
-    """Return a label without the sections of its keys, wrapped.
+def _draw_popularity(axes: Axes, part: ProtocolReport, metric: str) -> None:
+    """Draw the popularity baseline as a line across, if it was measured."""
+    if (value := part.popularity(metric)) is not None:
+        axes.axhline(value, color=POPULARITY, linestyle=":", linewidth=1.2, label="popularity")
 
-    The table has them in full, and long labels often differ only at the end.
+
+def _add_legend(canvas: Canvas, axes: Axes, others: int = 0) -> None:
+    """Add the legend below the axes and make the figure taller by it, so that the axes keep their size."""
+    if others:
+        axes.plot([], [], "o", color=GRAY, markersize=3, label=f"{others} other{'s' if others > 1 else ''}")
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one of several equal labels
+    if not entries:
+        return
+    longest = max(len(text) for label in entries for text in label.split("\n"))
+    columns = max(1, min(len(entries), int(canvas.get_figwidth() * _CHARACTERS_PER_INCH // (longest + 8))))
+    lines = math.ceil(len(entries) / columns) * (1 + max(label.count("\n") for label in entries))
+    canvas.set_size_inches(canvas.get_figwidth(), canvas.get_figheight() + _LINE_INCHES * lines + 0.1)
+    canvas.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=columns)
+
+
+def _name(part: ProtocolReport, row: Row, metric: str | None = None) -> str:
+    """Return a row's label for a figure, with the marks of the best row and of a significant difference.
+
+    It is without the sections of its keys, wrapped. The table has them in full, and long labels often differ only at
+    the end.
     """
-    words = re.sub(r"[\w.]*\.(\w+=)", r"\1", label)
-    return textwrap.fill(words, 40, max_lines=3, placeholder="…", break_on_hyphens=False)
+    words = re.sub(r"[\w.]*\.(\w+=)", r"\1", row.label)
+    marks = " *" * (metric is not None and part.is_significant(row, metric))
+    best = "\n(best on validation)" if row is part.best else ""
+    return "\n".join(_wrap(words, 40, 3)) + marks + best
 
 
-def _text_color(background: tuple[float, ...]) -> str:
+def _wrap(text: str, width: int, max_lines: int) -> list[str]:
+    """Return text in lines of at most this width, cut at the end."""
+    shown = printable(text)[: 2 * width * max_lines]  # textwrap is slow on long texts
+    return textwrap.wrap(shown, width, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
+
+
+def _text_color(background: tuple[float, ...] | np.ndarray) -> str:
     """Return black or white, whichever has more contrast to the background."""
     luminance = np.dot(np.array(background[:3]) ** 2.2, [0.2126, 0.7152, 0.0722])
     return "black" if luminance > 0.18 else "white"  # 0.18 is the middle of luminance as defined by WCAG

@@ -216,8 +216,8 @@ def _round_to_four_digits(number: re.Match[str]) -> str:
 
 def _is_published_for(run: Run) -> bool:
     """Return whether the published results in a run's config are of its data set."""
-    published = run.config.get("published")
-    return bool(published) and published.get("dataset") == run.config["dataset"]["name"]
+    published = run.config.get("published") or {}
+    return published.get("dataset") == run.config["dataset"]["name"]
 
 
 def _published(label: str, run: Run, shared: dict[str, str]) -> dict[str, float]:

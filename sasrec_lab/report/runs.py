@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sasrec_lab.config.command_line import grid_jobs
-from sasrec_lab.errors import InputError, first_few
+from sasrec_lab.errors import InputError, first_few, printable
 from sasrec_lab.files import did_you_mean_path, read_small_yaml
 from sasrec_lab.report.records import Run, parse_overrides, read_overrides, read_run
 
@@ -108,7 +108,8 @@ def _add_run(folder: Path, found: RunSearch) -> None:
     try:
         found.runs.append(read_run(folder))
     except InputError as error:
-        found.skipped.append(f"{error}" if f"{error}".startswith(f"{folder}") else f"{folder}: {error}")
+        is_named = f"{error}".startswith(printable(f"{folder}"))
+        found.skipped.append(f"{error}" if is_named else f"{folder}: {error}")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         found.skipped.append(f"{folder}: malformed run folder ({type(error).__name__}: {error})")
 

@@ -8,7 +8,7 @@ Shapes: R rows, M metrics, U users.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -20,7 +20,11 @@ from sasrec_lab.report.rows import Row
 from sasrec_lab.run.folder import read_arrays
 
 FLIPS = 10_000
-GAINS = {"ndcg": lambda rank: 1 / np.log2(rank + 1), "recall": np.ones_like, "mrr": lambda rank: 1 / rank}
+GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "ndcg": lambda rank: 1 / np.log2(rank + 1),
+    "recall": np.ones_like,
+    "mrr": lambda rank: 1 / rank,
+}
 _SIGNS_PER_CHUNK = 2**22  # 32 MiB of float64
 
 
@@ -37,7 +41,9 @@ class PairedTest:
 def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tuple[str, str], PairedTest], list[str]]:
     """Return the tests by row label and metric, and notes on what was not tested; Holm corrects within each metric."""
     notes = []
-    users, targets, values = {}, {}, {}
+    users: dict[str, np.ndarray] = {}
+    targets: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
     for row in (baseline, *rows):
         try:
             ids, items, each = _user_metrics(row.runs, metrics)
@@ -53,7 +59,7 @@ def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tu
         notes.append(f"tests use the {len(common):,} users that all rows share")
     aligned = {label: values[label][:, np.searchsorted(users[label], common)] for label in values}
     tested = [row.label for row in rows if row.label in aligned]
-    tests = {}
+    tests: dict[tuple[str, str], PairedTest] = {}
     for number, metric in enumerate(metrics):
         differences = np.stack([aligned[label][number] - aligned[baseline.label][number] for label in tested])
         kept = ~np.isnan(differences).any(1)  # rows without the metric have NaN
@@ -95,7 +101,7 @@ def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
     return np.where(reached == 0, np.minimum(p, bound), p)
 
 
-def holm_correction(p: Sequence[float]) -> np.ndarray:
+def holm_correction(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return p-values with Holm's step-down correction for testing all of them."""
     order = np.argsort(p)
     factors = np.arange(len(order), 0, -1)

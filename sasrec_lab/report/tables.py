@@ -6,13 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
-from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.report.rows import Comparison, Row, Spread, changed_overrides, comparisons, protocol_differences
+from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
+from sasrec_lab.report.rows import (
+    DEFAULT,
+    Comparison,
+    Row,
+    Spread,
+    changed_overrides,
+    comparisons,
+    protocol_differences,
+)
 from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 from sasrec_lab.run.protocol import describe_candidates
 
 EMPTY_CELL = "-"
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,40 @@ class ProtocolReport:
     notes: list[str]
 
     @property
+    def monitor(self) -> str:
+        """Return the validation metric that chose the checkpoints, and by which rows are compared to choose one."""
+        return self.comparison.rows[0].runs[0].monitor
+
+    @property
+    def best(self) -> Row | None:
+        """Return the row that is best on validation, or None if fewer than two rows were validated.
+
+        Test metrics choose nothing: the best of many test results would be too good.
+        """
+        validated = [row for row in self.comparison.rows if not math.isnan(row.spread(self.monitor).mean)]
+        return max(validated, key=self._validation) if len(validated) > 1 else None
+
+    def by_validation(self, rows: list[Row]) -> list[Row]:
+        """Return rows from the best on validation to the worst; rows without validation are last."""
+        return sorted(rows, key=lambda row: -self._validation(row))
+
+    def _validation(self, row: Row) -> float:
+        mean = row.spread(self.monitor).mean
+        return -math.inf if math.isnan(mean) else mean
+
+    def popularity(self, metric: str) -> float | None:
+        """Return the metric of the popularity baseline, which is the same for all rows."""
+        return self.comparison.rows[0].runs[0].popularity.get(metric)
+
+    def is_significant(self, row: Row, metric: str) -> bool:
+        """Return whether the row differs from the baseline at 5%, corrected for the number of rows."""
+        test = self.tests.get((row.label, metric))
+        return test is not None and test.p_holm <= SIGNIFICANT
+
+    @property
     def dataset(self) -> str:
         """Return the name of the data set."""
-        return self.comparison.protocol["dataset"]
+        return str(self.comparison.protocol["dataset"])
 
     @property
     def heading(self) -> str:
@@ -59,10 +99,13 @@ class ProtocolReport:
             changed = [f"{key}={value}" for key, value in changed_overrides(self.comparison.shared).items()]
             if changed and any(row.published and row.is_named for row in rows):
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")
-        if self.tests:
+        if self.best:
+            lines.append(f"best: highest mean of {self.monitor}, on validation")
+        if self.tests and self.baseline:
             lines.append(
                 f"baseline: {self.baseline.label}; vs baseline: mean difference over users, ± half its 95% interval;"
-                f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, with Holm's correction"
+                f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, with Holm's correction;"
+                f" *: p ≤ {SIGNIFICANT}"
             )
         return lines
 
@@ -118,7 +161,7 @@ def build_report(found: RunSearch, wanted: list[str], baseline: str | None) -> R
     if compared:
         _check_metrics(wanted, compared)
         _check_baseline(baseline, compared)
-    return Report(found, [_protocol_report(comparison, wanted, baseline or "default") for comparison in compared])
+    return Report(found, [_protocol_report(comparison, wanted, baseline) for comparison in compared])
 
 
 def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
@@ -128,8 +171,11 @@ def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
         if metric not in known:
             # names are compared without their stage, which would make all of them similar
             stage, _, name = metric.partition("/")
-            hint = did_you_mean(name, [each.partition("/")[2] for each in known if each.startswith(f"{stage}/")])
-            raise InputError(f"--metric {metric}: no run has this metric{hint or '; choose from ' + ', '.join(known)}")
+            options = {each.partition("/")[2]: each for each in known if each.startswith(f"{stage}/")}
+            options = options or {each: each for each in known}
+            suggestion = nearest(name.lower(), options)
+            hint = f"did you mean {options[suggestion]}?" if suggestion else f"choose from {first_few(known, 12)}"
+            raise InputError(f"--metric {metric}: no run has this metric; {hint}")
 
 
 def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
@@ -140,16 +186,21 @@ def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
         raise InputError(f"--baseline {label}: no row has this name{hint}")
 
 
-def _protocol_report(comparison: Comparison, wanted: list[str], baseline: str) -> ProtocolReport:
-    """Test the rows of one protocol against the baseline, if it has one, and note what is not tested."""
+def _protocol_report(comparison: Comparison, wanted: list[str], baseline: str | None) -> ProtocolReport:
+    """Test the rows of one protocol against the baseline, if it has one, and note what is not tested.
+
+    Of two rows, without a baseline's name, the second is tested against the first.
+    """
     metrics = [metric for metric in wanted if metric in comparison.metrics()] or _default_metrics(comparison)
-    row = comparison.row(baseline)
+    row = comparison.row(baseline or DEFAULT)
+    if row is None and baseline is None and len(comparison.rows) == 2:
+        row = comparison.rows[0]
     others = [other for other in comparison.rows if other is not row]
     notes = list(comparison.notes)
     if lacking := [metric for metric in wanted if metric not in metrics]:
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
     if row is None and len(others) > 1:
-        notes.append(f"no row named {baseline}, so nothing is tested; choose a baseline row with --baseline")
+        notes.append(f"no row named {baseline or DEFAULT}, so nothing is tested; choose a baseline row with --baseline")
     tests, untested = compare(row, others, metrics) if row and others else ({}, [])
     return ProtocolReport(comparison, metrics, row, tests, notes + untested)
 
@@ -167,26 +218,36 @@ def _default_metrics(comparison: Comparison) -> list[str]:
 
 def _metric_table(part: ProtocolReport, metric: str) -> Table:
     """Return a line per row of runs: its mean, and if available the published value and the test."""
-    comparison, baseline = part.comparison, part.baseline
+    comparison = part.comparison
     spreads = {row.label: row.spread(metric) for row in comparison.rows}
+    has_validation = part.best is not None and metric != part.monitor
     columns: dict[str, Callable[[Row], str]] = {
         "row": lambda row: row.label,
         "n": lambda row: str(spreads[row.label].n),
-        "mean ± std": lambda row: mean_and_std(spreads[row.label]),
     }
+    if has_validation:
+        columns[part.monitor] = lambda row: (
+            f"{'best ' * (row is part.best)}{_format_number(row.spread(part.monitor).mean)}"
+        )
+    columns["mean ± std over seeds"] = lambda row: mean_and_std(spreads[row.label])
     if any(metric in row.published for row in comparison.rows):
         columns["published"] = lambda row: _format_number(row.published.get(metric))
         columns["difference"] = lambda row: _format_signed(difference_to_published(row, metric))
     tests = {row: test for (row, name), test in part.tests.items() if name == metric}
-    if tests and baseline:
-        columns["vs baseline"] = lambda row: (
+    if tests:
+        columns["vs baseline ± 95% over users"] = lambda row: (
             f"{tests[row.label].difference:+z.4f} ± {tests[row.label].margin:.4f}" if row.label in tests else EMPTY_CELL
         )
-        columns["p"] = lambda row: _format_p(tests[row.label].p_holm) if row.label in tests else EMPTY_CELL
+        columns["p"] = lambda row: (
+            f"{'* ' * part.is_significant(row, metric)}{_format_p(tests[row.label].p_holm)}"
+            if row.label in tests
+            else EMPTY_CELL
+        )
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
-    popularity = comparison.rows[0].runs[0].popularity.get(metric)
+    popularity = part.popularity(metric)
     if popularity is not None:
-        rows.append(["popularity", EMPTY_CELL, _format_number(popularity), *[EMPTY_CELL] * (len(columns) - 3)])
+        numbers = [_format_number(part.popularity(part.monitor))] * has_validation + [_format_number(popularity)]
+        rows.append(["popularity", EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
 
 
@@ -197,10 +258,10 @@ def _cost_table(rows: list[Row]) -> Table:
         epochs, best = row.mean(lambda run: run.epochs), row.mean(lambda run: run.best_epoch)
         parameters = f"{row.runs[0].parameters:,}"
         seeds = ",".join(str(run.seed) for run in row.runs)
-        best = EMPTY_CELL if math.isnan(best) else f"{best:.0f}"
+        best_epoch = EMPTY_CELL if math.isnan(best) else f"{best + 1:.0f}"  # recorded from 0
         duration = format_duration(row.mean(lambda run: run.seconds))
-        cells.append([row.label, seeds, f"{epochs:.0f}", best, duration, parameters])
-    columns = ["row", "seeds", "epochs", "best", "training", "parameters"]
+        cells.append([row.label, seeds, f"{epochs:.0f}", best_epoch, duration, parameters])
+    columns = ["row", "seeds", "epochs", "best epoch", "training", "parameters"]
     return Table("Cost per run (mean over seeds)", columns, cells)
 
 
@@ -212,9 +273,7 @@ def difference_to_published(row: Row, metric: str) -> float | None:
 
 def mean_and_std(spread: Spread) -> str:
     """Return `mean ± std`, or the mean only if there is one value."""
-    return _format_number(spread.mean if spread.n else None) + (
-        f" ± {spread.std:.4f}" if spread.std is not None else ""
-    )
+    return _format_number(spread.mean) + (f" ± {spread.std:.4f}" if spread.std is not None else "")
 
 
 def format_duration(seconds: float) -> str:
@@ -227,7 +286,7 @@ def format_duration(seconds: float) -> str:
 
 def _format_number(value: float | None) -> str:
     """Return a metric with four decimals."""
-    return EMPTY_CELL if value is None else f"{value:.4f}"
+    return EMPTY_CELL if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def _format_p(p: float) -> str:

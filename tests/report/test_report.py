@@ -54,16 +54,16 @@ def test_printed_table(sweep, report_command):
     assert (done.returncode, done.stderr) == (0, "")
     expected = """\
 test/ndcg@10: all 9 items except those already seen
-  row          n       mean ± std  published  difference       vs baseline       p
-  default      3  0.5000 ± 0.1000     0.5000     +0.0000                 -       -
-  model.dim=8  1           0.3000     0.2500     +0.0500  +0.4673 ± 0.4052  0.2584
-  popularity   -           0.1000          -           -                 -       -
+  row          n  mean ± std over seeds  published  difference  vs baseline ± 95% over users       p
+  default      3        0.5000 ± 0.1000     0.5000     +0.0000                             -       -
+  model.dim=8  1                 0.3000     0.2500     +0.0500              +0.4673 ± 0.4052  0.2584
+  popularity   -                 0.1000          -           -                             -       -
 """
     assert expected in done.stdout
     assert "every row: dataset=small" in done.stdout
     assert "n = 1: one seed, so no spread" in done.stdout
     assert "published: Somebody 2018, Table IV; difference: ours minus published" in done.stdout
-    assert re.search(r"default +0,1,2 +3 +1 +1:00 +100\n", done.stdout)
+    assert re.search(r"default +0,1,2 +3 +2 +1:00 +100\n", done.stdout)
 
 
 def test_published_results_apply_only_to_their_data_set(tmp_path):
@@ -316,14 +316,63 @@ def test_metric_defaults_to_test_stage_and_may_be_lacking(tmp_path):
 def test_without_default_row_tests_need_a_named_baseline(tmp_path):
     write_run(tmp_path / "a", "model.dim=8")
     write_run(tmp_path / "b", "model.dim=16")
+    write_run(tmp_path / "c", "model.dim=32")
     page = html_page(build_report(find_runs([tmp_path]), [], None), [])
     assert page.index("so nothing is tested") < page.index("Cost per run")
     assert only_part(tmp_path).notes == [
         "no row named default, so nothing is tested; choose a baseline row with --baseline"
     ]
     part = only_part(tmp_path, "model.dim=16")
-    assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8"]
+    assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8", "model.dim=32"]
+    assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
+
+
+def test_of_two_rows_the_second_is_tested_against_the_first(tmp_path, report_here):
+    """As in `report A B`: the order of the folders names the baseline."""
+    write_run(tmp_path / "a/x", "model.dim=8")
+    write_run(tmp_path / "b/y", "model.dim=16")
+    done = report_here("b", "a")
+    assert "baseline: model.dim=16; vs baseline" in done.stdout
+    (part,) = build_report(find_runs([tmp_path / "b", tmp_path / "a"]), [], None).parts
     assert {row for row, _ in part.tests} == {"model.dim=8"}
+    assert part.notes == []
+
+
+def test_best_row_is_best_on_validation_not_on_test(tmp_path, report_here):
+    for dim, (validation, test) in {8: (0.2, 0.9), 16: (0.4, 0.3), 32: (0.3, 0.5)}.items():
+        folder = write_run(tmp_path / f"x/{dim}", f"model.dim={dim}", ndcg=test)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["metrics"]["val/ndcg@10"] = validation
+        (folder / "metrics.json").write_text(json.dumps(results))
+    part = only_part(tmp_path)
+    assert part.best.label == "model.dim=16"
+    assert [row.label for row in part.by_validation(part.comparison.rows)] == [
+        "model.dim=16",
+        "model.dim=32",
+        "model.dim=8",
+    ]
+    done = report_here("x", "--csv", "a.csv")
+    assert "  model.dim=16  1  best 0.4000                 0.3000\n" in done.stdout
+    assert "best: highest mean of val/ndcg@10, on validation" in done.stdout
+    with open(tmp_path / "a.csv") as file:
+        best = {row["row"]: (row["validation"], row["best_on_validation"]) for row in csv.DictReader(file)}
+    assert best == {"model.dim=8": ("0.2", "0"), "model.dim=16": ("0.4", "1"), "model.dim=32": ("0.3", "0")}
+
+
+def test_rows_without_validation_have_no_best_one(sweep):
+    assert only_part(sweep).best is None
+
+
+def test_significant_differences_have_a_star(tmp_path):
+    users = list(range(100))
+    write_run(tmp_path / "a", users=users, ranks=[5] * 100)
+    write_run(tmp_path / "b", "model.dim=8", users=users, ranks=[1] * 100)
+    write_run(tmp_path / "c", "model.dim=16", users=users, ranks=[4, 6] * 50)
+    part = only_part(tmp_path)
+    cells = {row[0]: row[-1] for row in part.tables()[0].rows}
+    assert cells["model.dim=8"] == "* <0.0001"
+    assert not cells["model.dim=16"].startswith("*")
+    assert [part.is_significant(row, "test/ndcg@10") for row in part.comparison.rows] == [False, True, False]
 
 
 def test_compare_skips_a_metric_that_one_side_lacks(tmp_path):
@@ -506,11 +555,17 @@ def test_heat_map_text_has_the_color_with_more_contrast():
     assert colors == {"yellow": "black", "teal": "black", "violet": "white"}
 
 
-def test_long_labels_in_figures_keep_their_end():
-    from sasrec_lab.report.plots import _wrap_label
+def test_long_labels_in_figures_keep_their_end(tmp_path):
+    from sasrec_lab.report.plots import _name
 
-    label = "model.dim=16 model.dropout=0.2 optimizer.lr=1e-05 optimizer.weight_decay=0.01"
-    assert _wrap_label(label) == "dim=16 dropout=0.2 lr=1e-05\nweight_decay=0.01"
+    words = ["model.dim=16", "model.maxlen=2", "optimizer.lr=1e-05", "optimizer.weight_decay=0.01"]
+    write_run(tmp_path / "a", *words)
+    write_run(tmp_path / "b")
+    part = only_part(tmp_path)
+    assert [_name(part, row) for row in part.comparison.rows] == [
+        "default",
+        "dim=16 maxlen=2 lr=1e-05\nweight_decay=0.01",
+    ]
 
 
 def test_learning_curves_equal_those_of_tensorboard(tmp_path):
@@ -544,7 +599,10 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
             "foreign/0: a run of another program; foreign/1: a run of another program; foreign/2: a run of another "
             "program; and 1 more; give the folder of a run or a sweep, such as outputs/<name>/<time>",
         ),
-        (["sweep", "--metric", "test/ndgc@10"], "--metric test/ndgc@10: no run has this metric; did you mean ndcg@10?"),
+        (
+            ["sweep", "--metric", "test/ndgc@10"],
+            "--metric test/ndgc@10: no run has this metric; did you mean test/ndcg@10?",
+        ),
         (
             ["sweep", "--metric", "loss"],
             "--metric test/loss: no run has this metric; choose from test/ndcg@10, test/ndcg@10-sampled3",
