@@ -2,10 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # C0 and C1 controls (terminal escapes among them), line separators, changes of writing direction, lone surrogates
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# what torch says if an allocation fails, or if the number of bytes does not fit in 64 bits
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
+_ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.,]+ ?(?:bytes|[KMGTPE]i?B))", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -34,6 +38,18 @@ class MissingKey(InputError):
     def __init__(self, key: str):
         super().__init__(f"{key} has no value; set it on the command line ({key}=...) or in a config file")
         self.key = key
+
+
+@contextmanager
+def explain_out_of_memory(fix: str) -> Iterator[None]:
+    """Turn the error of an allocation that fails in the body into an InputError that ends in `fix`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        asked = _ASKED_FOR.search(str(error))
+        raise InputError(f"out of memory{f' ({asked[1]} more were needed)' if asked else ''}; {fix}") from error
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:

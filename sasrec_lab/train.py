@@ -76,7 +76,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         trainer = build_trainer(cfg, folder)
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
 
-        sequences, data, titles = load_data(run, cfg)
+        sequences, data, titles = load_data(run, cfg, trainer)
         holdout, has_test = data.holdout, len(data.holdout.users) > 0
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
@@ -110,7 +110,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     return run.results
 
 
-def load_data(run: RunRecord, cfg: TrainConfig) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
+def load_data(
+    run: RunRecord, cfg: TrainConfig, trainer: "pl.Trainer"
+) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
     """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any."""
     from sasrec_lab.data.datamodule import SequenceData
     from sasrec_lab.data.fetch import fetch_missing
@@ -118,12 +120,14 @@ def load_data(run: RunRecord, cfg: TrainConfig) -> "tuple[Sequences, SequenceDat
     from sasrec_lab.data.items import read_titles
     from sasrec_lab.data.sequences import load_sequences
     from sasrec_lab.training.losses import LOSSES
+    from sasrec_lab.training.memory_needs import check_run_fits
 
     dataset = cfg.dataset
     with run.phase("data"):
         fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
         holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
+        check_run_fits(cfg, holdout, trainer.strategy.root_device, trainer.world_size)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
         data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
     return sequences, data, titles

@@ -1,6 +1,18 @@
 """Messages in one printable line, spelling suggestions and shortened lists."""
 
-from sasrec_lab.errors import InputError, MissingKey, did_you_mean, first_few, nearest, printable
+import numpy as np
+import pytest
+import torch
+
+from sasrec_lab.errors import (
+    InputError,
+    MissingKey,
+    did_you_mean,
+    explain_out_of_memory,
+    first_few,
+    nearest,
+    printable,
+)
 
 
 def test_the_nearest_option_is_suggested_if_one_is_close():
@@ -30,3 +42,31 @@ def test_control_characters_are_shown_as_escapes():
 
 def test_an_input_error_is_one_printable_line():
     assert str(InputError("first\n  second\x1b]0;title\x07")) == r"first second\x1b]0;title\x07"
+
+
+@pytest.mark.parametrize(
+    ("allocate", "asked"),
+    [
+        (lambda: np.empty(2**50), " (8.00 PiB more were needed)"),
+        (lambda: torch.empty(2**50), " (4503599627370496 bytes more were needed)"),
+        (lambda: torch.empty(2**62, 2**62), ""),
+        (lambda: raise_(MemoryError()), ""),
+        (
+            lambda: raise_(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0")),
+            " (20.50 GiB more were needed)",
+        ),
+    ],
+)
+def test_an_allocation_that_fails_is_one_line(allocate, asked):
+    with pytest.raises(InputError) as caught, explain_out_of_memory("lower a"):
+        allocate()
+    assert str(caught.value) == f"out of memory{asked}; lower a"
+
+
+def test_another_error_is_not_one_of_memory():
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("lower a"):
+        raise_(RuntimeError("shapes do not fit"))
+
+
+def raise_(error: BaseException) -> None:
+    raise error

@@ -15,7 +15,7 @@ from sasrec_lab.data import cache, source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
 from sasrec_lab.data.synthetic import make_interactions
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, explain_out_of_memory
 
 CACHE_FORMAT = 1  # increase it when the meaning of the arrays changes
 
@@ -65,7 +65,8 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
     else:
         path = source.find(dataset, root)
         file = path.name.removesuffix(".gz")
-        arrays, sha256 = _load_file(path, root, dataset)
+        with explain_out_of_memory(f"{path} is too large for this machine; use a part of it, or more memory"):
+            arrays, sha256 = _load_file(path, root, dataset)
     return Sequences(
         items=arrays["items"],
         offsets=arrays["offsets"],

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import torch
 
 from sasrec_lab.config.dataset import SyntheticConfig
+from sasrec_lab.ops.memory import Need, check_memory
 
 _SPREAD = 0.8  # standard deviation of the logarithm of a user's number of interactions
 _SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])  # probabilities of an item's likely successors
@@ -17,7 +19,11 @@ def make_interactions(config: SyntheticConfig) -> pd.DataFrame:
     Items form groups of taste; within a group, popularity follows Zipf's law and each item has a few likely successors.
     A user has one taste, never takes an item twice, and has about `mean_length` interactions (a lognormal number).
     The same config gives the same table.
+
+    Raises:
+        InputError: the table would not fit in memory.
     """
+    check_memory(_needs(config), torch.device("cpu"))
     random = np.random.default_rng(config.seed)
     lengths = _lengths(random, config)
     # Repeats are dropped, so more items are drawn: all the more, the larger the user's share of the catalogue.
@@ -26,6 +32,18 @@ def make_interactions(config: SyntheticConfig) -> pd.DataFrame:
     place = table.groupby("user", sort=False).cumcount().to_numpy()
     table = table[place < lengths[table["user"] - 1]].reset_index(drop=True)
     return table.assign(time=_times(random, table["user"].to_numpy()))
+
+
+def _needs(config: SyntheticConfig) -> list[Need]:
+    """Return lower bounds of the memory: what is held for each user, item and interaction at once."""
+    keys = [f"dataset.synthetic.{name}={getattr(config, name)}" for name in ("users", "items", "mean_length")]
+    users, items, mean_length = keys
+    rows = int(config.users * max(1, min(config.mean_length, config.items) / 4))
+    return [
+        Need(f"{config.users:,} users", (users,), 40 * config.users),
+        Need(f"{config.items:,} items", (items,), 48 * config.items),
+        Need("interactions", (users, mean_length), 32 * rows),
+    ]
 
 
 def _lengths(random: np.random.Generator, config: SyntheticConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError, printable
+from sasrec_lab.errors import InputError, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (
     ITEMS,
@@ -96,7 +96,8 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
         if not run.previous:
             (folder / METRICS).unlink(missing_ok=True)  # left by an earlier attempt that failed
     try:
-        yield run
+        with explain_out_of_memory(_memory_hint(cfg)):
+            yield run
     except BaseException as error:
         is_interrupted = isinstance(error, KeyboardInterrupt)
         if is_first:
@@ -105,6 +106,13 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
         raise
     if is_first:
         run.end("finished")
+
+
+def _memory_hint(cfg: TrainConfig) -> str:
+    """Return which keys a run that is out of memory can lower."""
+    batch, model = f"batch_size={cfg.batch_size}", f"model.dim={cfg.model.dim}, model.maxlen={cfg.model.maxlen}"
+    negatives = f"loss.negatives={cfg.loss.negatives}, " if cfg.loss.negatives else ""
+    return f"lower {batch}, {negatives}{model} or evaluation.batch_size={cfg.evaluation.batch_size}"
 
 
 def mark_failed(folder: Path, error: Exception) -> None:

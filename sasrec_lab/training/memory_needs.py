@@ -1,0 +1,91 @@
+"""The memory that a run cannot do without, estimated from its config before anything is allocated.
+
+Estimates are lower bounds, so that nothing is refused that would fit. D dim, L maxlen, V items, N negatives, T tokens.
+"""
+
+from typing import Any
+
+import torch
+
+from sasrec_lab.config.schema import LossName, ModelConfig, OptimizerName, PosEmb, TrainConfig
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.ops.memory import Need, check_memory
+from sasrec_lab.training.losses import LOSSES
+
+_FLOAT, _INT = 4, 8  # bytes
+
+
+def check_run_fits(cfg: TrainConfig, holdout: Holdout, device: torch.device, processes: int) -> None:
+    """Raise InputError if the run needs more memory than there is on its device, or on the CPU, which draws samples."""
+    on_device = [*model_needs(cfg, holdout.num_items), *batch_needs(cfg, holdout, processes)]
+    on_cpu = sampling_needs(cfg, holdout)
+    if device.type == "cpu":
+        check_memory([*on_device, *on_cpu], device)
+    else:
+        check_memory(on_device, device)
+        check_memory(on_cpu, torch.device("cpu"))
+
+
+def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
+    """Return the memory of parameters with their gradients, the optimizer's two moments, and the averaged weights."""
+    model, dim = cfg.model, _key(cfg, "model.dim")
+    copies = 4 + (cfg.optimizer.ema is not None)
+    # rows that no batch touches have no gradient
+    item_copies = copies - (cfg.optimizer.name is OptimizerName.rowwise_adam)
+    position_copies = {PosEmb.learned: copies, PosEmb.sinusoidal: 1, PosEmb.none: 0}[model.pos_emb]
+    tables = 1 if model.share_items else 2
+    blocks = (dim, _key(cfg, "model.blocks"), *([_key(cfg, "model.ff_dim")] if model.ff_dim else []))
+    return [
+        Need(f"the vectors of {num_items:,} items", (dim,), item_copies * tables * num_items * model.dim * _FLOAT),
+        Need("positions", (_key(cfg, "model.maxlen"), dim), position_copies * model.maxlen * model.dim * _FLOAT),
+        Need("blocks", blocks, copies * model.blocks * block_parameters(model) * _FLOAT),
+    ]
+
+
+def block_parameters(model: ModelConfig) -> int:
+    """Return the number of parameters of one block."""
+    dim, width = model.dim, model.ff_dim or model.dim
+    projections = 4 if model.output_projection else 3
+    return 4 * dim + projections * (dim + 1) * dim + (dim + 1) * width + (width + 1) * dim
+
+
+def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:
+    """Return the memory of a batch of mean length: what its backward pass needs, and each position's negatives."""
+    model, size = cfg.model, _key(cfg, "batch_size")
+    windows = len(holdout.window_users)
+    in_batch = min(cfg.batch_size, max(1, windows // processes))
+    tokens = int((holdout.window_ends - holdout.window_starts - 1).sum()) * in_batch // windows
+    kept = 1 + 4 * model.blocks  # the embedding, and each block's queries, keys, values and normed input
+    number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
+    keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))
+    needs = [Need("the states of a batch", keys, tokens * kept * model.dim * number)]
+    if _draws_per(cfg) == "position":
+        each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
+        needs.append(
+            Need("the negatives of a batch", (_key(cfg, "loss.negatives"), size), tokens * cfg.loss.negatives * each)
+        )
+    return needs
+
+
+def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
+    """Return the memory of negatives that a batch shares, and of the candidates of all held-out users."""
+    shared = cfg.loss.negatives if _draws_per(cfg) == "batch" else 0
+    candidates = len(holdout.users) * cfg.evaluation.sampled
+    each = 3 * _INT + 4  # user, item and place while the second of two sets is drawn, next to the first set
+    return [
+        Need("the negatives of a batch", (_key(cfg, "loss.negatives"),), 2 * _INT * shared),
+        Need(f"the candidates of {len(holdout.users):,} users", (_key(cfg, "evaluation.sampled"),), each * candidates),
+    ]
+
+
+def _draws_per(cfg: TrainConfig) -> str | None:
+    sampler = LOSSES[cfg.loss.name].sampler
+    return None if sampler is None else sampler.per
+
+
+def _key(cfg: TrainConfig, name: str) -> str:
+    """Return a key with its value, as a user writes it."""
+    value: Any = cfg
+    for part in name.split("."):
+        value = getattr(value, part)
+    return f"{name}={value}"
