@@ -80,7 +80,8 @@ def kernel(declaration: Callable[..., Any]) -> Callable[..., Any]:
     The parameters' annotations are the C++ function's argument types, in order: Floats, Integers, int, float, or
     `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments, so a call
     with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its own. Callers
-    derive sizes from the tensors, and compare shapes that must agree with `check_shape`.
+    derive sizes from the tensors, and compare shapes that must agree with `check_shape`,
+    and indices from data with `check_range`.
     """
     name, signature = declaration.__name__.strip("_").removesuffix("_kernel"), inspect.signature(declaration)
     arguments = [(parameter.name, _KINDS[parameter.annotation]) for parameter in signature.parameters.values()]
@@ -106,6 +107,14 @@ def check_shape(name: str, tensor: Tensor, *sizes: int) -> None:
     """Raise ValueError unless the tensor has these sizes, which a kernel relies on."""
     if tensor.shape != sizes:
         raise ValueError(f"{name} must have shape {sizes}, not {tuple(tensor.shape)}")
+
+
+def check_range(name: str, indices: Tensor, least: int, most: int) -> None:
+    """Raise ValueError unless all indices are from `least` to `most`, which a kernel relies on."""
+    if indices.numel():
+        low, high = (int(bound) for bound in indices.aminmax())
+        if not least <= low <= high <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, not {low} to {high}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, kernel
 
 MAX_SCORES_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}  # 16 MiB, which fit the last-level cache; on a GPU 256 MiB
 # Rows and items of a block of scores for top-k lists, of that many scores at most
@@ -48,10 +48,16 @@ def _empty_top_k(states: Tensor, k: int) -> TopK:
 def _top_k_compiled(states: Tensor, table: Tensor, k: int, seen_rows: Tensor, seen_items: Tensor) -> TopK:
     (rows, dim), best = states.shape, _empty_top_k(states, k)
     check_shape("table", table, len(table), dim)
-    check_shape("seen_items", seen_items, len(seen_rows))
+    _check_seen(seen_rows, seen_items, rows, len(table))
     seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
     _best_items_kernel(states, rows, dim, table, len(table), k, *seen, best.items, best.scores)
     return best
+
+
+def _check_seen(seen_rows: Tensor, seen_items: Tensor, rows: int, num_items: int) -> None:
+    check_shape("seen_items", seen_items, len(seen_rows))
+    check_range("seen_rows", seen_rows, 0, rows - 1)
+    check_range("seen_items", seen_items, 1, num_items)
 
 
 @kernel
@@ -166,7 +172,8 @@ class Scores:
         (users, dim), counts = self.states.shape, torch.empty_like(targets)
         check_shape("table", self.table, self.num_items, dim)
         check_shape("targets", targets, users)
-        check_shape("seen_items", seen_items, len(seen_rows))
+        _check_seen(seen_rows, seen_items, users, self.num_items)
+        check_range("targets", targets, 1, self.num_items)
         seen = seen_rows.contiguous(), seen_items.contiguous(), len(seen_rows)
         _count_not_below_kernel(
             self.states, users, dim, self.table, self.num_items, targets.contiguous(), *seen, counts

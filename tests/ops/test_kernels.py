@@ -363,6 +363,28 @@ def test_shapes_that_do_not_fit_are_an_error(call):
         call(torch.ones)
 
 
+@needs_compiler
+@pytest.mark.parametrize("targets", [[0, 1], [1, 10], [-(2**40), 1]])
+def test_targets_outside_the_table_are_an_error(targets):
+    scores = ranking.Scores(torch.ones(2, 4), torch.ones(9, 4))
+    with pytest.raises(ValueError, match="targets must be from 1 to 9, not"):
+        scores.count_not_below_target(torch.tensor(targets), NONE, NONE)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("rows", "items", "name"), [([0], [10], "items"), ([0], [0], "items"), ([2], [1], "rows"), ([-1], [1], "rows")]
+)
+def test_seen_pairs_outside_the_table_are_an_error(rows, items, name):
+    seen = torch.tensor(rows), torch.tensor(items)
+    for call in (
+        lambda: ranking.top_k_items(torch.ones(2, 4), torch.ones(9, 4), 2, *seen),
+        lambda: ranking.Scores(torch.ones(2, 4), torch.ones(9, 4)).count_not_below_target(torch.tensor([1, 1]), *seen),
+    ):
+        with pytest.raises(ValueError, match=f"seen_{name} must be from"):
+            call()
+
+
 @pytest.mark.parametrize("offsets", [[1, 2], [0, 3, 2], [0, 7]])
 def test_offsets_outside_the_tokens_are_an_error(offsets):
     with pytest.raises(ValueError, match="offsets must rise from 0 to at most the 6 tokens"):
