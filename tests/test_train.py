@@ -398,7 +398,6 @@ def test_warm_up_clipping_and_string_ids(train_here, tmp_path):
 
 
 BAD_FILES = {
-    "missing": (None, "error: dataset.path=my.csv: no such file (nor is it in {cache}/sasrec_lab)"),
     "empty": (b"", "error: my.csv is empty; dataset.path must name a file with interactions"),
     "header": (
         b"user_id,item_id,timestamp\n",
@@ -415,13 +414,22 @@ BAD_FILES = {
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_bad_file_gives_one_line_and_a_failed_run(kind, train_here, tmp_path):
     content, message = BAD_FILES[kind]
-    if content is not None:
-        (tmp_path / "my.csv").write_bytes(content)
+    (tmp_path / "my.csv").write_bytes(content)
     done = train_here("dataset=csv", "dataset.path=my.csv", "hydra.run.dir=run")
-    message = message.format(cache=tmp_path / "cache")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
     written = results(tmp_path / "run")
     assert (written["status"], written["error"]) == ("failed", message.removeprefix("error: "))
+
+
+def test_missing_files_of_the_users_leave_no_run_folder(train_here, tmp_path):
+    nowhere = f"no such file (nor is it in {tmp_path}/cache/sasrec_lab)"
+    done = train_here("dataset=csv", "dataset.path=my.csv", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (1, f"error: dataset.path=my.csv: {nowhere}\n")
+    (tmp_path / "my.csv").write_text("user_id,item_id,timestamp\n")
+    their_folder = nowhere.replace(" (", "; its folder other does not exist (")
+    done = train_here("dataset=csv", "dataset.path=my.csv", "dataset.titles.path=other/t", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (1, f"error: dataset.titles.path=other/t: {their_folder}\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_invalid_command_line_writes_nothing(train_command, tmp_path):

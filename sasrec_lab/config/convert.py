@@ -11,7 +11,7 @@ from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean
 
-_BOOKKEEPING_KEYS = ("ckpt", "data_dir", "published", "tensorboard", "trainer.enable_progress_bar")
+_BOOKKEEPING_KEYS = ("ckpt", "data_dir", "dataset.sources", "published", "tensorboard", "trainer.enable_progress_bar")
 
 
 def to_typed(cfg: DictConfig) -> Any:
@@ -44,10 +44,14 @@ def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:
 def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
     """Return a section of a plain config, such as run.json records it, as a typed object.
 
+    The same rules hold as for a config that is composed, because the run folder may be a stranger's.
+
     Raises:
-        InputError: a key or a value does not exist in this version.
+        InputError: a value breaks a rule, or a key or a value does not exist in this version.
     """
     try:
+        if "${" in str(config[name]):
+            raise InputError("it has an interpolation (${...}), which no run records")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
     except InputError as error:
         raise InputError(f"the run's {name} is not valid: {error}") from error
@@ -79,7 +83,7 @@ def flatten(tree: dict[str, Any], prefix: str = "", separator: str = "/") -> dic
 
 
 def is_bookkeeping(key: str) -> bool:
-    """Return whether a dotted key is ignored when configurations are compared (paths, ckpt, published, display)."""
+    """Return whether a dotted key is ignored when configurations are compared (places, ckpt, published, display)."""
     return any(f"{key}.".startswith(f"{own}.") for own in _BOOKKEEPING_KEYS)
 
 

@@ -37,8 +37,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
-def load_or_build(root: Path, name: str, build: Callable[[], Arrays]) -> tuple[Arrays, Path]:
+def load_or_build(
+    root: Path, name: str, build: Callable[[], Arrays], may_write_root: bool = True
+) -> tuple[Arrays, Path]:
     """Return the arrays of this name, memory-mapped, and their folder; build them if they are missing or damaged.
+
+    Arrays that are built are written below `root` if `may_write_root`, or else to the user's cache folder.
 
     Raises:
         InputError: no cache folder can be written, or whatever `build` raises.
@@ -48,7 +52,8 @@ def load_or_build(root: Path, name: str, build: Callable[[], Arrays]) -> tuple[A
     for folder in folders:
         if (arrays := _load(folder)) is not None:
             return arrays, folder
-    writable = [folder for folder in folders if _is_writable(folder.parent)]
+    allowed = folders if may_write_root else folders[-1:]
+    writable = [folder for folder in allowed if _is_writable(folder.parent)]
     if not writable:
         raise InputError(
             f"data_dir={root}: neither {folders[0].parent} nor the user's cache folder is writable;"

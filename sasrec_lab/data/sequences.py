@@ -48,11 +48,12 @@ def concatenate_ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
 
 
-def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
+def load_sequences(dataset: DatasetConfig, data_dir: str | None, *, may_write_root: bool = True) -> Sequences:
     """Load the data set's arrays, memory-mapped from the cache; build the cache first if needed.
 
     The cache is keyed by the file's checksum and by every key that decides what is read and kept. A file that has not
-    changed since its checksum was taken is not read again.
+    changed since its checksum was taken is not read again. Without `may_write_root`, if `data_dir` is not the user's
+    choice, nothing is written there.
 
     Raises:
         InputError: the file cannot be found, read or cleaned.
@@ -61,12 +62,12 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None) -> Sequences:
     if (synthetic := dataset.synthetic) is not None:
         file, sha256 = "(generated)", None
         build = partial(_generate, synthetic, dataset)
-        arrays, _ = cache.load_or_build(root, _folder_name(dataset, None), build)
+        arrays, _ = cache.load_or_build(root, _folder_name(dataset, None), build, may_write_root)
     else:
         path = source.find(dataset, root)
         file = path.name.removesuffix(".gz")
         with explain_out_of_memory(f"{path} is too large for this machine; use a part of it, or more memory"):
-            arrays, sha256 = _load_file(path, root, dataset)
+            arrays, sha256 = _load_file(path, root, dataset, may_write_root)
     return Sequences(
         items=arrays["items"],
         offsets=arrays["offsets"],
@@ -83,7 +84,7 @@ def _generate(synthetic: SyntheticConfig, dataset: DatasetConfig) -> cache.Array
     return to_arrays(clean(make_interactions(synthetic), dataset))
 
 
-def _load_file(path: Path, root: Path, dataset: DatasetConfig) -> tuple[cache.Arrays, str]:
+def _load_file(path: Path, root: Path, dataset: DatasetConfig, may_write_root: bool) -> tuple[cache.Arrays, str]:
     """Return the arrays of the file, from the cache if it has them, and the file's sha256."""
     stamp = cache.file_stamp(path)
     sha256 = cache.find_sha256(stamp, root) or source.digest(path)
@@ -95,7 +96,7 @@ def _load_file(path: Path, root: Path, dataset: DatasetConfig) -> tuple[cache.Ar
             raise InputError(f"{path} changed while it was read; run this again when it is complete")
         return to_arrays(clean(table, dataset))
 
-    arrays, folder = cache.load_or_build(root, _folder_name(dataset, sha256), build)
+    arrays, folder = cache.load_or_build(root, _folder_name(dataset, sha256), build, may_write_root)
     cache.save_sha256(stamp, sha256, folder)
     return arrays, sha256
 

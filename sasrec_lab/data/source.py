@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.config.dataset import DatasetConfig, Format
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
@@ -66,6 +66,14 @@ def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
     if dataset.sources:
         return plain_or_gz(root / str(dataset.titles.path))
     return _find_user_file(str(dataset.titles.path), root, "dataset.titles.path")
+
+
+def check_user_files(dataset: DatasetConfig, data_dir: str | None) -> None:
+    """Raise InputError if the user's own file, or that of its titles, is missing; published ones are fetched later."""
+    if dataset.format is not Format.synthetic and not dataset.sources:
+        root = data_root(data_dir)
+        find(dataset, root)
+        find_titles(dataset, root)
 
 
 def _find_user_file(path: str, root: Path, key: str) -> Path:

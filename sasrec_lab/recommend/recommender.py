@@ -62,6 +62,7 @@ class Recommender:
         self.titles: np.ndarray | None = None  # (num_items,) text
         # the data set of the run, for the users' histories
         self.data_dir: str | None = None
+        self.is_data_dir_given = False  # if not, run.json names it, and nothing is written there
         self.sha256: str | None = None  # of its file, when the model was trained
 
     @classmethod
@@ -81,6 +82,7 @@ class Recommender:
         encoder = encoder.to(_find_device(device))
         recommender = cls(folder, encoder, items, model, section_of(config, "dataset", DatasetConfig))
         recommender.titles = arrays.get("titles")
+        recommender.is_data_dir_given = bool(data_dir)
         recommender.data_dir = data_dir or config["data_dir"]
         recommender.sha256 = results["protocol"]["sha256"]
         return recommender
@@ -97,7 +99,9 @@ class Recommender:
         Raises:
             InputError: the data set is missing or has changed.
         """
-        sequences = load_sequences(replace(self.dataset, sha256=None), self.data_dir)
+        sequences = load_sequences(
+            replace(self.dataset, sha256=None), self.data_dir, may_write_root=self.is_data_dir_given
+        )
         if sequences.sha256 != self.sha256:
             raise InputError(
                 f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"

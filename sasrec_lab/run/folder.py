@@ -210,8 +210,11 @@ def _make_paths_absolute(config: dict[str, Any], directory: str) -> None:
 
     if config["data_dir"]:
         config["data_dir"] = absolute(config["data_dir"])
+    sections = (config["dataset"], config["dataset"].get("titles") or {})
+    if any(os.path.isabs(str(section.get("path"))) for section in sections):
+        config["dataset"]["sources"] = []  # earlier versions let own files replace those of a published data set
     if not config["dataset"].get("sources"):  # the user's own file, unless it is below the data root
-        for section in (config["dataset"], config["dataset"].get("titles") or {}):
+        for section in sections:
             path = section.get("path")
             if path and any(Path(f"{absolute(path)}{ending}").is_file() for ending in ("", ".gz")):
                 section["path"] = absolute(path)

@@ -14,6 +14,7 @@ from typing import NoReturn
 from sasrec_lab.config.command_line import Job, Sweep, check_command_line
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.source import check_user_files
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path, tolerate_closed_pipe
 from sasrec_lab.run import sweep
@@ -70,6 +71,7 @@ def _run_single(job: Job, main: Main) -> None:
             f" {OTHER_FOLDER_HINT}"
         )
     else:
+        check_user_files(cfg.dataset, cfg.data_dir)
         with lock_folder(job.folder):
             main()
 

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import socket
+import subprocess
 import warnings
 from dataclasses import replace
 from decimal import Decimal
@@ -542,6 +544,65 @@ def test_missing_or_malformed_ids_are_rejected(copied):
     assert "items.npz is broken (File is not a zip file)" in refused(copied)
     (copied / "items.npz").unlink()
     assert refused(copied).endswith("has no items.npz, because an older version wrote it; train the run again")
+
+
+def reconfigure(folder: Path, data_dir: Path | None = None, **dataset: object) -> None:
+    """Change the recorded config of a run."""
+    info = json.loads((folder / "run.json").read_text())
+    info["config"]["dataset"] |= dataset
+    info["config"]["data_dir"] = data_dir and str(data_dir)
+    (folder / "run.json").write_text(json.dumps(info))
+
+
+def test_a_published_data_set_is_never_fetched(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it uses the network"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it starts a process"))
+    root, before = tmp_path / "wrong", sorted(tmp_path.rglob("*"))
+    sources = [{"url": "http://127.0.0.1:1/x"}, {"pip": "recbole==1.2.1"}]
+    for name, fix in {
+        "ml_100k": f"run python -m sasrec_lab.train dataset=ml_100k data_dir={root}",
+        "theirs": f"put the file at {root}/ml-100k/u.data",
+    }.items():
+        reconfigure(copied, name=name, path="ml-100k/u.data", titles=None, sources=sources)
+        recommender = Recommender.from_run(copied, data_dir=str(root))
+        with pytest.raises(InputError) as caught:
+            recommender.recommend(["u3"], k=4)
+        assert str(caught.value) == (
+            f"data_dir={root} has no ml-100k/u.data, and only training fetches it; set data_dir to the folder that has"
+            f" it, pass the histories as interactions, or {fix}"
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_folder_decides_no_place_that_is_written(trained, copied, tmp_path, monkeypatch):
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    theirs.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mine))
+    reconfigure(copied, theirs, name="renamed", path=str(trained / "my.csv"))
+    assert len(Recommender.from_run(copied).recommend(["u3"], k=4)) == 4
+    assert list(theirs.iterdir()) == []
+    assert len(list((mine / "sasrec_lab" / "cache").glob("renamed-*"))) == 1
+    assert len(Recommender.from_run(copied, data_dir=str(theirs)).recommend(["u3"], k=4)) == 4
+
+
+def test_hostile_recorded_data_sets_are_one_line(copied):
+    url = [{"url": "https://host/x"}]
+    for changed in (
+        {"path": "../x", "titles": None, "sources": url},
+        {"path": "x", "titles": {"path": "../x"}, "sources": url},
+        {"path": "x", "titles": None, "sources": [{"pip": "https://host/x.tar.gz"}]},
+        {"name": "../../x"},
+        {"path": "${oc.env:HOME}"},
+    ):
+        whole = (copied / "run.json").read_text()
+        reconfigure(copied, **changed)
+        assert "the run's dataset is not valid: " in refused(copied)
+        (copied / "run.json").write_text(whole)
+
+
+def test_an_earlier_runs_own_file_among_sources_is_read(trained, copied):
+    reconfigure(copied, path=str(trained / "my.csv"), sources=[{"pip": "recbole>=1"}])
+    assert len(Recommender.from_run(copied).recommend(["u3"], k=4)) == 4
 
 
 def test_missing_or_changed_data_set_is_rejected(trained, monkeypatch):
