@@ -11,17 +11,25 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 _ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.,]+ ?(?:bytes|[KMGTPE]i?B))", re.IGNORECASE)
 
+_LONGEST = 1500  # characters of a message; its begin has the key and the file, its end the fix
+
 
 def printable(text: str) -> str:
     """Return the text with control characters as visible escapes, so that a terminal shows them and obeys none."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def shortened(text: str, limit: int = 60) -> str:
+    """Return a value for a message; a long one, such as a number of 5,000 digits, is cut in its middle."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
 class InputError(ValueError):
     """Invalid user input. The message is one line: the key (or file and row), the value, the rule, the fix."""
 
     def __init__(self, message: str):
-        super().__init__(printable(" ".join(line.strip() for line in message.splitlines())))
+        super().__init__(shortened(printable(" ".join(line.strip() for line in message.splitlines())), _LONGEST))
 
 
 class InputWarning(UserWarning):
