@@ -133,6 +133,7 @@ class DatasetConfig:
     weight: Optional[WeightConfig] = MISSING
     user_type: IdType = MISSING
     item_type: IdType = MISSING
+    check_ids: bool = True  # a default for the records of older runs, which lack it
     min_rating: Optional[float] = MISSING
     since: Optional[str] = MISSING
     until: Optional[str] = MISSING
@@ -156,8 +157,11 @@ class DatasetConfig:
             raise InputError("dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic")
         if self.format is not Format.synthetic and self.path is None:
             raise InputError("dataset.path=null must name the file to read; set dataset.path=my/interactions.csv")
-        if self.format is Format.table and len(self.separator) == 0:
-            raise InputError("dataset.separator must not be empty; set the text between columns, such as ',' or '\\t'")
+        if self.format is Format.table and (not self.separator or re.search('["\r\n]', self.separator)):
+            raise InputError(
+                f"dataset.separator={self.separator!r} must be text without quotes and line ends; set the text between"
+                " columns, such as ',' or '\\t'"
+            )
         if self.sources:
             self._check_stored_paths()
         self._check_columns()

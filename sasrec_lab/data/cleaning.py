@@ -1,5 +1,6 @@
 """Filter interactions by the data set's config and sort them by user and time."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -8,9 +9,13 @@ import pandas as pd
 import pyarrow as pa
 
 from sasrec_lab.config.dataset import DatasetConfig, Repeats
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, shortened
 
 _DAY = 86_400  # seconds
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}  # per second
+# A time between these (1973 and 5138) is a date in only one of the units; a smaller number may count anything.
+_FIRST_SECOND, _LAST_SECOND = 10**8, 10**11
 _PART_BITS = 4  # rows are sorted in 2 ** 4 parts; more parts take longer to gather than sorting them in parallel saves
 
 
@@ -27,42 +32,105 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     """
     if dataset.min_rating is not None:
         keep = table["rating"] >= dataset.min_rating
-        table = _keep(table, keep, "rating", f"dataset.min_rating={dataset.min_rating}")
-    if dataset.since is not None:
-        keep = table["time"] >= _bound("dataset.since", dataset.since)
-        table = _keep(table, keep, "time", f"dataset.since={dataset.since}")
-    if dataset.until is not None:
-        keep = table["time"] <= _bound("dataset.until", dataset.until)
-        table = _keep(table, keep, "time", f"dataset.until={dataset.until}")
+        ratings = table["rating"]
+        table = _keep(
+            table,
+            keep,
+            f"dataset.min_rating={dataset.min_rating}",
+            f"rating ranges from {ratings.min()} to {ratings.max()}",
+        )
+    if dataset.since is not None or dataset.until is not None:
+        table = _keep_window(table, dataset)
     table = sort_interactions(table)
     if dataset.repeats is Repeats.drop:
         table = table.drop_duplicates(["user", "item"])
     table = _drop_rare(table, dataset)
     if (table["item"] == table["item"].iloc[0]).all():
-        raise InputError(f"dataset {dataset.name}: 1 item is left after cleaning; a ranking needs at least two")
+        raise _one_item_error(table, dataset)
     return table.drop(columns="rating", errors="ignore").reset_index(drop=True)
 
 
-def _keep(table: pd.DataFrame, keep: pd.Series, column: str, key: str) -> pd.DataFrame:
+def _one_item_error(table: pd.DataFrame, dataset: DatasetConfig) -> InputError:
+    file = f"dataset {dataset.name}" if dataset.path is None else f"dataset.path={dataset.path}"
+    item = shortened(str(table["item"].iloc[0]))
+    return InputError(
+        f"{file}: 1 item is left after cleaning, {item}, and a ranking needs at least two; check that"
+        f" dataset.item={dataset.item} is the column of the items, or keep more with lower filters"
+    )
+
+
+def _keep(table: pd.DataFrame, keep: pd.Series, key: str, span: str) -> pd.DataFrame:
     if not keep.any():
-        low, high = table[column].min(), table[column].max()
-        raise InputError(f"{key} keeps none of {len(table)} interactions; {column} ranges from {low} to {high}")
+        raise InputError(f"{key} keeps none of {len(table):,} interactions; {span}")
     return table[keep]
 
 
-def _bound(key: str, text: str) -> float:
-    """Return a bound as a number; a date as seconds since 1970, for `until` the last microsecond of its day."""
+# Times: numbers of the file, or seconds since 1970 for dates in it
+
+
+def time_unit(times: pd.Series | np.ndarray) -> str:
+    """Return the unit of times since 1970 by their size, a key of `UNITS`; seconds also for what may be no times.
+
+    The median of a sample decides, so that a few zeros or sentinels do not.
+    """
+    sample = np.random.default_rng(0).integers(0, len(times), 1001) if len(times) > 1001 else slice(None)
+    size = abs(float(np.median(np.asarray(times)[sample].astype(np.float64))))
+    return next((unit for unit, per_second in UNITS.items() if size < _LAST_SECOND * per_second), "nanoseconds")
+
+
+def describe_span(times: pd.Series | np.ndarray, unit: str) -> str:
+    """Return the first and the last time as dates, or as numbers if they are too small for dates of this unit."""
+    return f"from {_describe_time(times.min(), unit)} to {_describe_time(times.max(), unit)}"
+
+
+def _describe_time(time: float, unit: str) -> str:
+    seconds = float(time) / UNITS[unit]
+    if abs(seconds) < _FIRST_SECOND:
+        return str(time)
     try:
-        return float(text)
+        return str(datetime.fromtimestamp(seconds, UTC).date())
+    except (ValueError, OverflowError, OSError):  # after the year 9999
+        return str(time)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
     except ValueError:
-        pass
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _keep_window(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
+    """Return the interactions from `since` to `until`."""
+    unit = time_unit(table["time"])
+    if dataset.since is not None:
+        keep = table["time"] >= _bound("dataset.since", dataset.since, unit)
+        table = _keep(table, keep, f"dataset.since={dataset.since}", _describe_window(table, unit))
+    if dataset.until is not None:
+        keep = table["time"] <= _bound("dataset.until", dataset.until, unit)
+        table = _keep(table, keep, f"dataset.until={dataset.until}", _describe_window(table, unit))
+    return table
+
+
+def _describe_window(table: pd.DataFrame, unit: str) -> str:
+    return f"time ranges {describe_span(table['time'], unit)}" + ("" if unit == "seconds" else f", in {unit}")
+
+
+def _bound(key: str, text: str, unit: str) -> float:
+    """Return a bound as a number of the file; a date in the unit of its times, for `until` the end of its day."""
+    if (number := _number(text)) is not None:
+        return number
     try:
         date = datetime.fromisoformat(text)
-    except ValueError as error:
+        microseconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{key}={text} must be a number or an ISO date; write it like 2021-05-11") from error
     if key == "dataset.until" and len(text) == len("2021-05-11"):
-        date += timedelta(days=1, microseconds=-1)
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+        microseconds += _DAY * 10**6 - 1
+    if unit == "nanoseconds":
+        return 1000 * microseconds + (999 if key == "dataset.until" else 0)
+    return microseconds / (10**6 // UNITS[unit])
 
 
 def _drop_rare(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:

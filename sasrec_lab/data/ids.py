@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, shortened
 
 _INTEGER = r"(?:0|-?[1-9][0-9]{0,18})"  # 007 is text, as in the files of data sets
 _RULE = "ids are integers or text"
@@ -40,9 +40,9 @@ class Ids:
             text = pd.Series(ids)
             is_integer = _is_integer_text(text)
             indices = np.full(len(ids), -1)
-            indices[is_integer] = self._index.get_indexer(text[is_integer].astype(np.int64))
+            indices[is_integer] = self._index.get_indexer(pd.Index(text[is_integer].astype(np.int64)))
             return indices
-        return self._index.get_indexer(ids)
+        return self._index.get_indexer(pd.Index(ids))
 
 
 def as_id_array(given: Any, what: str) -> np.ndarray:
@@ -52,17 +52,29 @@ def as_id_array(given: Any, what: str) -> np.ndarray:
         InputError: `given` is not a list of ids, or an id is missing; `what` names the list in the message.
     """
     if isinstance(given, (str, Number)):
-        raise InputError(f"{what}={given!r} is not a list of ids; write [{given}]")
-    if isinstance(given, (bytes, dict)) or not hasattr(given, "__len__"):
+        value = shortened(_repr(given))
+        bare = value.strip("'")
+        raise InputError(f"{what}={value} is not a list of ids; write [{bare}]")
+    if isinstance(given, (bytes, bytearray, memoryview, dict)) or not hasattr(given, "__len__"):
         raise InputError(f"{what} is a {type(given).__name__}, not a list of ids; give a list")
-    if getattr(given, "ndim", 1) != 1:
+    dimensions = given.nlevels if isinstance(given, pd.MultiIndex) else getattr(given, "ndim", 1)
+    if dimensions != 1:
         raise InputError(
-            f"{what} is a {type(given).__name__} of {given.ndim} dimensions, not a list of ids; give one column"
+            f"{what} is a {type(given).__name__} of {dimensions} dimensions, not a list of ids; give one column"
         )
-    values = pd.Series(list(given) if isinstance(given, (set, frozenset)) else given)
+    try:
+        values = pd.Series(list(given) if isinstance(given, (set, frozenset)) else given)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} contains text that is not Unicode ({error}); {_RULE}") from error
+    except (TypeError, ValueError, NotImplementedError) as error:  # what pandas cannot take as a column
+        raise InputError(f"{what} is a {type(given).__name__}, not a list of ids ({error}); give a list") from error
     if values.isna().any():
         raise InputError(f"{what}: id {int(values.isna().argmax()) + 1} of {len(values)} is missing; remove or fill it")
-    values = plain_values(values).infer_objects()
+    return _typed_ids(plain_values(values).infer_objects(), what)
+
+
+def _typed_ids(values: pd.Series, what: str) -> np.ndarray:
+    """Return values without gaps as an array of integers or of text."""
     if pd.api.types.is_bool_dtype(values):
         raise InputError(f"{what} contains booleans; {_RULE}")
     if pd.api.types.is_integer_dtype(values):
@@ -74,9 +86,27 @@ def as_id_array(given: Any, what: str) -> np.ndarray:
         return _from_floats(values.to_numpy(np.float64), what)
     if not pd.api.types.is_string_dtype(values):  # which a column of objects is if all of them are text
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, (str, Number)):
-                raise InputError(f"{what} contains {value!r}; {_RULE}")
-    return values.astype(str).to_numpy(str)
+            _check_id(value, what)
+    try:
+        return values.astype(str).to_numpy(str)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} contains text that is not Unicode ({error}); {_RULE}") from error
+
+
+def _check_id(value: Any, what: str) -> None:
+    """Raise InputError unless a value is text or a number that fits an id."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 10**1000:  # Python refuses to print integers of more than 4,300 digits
+            raise InputError(f"{what} contains an integer of more than 1,000 digits; give it as text")
+    elif isinstance(value, bool) or not isinstance(value, (str, Number)):
+        raise InputError(f"{what} contains {shortened(_repr(value))}; {_RULE}")
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # a list of integers too long to print
+        return f"a {type(value).__name__}"
 
 
 def plain_values(column: pd.Series) -> pd.Series:

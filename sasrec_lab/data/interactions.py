@@ -5,11 +5,13 @@ Columns: `user` and `item` (int64, or pandas `str` for text), `time` (int64 or f
 """
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,86 +19,123 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, WeightConfig
-from sasrec_lab.data import source
-from sasrec_lab.data.columns import Column, check_not_blank, cut_header, read_lists, read_table
+from sasrec_lab.data import parquet, source
+from sasrec_lab.data.columns import (
+    Column,
+    check_is_text,
+    check_not_blank,
+    cut_header,
+    read_lists,
+    read_table,
+    without_marks,
+)
 from sasrec_lab.errors import InputError
 
 _FIX = "correct or remove the line"
 _NOT_A_NUMBER = ("not a number", _FIX)
 _MAX_THREADS = 8  # more would wait for the one that reads the file
 _TIME_TYPES = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+# spellings of "no value", compared in lower case
+_MISSING_WORDS = pa.array(["nan", "null", "none", "na", "n/a", "<na>", "#n/a", "nat", "\\n"])
+_MAX_ID_CHARACTERS = 1000  # an array of text takes 4 bytes for each id and character of the longest one
 
 
 def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
-    """Return the interactions of a file; read it in blocks if that suffices, or else as a whole.
+    """Return the interactions of a text or Parquet file; read it in parts if that suffices, or else as a whole.
 
     Raises:
         InputError: the file cannot be read, or a column or a value is missing or is not what the config says.
     """
+    if parquet.is_parquet(path):
+        parts = parquet.read_parts(path, dataset)
+        table = _read_in_parts(parts, dataset) if _has_integer_ids(dataset) else None
+        return _to_table(parquet.read_columns(path, dataset), dataset) if table is None else table
     table = _read_blocks(source.blocks(path), path, dataset) if _is_simple(dataset) else None
     return read_interactions(source.read(path, None)[0], path, dataset) if table is None else table
 
 
 def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.DataFrame:
-    """Return the interactions in file order, each value checked; `path` is only for messages.
+    """Return the interactions in a text file's content in file order, each value checked; `path` is for messages.
 
     Raises:
         InputError: a column or a value is missing or is not what the data set's config says.
     """
+    check_is_text(data, path)
     check_not_blank(data, path)
-    columns = read_lists(data, path, dataset) if dataset.format is Format.lists else read_table(data, path, dataset)
+    read = read_lists if dataset.format is Format.lists else read_table
+    return _to_table(read(data, path, dataset), dataset)
+
+
+def _to_table(columns: dict[str, Column], dataset: DatasetConfig) -> pd.DataFrame:
     table = {
-        "user": _ids(columns["user"], dataset.user_type, "dataset.user_type"),
-        "item": _ids(columns["item"], dataset.item_type, "dataset.item_type"),
+        "user": _ids(columns["user"], dataset.user_type, "dataset.user_type", dataset.check_ids),
+        "item": _ids(columns["item"], dataset.item_type, "dataset.item_type", dataset.check_ids),
     }
     return pd.DataFrame(table | _value_columns(columns, dataset), copy=False)
 
 
-# Blocks of a few million bytes are parsed on all cores while the next ones are read, which is several times faster and
-# needs less than half the memory. A block knows nothing of the others, so this is only for files in which all give the
-# same types: integer ids and one type of time. Any other file, above all one with an invalid value, goes to
-# `read_interactions`, which explains what is wrong.
+# Parts of a few million bytes are parsed on all cores while the next ones are read, which is several times faster and
+# needs less than half the memory. A part knows nothing of the others, so this is only for files in which all give the
+# same types: integer ids and one type of time. Any other file, above all one with an invalid value, is read as a whole,
+# which explains what is wrong.
+
+
+def _has_integer_ids(dataset: DatasetConfig) -> bool:
+    return IdType.str not in (dataset.user_type, dataset.item_type)
 
 
 def _is_simple(dataset: DatasetConfig) -> bool:
-    return dataset.format is Format.table and IdType.str not in (dataset.user_type, dataset.item_type)
+    return dataset.format is Format.table and _has_integer_ids(dataset)
 
 
 def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) -> pd.DataFrame | None:
-    """Return the table, with integers as int32 if they fit; None if the file must be read as a whole."""
-    cut = cut_header(next(blocks, b""), path, dataset)
+    """Return the table in blocks of text, with integers as int32 if they fit; None if it must be read as a whole."""
+    first = next(blocks, b"")
+    check_is_text(first, path)
+    cut = cut_header(first, path, dataset)
     if cut is None:
         return None
     names, first = cut
+    rows = chain([first], blocks) if dataset.names else without_marks(chain([first], blocks))
     dataset = replace(dataset, names=names)
+    return _read_in_parts((partial(read_table, block, path, dataset) for block in rows), dataset)
+
+
+def _read_in_parts(parts: Iterator[Callable[[], dict[str, Column]]], dataset: DatasetConfig) -> pd.DataFrame | None:
+    """Return the table in parts that are parsed in parallel; None if it must be read as a whole."""
     threads = min(pa.cpu_count(), _MAX_THREADS)
-    parts: list[dict[str, np.ndarray]] = []
+    tables: list[dict[str, Any]] = []
     with ThreadPoolExecutor(threads) as pool:
-        pending = deque()
-        for block in chain([first], blocks):
-            pending.append(pool.submit(_read_block, block, path, dataset))
-            if len(pending) > threads:  # one more block than threads keeps them busy and memory small
-                parts.append(pending.popleft().result())
-                if parts[-1] is None:
+        pending: deque[Future[dict[str, Any] | None]] = deque()
+        for part in parts:
+            pending.append(pool.submit(_read_part, part, dataset))
+            if len(pending) > threads:  # one more part than threads keeps them busy and memory small
+                table = pending.popleft().result()
+                if table is None:
                     return None
-        parts += [future.result() for future in pending]
-    if None in parts or len({part.pop("time type", None) for part in parts}) > 1:
+                tables.append(table)
+        for future in pending:
+            table = future.result()
+            if table is None:
+                return None
+            tables.append(table)
+    if not tables or len({table.pop("time type", None) for table in tables}) > 1:
         return None
     return pd.DataFrame(
-        {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}, copy=False
+        {name: np.concatenate([table.pop(name) for table in tables]) for name in list(tables[0])}, copy=False
     )
 
 
-def _read_block(block: bytes, path: Path, dataset: DatasetConfig) -> dict | None:
+def _read_part(read: Callable[[], dict[str, Column]], dataset: DatasetConfig) -> dict[str, Any] | None:
     try:
-        columns = read_table(block, path, dataset)
+        columns = read()
         if not len(columns["user"].values):  # blank lines
             return None
-        ids = {role: _plain_integers(columns[role].values) for role in ("user", "item")}
-        if ids["user"] is None or ids["item"] is None:
+        users, items = (_plain_integers(columns[role].values) for role in ("user", "item"))
+        if users is None or items is None:
             return None
         time_type = {"time type": _time_type(columns["time"])} if "time" in columns else {}
-        values = ids | _value_columns(columns, dataset)
+        values = {"user": users, "item": items} | _value_columns(columns, dataset)
         return {name: _narrow(column) for name, column in values.items()} | time_type
     except InputError:
         return None
@@ -118,18 +157,20 @@ def _value_columns(columns: dict[str, Column], dataset: DatasetConfig) -> dict[s
         values["time"] = _times(columns["time"])
     if "rating" in columns:
         values["rating"] = _numbers(columns["rating"])
-    if "weight" in columns:
+    if dataset.weight is not None:
         values["weight"] = _weights(columns["weight"], dataset.weight)
     return values
 
 
-def _plain_integers(values: pa.StringArray) -> np.ndarray | None:
+def _plain_integers(values: pa.Array) -> np.ndarray | None:
     """Return the values if each is an integer as Python writes it ("7", not "007", " 7" or "0x7"), or else None.
 
     Any other decimal form of an integer is longer, so it suffices to compare the total length, which is faster than
     writing out the integers.
     """
-    cast = _cast(values, pa.int64())
+    if pa.types.is_int64(values.type):
+        return values.to_numpy()
+    cast = _cast(values, pa.int64()) if pa.types.is_string(values.type) else None
     if cast is None or b"x" in (text := values.buffers()[2].to_pybytes()) or b"X" in text:
         return None
     integers = cast.to_numpy()
@@ -139,12 +180,19 @@ def _plain_integers(values: pa.StringArray) -> np.ndarray | None:
     return integers if length == pc.sum(pc.binary_length(values)).as_py() else None
 
 
-def _ids(column: Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
+def _ids(column: Column, kind: IdType, key: str, check: bool) -> np.ndarray | pd.Series:
+    if pa.types.is_int64(column.values.type):
+        if kind is not IdType.str:
+            return column.values.to_numpy()
+        column = replace(column, values=column.values.cast(pa.string()))
     encoded = column.values.dictionary_encode()
     ids, codes = encoded.dictionary, encoded.indices.to_numpy()  # ids in order of first appearance
     if (missing := ids.index("").as_py()) >= 0:
         raise column.error(int(np.argmax(codes == missing)), "", f"every interaction needs one; {_FIX}")
+    if check:
+        _check_ids(column, ids, codes)
     if kind is IdType.str or (kind is IdType.auto and not _are_integers(column, ids, codes, key)):
+        _check_text_ids(column, ids, codes)
         return column.values.to_pandas()
     wrong = pc.match_substring_regex(ids, r"^-?[0-9]+$").index(False).as_py()
     integers = _cast(ids, pa.int64()) if wrong < 0 else None
@@ -153,6 +201,35 @@ def _ids(column: Column, kind: IdType, key: str) -> np.ndarray | pd.Series:
         row = int(np.argmax(codes == wrong))
         raise column.error(row, "not an integer (of 64 bits)", f"use {key}=str")
     return integers.to_numpy()[codes]
+
+
+def _check_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:
+    """Raise InputError for ids that mean a missing value, or have blanks around them: mostly errors of an export."""
+    keep = "or keep them as ids: dataset.check_ids=false"
+    is_missing = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(ids)), _MISSING_WORDS)
+    is_padded = pc.not_equal(ids, pc.utf8_trim_whitespace(ids))
+    for wrong, rule, fix in (
+        (is_missing, "which means a missing value", f"remove these lines, {keep}"),
+        (
+            is_padded,
+            "with blanks around it",
+            f"remove the blanks (dataset.separator=', ' if each comma has one), {keep}",
+        ),
+    ):
+        rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False)[codes])
+        if len(rows):
+            more = f", the first of {len(rows):,}" if len(rows) > 1 else ""
+            raise column.error(int(rows[0]), f"{rule}{more}", fix)
+
+
+def _check_text_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:
+    """Raise InputError for text that an array of ids cannot contain."""
+    for wrong, rule in (
+        (pc.match_substring(ids, "\0"), "with a NUL character"),
+        (pc.greater(pc.utf8_length(ids), _MAX_ID_CHARACTERS), f"longer than {_MAX_ID_CHARACTERS:,} characters"),
+    ):
+        if (code := wrong.index(True).as_py()) >= 0:
+            raise column.error(int(np.argmax(codes == code)), rule, f"ids are shorter text; {_FIX}")
 
 
 def _are_integers(column: Column, ids: pa.StringArray, codes: np.ndarray, key: str) -> bool:
@@ -181,6 +258,8 @@ def _times(column: Column) -> np.ndarray:
 
 
 def _time_type(column: Column) -> pa.DataType:
+    if not pa.types.is_string(column.values.type):
+        return column.values.type if pa.types.is_timestamp(column.values.type) else pa.float64()
     first = column.values[:1]
     time_type = next((each for each in _TIME_TYPES if _cast(first, each) is not None), None)
     if time_type is None:
@@ -194,10 +273,10 @@ def _numbers(column: Column) -> np.ndarray:
     integers = _cast(column.values, pa.int64())
     if integers is not None:
         return integers.to_numpy()
-    numbers = _cast(column.values, pa.float64())
-    if numbers is None:
+    cast = _cast(column.values, pa.float64())
+    if cast is None:
         raise column.error(_first_invalid(column.values, pa.float64()), *_NOT_A_NUMBER)
-    numbers = numbers.to_numpy()
+    numbers: np.ndarray = cast.to_numpy()
     if not np.isfinite(numbers).all():
         raise column.error(int(np.argmin(np.isfinite(numbers))), *_NOT_A_NUMBER)
     return numbers
@@ -209,11 +288,13 @@ def _weights(column: Column, weight: WeightConfig) -> np.ndarray:
         if (numbers < 0).any():
             raise column.error(int(np.argmax(numbers < 0)), "a weight below 0", _FIX)
         return numbers.astype(np.float32)
-    values = pc.if_else(pc.equal(column.values, ""), pa.scalar(None, pa.string()), column.values)
-    numbers = _cast(values, pa.float64())
-    if numbers is None:
+    values = column.values
+    if pa.types.is_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+    cast = _cast(values, pa.float64())
+    if cast is None:
         raise column.error(_first_invalid(values, pa.float64()), *_NOT_A_NUMBER)
-    above = numbers.to_numpy(zero_copy_only=False) > weight.above  # a missing value is not above
+    above = cast.to_numpy(zero_copy_only=False) > weight.above  # a missing value is not above
     return np.where(above, np.float32(weight.then), np.float32(weight.otherwise))
 
 

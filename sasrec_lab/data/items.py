@@ -1,5 +1,7 @@
 """Item titles, for data sets that have a file of them."""
 
+import zlib
+
 import numpy as np
 import pandas as pd
 
@@ -15,10 +17,10 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
     Raises:
         InputError: the file is not as the config describes it.
     """
-    path = source.find_titles(dataset, source.data_root(data_dir))
-    if path is None:
+    config, path = dataset.titles, source.find_titles(dataset, source.data_root(data_dir))
+    if config is None or path is None:
         return None
-    config, columns = dataset.titles, [dataset.titles.item, dataset.titles.title]
+    columns = [config.item, config.title]
     try:
         table = pd.read_csv(
             path,
@@ -29,11 +31,20 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
             dtype=str,
             keep_default_na=False,
         )
-    except (ValueError, OSError, LookupError) as error:
-        raise InputError(f"dataset.titles.path: {path} cannot be read ({str(error).splitlines()[0]})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"dataset.titles.path: {path} is not {config.encoding} text ({error.reason}); set dataset.titles.encoding"
+            " to the file's, such as latin-1"
+        ) from error
+    except (ValueError, OSError, LookupError, EOFError, zlib.error, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"dataset.titles.path: {path} cannot be read ({reason}); check the file, and its separator, names and"
+            " encoding in dataset.titles"
+        ) from error
     if missing := [name for name in columns if name not in table]:
         raise InputError(
-            f"{path}: no column {missing[0]!r}; it has {', '.join(table)};"
+            f"{path}: no column {missing[0]!r}; it has {', '.join(map(str, table.columns))};"
             " name the two columns: dataset.titles.item=..., dataset.titles.title=..."
         )
     table = table.drop_duplicates(config.item)

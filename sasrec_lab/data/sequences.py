@@ -151,5 +151,7 @@ _NOT_IN_CACHE_KEY = ("name", "path", "sources", "sha256", "titles", "holdout", "
 def _folder_name(dataset: DatasetConfig, sha256: str | None) -> str:
     """Return the name of the arrays' folder in the cache, which depends on all that decides their content."""
     kept = {key: value for key, value in to_plain(dataset).items() if key not in _NOT_IN_CACHE_KEY}
+    if dataset.check_ids:  # only ids that it refuses make other arrays
+        kept.pop("check_ids")
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sha256, kept], sort_keys=True).encode()).hexdigest()
     return f"{dataset.name}-{key[:16]}"

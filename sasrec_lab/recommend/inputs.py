@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sasrec_lab.config.schema import Unsupported
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
@@ -98,8 +100,18 @@ def _explain_read_errors(path: Path, key: str) -> Iterator[None]:
         raise InputError(f"{key}={path}: no such file; check the path") from error
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, csv.Error) as error:  # errors of pandas and pyarrow are ValueErrors
-        raise InputError(f"{key}={path} cannot be read ({str(error).splitlines()[0]}); check the file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{key}={path} is not UTF-8 text ({error.reason}); convert it with iconv") from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        csv.Error,
+        zlib.error,
+        pa.ArrowException,
+    ) as error:  # pandas' are ValueErrors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{key}={path} cannot be read ({reason}); check the file") from error
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import ModelConfig, OptimizerName, TrainConfig
+from sasrec_lab.data.cleaning import describe_span, time_unit
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import printable
@@ -26,8 +29,15 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
         f"data   {printable(sequences.file)}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
         f" {len(sequences.items):,} interactions\n"
         f"       interactions per user: mean {lengths.mean():.1f}, median {sorted(lengths)[len(lengths) // 2]:,}, max"
-        f" {lengths.max():,}; {len(holdout.users):,} users held out{known}"
+        f" {lengths.max():,}; {len(holdout.users):,} users held out{known}{_unit_line(sequences.times)}"
     )
+
+
+def _unit_line(times: np.ndarray | None) -> str:
+    """Return a line on times that are not in seconds, or nothing."""
+    if times is None or (unit := time_unit(times)) == "seconds":
+        return ""
+    return f"\n       times in {unit}, {describe_span(times, unit)}"
 
 
 def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:

@@ -140,7 +140,10 @@ MISTAKES = {
         " (measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0)"
     ),
     "dataset=csv": "dataset.path has no value; set it on the command line (dataset.path=...) or in a config file",
-    "dataset.separator=''": "dataset.separator must not be empty; set the text between columns, such as ',' or '\\t'",
+    "dataset.separator=''": (
+        "dataset.separator='' must be text without quotes and line ends; set the text between columns, such as ',' or"
+        " '\\t'"
+    ),
     "dataset.weight.above=5": "dataset.weight.above=5.0 needs a column to compare; set dataset.weight.column=...",
     "dataset.weight={column: a, then: -1}": "dataset.weight.then=-1.0 must be at least 0",
     "dataset.user=item_id": "dataset.user and dataset.item must be different columns, but both are 'item_id'",

@@ -13,7 +13,7 @@ import pytest
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, WeightConfig
 from sasrec_lab.data import columns, interactions, source
-from sasrec_lab.data.cleaning import clean
+from sasrec_lab.data.cleaning import clean, describe_span, time_unit
 from sasrec_lab.data.interactions import read_file, read_interactions
 from sasrec_lab.errors import InputError
 
@@ -87,6 +87,42 @@ def test_values_exclude_byte_order_mark_and_quotes():
 # Ids
 
 
+def test_a_header_with_blanks_around_names(tmp_path):
+    text = " user_id , timestamp,item_id\t\n1,2,3\n"
+    assert rows(table(text, TIMED)) == [(1, 3, 2)]
+    assert both(tmp_path, text, TIMED) == ({"user": [1], "item": [3], "time": [2]},) * 2
+    assert refused(" user_id,user_id ,item_id\n1,2,3\n") == (
+        "x.csv: column 'user_id' is twice in the header; rename one of the two"
+    )
+    assert rows(table(" user_id,user_id,item_id\n1,2,3\n")) == [(2, 3)]  # the exact name is preferred
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"PK\x03\x04", "a zip archive or an Excel file; unpack it, or save the sheet as CSV"),
+        (b"\xd0\xcf\x11\xe0", "an Excel file; save the sheet as CSV"),
+        (b"\x1f\x8b\x08", "packed by gzip; end its name in .gz"),
+        (b"<!DOCTYPE html>", "an HTML page, not data; download the file itself"),
+    ],
+)
+def test_a_file_of_another_format_is_named(tmp_path, start, what):
+    (tmp_path / "x.csv").write_bytes(start + b"\n1,2\n")
+    for dataset in (PLAIN, replace(PLAIN, names=["user_id", "item_id"]), replace(PLAIN, format=Format.lists)):
+        with pytest.raises(InputError) as caught:
+            read_file(tmp_path / "x.csv", dataset)
+        assert str(caught.value) == (
+            f"{tmp_path / 'x.csv'} is {what}; dataset.path must name a CSV or other text file, plain or .gz,"
+            " or a Parquet file"
+        )
+
+
+def test_json_is_named_by_the_ending_of_the_file(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"user_id": 1}\n')
+    with pytest.raises(InputError, match=r"x\.jsonl is a JSON file; convert it: dataset\.path must name a CSV"):
+        read_file(tmp_path / "x.jsonl", PLAIN)
+
+
 def test_auto_reads_integers_as_integers_and_the_rest_as_text():
     read = table("user_id,item_id\n-1,007\n9223372036854775807,7\n0,x\n")
     assert rows(read) == [(-1, "007"), (9223372036854775807, "7"), (0, "x")]
@@ -101,11 +137,77 @@ def test_ids_of_a_given_type():
     assert rows(table("user_id,item_id\n1,007\n2,7.0\n", item_type=IdType.str)) == [(1, "007"), (2, "7.0")]
 
 
-@pytest.mark.parametrize("value", ["abc", "1.0", "0x1F", " 5", "92233720368547758070", "1e3"])
+@pytest.mark.parametrize("value", ["abc", "1.0", "0x1F", "92233720368547758070", "1e3"])
 def test_an_id_of_the_wrong_type(value):
     assert refused(f"user_id,item_id\n1,2\n3,{value}\n", item_type=IdType.int) == (
         f"x.csv, line 3: column item_id is {value!r}, not an integer (of 64 bits); use dataset.item_type=str"
     )
+
+
+MISSING = ["NaN", "nan", "null", "NULL", "None", "NA", "N/A", "<NA>", "#N/A", "\\N"]
+KEEP = "or keep them as ids: dataset.check_ids=false"
+
+
+@pytest.mark.parametrize("kind", list(IdType))
+@pytest.mark.parametrize("value", MISSING)
+def test_an_id_that_means_a_missing_value(value, kind):
+    text = f"user_id,item_id\n1,2\n2,{value}\n3,4\n4,{value}\n"
+    assert refused(text, item_type=kind) == (
+        f"x.csv, line 3: column item_id is {value!r}, which means a missing value, the first of 2;"
+        f" remove these lines, {KEEP}"
+    )
+    if kind is not IdType.int:
+        assert table(text, item_type=kind, check_ids=False)["item"].tolist() == ["2", value, "4", value]
+
+
+@pytest.mark.parametrize("value", [" 7", "7 ", "\t7", " "])
+def test_an_id_with_blanks_around_it(value):
+    text = f"user_id,item_id\n1,2\n{value},3\n"
+    assert refused(text) == (
+        f"x.csv, line 3: column user_id is {value!r}, with blanks around it; remove the blanks"
+        f" (dataset.separator=', ' if each comma has one), {KEEP}"
+    )
+    assert table(text, check_ids=False)["user"].tolist() == ["1", value]
+    assert rows(table("user_id, item_id\n1, 2\n", separator=", ")) == [(1, 2)]
+
+
+def test_ids_are_found_missing_in_lists_too():
+    assert refused("1 2\n3 4 nan\n", format=Format.lists).startswith("x.csv, line 2: column item_id is 'nan', which")
+
+
+def test_words_within_ids_are_ids():
+    assert table("user_id,item_id\nNancy,nan1\nNA1,a b\n")["user"].tolist() == ["Nancy", "NA1"]
+
+
+def test_ids_that_arrays_of_text_cannot_contain():
+    assert refused("user_id,item_id\n1,a\n2,a\0\n") == (
+        "x.csv, line 3: column item_id is 'a\\x00', with a NUL character; ids are shorter text; correct or remove the"
+        " line"
+    )
+    assert table(f"user_id,item_id\n1,{'9' * 1000}\n")["item"].tolist() == ["9" * 1000]
+
+
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("column", "rule"),
+    [
+        ("user_id", "longer than 1,000 characters; ids are shorter text"),
+        ("item_id", "longer than 1,000 characters; ids are shorter text"),
+        ("timestamp", "not a number; correct"),
+        ("rating", "not a number; correct"),
+        ("pct", "not a number; correct"),
+    ],
+)
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_of_5000_digits_in_any_column(column, rule, sign):
+    weighted = replace(RATED, weight=WeightConfig("pct"))
+    value = f"{sign}{DIGITS}"
+    values = {"user_id": "1", "item_id": "2", "timestamp": "3", "rating": "4", "pct": "5"} | {column: value}
+    message = refused(f"{','.join(values)}\n{','.join(values.values())}\n", weighted)
+    assert message.startswith(f"x.csv, line 2: column {column} is '{sign}999")
+    assert f"(5,00{2 + len(sign)} characters), {rule}" in message
 
 
 def test_decimals_as_ids():
@@ -252,12 +354,19 @@ def test_a_header_line_only(text):
     assert refused(text) == ("x.csv has a header line and no interactions; dataset.path must name a file with some")
 
 
-@pytest.mark.parametrize("text", ["user_id,item_id\r1,2\r3,4\r", '"user_id","item_id"\r1,2'])
-@pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
-def test_line_ends_of_old_macs(text, changes):
-    assert refused(text, **changes) == (
-        "x.csv: lines end in a carriage return only, as on old Macs; end them with a line feed"
-    )
+@pytest.mark.parametrize("text", ["user_id,item_id\r1,2\r3,4\r", '"user_id","item_id"\r1,2\n3,4', "\r{}\r\r\n1,2\r3,4"])
+def test_a_carriage_return_only_ends_a_line(tmp_path, text):
+    text = text.replace("{}", "user_id,item_id")
+    assert rows(table(text)) == [(1, 2), (3, 4)]
+    assert both(tmp_path, text, PLAIN) == ({"user": [1, 3], "item": [2, 4]},) * 2
+    assert rows(table("1 2\r3 4\r\n5 6 \r", separator=" ", names=["user_id", "item_id"])) == [(1, 2), (3, 4), (5, 6)]
+    assert rows(table("1 2 3\r4 5\n", format=Format.lists)) == [(1, 2), (1, 3), (4, 5)]
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them():
+    assert refused("user_id,item_id\r1,2\r\n\r3\n").startswith("x.csv, line 4: 1 column, not 2")
+    assert refused(",\r,", names=["user_id", "item_id"]).startswith("x.csv, line 1: column user_id is missing")
+    assert refused("1 2\r\r3\r\n", format=Format.lists).startswith("x.csv, line 3: a user without an item")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -270,9 +379,11 @@ def test_blank_lines_are_not_rows_of_a_file_read_in_blocks(tmp_path, end):
         read_file(tmp_path / "x.csv", replace(PLAIN, names=["user_id", "item_id", "timestamp"]))
 
 
-def test_a_file_that_is_not_utf_8():
-    message = refused("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16"))
-    assert "must be UTF-8 text" in message
+def test_a_file_in_utf_16():
+    assert refused("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16")) == (
+        "x.csv, line 1 is not UTF-8 text (byte 0xff); convert the file from its encoding, such as:"
+        " iconv -f utf-16 -t utf-8 x.csv > converted.csv"
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"names": ["user_id", "item_id"]}, {"format": Format.lists}])
@@ -299,20 +410,48 @@ def test_a_row_that_does_not_fit_the_given_names():
     )
 
 
+LATIN_1 = (
+    "{}, line {} is not UTF-8 text (byte 0xe9); convert the file from its encoding, such as:"
+    " {}iconv -f latin1 -t utf-8{} > converted.csv"
+)
+
+
 @pytest.mark.parametrize("changes", [{}, {"format": Format.lists}])
 def test_text_that_is_not_utf_8(changes):
-    message = refused("user_id,item_id\n1,é\n".encode("latin-1"), **changes)
-    assert message.startswith("x.csv cannot be read (")
-    assert "); it must be UTF-8 text" in message
+    message = refused("user_id,item_id\r1,2\r\n1,é\n".encode("latin-1"), **changes)
+    assert message == LATIN_1.format("x.csv", 3, "", " x.csv")
+    assert refused("usér_id,item_id\n1,2\n".encode("latin-1")) == LATIN_1.format("x.csv", 1, "", " x.csv")
+
+
+def test_text_that_is_not_utf_8_in_a_gzip_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a b.csv.gz").write_bytes(gzip.compress("user_id,item_id\n1,é\n".encode("latin-1")))
+    with pytest.raises(InputError) as caught:
+        read_file(Path("a b.csv.gz"), PLAIN)
+    assert str(caught.value) == LATIN_1.format("a b.csv.gz", 2, "zcat 'a b.csv.gz' | ", "")
+
+
+def test_text_that_is_not_utf_8_in_a_column_not_read():
+    assert rows(table("user_id,item_id,other\n1,2,é\n".encode("latin-1"))) == [(1, 2)]
+
+
+def test_a_row_that_is_ragged_and_not_utf_8(capfd):
+    message = refused("user_id,item_id\n1,2\né,3,4\n".encode("latin-1"))
+    assert message == "x.csv, line 3: 3 columns, not 2 as in the header; correct or remove the line"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("below", [1, 1_000_000])
 @pytest.mark.parametrize("rows", ['1,"2\n', '1,2\n3,"4\n5,6"\n'])
 def test_an_open_quote_swallows_no_rows(rows, below):
     line = 2 if rows.startswith('1,"') else 3
-    assert refused("user_id,item_id\n" + rows + "7,8\n" * below) == (
-        f"x.csv, line {line}: a quote is not closed on its line; close it or remove the line"
-    )
+    message = f"x.csv, line {line}: a quote is not closed on its line; close it or remove the line"
+    assert refused("user_id,item_id\n" + rows + "7,8\n" * below) == message
+
+
+def test_quotes_above_an_open_one_do_not_mislead():
+    message = "x.csv, line 5: a quote is not closed on its line; close it or remove the line"
+    assert refused('user_id,item_id\n1,5" pipe\n\n2,"a"\n3,"b\nc"\n') == message
 
 
 def test_a_quote_inside_a_value_is_text():
@@ -478,6 +617,56 @@ def test_the_time_window_includes_both_ends(since, until, left):
     assert [item for _, item, _ in cleaned(lines, since=since, until=until)] == left
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)])
+def test_dates_are_compared_in_the_unit_of_the_times(unit, scale):
+    days = [1620604800 + 86400 * day for day in range(4)]  # from 2021-05-10
+    lines = [(1, item, day * scale + scale // 2) for item, day in enumerate(days)] + [(2, 9, days[3] * scale - 1)]
+    kept = [(item, time) for _, item, time in cleaned(lines, since="2021-05-11", until="2021-05-12")]
+    assert kept == [(1, lines[1][2]), (2, lines[2][2]), (9, lines[4][2])]
+    assert [item for _, item, _ in cleaned(lines, since=str(days[2] * scale))] == [2, 3, 9]  # a number as in the file
+    assert not_cleaned(lines, since="2022-01-01") == (
+        f"dataset.since=2022-01-01 keeps none of 5 interactions; time ranges from 2021-05-10 to 2021-05-13, in {unit}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "unit"),
+    [
+        ([0, 1, 2], "seconds"),
+        ([1620000000, 1620000001, 0], "seconds"),
+        ([-1, 99_999_999_999, 99_999_999_999], "seconds"),
+        ([0, 1620000000000, 1620000000001], "milliseconds"),
+        ([1.5, 1620000000000.5, 1620000000001.5], "milliseconds"),
+        ([0, 1620000000000000, 1620000000000001], "microseconds"),
+        ([-1620000000000000000, 1620000000000000000, 1620000000000000001], "nanoseconds"),
+        ([1e300], "nanoseconds"),
+    ],
+)
+def test_the_unit_of_times_is_that_of_the_median(times, unit):
+    assert time_unit(np.array(times)) == unit
+    assert time_unit(pd.Series(times * 1000)) == unit
+
+
+def test_times_are_shown_as_dates_if_they_can_be_dates():
+    assert describe_span(np.array([1620000000, 1630000000]), "seconds") == "from 2021-05-03 to 2021-08-26"
+    assert describe_span(np.array([0, 1620000000000]), "milliseconds") == "from 0 to 2021-05-03"
+    assert describe_span(np.array([-1e300, 1e300]), "nanoseconds") == "from -1e+300 to 1e+300"
+
+
+@pytest.mark.parametrize("bound", ["nan", "inf", "9" * 5000, "0000-01-01", "2021-02-30"])
+def test_a_bound_without_a_place_in_time(bound):
+    message = not_cleaned([(1, 2, 10)], since=bound)
+    assert message.startswith("dataset.since=")
+    assert len(message) < 1600
+
+
+def test_bounds_at_the_ends_of_the_calendar():
+    assert cleaned([(1, 2, 10), (1, 3, 11)], since="0001-01-01T00:00:00+14:00", until="9999-12-31") == [
+        (1, 2, 10),
+        (1, 3, 11),
+    ]
+
+
 def test_repeats_keep_the_earliest_by_time_then_by_line():
     lines = [(1, 5, 9), (1, 5, 2), (1, 6, 2), (1, 5, 2), (2, 5, 1)]
     assert cleaned(lines, repeats=Repeats.keep) == [(1, 5, 2), (1, 6, 2), (1, 5, 2), (1, 5, 9), (2, 5, 1)]
@@ -517,7 +706,8 @@ def test_a_bound_that_is_not_a_time():
 
 def test_fewer_than_two_items():
     assert not_cleaned([(1, 2, 10), (2, 2, 11)]) == (
-        "dataset csv: 1 item is left after cleaning; a ranking needs at least two"
+        "dataset.path=x.csv: 1 item is left after cleaning, 2, and a ranking needs at least two; check that"
+        " dataset.item=item_id is the column of the items, or keep more with lower filters"
     )
 
 
