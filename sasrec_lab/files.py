@@ -19,7 +19,7 @@ from platformdirs import user_cache_dir
 
 from sasrec_lab.errors import InputError, nearest
 
-_NAME_BYTES = 200  # file systems allow 255
+NAME_BYTES = 200  # file systems allow 255
 _SMALL_BYTES = 4 << 20
 _DRAFT_NAME = re.compile(r"\.draft-[0-9a-f]{12}-")
 # what file systems answer that cannot sync a file or a folder, or not one that may not be read
@@ -211,9 +211,9 @@ def open_regular(path: Path) -> BinaryIO:
 def folder_name(text: str) -> str:
     """Return text, such as a job's overrides, as a folder name without separators; a long one ends in a checksum."""
     name = re.sub(r"[^\w.,=+@-]+", "-", text).encode()
-    if len(name) <= _NAME_BYTES:
+    if len(name) <= NAME_BYTES:
         return name.decode()
-    return f"{name[: _NAME_BYTES - 9].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
+    return f"{name[: NAME_BYTES - 9].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
 
 
 def job_folder(sweeper: str, number: int, overrides: str, sweep: str) -> str:

@@ -22,6 +22,7 @@ from sasrec_lab.run import sweep
 from sasrec_lab.run.launch import exit_interrupted, launch
 from sasrec_lab.run.provenance import is_first_process
 from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write_items, write_ranks
+from sasrec_lab.run.signals import interrupts_deferred
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,7 @@ def main(cfg: DictConfig) -> float | None:
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
     with record_run(folder, cfg) as run:
+        _import_libraries()
         # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
         from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -108,6 +110,13 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             writer.close()
     log.info(summary.results_table(run.results, cfg, folder))
     return run.results
+
+
+def _import_libraries() -> None:
+    """Import what takes seconds; a signal waits for it, because an import may turn its exception into another one."""
+    with interrupts_deferred():
+        import sasrec_lab.data.sequences
+        import sasrec_lab.training.trainer  # noqa: F401
 
 
 def load_data(

@@ -3,8 +3,10 @@
 Like all of config/ it imports neither torch nor Lightning.
 """
 
+import os
+import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -15,16 +17,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sasrec_lab.config.convert import to_typed
+from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
-from sasrec_lab.config.hydra_internals import expand_grid, parse_flags, parse_sweep
+from sasrec_lab.config.hydra_internals import expand_grid, parse_sweep
 from sasrec_lab.config.overrides import check_syntax, format_override
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
 from sasrec_lab.config.trust import check_code
 from sasrec_lab.errors import InputError, MissingKey
 from sasrec_lab.files import job_folders
+
+_MAX_NAME, _MAX_PATH = 255, 3000  # bytes of a folder's name, characters of a path that has room for files below it
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
     Raises:
         InputError: a mistake on the command line or in a config file.
     """
-    flags = parse_flags(argv)
+    flags = read_flags(argv, name)
     _check_config_flags(flags, name)
     if flags.shell_completion:
         return None
@@ -77,7 +82,6 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
         _check_help(flags, name)
         return None
     if flags.multirun:
-        _check_sweep_flags(argv, flags, name)
         return _plan_sweep(flags)
     job = _plan_run(flags, name)
     return None if flags.cfg else Command([job])
@@ -89,13 +93,14 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
     Raises:
         InputError: anything that Hydra rejects, in one line, with the nearest existing name.
     """
-    check_syntax(overrides)
-    with _composing(config_dir, name) as search_path:
+    check_syntax(overrides, name)
+    with _composing(config_dir, name, overrides) as search_path:
         return _compose_checked(search_path + overrides, name)
 
 
 def _compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
     cfg = compose(name, overrides=overrides, return_hydra_config=True)
+    _check_hydra_sections(cfg.hydra)
     check_code(cfg, overrides)
     return cfg
 
@@ -118,16 +123,36 @@ def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[li
 
 
 @contextmanager
-def _composing(config_dir: Optional[str] = None, name: str = "train") -> Iterator[list[str]]:
+def _composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[list[str]]:
     """Initialize Hydra with conf/, and yield the override that adds the user's folder to its search path."""
     GlobalHydra.instance().clear()
-    try:
+    with explained(name, words), warnings.catch_warnings():
+        warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
         with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
             yield [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+
+
+@contextmanager
+def explained(name: str, words: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what Hydra, OmegaConf or their parser raise in the body into an InputError."""
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:  # Hydra's, OmegaConf's and the parser's exceptions share no base class
-        raise InputError(explain(error, name)) from error
+    except Exception as error:  # their exceptions share no base class
+        raise InputError(explain(error, name, words)) from error
+
+
+def _check_hydra_sections(hydra: DictConfig) -> None:
+    """Raise InputError if Hydra would fail after it has made the run's folder."""
+    for section in ("launcher", "sweeper"):
+        if not isinstance(hydra[section], DictConfig) or not isinstance(hydra[section].get("_target_"), str):
+            raise InputError(f"hydra.{section} must name its class; remove it, or choose hydra/{section}=basic")
+    for section in ("job_logging", "hydra_logging"):
+        if not isinstance(hydra[section], DictConfig) or hydra[section].get("version") != 1:
+            raise InputError(f"hydra/{section} must be a logging configuration; remove it, or choose default")
+    if not isinstance(hydra.verbose, (bool, str, ListConfig)):
+        raise InputError(f"hydra.verbose={hydra.verbose} must be true, false, or names of loggers")
 
 
 def _check_config_flags(flags: Namespace, name: str) -> None:
@@ -152,34 +177,45 @@ def _check_config_flags(flags: Namespace, name: str) -> None:
 
 def _check_help(flags: Namespace, name: str) -> None:
     """Raise InputError if help cannot show the config, because it is invalid or a sweep."""
-    check_syntax(flags.overrides)
+    check_syntax(flags.overrides, name)
     parsed = OverridesParser.create().parse_overrides(flags.overrides)
     if swept := [_word(override) for override in parsed if override.is_sweep_override()]:
         raise InputError(f"help shows the config of one run; remove {' '.join(swept)}")
     compose_config(flags.overrides, flags.config_dir, name)
 
 
-def _check_sweep_flags(argv: list[str], flags: Namespace, name: str) -> None:
-    flag = "-m" if "-m" in argv else "--multirun"
-    if name != "train":
-        raise InputError(f"{name} cannot run a sweep; remove {flag}")
-    if flags.cfg:
-        raise InputError(f"--cfg prints the config of one run; remove {flag}")
-
-
 def _plan_run(flags: Namespace, name: str) -> Job:
     cfg = compose_config(flags.overrides, flags.config_dir, name)
-    choices = [cfg.hydra.runtime.choices[f"hydra/{group}"] for group in ("launcher", "sweeper")]
-    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params") or choices != ["basic", "basic"]:
-        raise InputError("this config is a sweep, but would run as one job; add -m to run each of its jobs")
-    folder = _folder_at(cfg, "hydra.run.dir")
-    return Job(_typed_without_hydra(cfg), folder)
+    with explained(name, flags.overrides):
+        choices = [cfg.hydra.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper")]
+        if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params") or choices != ["basic", "basic"]:
+            raise InputError("this config is a sweep, but would run as one job; add -m to run each of its jobs")
+        folder = _folder_at(cfg, "hydra.run.dir")
+        if flags.cfg:
+            _check_printed(cfg, flags)
+        return Job(_typed_without_hydra(cfg), folder)
+
+
+def _check_printed(cfg: DictConfig, flags: Namespace) -> None:
+    """Raise InputError if a config cannot be printed as --cfg, --resolve and --package ask."""
+    printed = cfg if flags.cfg == "all" else cfg.hydra if flags.cfg == "hydra" else _without_hydra(cfg)
+    if flags.package and OmegaConf.select(cfg, flags.package) is None:
+        raise InputError(f"--package {flags.package} is not a section of the config; --help lists them")
+    if flags.resolve and flags.cfg == "job":
+        OmegaConf.resolve(printed)
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    copied = cfg.copy()
+    with open_dict(copied):
+        del copied["hydra"]
+    return copied
 
 
 def _plan_sweep(flags: Namespace) -> Sweep:
     """Return the jobs of a sweep as Hydra's sweeper numbers them, or one example job of a search."""
     check_syntax(flags.overrides)
-    with _composing(flags.config_dir) as search_path:
+    with _composing(flags.config_dir, words=flags.overrides) as search_path:
         hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
         common = search_path + hydra_words
         fixed = [_word(override) for override in swept if not override.is_sweep_override()]
@@ -271,6 +307,8 @@ def _folder_at(cfg: DictConfig, key: str) -> Path:
     folder = OmegaConf.select(cfg, key)
     if not folder:
         raise InputError(f"{key} must not be empty; set it to a folder, or omit it")
+    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.split("/")) or len(folder) > _MAX_PATH:
+        raise InputError(f"{key}={folder[:50]}... is too long for a folder; choose a shorter one")
     return Path(folder)
 
 

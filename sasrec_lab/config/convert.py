@@ -7,9 +7,9 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS
+from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError, MissingKey, did_you_mean
+from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 
 _BOOKKEEPING_KEYS = ("ckpt", "data_dir", "dataset.sources", "published", "tensorboard", "trainer.enable_progress_bar")
 
@@ -23,9 +23,12 @@ def to_typed(cfg: DictConfig) -> Any:
     try:
         if missing := OmegaConf.missing_keys(cfg):
             raise MissingKey(sorted(missing)[0])
+        check_numbers("", OmegaConf.to_container(cfg, resolve=True))
         typed = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:  # an interpolation of a key that does not exist
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise InputError("an interpolation ${...} refers to itself; write the value instead") from error
     _reject_appended_keys(typed, "", type(typed))
     return typed
 
@@ -37,7 +40,7 @@ def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:
         for name, value in vars(typed).items():
             if name not in names:
                 key = prefix + name
-                raise InputError(f"unknown key '+{key}'{hint_for(key, schema)}")
+                raise InputError(f"unknown key {key!r}{hint_for(key, schema)}")
             _reject_appended_keys(value, f"{prefix}{name}.", schema)
 
 
@@ -110,10 +113,12 @@ def hint_for(key: str, schema: type = TrainConfig) -> str:
     keys = known_keys(schema)
     if key in keys:
         return f": it is a Lightning Trainer flag that the config does not set; add it as +{key}=..."
-    section = key.rpartition(".")[0] + "."
-    inside = [known.removeprefix(section) for known in keys if known.startswith(section)]
-    return did_you_mean(key, keys) or (
-        f"; {section[:-1]} has {', '.join(name for name in inside if '.' not in name)}"
-        if inside
-        else "; --help lists the keys"
-    )
+    if same_ending := [known for known in keys if known.endswith(f".{key}")]:
+        return f"; did you mean {' or '.join(same_ending)}?"
+    section, _, name = key.rpartition(".")
+    inside = [known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}.")]
+    if inside:
+        suggestion = nearest(name, inside)
+        names = ", ".join(name for name in inside if "." not in name)
+        return f"; did you mean {section}.{suggestion}?" if suggestion else f"; {section} has {names}"
+    return did_you_mean(key, keys) or "; --help lists the keys"

@@ -1,29 +1,77 @@
 """Turn Hydra's errors about a config that does not compose into one-line messages with the nearest existing name."""
 
+import inspect
+import os
 import re
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from yaml import MarkedYAMLError
 
 from sasrec_lab.config.convert import hint_for
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
-from sasrec_lab.errors import did_you_mean
+from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+_NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.synthetic")
+_KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
+    r"Value '(.*?)' of type '\w+' could not be converted to Integer": "an integer",
+    r"Value '(.*?)' of type '\w+' could not be converted to Float": "a number",
+    r"Value '(.*?)' is not a valid bool": "true or false",
+    r"Cannot convert '\w+' to string: '(.*?)'": "a text",
+}
 _NOISE = (
     r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
     r"|In '[^']+': \w+ raised while composing config"
 )
 
 
-def explain(error: Exception, command: str) -> str:
-    """Return the error of Hydra, OmegaConf or their parser in one line; `command` names the file in conf/."""
+def run_hydra(main: Callable[[], object], command: str) -> None:
+    """Call Hydra's entry, which reads sys.argv.
+
+    Raises:
+        InputError: Hydra fails outside of the function that it calls; that function's own exceptions pass through.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    try:
+        main()
+    except InputError:
+        raise
+    except Exception as error:
+        called = inspect.unwrap(main).__code__
+        if any(frame.f_code is called for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        raise InputError(f"Hydra failed: {explain(error, command)}; correct the keys that begin with hydra.") from error
+
+
+def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
+    """Return the error of Hydra, OmegaConf or their parser in one line.
+
+    `command` names the file in conf/, and `words` are the overrides.
+    """
     text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)
+    if isinstance(error, RecursionError):
+        return (
+            "the config refers to itself: a list of defaults, an interpolation ${...}, or too many brackets; remove it"
+        )
     return (
         _missing_plugin(text)
+        or _broken_file(error)
+        or _missing_folder(text)
         or _chosen_twice(text)
         or _several_values(text, command)
         or _search_in_a_grid(text)
-        or _file_at_fault(text, command) + (_missing_choice(text) or _unknown_key(text, command) or _shortened(text))
+        or _file_at_fault(text, command)
+        + (
+            _missing_choice(text)
+            or _wrong_package(text, command)
+            or _unknown_key(text, command)
+            or _wrong_value(text)
+            or _wrong_section(text, words)
+            or _shortened(text)
+        )
     )
 
 
@@ -70,16 +118,80 @@ def _missing_choice(text: str) -> str | None:
     return f"{group}={choice} does not exist{suggestion} ({group} is one of: {', '.join(names)})"
 
 
+def _broken_file(error: Exception) -> str | None:
+    """Return the message on a file that is not YAML, with its line."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"a config file is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        problem = error.problem or error.context
+        return f"{mark.name}, line {mark.line + 1}: not valid YAML ({problem}); correct the line"
+    return None
+
+
+def _missing_folder(text: str) -> str | None:
+    found = re.match(r"provider=hydra.searchpath in .*, path=(.*) is not available", text)
+    return f"hydra.searchpath: there is no folder {found[1]}; correct the path, or use --config-dir" if found else None
+
+
+def _wrong_package(text: str, command: str) -> str | None:
+    """Return the message on a file of a group whose keys are not those of a section, if it sets some there."""
+    file, key = re.search(r"In '([^']+)/[^'/]+'", text), _full_key(text)
+    if file is None or key is None or not re.search(r"Key '[^']+' not in '\w+'", text):
+        return None
+    group = file[1].partition("/")[0]
+    if key[1] == group or key[1].startswith("_"):
+        return "it sets keys of the whole config; its first line must be '# @package _global_'"
+    if key[1] == f"{group}.{group}":
+        return f"it sets keys of {group} already; remove the line '{group}:' and the blanks before its keys"
+    return None
+
+
 def _unknown_key(text: str, command: str) -> str | None:
     if found := re.search(r"Could not override '([^']+)'", text):
+        inner = re.search(r"Key '[^']+' (?:not in '\w+'|is not in struct)", text)
         key = found[1]
+        full = _full_key(text)
+        if inner and full and not f"{key}.".startswith(f"{full[1]}."):  # a key inside of the value
+            key = full[1] if full[1].startswith(key) else f"{key}.{full[1]}"
     elif found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
         key = (_full_key(text) or found)[1]
-        if key == "experiment":
-            return "an experiment sets keys of the whole config; begin the file with '# @package _global_'"
+    elif found := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
+        return f"~{found[1]} has nothing to delete; remove it"
     else:
         return None
     return f"unknown key {key!r}{hint_for(key, SCHEMAS[command])}"
+
+
+def _wrong_value(text: str) -> str | None:
+    """Return the message on a value of the wrong type, or that is not one of a key's choices."""
+    key = _full_key(text)
+    if key is None:
+        return None
+    if found := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", text, re.S):
+        choices = found[2].split(", ")
+        return f"{key[1]}={found[1]} is not one of {', '.join(choices)}{did_you_mean(found[1], choices)}"
+    for pattern, kind in _KINDS.items():
+        if found := re.search(pattern, text, re.S):
+            return f"{key[1]}={found[1]} must be {kind}"
+    if re.search(r"field '.*' is not Optional", text):
+        return f"{key[1]}=null must have a value; set it, or omit {key[1]}"
+    if re.search(r"Invalid value assigned: \w+ is not a ListConfig", text):
+        return f"{key[1]} must be a list; write {key[1]}=[...]"
+    if re.search(r"(Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict)", text):
+        return f"{key[1]} is a section; set its keys, as in {key[1]}.<key>=<value>"
+    return None
+
+
+def _wrong_section(text: str, words: Iterable[str]) -> str | None:
+    """Return the message on a section or group with a value, or on a key in a section that is null."""
+    if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of", text):
+        return f"a section must be keys with values, not a {found[1]}; write key: value"
+    if re.search(r"Unexpected type for root: NoneType", text):
+        inside = [word for word in words if re.match(rf"\+*({'|'.join(_NULLABLE_SECTIONS)})\.", word)]
+        return f"{', '.join(inside) or 'a key'}: the section is null; set it as <section>={{<key>: <value>}}"
+    if re.search(r"Config group override must be a string or a list", text):
+        return "a config group takes the name of a file, as in model=sasrec; to change a key write model.<key>=<value>"
+    return None
 
 
 def _file_at_fault(text: str, command: str) -> str:
@@ -92,7 +204,8 @@ def _shortened(text: str) -> str:
     """Return the text in one line, without the lines that do not help a user."""
     key = _full_key(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (f"{key[1]}: " if key else "") + "; ".join(dict.fromkeys(x for x in lines if not re.match(_NOISE, x)))
+    useful = list(dict.fromkeys(line for line in lines if not re.match(_NOISE, line)))
+    return (f"{key[1]}: " if key else "") + ("; ".join(useful) or "this cannot be composed")
 
 
 def _full_key(text: str) -> re.Match[str] | None:

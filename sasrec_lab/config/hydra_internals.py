@@ -3,12 +3,12 @@
 Neither has a public name in Hydra 1.3, nor in 1.4 (read at 1.4.0rc3, where both are still found under these names):
 - `get_args_parser` knows Hydra's flags (`-m`, `--cfg`, `--config-dir`, ...), so that we read a command line as Hydra
   will. Hydra 1.4 calls `parse_intermixed_args` on it, which accepts overrides on both sides of a flag; do the same
-  here then, and delete `overrides._flags_first`.
+  here then, and delete `flags.flags_first`.
 - `BasicSweeper.split_arguments` turns the overrides of a sweep into jobs, in the order in which Hydra numbers them. If
   it disappears: `itertools.product` over `Override.sweep_string_iterator()` of each key, params before arguments.
 """
 
-from argparse import Namespace
+from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping
 from itertools import islice
 from math import prod
@@ -24,14 +24,29 @@ from sasrec_lab.errors import InputError, first_few
 _MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
 
 
-def parse_flags(words: list[str]) -> Namespace:
-    """Return Hydra's flags and the `overrides` of a command line; exit with a usage message if a flag is unknown."""
-    return get_args_parser().parse_args(words)
+def parse_flags(words: list[str]) -> tuple[Namespace, list[str]]:
+    """Return Hydra's flags with the `overrides` before the last flag, and the remaining words.
+
+    Raises:
+        InputError: a flag lacks its value, or has one that it does not take.
+    """
+    try:
+        return _flag_parser().parse_known_args(words)
+    except ArgumentError as error:
+        raise InputError(f"{error.argument_name}: {error.message}; --hydra-help lists the flags") from error
 
 
-def parse_known_flags(words: list[str]) -> tuple[Namespace, list[str]]:
-    """Return Hydra's flags and the `overrides` before the last flag, and the remaining words."""
-    return get_args_parser().parse_known_args(words)
+def known_flags() -> list[str]:
+    """Return the names of Hydra's flags, such as `-m` and `--multirun`."""
+    return list(_flag_parser()._option_string_actions)
+
+
+def _flag_parser() -> ArgumentParser:
+    """Return Hydra's parser of flags, which raises its errors and takes no flag for its abbreviation."""
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    parser.exit_on_error = False
+    return parser
 
 
 def parse_sweep(words: list[str], params: Mapping[str, str] | None = None) -> list[Override]:

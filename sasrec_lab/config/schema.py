@@ -4,6 +4,7 @@ The values are in conf/, with a comment on the meaning of each key. All of confi
 so that help, `--cfg job` and every message about a typo appear at once.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -20,6 +21,8 @@ from sasrec_lab.files import job_folder
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
+
+_MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
@@ -70,7 +73,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
         if self.dim % self.heads:
-            fits = [str(h) for h in range(1, self.dim + 1) if self.dim % h == 0]
+            fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
             )
@@ -133,7 +136,7 @@ class OptimizerConfig:
 class EvaluationConfig:
     """Keys of `evaluation`: the metrics, their candidates and early stopping."""
 
-    k: list[int] = MISSING
+    k: Any = MISSING  # list[int]; one integer becomes a list of it
     filter_seen: bool = MISSING
     sampled: int = MISSING
     draw: Draw = MISSING
@@ -143,9 +146,12 @@ class EvaluationConfig:
     patience: Optional[int] = MISSING
 
     def __post_init__(self) -> None:
+        self.k = self.k if isinstance(self.k, list) else [self.k]
         if not self.k:
             raise InputError("evaluation.k must not be empty; set it to the list lengths to measure at, such as [10]")
         for k in self.k:
+            if type(k) is not int:
+                raise InputError(f"evaluation.k={self.k} must be integers, such as 10 or [5,10]")
             check_at_least("evaluation.k", k, 1)
         if len(set(self.k)) < len(self.k):
             raise InputError(f"evaluation.k={list(self.k)} must not repeat a length; remove the duplicates")
@@ -252,6 +258,9 @@ class RecommendConfig:
             raise InputError(
                 "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"
             )
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            hint = "; did you mean cuda?" if self.device.startswith("gpu") else ""
+            raise InputError(f"device={self.device} is not one of auto, cpu, cuda, cuda:<number>, mps{hint}")
         if self.items is not None and self.interactions is not None:
             raise InputError(f"interactions={self.interactions} only applies to users=...; remove it for items=...")
         if self.output is not None and Path(self.output).suffix not in (".csv", ".parquet"):

@@ -5,12 +5,10 @@ python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                      items most similar to an item
 """
 
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import hydra
@@ -18,10 +16,12 @@ from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
+from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError, InputWarning, printable
 from sasrec_lab.files import tolerate_closed_pipe
+from sasrec_lab.run import signals
 
 if TYPE_CHECKING:
     from sasrec_lab.recommend.lists import Lists
@@ -30,28 +30,21 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """Run the command; an error is one line on stderr and exit status 1."""
-    sys.argv[1:] = normalize(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_on_signal)
+    signals.exit_at_once()
     try:
+        sys.argv[1:] = normalize(sys.argv[1:])
         command = check_command_line(sys.argv[1:], "recommend")
         if command is None:  # Hydra's own flags, such as --help; for lists Hydra's main would create a folder
             with tolerate_closed_pipe():
-                main()
+                run_hydra(main, "recommend")
         else:
             cfg = command.jobs[0].cfg
             assert isinstance(cfg, RecommendConfig)
             recommend(cfg)
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-def _exit_on_signal(number: int, _: FrameType | None) -> None:
-    """Exit with the shell's status of a signal.
-
-    KeyboardInterrupt would not do: if it passes through an import, Python ends itself by the signal.
-    """
-    sys.exit(128 + number)
+    finally:
+        signals.use_defaults()
 
 
 @hydra.main(config_path=CONF_DIR, config_name="recommend", version_base="1.3")
@@ -72,6 +65,7 @@ def recommend(cfg: RecommendConfig) -> None:
         from sasrec_lab.recommend.inputs import expand_home
         from sasrec_lab.recommend.recommender import Recommender
 
+        signals.raise_exit()  # from here on a draft of the output may have to be removed
         output = expand_home(cfg.output) if cfg.output else None
         if output:
             lists.check_output(output)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from sasrec_lab.config.command_line import Job, Sweep, check_command_line
+from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.source import check_user_files
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path, tolerate_closed_pipe
-from sasrec_lab.run import sweep
+from sasrec_lab.run import signals, sweep
 from sasrec_lab.run.folder import OTHER_FOLDER_HINT, has_checkpoint
 from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
@@ -28,14 +29,14 @@ Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
 
 def launch(main: Main) -> None:
     """Check the command line before Hydra makes a folder, then compose the config and run `main`."""
-    sys.argv[1:] = normalize(sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C; Lightning keeps it
+    signals.exit_at_once()
     try:
+        sys.argv[1:] = normalize(sys.argv[1:])
         if not is_first_process():
             _run_as_helper(main)
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
             with tolerate_closed_pipe():
-                main()
+                run_hydra(main, "train")
         elif isinstance(command, Sweep):
             _run_sweep(command, main)
         else:
@@ -45,13 +46,16 @@ def launch(main: Main) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signals.use_defaults()
 
 
 def _run_as_helper(main: Main) -> None:
     """Run a further process of a run on several devices: the first one prints, and stops those on its own machine."""
     logging.disable(logging.WARNING)
+    signals.raise_interrupt()
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals.STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     main()
 
@@ -72,8 +76,9 @@ def _run_single(job: Job, main: Main) -> None:
         )
     else:
         check_user_files(cfg.dataset, cfg.data_dir)
+        signals.raise_interrupt()
         with lock_folder(job.folder):
-            main()
+            run_hydra(main, "train")
 
 
 def _run_sweep(command: Sweep, main: Main) -> None:
@@ -83,21 +88,21 @@ def _run_sweep(command: Sweep, main: Main) -> None:
     sweep_dir = format_override("hydra.sweep.dir", display_path(folder))
     sys.argv[1:] = _replace_overrides(sweep_dir)  # one for all jobs, whatever their names
     launcher_error = None
+    signals.raise_interrupt()
     try:
         with lock_folder(folder, "hydra.sweep.dir"):
             sweep.prepare(command)
-            main()
+            try:
+                run_hydra(main, "train")
+            except InputError as error:
+                launcher_error = error
     except KeyboardInterrupt:
         _exit_with_resume_hint(folder, sweep_dir)
-    except SystemExit as error:  # Ctrl-C in a job; or the launcher failed, and Hydra has printed why
-        if error.code == 130:
-            raise
-        launcher_error = error
     if unfinished := sweep.unfinished_jobs(folder, jobs):
         count = "1 job" if len(unfinished) == 1 else f"{len(unfinished)} jobs"
         lines = [f"error: {count} in {folder} {'is' if len(unfinished) == 1 else 'are'} not finished:", *unfinished]
         if launcher_error:
-            lines.append(f"the launcher failed (see above); {_resume_hint(sweep_dir)}")
+            lines.append(f"the launcher failed: {launcher_error}; {_resume_hint(sweep_dir)}")
         sys.exit("\n".join(lines))
     if launcher_error:
         raise launcher_error

@@ -102,10 +102,10 @@ def test_trainer_flags_are_those_of_lightning():
 
 MISTAKES = {
     "model.head=2": "unknown key 'model.head'; did you mean model.heads?",
-    "+model.head=2": "unknown key '+model.head'; did you mean model.heads?",
+    "+model.head=2": "unknown key 'model.head'; did you mean model.heads?",
     "modle.dim=2": "unknown key 'modle.dim'; did you mean model.dim?",
-    "model.dim=abc": "model.dim: Value 'abc' of type 'str' could not be converted to Integer",
-    "model.pos_emb=learnt": "model.pos_emb: Invalid value 'learnt', expected one of [learned, sinusoidal, none]",
+    "model.dim=abc": "model.dim=abc must be an integer",
+    "model.pos_emb=learnt": "model.pos_emb=learnt is not one of learned, sinusoidal, none; did you mean learned?",
     "model.heads=3": "model.dim=64 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16, 32, 64",
     "model.maxlen=0": "model.maxlen=0 must be at least 1",
     "model.dropout=1": "model.dropout=1.0 must be at least 0 and below 1",
@@ -130,8 +130,12 @@ MISTAKES = {
         "unknown key 'trainer.profiler': it is a Lightning Trainer flag that the config does not set;"
         " add it as +trainer.profiler=..."
     ),
-    "+trainer.logger=false": "trainer.logger cannot be set: train.py manages it",
-    "trainer.logger=false": "unknown key 'trainer.logger': train.py manages it",
+    "+trainer.logger=false": (
+        "trainer.logger cannot be set: train.py manages it: every run logs to TensorBoard, in its folder's tb/"
+    ),
+    "trainer.logger=": (
+        "unknown key 'trainer.logger': train.py manages it: every run logs to TensorBoard, in its folder's tb/"
+    ),
     "optimizer.lr=inf": "optimizer.lr=inf must be a finite number",
     "optimizer.weight_decay=inf": "optimizer.weight_decay=inf must be a finite number",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc must be an integer of at least 1, or -1 for no limit",
@@ -158,23 +162,27 @@ MISTAKES = {
     "evaluation.k=[10,10]": "evaluation.k=[10, 10] must not repeat a length; remove the duplicates",
     "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
     "model.dim='${nothing}'": "model.dim: Interpolation key 'nothing' not found",
-    "trainer.max_epochs=true": "trainer.max_epochs=True must be an integer of at least 1, or -1 for no limit",
-    "trainer.deterministic=abc": "trainer.deterministic=abc is not one of True, False, warn, None",
+    "trainer.max_epochs=true": "trainer.max_epochs=true must be an integer of at least 1, or -1 for no limit",
+    "trainer.deterministic=abc": "trainer.deterministic=abc is not one of true, false, warn, null",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; use null for no clipping",
-    "trainer.precision=64-true": "trainer.precision=64-true is not one of 32-true, 32, bf16-mixed",
-    "trainer.accelerator=cpus": "trainer.accelerator=cpus is not one of auto, cpu, gpu, cuda, mps",
+    "trainer.precision=64-true": (
+        "trainer.precision=64-true is not one of 32-true, 32, bf16-mixed; did you mean 32-true?"
+    ),
+    "trainer.accelerator=cpus": "trainer.accelerator=cpus is not one of auto, cpu, gpu, cuda, mps; did you mean cpu?",
     "+trainer.strategy=ddpp": (
         "trainer.strategy=ddpp is not one of auto, ddp,"
-        " ddp_find_unused_parameters_false, ddp_find_unused_parameters_true"
+        " ddp_find_unused_parameters_false, ddp_find_unused_parameters_true; did you mean ddp?"
     ),
     "trainer.devices=0": (
         "trainer.devices=0 must be a number of devices, a list of device indices, or -1 or auto for all"
     ),
     "trainer.limit_train_batches=0": (
-        "trainer.limit_train_batches=0 must be a fraction up to 1.0, such as 0.1, or a number of batches"
+        "trainer.limit_train_batches=0 must be a fraction above 0 and up to 1.0, such as 0.1, or an integer of at least"
+        " 1, the number of batches"
     ),
     "trainer.limit_train_batches=abc": (
-        "trainer.limit_train_batches=abc must be a fraction up to 1.0, such as 0.1, or a number of batches"
+        "trainer.limit_train_batches=abc must be a fraction above 0 and up to 1.0, such as 0.1, or an integer of at"
+        " least 1, the number of batches"
     ),
     "trainer.limit_test_batches=0.5": (
         "unknown key 'trainer.limit_test_batches': testing on part of the users would not be comparable"
@@ -256,8 +264,10 @@ def test_a_mistake_of_several_words_gives_one_line(words, message):
 def test_flags_are_moved_before_overrides():
     assert normalize(["seed=1", "-m", "model.dim=8,16"]) == ["-m", "seed=1", "model.dim=8,16"]
     assert normalize(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
-    for words in (["a=1", "--info"], ["a=1", "--unknown", "b=1"], ["-m", "a=1", "--cfg", "job"]):
-        assert normalize(words) == words
+    assert normalize(["a=1", "b=2", "-m"]) == ["-m", "a=1", "b=2"]
+    assert normalize(["a=1", "--info"]) == ["--info", "all", "a=1"]
+    assert normalize(["-m", "a=1", "--cfg", "job"]) == ["-m", "--cfg", "job", "a=1"]
+    assert normalize(["a=1", "--unknown", "b=1"]) == ["a=1", "--unknown", "b=1"]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +308,7 @@ def test_an_unknown_launcher_is_answered_with_the_known_ones():
         ("# @package _global_\nmodel:\n  dmi: 5\n", "unknown key 'model.dmi'; did you mean model.dim?"),
         (
             "# @package _global_\nmodel:\n  dim: abc\n",
-            "model.dim: Value 'abc' of type 'str' could not be converted to Integer",
+            "model.dim=abc must be an integer",
         ),
         (
             "# @package _global_\ndefaults:\n  - override /datset: ml_1m\n",
@@ -306,7 +316,7 @@ def test_an_unknown_launcher_is_answered_with_the_known_ones():
         ),
         (
             "seed: 3\n",
-            "an experiment sets keys of the whole config; begin the file with '# @package _global_'",
+            "it sets keys of the whole config; its first line must be '# @package _global_'",
         ),
     ],
 )

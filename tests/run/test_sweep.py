@@ -131,7 +131,7 @@ def test_sweep_options_are_rejected_without_the_flag(words):
 
 
 def test_config_is_printed_for_one_run_only():
-    with pytest.raises(InputError, match=r"^--cfg prints the config of one run; remove -m$"):
+    with pytest.raises(InputError, match=r"^--cfg and -m exclude each other; remove one$"):
         check_command_line(["-m", "seed=0,1", "--cfg", "job"])
 
 
