@@ -39,6 +39,7 @@ tensorboard: .venv/.complete
 
 lint: .venv/.complete
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
 	@.venv/bin/python scripts/render_results.py --check
 
 # It takes about an hour on two idle cores, from a committed tree, with home-5core/interactions.csv (Amazon Home) in the
