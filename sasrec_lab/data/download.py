@@ -114,7 +114,7 @@ def _receive(wanted: Wanted, part: Path, deadline: float) -> None:
         log.info(
             "fetching %s%s from %s%s",
             wanted.name,
-            f" ({format_bytes(total)})" if total else "",
+            f" ({format_bytes(size)})" if (size := total or wanted.size) else "",
             wanted.url,
             f", continued at {format_bytes(offset)}" if offset else "",
         )
