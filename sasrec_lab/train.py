@@ -105,7 +105,9 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
                 write_ranks(folder, model.test_ranks, sequences)
             assert isinstance(trainer.logger, TensorBoardLogger)
             writer = trainer.logger.experiment
-            tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], trainer.global_step)
+            best, epochs = run.results["best_epoch"], run.results["epochs"]
+            tested = epochs if best is None else best + 1
+            tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], tested)
             tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
             writer.close()
     log.info(summary.results_table(run.results, cfg, folder))

@@ -121,10 +121,13 @@ def test_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
 
 def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
     events = EventAccumulator(str(folder)).Reload()
-    assert len(events.Scalars("val/ndcg@10")) == len(events.Scalars("train/loss")) == 15
+    for name in ("val/ndcg@10", "~train/loss"):
+        assert [event.step for event in events.Scalars(name)] == list(range(1, 16))  # epochs
+    groups = [tag.partition("/")[0] for tag in sorted(events.Tags()["scalars"])]
+    assert list(dict.fromkeys(groups)) == ["test", "val", "~train"]  # TensorBoard opens the first two
     for name, value in metrics.items():
         if name.startswith("test/"):
-            (written,) = events.Scalars(name)
+            (written,) = events.Scalars(name.replace("/mrr", "/~mrr"))
             assert written.value == pytest.approx(value)
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     shown = HParamsPluginData.FromString(plugin).session_start_info.hparams
@@ -221,7 +224,7 @@ def test_last_epoch_is_tested_if_no_validation_was_due(train_here, tmp_path):
     assert done.returncode == 0, done.stderr
     written = results(tmp_path / "run")
     assert (written["protocol"]["selected_by"], written["best_epoch"]) == ("last epoch", None)
-    assert "best/val/ndcg@10" not in EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Tags()["scalars"]
+    assert "test/chosen by val/ndcg@10" not in EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Tags()["scalars"]
 
 
 def test_protocol_records_validation_on_some_users(train_here, tmp_path):
@@ -275,7 +278,7 @@ def test_finished_run_can_be_trained_longer(train_here, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.findall(r"epoch +(\d+)  loss", done.stdout) == ["2"]
     assert results(tmp_path / "run")["epochs"] == 3
-    losses = EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Scalars("train/loss")
+    losses = EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Scalars("~train/loss")
     assert len(losses) == len({event.step for event in losses}) == 3
 
 
@@ -393,7 +396,7 @@ def test_warm_up_clipping_and_string_ids(train_here, tmp_path):
     last = {row.split(",")[0]: row.split(",")[1] for row in [*rows, "u39,new,9"]}
     assert dict(zip(ranks["user"], ranks["target"], strict=True)) == last
     assert ranks["rank"][list(ranks["user"]).index("u39")] == 0  # the model does not know the item
-    rates = [event.value for event in EventAccumulator(str(tmp_path / "r" / "tb")).Reload().Scalars("train/lr")]
+    rates = [event.value for event in EventAccumulator(str(tmp_path / "r" / "tb")).Reload().Scalars("~train/lr")]
     assert rates == pytest.approx([2 / 5 * 1e-3, 3 / 5 * 1e-3])
 
 

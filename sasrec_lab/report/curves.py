@@ -14,16 +14,25 @@ def learning_curve(run: Path, metric: str) -> dict[int, float]:
 
     Files and records that TensorBoard could not read either are skipped.
     """
-    values: dict[int, float] = {}  # by step
-    epochs: dict[int, int] = {}
+    curve: dict[int, float] = {}
     for file in sorted((run / "tb").glob("events.out.tfevents.*")):
-        for event in _events(file, metric.encode(), b"epoch"):
-            for scalar in event.summary.value:
-                if scalar.tag == metric:
-                    values[event.step] = scalar.simple_value
-                elif scalar.tag == "epoch" and math.isfinite(scalar.simple_value):
-                    epochs[event.step] = int(scalar.simple_value)
-    return {epochs[step]: values[step] for step in sorted(values) if step in epochs}
+        curve |= _curve_of_file(file, metric)
+    return dict(sorted(curve.items()))
+
+
+def _curve_of_file(file: Path, metric: str) -> dict[int, float]:
+    """Return epoch -> value, where the steps are numbers of epochs, or those of training next to a scalar `epoch`."""
+    values: dict[int, float] = {}  # by step
+    epochs: dict[int, int] = {}  # of a file that version 0.1.0 wrote
+    for event in _events(file, metric.encode(), b"epoch"):
+        for scalar in event.summary.value:
+            if scalar.tag == metric:
+                values[event.step] = scalar.simple_value
+            elif scalar.tag == "epoch" and math.isfinite(scalar.simple_value):
+                epochs[event.step] = int(scalar.simple_value)
+    if not epochs:
+        return {step - 1: value for step, value in values.items()}
+    return {epochs[step]: value for step, value in values.items() if step in epochs}
 
 
 def _events(path: Path, *words: bytes) -> Iterator[Event]:

@@ -19,6 +19,9 @@ from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
+# TensorBoard sorts by name and opens two groups; the tilde keeps these behind `test` and `val`
+TRAIN_LOSS, TRAIN_LR = "~train/loss", "~train/lr"
+
 
 class SequentialRecommender(pl.LightningModule):
     """An encoder, its loss, and its metrics.
@@ -64,8 +67,8 @@ class SequentialRecommender(pl.LightningModule):
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
         self._check_finite(loss)
-        self.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
+        self.log("train/loss", loss, prog_bar=True, logger=False, rank_zero_only=True)
+        self._write_scalars({TRAIN_LOSS: loss, TRAIN_LR: self.trainer.optimizers[0].param_groups[0]["lr"]})
         monitor = self.cfg.evaluation.monitor
         measured = self.trainer.callback_metrics.get(monitor)
         metric = "" if measured is None else f"  {monitor} {measured:.4f}"
@@ -95,7 +98,14 @@ class SequentialRecommender(pl.LightningModule):
         """Log the validation metrics."""
         self.validation = self.validation_metrics.compute_and_reset("val")
         for name, value in self.validation.items():
-            self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, rank_zero_only=True)
+            self.log(name, value, prog_bar=name == self.cfg.evaluation.monitor, logger=False, rank_zero_only=True)
+        self._write_scalars(self.validation)
+
+    def _write_scalars(self, scalars: dict[str, float]) -> None:
+        """Write to TensorBoard, by the number of epochs; Lightning would count steps, and add a chart of epochs."""
+        if self.logger and not self.trainer.sanity_checking:
+            self.logger.log_metrics(scalars, step=self.current_epoch + 1)
+            self.logger.save()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the newest validation metrics to the checkpoint."""

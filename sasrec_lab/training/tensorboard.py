@@ -3,6 +3,7 @@
 T tokens of one user, D dim, H heads.
 """
 
+import re
 from math import sqrt
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from sasrec_lab.model.encoder import Encoder
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
 
+_TEST_MRR = re.compile("^test/mrr")
 _NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles")
 _NOT_SHOWN = (*_NULLABLE_SECTIONS, "dataset/sources")
 
@@ -34,25 +36,26 @@ def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
     return dict.fromkeys(nullable) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
 
 
-def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], step: int) -> None:
+def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], epoch: int) -> None:
     """Write the hyperparameters with the test metrics and the validation metric that chose the checkpoint.
 
-    This happens once, at the end: of several event files of one second TensorBoard may read the newest first. There is
-    no summary of the experiment, which the first run would write for all: TensorBoard then collects the keys of all
-    runs, and shows those that differ first.
+    `epoch` is the number of epochs of that checkpoint. This happens once, at the end: of several event files of one
+    second TensorBoard may read the newest first. There is no summary of the experiment, which the first run would write
+    for all: TensorBoard then collects the keys of all runs, and shows those that differ first. It sorts metrics by
+    name, so names put the monitored one first and MRR last.
     """
     monitor = cfg.evaluation.monitor
-    shown = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    shown = {_TEST_MRR.sub("test/~mrr", name): value for name, value in metrics.items() if name.startswith("test/")}
     if monitor in metrics:
-        shown[f"best/{monitor}"] = metrics[monitor]
+        shown[f"test/chosen by {monitor}"] = metrics[monitor]
     for name, value in shown.items():
-        writer.add_scalar(name, value, step)
+        writer.add_scalar(name, value, epoch)
     keys = {
         key: value if isinstance(value, (bool, int, float)) else str(value)
         for key, value in hyperparameters(cfg).items()
     }
     for summary in hparams(keys, shown)[1:]:  # start and end of the session
-        writer._get_file_writer().add_summary(summary, step)
+        writer._get_file_writer().add_summary(summary, epoch)
 
 
 def write_extras(
@@ -88,7 +91,7 @@ def write_attention(
         inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
         assert inputs is not None  # pick_users_by_length takes users with known items
         labels = [str(names[item - 1]) for item in inputs.items[: int(inputs.last[-1]) + 1]]
-        writer.add_figure(f"attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
+        writer.add_figure(f"~attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
 
 
 def write_projector(

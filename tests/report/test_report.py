@@ -588,6 +588,22 @@ def test_learning_curves_equal_those_of_tensorboard(tmp_path):
     assert list(learning_curve(tmp_path, "val/ndcg@10")) == [0, 1, 2, 3]
 
 
+def test_a_curve_of_resumed_runs_has_the_newest_values(tmp_path):
+    """The older file counts steps and has a scalar `epoch`, as those of version 0.1.0."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from sasrec_lab.report.curves import learning_curve
+
+    with SummaryWriter(str(tmp_path / "tb"), filename_suffix=".1") as writer:
+        for epoch in range(3):
+            writer.add_scalar("val/ndcg@10", epoch / 8, 10 * epoch + 9)
+            writer.add_scalar("epoch", epoch, 10 * epoch + 9)
+    with SummaryWriter(str(tmp_path / "tb"), filename_suffix=".2") as writer:
+        for epoch in (2, 3):
+            writer.add_scalar("val/ndcg@10", epoch / 2, epoch + 1)
+    assert learning_curve(tmp_path, "val/ndcg@10") == {0: 0.0, 1: 0.125, 2: 1.0, 3: 1.5}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -76,14 +76,15 @@ def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
         scalars = until(4, lambda: ask("scalars/tags"))
         assert set(scalars) == set(results)
         assert len({tuple(sorted(tags)) for tags in scalars.values()}) == 1  # the same names in all runs
-        assert {"train/loss", "train/lr", "val/ndcg@10"} <= set(scalars[next(iter(results))])
+        assert {"~train/loss", "~train/lr", "val/ndcg@10"} <= set(scalars[next(iter(results))])
 
         experiment = ask("hparams/experiment", {"experimentName": "", "hparamsLimit": 0})
         names = {info["name"] for info in experiment["hparamInfos"]}
         assert {"dataset/weight/column", "dataset/titles/path"} <= names  # also if the section is null
         assert {"model/dim", "seed", "loss/name", "optimizer/lr", "evaluation/monitor", "trainer/max_epochs"} <= names
         metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
-        assert {"test/ndcg@10", "test/recall@10", "best/val/ndcg@10"} <= set(metrics)
+        first = ["chosen by val/ndcg@10", *(f"{name}@{k}" for name in ("ndcg", "recall") for k in (10, 20, 5))]
+        assert metrics[: len(first)] == [f"test/{name}" for name in first]
         columns = [{"hparam": name} for name in sorted(names)] + [{"metric": {"tag": tag}} for tag in metrics]
         wanted = {
             "experimentName": "",
@@ -98,7 +99,7 @@ def test_one_folder_shows_a_whole_sweep(train_here, tmp_path):
         (session,) = group["sessions"]
         values = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
         assert values["test/ndcg@10"] == pytest.approx(results[session["name"]]["test/ndcg@10"], rel=1e-6)
-        assert values["best/val/ndcg@10"] == pytest.approx(results[session["name"]]["val/ndcg@10"], rel=1e-6)
+        assert values["test/chosen by val/ndcg@10"] == pytest.approx(results[session["name"]]["val/ndcg@10"], rel=1e-6)
         assert set(group["hparams"]) == names  # every run has all keys
         model = json.loads((folders[session["name"]] / "run.json").read_text())["config"]["model"]
         shown = {name: group["hparams"][name] for name in ("model/dim", "model/ff_dim")}
@@ -116,7 +117,7 @@ def test_attention_and_vectors_are_written_on_request(train_here, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
     reader = EventAccumulator(str(tmp_path / "asked" / "tb"), size_guidance={"images": 0}).Reload()
     assert len(reader.Tags()["images"]) == 2
-    assert all(tag.startswith("attention/user ") for tag in reader.Tags()["images"])
+    assert all(tag.startswith("~attention/user ") for tag in reader.Tags()["images"])
     assert reader.Images(reader.Tags()["images"][0])[0].encoded_image_string.startswith(b"\x89PNG")
     (vectors,), (rows,) = (list((tmp_path / "asked" / "tb").rglob(name)) for name in ("tensors.tsv", "metadata.tsv"))
     items = len(np.load(tmp_path / "asked" / "items.npz")["ids"])
