@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, explain_out_of_memory
 from sasrec_lab.files import atomic_write
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def entry() -> None:
     parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
     args = parser.parse_args()
     try:
-        program, ids = export(args.run, args.output)
+        with explain_out_of_memory("export the model on a machine with more memory"):
+            program, ids = export(args.run, args.output)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"{program} and {ids}")

@@ -19,7 +19,7 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
-from sasrec_lab.errors import InputError, InputWarning, printable
+from sasrec_lab.errors import InputError, InputWarning, explain_out_of_memory, printable
 from sasrec_lab.files import tolerate_closed_pipe
 from sasrec_lab.run import signals
 
@@ -59,7 +59,7 @@ def recommend(cfg: RecommendConfig) -> None:
     Raises:
         InputError: a value of the config, the run or its data set is invalid.
     """
-    with _print_own_warnings():
+    with _print_own_warnings(), explain_out_of_memory("ask for fewer users or items at a time, or use more memory"):
         # imported here, so that help and most errors need not wait for torch
         from sasrec_lab.recommend import lists
         from sasrec_lab.recommend.inputs import expand_home

@@ -394,3 +394,13 @@ def test_help_lists_every_key_without_importing_torch(tmp_path):
         assert re.search(rf"^  {field.name}  +\S", done.stdout, re.M), field.name
     assert done.stdout.rstrip().endswith("False False")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lack_of_memory_is_one_line(here, monkeypatch):
+    def fail(*_args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Recommender, "_newest_states", fail)
+    with pytest.raises(InputError) as caught:
+        recommended(here, "users=all", "k=1", "on_unsupported_targets=ignore")
+    assert str(caught.value) == "out of memory; ask for fewer users or items at a time, or use more memory"
