@@ -174,6 +174,14 @@ def fit(
     try:
         with run.phase("fit"), interruptible(trainer):
             trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        if resumed is None or "train/loss" in trainer.callback_metrics:  # an epoch has been trained since
+            raise
+        errors.error("the checkpoint cannot be resumed", exc_info=True)
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise InputError(f"ckpt: {resumed} cannot be resumed ({reason}); choose another checkpoint") from error
     finally:
         run.info["peak_memory_mb"] = peak_memory_mb()
         run.results |= results(trainer)

@@ -1,6 +1,7 @@
 """Save, choose and load checkpoints: best.ckpt (by validation) and last.ckpt (every epoch), both written atomically."""
 
 import logging
+import os
 import shlex
 import zipfile
 from collections.abc import Mapping
@@ -13,16 +14,19 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config.convert import section_of, to_plain
+from sasrec_lab.config.convert import flatten, section_of, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, display_path, make_folder
+from sasrec_lab.files import atomic_write, display_path, make_folder, open_regular
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, has_checkpoint
+from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, check_stored, has_checkpoint
 from sasrec_lab.run.resume import describe_differences, other_keys
 
 log = logging.getLogger(__name__)
+
+_MAX_PICKLE = 8 << 20  # bytes of a checkpoint that are not weights; a run writes some thousand
+_MAX_POSITIONS = 2**28  # numbers in a table of positions, 1 GiB
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,12 +70,16 @@ class MovableCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, "Checkpoint", 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, with the paths of the folder that the run is in now."""
+        """Restore the best score, with the paths of the folder that the run is in now.
+
+        No path of the checkpoint is taken over: Lightning removes what it takes for an older file of its own.
+        """
         path, score = self.format_checkpoint_name({}), state_dict["best_model_score"]
-        if self.monitor and score is not None and self.resumes_here:
-            best = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
-            state_dict = state_dict | best | {"dirpath": self.dirpath}
-        super().load_state_dict(state_dict)
+        is_score = isinstance(score, torch.Tensor) and score.numel() == 1
+        if self.monitor and is_score and self.resumes_here:
+            scores = {"best_model_score": score, "kth_value": score, "best_k_models": {path: score}}
+            paths = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            super().load_state_dict(scores | paths | {"last_model_path": ""})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn if the run resumes without its best epoch."""
@@ -171,10 +179,10 @@ def _best_fault(callback: MovableCheckpoint, hyper_parameters: Mapping[str, Any]
     path = Path(callback.best_model_path)
     try:
         saved = load(path, "")
-        found = saved["validation"][callback.monitor]
+        found = float(saved["validation"][callback.monitor])
     except InputError as error:
         return str(error).rstrip("; ")
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return f"{path} has no {callback.monitor}"
     if differing := other_keys(saved["hyper_parameters"]["config"], hyper_parameters["config"]):
         return f"{path} is of another run ({describe_differences(differing)})"
@@ -192,15 +200,62 @@ def load(path: Path, fix: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; {fix}")
     try:
-        if member := zipfile.ZipFile(path).testzip():  # torch itself verifies no checksum
-            raise ValueError(f"checksum mismatch in {member}")
+        _check_archive(path)
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        known = saved["hyper_parameters"]
-        if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
-            raise ValueError("its hyper_parameters are malformed")
+        _check_content(saved)
     except Exception as error:  # torch's errors vary
         raise InputError(f"{path} is not a checkpoint of this project ({_reason(error)}); {fix}") from error
     return saved
+
+
+def _check_archive(path: Path) -> None:
+    """Check checksums, which torch does not, and that reading the file takes no more memory than its size."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        check_stored(archive, os.fstat(file.fileno()).st_size)
+        if any(member.filename.endswith("/data.pkl") and member.file_size > _MAX_PICKLE for member in archive.filelist):
+            raise ValueError("it contains more than weights")
+        if broken := archive.testzip():
+            raise ValueError(f"checksum mismatch in {broken}")
+
+
+def _check_content(saved: Any) -> None:
+    """Raise an exception if what every command needs of a checkpoint is missing or malformed."""
+    _check_values(saved)
+    known = saved["hyper_parameters"]
+    if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
+        raise ValueError("its hyper_parameters are malformed")
+    if any(isinstance(value, (dict, list, tuple, torch.Tensor)) for value in known["config"]["model"].values()):
+        raise ValueError("its hyper_parameters are malformed")
+    if not isinstance(saved["epoch"], int) or not isinstance(saved.get("validation", {}), dict):
+        raise ValueError("its epoch or validation metrics are malformed")
+    if not all(isinstance(value, int) for value in flatten(saved.get("loops", {})).values()):
+        raise ValueError("its counts of epochs and steps are malformed")
+
+
+def _check_values(saved: Any) -> None:
+    """Raise ValueError for values that no run saves: a few bytes of a file could become tensors of any size."""
+    stack, seen = [saved], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (dict, list, tuple)):
+            if id(value) in seen and not _is_pair(value):
+                raise ValueError("it contains the same collection twice")  # ten levels of ten would be 10 GB
+            seen.add(id(value))
+            stack += [*value, *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor):
+            is_dense = value.layout is torch.strided and value.device.type == "cpu"
+            if not is_dense or value.numel() * value.itemsize > value.untyped_storage().nbytes():
+                raise ValueError("it contains a tensor that is larger than its data")
+        elif isinstance(value, int):
+            if abs(value) >= 2**63:
+                raise ValueError("it contains an integer of more than 64 bits")
+        elif not isinstance(value, (str, float, type(None))):
+            raise ValueError(f"it contains a {type(value).__name__}")
+
+
+def _is_pair(value: Any) -> bool:
+    """Return whether a collection is empty or one of two numbers, such as Adam's betas, which may be shared."""
+    return not value or (len(value) <= 2 and all(isinstance(each, float) for each in value))
 
 
 def load_encoder(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
@@ -217,19 +272,29 @@ def load_encoder(path: Path, num_items: int) -> tuple[Encoder, ModelConfig]:
             f" lists {num_items:,}; the files belong to different runs, so put the right ones together"
         )
     model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
-    encoder = Encoder(num_items, model)
     state = saved.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} has no state_dict of named weights; {RETRAIN_HINT}")
     weights = {name[len("encoder.") :]: x for name, x in state.items() if name.startswith("encoder.")}
     try:
+        _check_shapes(weights, num_items, model)
+        encoder = Encoder(num_items, model)
         encoder.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{path} does not fit its own configuration: {reason}; {RETRAIN_HINT}") from error
     if not all(weights.isfinite().all() for weights in encoder.parameters()):
         raise InputError(f"{path} contains NaN or infinite weights; retrain with a lower optimizer.lr")
     return encoder, model
+
+
+def _check_shapes(weights: dict[str, torch.Tensor], num_items: int, model: ModelConfig) -> None:
+    """Raise an exception if the weights are not those of the configured encoder, before it takes memory."""
+    if model.blocks > len(weights) or model.maxlen * model.dim > _MAX_POSITIONS:
+        raise ValueError(f"its weights are not those of {model.blocks:,} blocks and maxlen {model.maxlen:,}")
+    with torch.device("meta"):  # tensors with shapes only
+        encoder = Encoder(num_items, model)
+    encoder.load_state_dict(weights, assign=True)
 
 
 def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:

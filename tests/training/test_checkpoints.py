@@ -1,6 +1,7 @@
 """Checkpoints that a run may resume from, and their atomic writes."""
 
 import os
+import zipfile
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints
+from sasrec_lab.training.lightning_module import SequentialRecommender
 
 
 def save(path, *words: str, num_items: int = 60, epoch: int = 0) -> None:
@@ -92,3 +94,89 @@ def test_callbacks_find_their_state_in_checkpoints_of_0_1_0(tmp_path):
     options = "'mode': 'max', 'every_n_train_steps': 0, 'every_n_epochs': 1, 'train_time_interval': None}"
     assert best.state_key == "Checkpoint{'monitor': 'val/ndcg@10', " + options
     assert last.state_key == "Checkpoint{'monitor': None, " + options
+
+
+# Checkpoints of strangers
+
+
+def damaged(tmp_path, **changes: object) -> str:
+    """Return the message on a checkpoint with these changes."""
+    save(tmp_path / "good.ckpt")
+    torch.save(torch.load(tmp_path / "good.ckpt") | changes, tmp_path / "a.ckpt")
+    return rejection(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"x": torch.zeros(1).expand(10**6, 10**6)}, "it contains a tensor that is larger than its data"),
+        ({"x": torch.zeros(3).to_sparse()}, "it contains a tensor that is larger than its data"),
+        ({"x": torch.zeros(3, device="meta")}, "it contains a tensor that is larger than its data"),
+        ({"epoch": 10**30}, "it contains an integer of more than 64 bits"),
+        ({"loops": {"fit_loop": {"total": "x"}}}, "its counts of epochs and steps are malformed"),
+        ({"epoch": "1"}, "its epoch or validation metrics are malformed"),
+        ({"x": {1, 2}}, "it contains a set"),
+        ({"x": "y" * (9 << 20)}, "it contains more than weights"),
+        (
+            {"hyper_parameters": {"num_items": 3, "config": {"model": {"dim": {}}}}},
+            "its hyper_parameters are malformed",
+        ),
+        ({"hyper_parameters": []}, "list indices must be integers or slices, not str"),
+    ],
+)
+def test_values_that_no_run_saves_are_rejected(tmp_path, changes, reason):
+    assert f"a.ckpt is not a checkpoint of this project ({reason}" in damaged(tmp_path, **changes)
+
+
+def test_collections_that_repeat_are_rejected(tmp_path):
+    value: list[object] = []
+    for _ in range(100):
+        value = [value, value]
+    assert "it contains the same collection twice" in damaged(tmp_path, x=value)
+
+
+def test_a_compressed_checkpoint_is_rejected(tmp_path):
+    save(tmp_path / "good.ckpt")
+    with zipfile.ZipFile(tmp_path / "good.ckpt") as good, zipfile.ZipFile(tmp_path / "a.ckpt", "w", 8) as bad:
+        for member in good.filelist:
+            bad.writestr(member.filename, good.read(member))
+    assert "it is compressed, which a run's files are not" in rejection(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("changes", [{"blocks": 10**9}, {"dim": 10**6}, {"maxlen": 10**9}, {"ff_dim": 10**12}])
+def test_a_model_larger_than_its_weights_is_not_built(tmp_path, changes):
+    cfg = load(["model=tiny"])
+    model = SequentialRecommender(60, cfg)
+    config = to_plain(cfg)
+    config["model"] |= changes
+    saved = {"hyper_parameters": {"config": config, "num_items": 60}, "epoch": 0, "state_dict": model.state_dict()}
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"a\.ckpt does not fit its own configuration: "):
+        checkpoints.load_encoder(tmp_path / "a.ckpt", 60)
+
+
+def test_a_table_of_sinusoids_has_a_bound(tmp_path):
+    cfg = load(["model=tiny", "model.pos_emb=sinusoidal"])
+    model = SequentialRecommender(60, cfg)
+    config = to_plain(cfg)
+    config["model"]["maxlen"] = 10**9
+    saved = {"hyper_parameters": {"config": config, "num_items": 60}, "epoch": 0, "state_dict": model.state_dict()}
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="its weights are not those of 1 blocks and maxlen 1,000,000,000"):
+        checkpoints.load_encoder(tmp_path / "a.ckpt", 60)
+
+
+def test_no_path_of_a_checkpoint_is_taken_over(tmp_path):
+    """Lightning removes the last checkpoint's predecessor, on any disk if its path has a protocol."""
+    best, last = checkpoints.callbacks(tmp_path, "val/ndcg@10")
+    theirs = {"best_model_path": "local:///precious", "kth_best_model_path": "x", "best_k_models": {"x": 1}}
+    for callback in (best, last):
+        callback.load_state_dict(theirs | {"dirpath": callback.dirpath, "best_model_score": torch.tensor(1.0)})
+        assert (callback.best_model_path, callback.kth_best_model_path, callback.best_k_models) == ("", "", {})
+
+
+@pytest.mark.parametrize("name", ["pipe", "device"])
+def test_a_checkpoint_that_is_no_file_is_not_waited_for(tmp_path, name):
+    path = tmp_path / "a.ckpt"
+    os.mkfifo(path) if name == "pipe" else path.symlink_to("/dev/zero")
+    assert "a.ckpt is missing; choose another checkpoint" in rejection(path)
