@@ -80,6 +80,8 @@ def _find_user_file(path: str, root: Path, key: str) -> Path:
     """Return a file of the user's: the path as the shell understands it, or below `root`."""
     user_file = Path(os.path.expanduser(path))
     found = plain_or_gz(user_file) or plain_or_gz(root / path)
+    if found is None and user_file.is_dir():
+        raise InputError(f"{key}={path} is a folder; name a file in it, of text (plain or .gz) or Parquet")
     if found is None:
         raise InputError(f"{key}={path}: no such file{did_you_mean_path(user_file)} (nor is it in {root})")
     return found

@@ -1,5 +1,6 @@
 """Item titles."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,26 @@ def test_a_file_that_is_not_what_the_config_says(tmp_path):
     file.write_text("")
     with pytest.raises(InputError, match=r"dataset\.titles\.path: .*t\.csv cannot be read"):
         read_titles(dataset(file), None, IDS)
+
+
+def test_a_broken_gzip_file_of_titles_is_one_line(tmp_path):
+    packed = gzip.compress(b"item_id,title\n" + b"1,One\n" * 100)
+    for data in (packed[:20], packed[:-1], packed[:12] + b"\xff" + packed[13:], b"no gzip"):
+        (tmp_path / "t.csv.gz").write_bytes(data)
+        with pytest.raises(InputError, match=r"t\.csv\.gz cannot be read \(.+\); check the file, and its separator"):
+            read_titles(dataset(tmp_path / "t.csv"), None, IDS)
+
+
+def test_titles_in_another_encoding_name_the_key(tmp_path):
+    (tmp_path / "t.csv").write_bytes("item_id,title\n1,é\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"is not utf-8 text \(.+\); set dataset\.titles\.encoding to the file's"):
+        read_titles(dataset(tmp_path / "t.csv"), None, IDS)
+    words = ["dataset.titles.encoding=latin-1"]
+    assert read_titles(dataset(tmp_path / "t.csv", *words), None, IDS).tolist() == ["é", "", ""]
+
+
+@pytest.mark.parametrize(("key", "value"), [("encoding", "hex"), ("encoding", "no-such"), ("separator", "''")])
+def test_titles_with_a_wrong_key_are_one_line(tmp_path, key, value):
+    (tmp_path / "t.csv").write_text("item_id,title\n1,One\n")
+    with pytest.raises(InputError, match=r"t\.csv cannot be read \(.+\); check the file, and its separator, names and"):
+        read_titles(dataset(tmp_path / "t.csv", f"dataset.titles.{key}={value}"), None, IDS)

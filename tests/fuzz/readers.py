@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -361,14 +362,23 @@ def run_files() -> Files:
     checkpoint, items, ranks = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save(saved, checkpoint)
     np.savez(items, ids=np.arange(5), titles=np.array(["a", "b", "c", "d", "é"]))
-    np.savez(ranks, user_ids=np.arange(3), targets=np.arange(3), ranks=np.arange(1, 4))
+    np.savez(ranks, user=np.arange(3), target=np.arange(3), rank=np.arange(1, 4))
     info = {
         "config": cfg | {"dataset": to_plain(dataset)},
         "start": "2021-05-11T10:00:00",
         "end": "2021-05-11T10:01:00",
     }
-    info |= {"seconds": {"fit": 1.5}, "directory": "/tmp", "git": {"commit": None}, "command": ["a"], "overrides": []}
-    results = {"status": "finished", "error": None, "protocol": {"sha256": "0", "dataset": "csv"}, "best_epoch": 1}
+    info |= {
+        "seconds": {"fit": 1.5},
+        "directory": "/tmp",
+        "git": {"commit": None},
+        "command": "a",
+        "parameters": 5,
+        "overrides": [],
+    }
+    protocol = {"sha256": "0", "dataset": "csv", "held_out_users": 3, "candidates": {"full": 5}, "filters": {}}
+    protocol |= {"sampled_candidates": None, "seen_items": "ranked like the others", "selected_by": "val/ndcg@10"}
+    results = {"status": "finished", "error": None, "protocol": protocol, "best_epoch": 1}
     results |= {"metrics": {"test/ndcg@10": 0.1}, "baselines": {}, "epochs": 2}
     return {
         "run.json": json.dumps(info, indent=1).encode(),
@@ -376,6 +386,7 @@ def run_files() -> Files:
         "items.npz": items.getvalue(),
         "ranks.npz": ranks.getvalue(),
         "best.ckpt": checkpoint.getvalue(),
+        "overrides.yaml": b"[seed=0]\n",
     }
 
 
@@ -421,6 +432,11 @@ def mutate_json(data: bytes, choose: random.Random) -> bytes:
     return json.dumps(tree).encode()
 
 
+def mutate_yaml(data: bytes, choose: random.Random) -> bytes:
+    """Return YAML after its bytes were mutated."""
+    return mutate_bytes(data, choose, choose.choice([1, 2, 5]))
+
+
 def mutate_zip(data: bytes, choose: random.Random) -> bytes:
     """Return the archive with members mutated, dropped or renamed, or its own bytes mutated."""
     if choose.random() < 0.5:
@@ -443,8 +459,9 @@ def mutate_zip(data: bytes, choose: random.Random) -> bytes:
 def run_input(choose: random.Random) -> tuple[Files, object]:
     """Return a run folder of which a record is mutated."""
     files = dict(run_files())
-    name = choose.choice(["run.json", "metrics.json", "items.npz", "ranks.npz"])
-    files[name] = (mutate_json if name.endswith("json") else mutate_zip)(files[name], choose)
+    name = choose.choice(["run.json", "metrics.json", "items.npz", "ranks.npz", "overrides.yaml"])
+    mutate = mutate_json if name.endswith("json") else mutate_zip if name.endswith("npz") else mutate_yaml
+    files[name] = mutate(files[name], choose)
     return files, None
 
 
@@ -454,10 +471,10 @@ def read_run(files: Files, folder: Path, _: object) -> None:
     for read in (
         lambda: run_folder.load_finished(folder),
         lambda: run_folder.read_items(folder),
-        lambda: run_folder.read_config(folder),
         lambda: run_folder.read_metrics(folder),
         lambda: section_of(run_folder.load_finished(folder)[0], "dataset", DatasetConfig),
         lambda: find_runs([folder]),
+        lambda: read_ranks(folder / "ranks.npz"),
     ):
         try:
             read()
@@ -465,6 +482,12 @@ def read_run(files: Files, folder: Path, _: object) -> None:
             failures.append(error)
     if failures:
         raise failures[0]
+
+
+def read_ranks(path: Path) -> None:
+    """Read ranks as the report does, which explains the two errors that its reader may raise."""
+    with suppress(OSError, ValueError):
+        run_folder.read_arrays(path)
 
 
 def checkpoint_input(choose: random.Random) -> tuple[Files, object]:
@@ -510,10 +533,12 @@ def time_limit() -> Iterator[None]:
 
 def failure_of(read: Callable, files: Files, given: object, folder: Path) -> tuple[str, Exception | None]:
     """Return where and how reading fails and the error; `read` if it does not, `refused` for an InputError."""
-    for old in folder.iterdir():
-        old.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        place = folder / ".hydra" / name if name.endswith(".yaml") else folder / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(data)
     try:
         with time_limit(), warnings.catch_warnings(action="ignore"):
             read(files, folder, given)

@@ -1,0 +1,32 @@
+"""Files that `recommend` reads: ids and histories."""
+
+import gzip
+
+import pytest
+
+from sasrec_lab.errors import InputError
+from sasrec_lab.recommend.inputs import read_ids, read_table
+
+COLUMNS = ("user_id", "item_id")
+PACKED = gzip.compress(b"user_id,item_id\n" + b"1,2\n" * 100)
+
+
+@pytest.mark.parametrize("data", [PACKED[:20], PACKED[:-1], PACKED[:12] + b"\xff" + PACKED[13:], b"no gzip"])
+def test_a_broken_gzip_file_is_one_line(tmp_path, data):
+    (tmp_path / "h.csv.gz").write_bytes(data)
+    with pytest.raises(InputError, match=r"^interactions=.*h\.csv\.gz cannot be read \(.+\); check the file$"):
+        read_table(tmp_path / "h.csv.gz", "interactions", COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["ids.txt", "ids.csv"])
+def test_text_that_is_not_utf_8_names_the_fix(tmp_path, name):
+    (tmp_path / name).write_bytes("user_id\né\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"is not UTF-8 text \(.+\); convert it with iconv$"):
+        read_ids(str(tmp_path / name), "users", COLUMNS)
+
+
+def test_an_empty_or_broken_parquet_file_is_one_line(tmp_path):
+    for data in (b"", b"PAR1", b"PAR1\x15PAR1"):
+        (tmp_path / "h.parquet").write_bytes(data)
+        with pytest.raises(InputError, match=r"h\.parquet cannot be read \(.+\); check the file$"):
+            read_table(tmp_path / "h.parquet", "interactions", COLUMNS)
