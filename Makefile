@@ -10,13 +10,14 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test coverage tensorboard lint results
+.PHONY: help setup train test coverage fuzz tensorboard lint results
 
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=50 seed=1" sets keys, ARGS=--help lists them'
 	@echo 'make tensorboard  show the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
 	@echo 'make coverage     run every test, and list the lines and branches that none reaches'
+	@echo 'make fuzz         feed readers and command line with mutated inputs, for minutes; ARGS=7 takes another seed'
 	@echo 'make lint         check style, format, types, and that the pages show the data of docs/results'
 	@echo 'make results      for a release: measure again what takes minutes, and update the pages'
 	@echo 'make setup        create .venv only; the other targets do this when needed'
@@ -33,6 +34,11 @@ test: .venv/.complete
 
 coverage: .venv/.complete
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+# It prints each exception that is not one line for the user, with a small input that causes it.
+fuzz: .venv/.complete
+	@OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz/readers.py 10000 $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz/command_lines.py 5000 $(ARGS)
 
 tensorboard: .venv/.complete
 	@.venv/bin/python -m tensorboard.main --logdir outputs $(ARGS)

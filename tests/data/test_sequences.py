@@ -404,6 +404,15 @@ def test_keys_that_decide_the_arrays_decide_the_cache_folder(tmp_path):
     assert cached(read(tmp_path, ROWS, windows=Windows.all, catalogue=Catalogue.train)) == cached(plain)
 
 
+def test_checking_ids_keeps_the_names_of_caches(tmp_path):
+    # as before the key existed
+    names = {"ml_100k": "ml_100k-34061fa9bd770cae", "kion": "kion-f9567fdd9a5fa3dd"}
+    for name, folder in names.items():
+        assert sequences._folder_name(load([f"dataset={name}"]).dataset, "abc") == folder
+    kept = replace(load(["dataset=kion"]).dataset, check_ids=False)
+    assert sequences._folder_name(kept, "abc") != names["kion"]
+
+
 def test_generated_interactions_need_no_file(tmp_path):
     dataset = load(["dataset=synthetic", "dataset.synthetic.users=20"]).dataset
     loaded = load_sequences(dataset, str(tmp_path))

@@ -135,4 +135,4 @@ def test_a_folder_is_not_found_as_a_file(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     message = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
-    assert message.startswith(f"dataset.path={path}: no such file")
+    assert message == f"dataset.path={path} is a folder; name a file in it, of text (plain or .gz) or Parquet"

@@ -1,10 +1,14 @@
 """The printed lines and table of a run, and the phrase on ranked items that the report shares."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from small_data import holdout_of, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.run.protocol import describe_candidates
-from sasrec_lab.run.summary import kernel_change_warning, results_table
+from sasrec_lab.run.summary import data_line, kernel_change_warning, results_table
 
 PROTOCOL = {
     "held_out_users": 1234,
@@ -19,6 +23,18 @@ def results(**changes) -> dict:
     baselines = {"popularity": {"test/mrr": 0.125}}
     written = {"protocol": PROTOCOL, "metrics": metrics, "baselines": baselines, "best_epoch": 3, "epochs": 7}
     return written | changes
+
+
+def test_times_that_are_not_in_seconds_are_named():
+    users = [[1, 2, 3], [2, 3]]
+    sequences = sequences_of(users)
+    seconds = 1620000000 + 86400 * np.arange(5)
+    for times in (None, np.arange(5), seconds):
+        lines = data_line(replace(sequences, times=times), holdout_of(users)).splitlines()
+        assert (len(lines), lines[0]) == (2, "data   x.csv: 2 users, 3 items, 5 interactions")
+    for scale, unit in ((10**3, "milliseconds"), (10**6, "microseconds"), (10**9, "nanoseconds")):
+        lines = data_line(replace(sequences, times=seconds * scale), holdout_of(users)).splitlines()
+        assert lines[2] == f"       times in {unit}, from 2021-05-03 to 2021-05-07"
 
 
 def test_candidates_are_described_per_metric():
