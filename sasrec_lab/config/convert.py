@@ -58,9 +58,10 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
     except InputError as error:
         raise InputError(f"the run's {name} is not valid: {error}") from error
-    except (OmegaConfBaseException, KeyError) as error:
+    except Exception as error:  # those of OmegaConf on values of any type share no base class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the run's {name} does not fit this version: {str(error).splitlines()[0]}; train it again, or use the"
+            f"the run's {name} does not fit this version: {reason}; train it again, or use the"
             " version that trained it (git.commit in its run.json)"
         ) from error
 

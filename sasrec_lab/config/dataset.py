@@ -36,9 +36,10 @@ def check_sha256(key: str, value: Optional[str]) -> None:
 def _is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-    except ValueError:  # a malformed IPv6 host
+        is_complete = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a malformed IPv6 host or port
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
+    return parts.scheme in ("http", "https") and is_complete and not re.search(r"[\s\x00-\x1f\x7f]", url)
 
 
 @dataclass

@@ -162,9 +162,11 @@ def _ask(url: str, headers: dict[str, str]) -> requests.Response:
     thread.join(_ANSWER_SECONDS)
     if not answers:
         raise requests.Timeout("no answer")
-    if isinstance(answers[0], Exception):
-        raise answers[0]
-    return answers[0]
+    answer = answers[0]
+    if isinstance(answer, Exception):
+        is_known = isinstance(answer, _NETWORK_ERRORS)
+        raise answer if is_known else requests.exceptions.InvalidURL from answer  # others come from a broken redirect
+    return answer
 
 
 def _close_redirect(answer: requests.Response) -> None:

@@ -8,6 +8,7 @@ from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.run.resume import differences
 
 ADDRESSES = [
     "file:///etc/passwd",
@@ -19,6 +20,8 @@ ADDRESSES = [
     "https://ho st/x",
     "https://host/x\n",
     "https://[::1/x",
+    "https://host:99999/x",
+    "https://host:x/x",
     "-o/tmp/x",
     "",
 ]
@@ -146,3 +149,18 @@ def test_a_recorded_config_has_the_same_rules():
     }.items():
         with pytest.raises(InputError, match=r"^the run's dataset is not valid: "):
             section_of({"dataset": config["dataset"] | {key: value}}, "dataset", DatasetConfig)
+
+
+@pytest.mark.parametrize(
+    "dataset", [None, [1], "x", {"user": {"a": 1}}, {"min_rating": 10**400}, {"sources": [5]}, {"sources": 5}, {"x": 1}]
+)
+def test_a_recorded_config_of_any_shape_is_one_line(dataset):
+    with pytest.raises(InputError, match=r"^the run's dataset does not fit this version: .*; train it again"):
+        section_of({"dataset": dataset}, "dataset", DatasetConfig)
+
+
+def test_sources_do_not_make_configurations_differ():
+    plain = to_plain(load(["dataset=ml_100k"]))
+    moved = plain | {"dataset": plain["dataset"] | {"sources": []}}
+    assert differences(plain, moved) == []
+    assert differences(plain, plain | {"dataset": plain["dataset"] | {"path": "x"}}) == ["dataset.path"]

@@ -406,6 +406,9 @@ def test_redirects_lead_only_to_the_web(tmp_path, serve):
     away = serve("/away", Answer(status=302, headers={"Location": f"file://{tmp_path}/one/ml/u.data"}))
     message = refusal(fetched, published(SourceConfig(url=away)), tmp_path / "two")
     assert f"({away}: it redirects to an address that is not http or https)" in message
+    for broken in ("http://[::1/", "http://a.b:99999999/", "http://..", "http://xn--\xfc/"):
+        url = serve("/broken", Answer(status=302, headers={"Location": broken}))
+        assert f"({url}: " in refusal(fetched, published(SourceConfig(url=url)), tmp_path / "two")
     loop = serve("/loop", Answer(status=302, headers={"Location": "/loop"}))
     assert "it redirects without end" in refusal(fetched, published(SourceConfig(url=loop)), tmp_path / "two")
 
