@@ -76,3 +76,8 @@ def first_few(values: Iterable[object], limit: int = 5, separator: str = ", ") -
     values = list(values)
     rest = [f"and {len(values) - limit:,} more"] if len(values) > limit else []
     return separator.join([*map(str, values[:limit]), *rest])
+
+
+def counted(number: int, noun: str) -> str:
+    """Return the number and its noun, in the plural unless it is one: `1 user`, `1,234 users`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -93,7 +93,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "published_table3": ("published NDCG@10", decimal),
     "published_recall": ("published recall@10", decimal),
     "epochs": ("epochs", str),
-    "best_epoch": ("best epoch", str),
+    "best_epoch": ("best epoch", lambda epoch: str(epoch + 1)),  # recorded from 0, shown from 1
     "minutes": ("minutes", str),
     "n": ("n", str),
     "positions_per_s": ("positions/s", ranged(",.0f")),

@@ -7,6 +7,7 @@ import torch
 from sasrec_lab.errors import (
     InputError,
     MissingKey,
+    counted,
     did_you_mean,
     explain_out_of_memory,
     first_few,
@@ -27,6 +28,10 @@ def test_a_long_list_is_cut_with_its_remaining_count():
     assert first_few(range(2000), 3) == "0, 1, 2, and 1,997 more"
     assert first_few(["a b", "c", "d"], 2, "; ") == "a b; c; and 1 more"
     assert first_few([]) == ""
+
+
+def test_a_count_has_its_noun_in_the_plural_unless_it_is_one():
+    assert [counted(number, "user") for number in (0, 1, 2, 1234)] == ["0 users", "1 user", "2 users", "1,234 users"]
 
 
 def test_a_missing_key_names_itself_and_the_fix():

@@ -159,7 +159,7 @@ def test_resumed_run_equals_an_uninterrupted_one(train_here, made_once, tmp_path
     ]
     whole = made_once("uninterrupted-run", lambda folder: in_this_process("sasrec_lab.train", folder)(*settings))
 
-    code, error = interrupt_at("epoch   1", settings, sent)
+    code, error = interrupt_at("epoch   2", settings, sent)
     assert code == 130
     assert error.startswith("interrupted; files written so far are in ")
     assert "ckpt=last" in error.splitlines()[1]
@@ -180,7 +180,7 @@ def test_resumed_run_equals_an_uninterrupted_one(train_here, made_once, tmp_path
     after, uninterrupted = results(tmp_path / "run"), results(whole / "run")
     assert after["metrics"] == pytest.approx(uninterrupted["metrics"], abs=1e-7)
     assert (after["epochs"], after["best_epoch"]) == (80, uninterrupted["best_epoch"])
-    assert int(re.search(r"epoch +(\d+)  loss", resumed.stdout)[1]) == before["epochs"]
+    assert int(re.search(r"epoch +(\d+)  loss", resumed.stdout)[1]) == before["epochs"] + 1
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(facts["earlier"]) == 1
     assert {"start", "end", "command", "seconds"} <= facts["earlier"][0].keys()
@@ -276,7 +276,7 @@ def test_finished_run_can_be_trained_longer(train_here, tmp_path):
     assert train_here(*TINY, "trainer.max_epochs=2").returncode == 0
     done = train_here(*TINY, "trainer.max_epochs=3", "ckpt=last")
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"epoch +(\d+)  loss", done.stdout) == ["2"]
+    assert re.findall(r"epoch +(\d+)  loss", done.stdout) == ["3"]
     assert results(tmp_path / "run")["epochs"] == 3
     losses = EventAccumulator(str(tmp_path / "run" / "tb")).Reload().Scalars("~train/loss")
     assert len(losses) == len({event.step for event in losses}) == 3
@@ -314,7 +314,7 @@ def test_checking_a_lock_does_not_take_it(tmp_path):
 def test_interruption_outside_of_training_is_recorded(tmp_path, moment, interrupt_at):
     """Before the first epoch, and as the test starts."""
     settings = [*TINY[:-1], "trainer=fast", "trainer.max_epochs=4", "evaluation.sampled=20", "hydra.run.dir=lr=1,b"]
-    start = "epoch   3" if moment == "test" else moment
+    start = "epoch   4" if moment == "test" else moment
     code, error = interrupt_at(start, settings, signal.SIGINT)
     assert code == 130, error
     assert error.splitlines()[0] == "interrupted; files written so far are in lr=1,b"
@@ -377,7 +377,7 @@ def test_diverged_run_fails(train_here, tmp_path):
 def test_run_diverged_in_its_only_epoch_has_no_checkpoint(train_here, tmp_path, words):
     done = train_here(*TINY, "trainer=fast", "trainer.max_epochs=1", *words)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: training diverged in epoch 0: ")
+    assert done.stderr.startswith("error: training diverged in epoch 1: ")
     assert results(tmp_path / "run")["status"] == "failed"
     assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
@@ -546,7 +546,7 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
     done = train_command(*TINY, "trainer=fast", "trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp")
     assert done.returncode == 0, done.stderr
     assert (
-        done.stdout.count("epoch   1  loss") == done.stdout.count("model  1 block") == done.stdout.count("Test:") == 1
+        done.stdout.count("epoch   2  loss") == done.stdout.count("model  1 block") == done.stdout.count("Test:") == 1
     )
     assert "sync_dist" not in (tmp_path / "run" / "train.log").read_text()
     written = results(tmp_path / "run")
@@ -557,7 +557,7 @@ def test_two_processes_test_every_user_once(train_command, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   2", signal.SIGTERM)])
+@pytest.mark.parametrize(("moment", "sent"), [("model ", signal.SIGINT), ("epoch   3", signal.SIGTERM)])
 def test_two_interrupted_processes_end_as_one(start_command, tmp_path, moment, sent):
     """While the second one starts, and in training; both get the signal, as with Ctrl-C."""
     devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=400"]

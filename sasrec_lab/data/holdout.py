@@ -8,7 +8,7 @@ import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, counted
 
 PAIRS_PER_CHUNK = 2**18  # interactions sorted at a time in the search for repeats, 2 MiB
 
@@ -70,7 +70,7 @@ def hold_out(
     if mode is HoldoutMode.last and not len(users):
         raise InputError(
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
-            f" the longest of {len(lengths)} users has {lengths.max(initial=0)}"
+            f" the longest of {counted(len(lengths), 'user')} has {lengths.max(initial=0)}"
         )
     train_ends = np.where(lengths < 2, starts, ends - 2 * is_held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
@@ -78,7 +78,7 @@ def hold_out(
         held_out = " with the last two of each held out," if mode is HoldoutMode.last else ""
         raise InputError(
             f"{sequences.file}: no user has 2 training interactions;{held_out}"
-            f" the longest of {len(lengths)} users has {lengths.max()}"
+            f" the longest of {counted(len(lengths), 'user')} has {lengths.max()}"
         )
     holdout = Holdout(
         items=np.asarray(sequences.items),

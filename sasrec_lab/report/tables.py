@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
-from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
+from sasrec_lab.errors import InputError, counted, did_you_mean, first_few, nearest
 from sasrec_lab.report.rows import (
     DEFAULT,
     Comparison,
@@ -87,7 +87,7 @@ class ProtocolReport:
     @property
     def heading(self) -> str:
         """Return the data set and what was held out."""
-        return f"{self.dataset}, last item of {self.comparison.protocol['held_out_users']:,} users"
+        return f"{self.dataset}, last item of {counted(self.comparison.protocol['held_out_users'], 'user')}"
 
     def legend(self) -> list[str]:
         """Return lines that explain the columns."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.errors import counted
 
 if TYPE_CHECKING:  # the report reads protocols without torch and pandas
     from sasrec_lab.data.holdout import Holdout
@@ -61,4 +62,5 @@ def describe_candidates(protocol: dict[str, Any], metric: str) -> str:
     if sampled := metric.partition("-sampled")[2]:
         return f"the target and {sampled} sampled items (draw={protocol['sampled_candidates']['draw']})"
     is_filtered = protocol["seen_items"] == _SEEN_EXCLUDED
-    return f"all {protocol['candidates']['full']:,} items" + (" except those already seen" if is_filtered else "")
+    items = counted(protocol["candidates"]["full"], "item")
+    return f"all {items}" + (" except those already seen" if is_filtered else "")

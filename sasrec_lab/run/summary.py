@@ -12,7 +12,7 @@ from sasrec_lab.config.schema import ModelConfig, OptimizerName, TrainConfig
 from sasrec_lab.data.cleaning import describe_span, time_unit
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
-from sasrec_lab.errors import printable
+from sasrec_lab.errors import counted, printable
 from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
@@ -24,13 +24,19 @@ MODEL_NAMES = {ModelConfig: "SASRec"}
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
     """Return the counts of the data set and of the held-out users."""
     lengths = sequences.lengths
-    known = "" if holdout.num_items == len(sequences.item_ids) else f"; {holdout.num_items:,} items known to the model"
+    is_known = holdout.num_items == len(sequences.item_ids)
+    known = "" if is_known else f"; {counted(holdout.num_items, 'item')} known to the model"
+    users, items = counted(len(lengths), "user"), counted(len(sequences.item_ids), "item")
     return (
-        f"data   {printable(sequences.file)}: {len(lengths):,} users, {len(sequences.item_ids):,} items,"
-        f" {len(sequences.items):,} interactions\n"
-        f"       interactions per user: mean {lengths.mean():.1f}, median {sorted(lengths)[len(lengths) // 2]:,}, max"
-        f" {lengths.max():,}; {len(holdout.users):,} users held out{known}{_unit_line(sequences.times)}"
+        f"data   {printable(sequences.file)}: {users}, {items}, {counted(len(sequences.items), 'interaction')}\n"
+        f"       interactions per user: mean {lengths.mean():.1f}, median {_median(lengths)}, max {lengths.max():,};"
+        f" {counted(len(holdout.users), 'user')} held out{known}{_unit_line(sequences.times)}"
     )
+
+
+def _median(lengths: np.ndarray) -> str:
+    median = float(np.median(lengths))
+    return f"{median:,.0f}" if median.is_integer() else f"{median:,.1f}"
 
 
 def _unit_line(times: np.ndarray | None) -> str:
@@ -46,7 +52,7 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
     hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
     return (
-        f"model  {_count(model.blocks, 'block')}, {_count(model.heads, 'head')}, dim {model.dim}, maxlen"
+        f"model  {counted(model.blocks, 'block')}, {counted(model.heads, 'head')}, dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {loss}{by}; {info['parameters']:,} parameters\n"
         f"       {info['device']}, {info['matmul']}{hint}"
     )
@@ -73,7 +79,7 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
         suffixes = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
         lines = [line for suffix in suffixes for line in _test_lines(results, cfg, suffix)]
     best = results["best_epoch"]
-    checkpoint = "last epoch" if best is None else f"epoch {best} of {results['epochs']} (best on validation)"
+    checkpoint = "last epoch" if best is None else f"epoch {best + 1} of {results['epochs']} (best on validation)"
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     lines += [
         "",
@@ -93,14 +99,10 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     candidates = describe_candidates(protocol, suffix)
     lines = [
         "",
-        f"Test: last item of {protocol['held_out_users']:,} users, ranked among {candidates}",
+        f"Test: last item of {counted(protocol['held_out_users'], 'user')}, ranked among {candidates}",
         " " * 14 + "".join(f"{title:>12}" for title in columns),
     ]
     for row, metrics in rows.items():
         cells = (metrics.get(f"test/{name}{suffix}") for name in columns.values())
         lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from sasrec_lab.config.convert import flatten, section_of, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder, open_regular
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, check_stored, has_checkpoint
@@ -323,8 +323,8 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
     if 0 < most <= epochs and not has_checkpoint(folder):
         raise InputError(
-            f"ckpt={cfg.ckpt} has {epochs} epochs, and trainer.max_epochs={most} leaves none to train here; set"
-            f" trainer.max_epochs to at least {epochs + 1}"
+            f"ckpt={cfg.ckpt} has {counted(epochs, 'epoch')}, and trainer.max_epochs={most} leaves none to train here;"
+            f" set trainer.max_epochs to at least {epochs + 1}"
         )
     return path
 

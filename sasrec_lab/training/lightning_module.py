@@ -41,7 +41,7 @@ class SequentialRecommender(pl.LightningModule):
         self.train_loss = MeanLoss()
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, only_monitored=True)
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
-        self.validation: dict[str, float] = {}  # the newest validation metrics
+        self.validation: dict[str, float] = {}  # of this epoch, empty without a validation in it
         self.tested: dict[str, float] = {}
         self.epoch_line = ""  # what the checkpoints' callback prints once the epoch is saved
         self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
@@ -62,6 +62,10 @@ class SequentialRecommender(pl.LightningModule):
             words = np.random.SeedSequence([self.cfg.seed, self.current_epoch, self.global_rank]).generate_state(1)
             torch.manual_seed(int(words[0]))
 
+    def on_train_epoch_start(self) -> None:
+        """Forget the metrics of the epoch before, in case this one is not validated."""
+        self.validation = {}
+
     def on_train_epoch_end(self) -> None:
         """Log loss and learning rate, prepare the line that reports the epoch, and stop if training has diverged."""
         loss = float(self.train_loss.compute())
@@ -70,9 +74,9 @@ class SequentialRecommender(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, logger=False, rank_zero_only=True)
         self._write_scalars({TRAIN_LOSS: loss, TRAIN_LR: self.trainer.optimizers[0].param_groups[0]["lr"]})
         monitor = self.cfg.evaluation.monitor
-        measured = self.trainer.callback_metrics.get(monitor)
+        measured = self.validation.get(monitor)
         metric = "" if measured is None else f"  {monitor} {measured:.4f}"
-        self.epoch_line = f"epoch {self.current_epoch:3d}  loss {loss:.4f}{metric}"
+        self.epoch_line = f"epoch {self.current_epoch + 1:3d}  loss {loss:.4f}{metric}"
 
     def _check_finite(self, loss: float) -> None:
         """Fail before saving if the loss or the parameters are not finite.
@@ -86,7 +90,7 @@ class SequentialRecommender(pl.LightningModule):
         else:
             return
         raise InputError(
-            f"training diverged in epoch {self.current_epoch}: {reason};"
+            f"training diverged in epoch {self.current_epoch + 1}: {reason};"
             f" lower optimizer.lr={self.cfg.optimizer.lr} or set trainer.gradient_clip_val=1"
         )
 
@@ -108,7 +112,7 @@ class SequentialRecommender(pl.LightningModule):
             self.logger.save()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the newest validation metrics to the checkpoint."""
+        """Add the epoch's validation metrics to the checkpoint."""
         checkpoint["validation"] = self.validation
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:

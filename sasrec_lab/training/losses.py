@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sasrec_lab.config.schema import LossConfig, LossName
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.negatives import NegativeSampler, SharedSampler, UniformSampler, UnseenSampler
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, counted
 from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 
 
@@ -33,7 +33,7 @@ class Loss:
         """Return the loss's name, with the number of its negatives: `bce (1 negative per position)`."""
         if self.sampler is None:
             return cfg.name.name
-        return f"{cfg.name.name} ({cfg.negatives} negative{'s' * (cfg.negatives > 1)} per {self.sampler.per})"
+        return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {self.sampler.per})"
 
     def compared_items(self, cfg: LossConfig, num_items: int) -> int:
         """Return how many items each state is compared with."""

@@ -63,7 +63,7 @@ def test_launched_jobs_are_listed_then_skipped(extra, train_command, tmp_path):
         assert re.search(r"^joblib  2 jobs at a time, \d+ threads? each \(of \d+ cores?\)$", done.stdout, re.M)
         threads = re.search(r"2 jobs at a time, (\d+) thread", done.stdout)[1]
         assert ran["threads"] == int(threads)
-        assert re.search(r"^#0   epoch   1  loss", done.stdout, re.M)
+        assert re.search(r"^#0   epoch   2  loss", done.stdout, re.M)
 
     before = {file: file.read_bytes() for file in sweep.glob("0-*/*.json")}
     again = train_command(*command)
@@ -80,7 +80,7 @@ def test_interrupted_parallel_jobs_are_resumed(train_command, start_command, tmp
     command = ["-m", *LAUNCHERS["joblib"], *TINY, *long]
     process = start_command(command, start_new_session=True)
     for line in process.stdout:
-        if line.startswith("#0   epoch   5"):
+        if line.startswith("#0   epoch   6"):
             break
     os.killpg(process.pid, sent)
     _, error = process.communicate(timeout=60)
@@ -92,7 +92,7 @@ def test_interrupted_parallel_jobs_are_resumed(train_command, start_command, tmp
     done = train_command(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
-    assert "#0   epoch   3" not in done.stdout  # the first job resumed from its last epoch
+    assert "#0   epoch   4" not in done.stdout  # the first job resumed from its last epoch
 
 
 def trials(study: Path) -> list[tuple[str, float | None]]:
@@ -120,7 +120,7 @@ def test_search_resumes_and_learns_from_failures(train_command, interrupt_at, tm
 
     space = ["optimizer.lr=interval(0.001,0.01)", "trainer.max_epochs=30", "hydra.sweep.dir=long"]
     long = [*search, *space, "hydra.sweeper.n_trials=2"]
-    stopped, _ = interrupt_at("epoch   7", long, signal.SIGKILL)
+    stopped, _ = interrupt_at("epoch   8", long, signal.SIGKILL)
     assert stopped == -9
     (cut_off,) = (tmp_path / "long").glob("*/.hydra")
     assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["RUNNING"]
@@ -129,7 +129,7 @@ def test_search_resumes_and_learns_from_failures(train_command, interrupt_at, tm
     assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert len(list((tmp_path / "long").glob("*/.hydra"))) == 2
     assert len(json.loads((cut_off.parent / "run.json").read_text())["earlier"]) == 1
-    assert not re.search(r"epoch   [1-6]", done.stdout.partition("all 2 jobs")[0].partition("#1 ")[0])
+    assert not re.search(r"epoch   [2-7]", done.stdout.partition("all 2 jobs")[0].partition("#1 ")[0])
 
     before = {file: file.read_bytes() for file in (tmp_path / "long").glob("*/metrics.json")}
     assert train_command(*long).returncode == 0

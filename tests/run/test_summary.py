@@ -53,12 +53,21 @@ def test_table_has_a_part_for_full_and_sampled_ranking():
         "  popularity             -           -      0.1250",
     ]
     assert table.splitlines()[6].endswith(" ranked among the target and 100 sampled items (draw=paper)")
-    assert "\ncheckpoint   epoch 3 of 7 (best on validation)\nrun folder   run\n" in table
+    assert "\ncheckpoint   epoch 4 of 7 (best on validation)\nrun folder   run\n" in table
 
 
 def test_every_configuration_of_sasrec_is_named_so():
     for model in ("sasrec", "sasrec_rectools", "tiny"):
         assert "\n  SASRec  " in results_table(results(), load([f"model={model}"]), Path("run"))
+
+
+def test_data_line_has_singulars_and_the_median():
+    users = [[1, 2], [1, 2, 3, 4], [3]]
+    lines = data_line(sequences_of(users), holdout_of(users)).splitlines()
+    assert lines[0] == "data   x.csv: 3 users, 4 items, 7 interactions"
+    assert lines[1] == "       interactions per user: mean 2.3, median 2, max 4; 1 user held out"
+    even = [[1], [1, 2, 3, 2]]
+    assert "mean 2.5, median 2.5, max 4; 1 user held out" in data_line(sequences_of(even), holdout_of(even))
 
 
 def test_table_without_holdout_explains_missing_metrics():

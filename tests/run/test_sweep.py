@@ -140,14 +140,14 @@ def test_config_is_printed_for_one_run_only():
 def test_interrupted_sweep_is_resumed(train_here, made_once, interrupt_at, tmp_path, sent, code):
     command = ["-m", *TINY, "seed=0,1", "trainer.max_epochs=40", "evaluation.patience=null"]
     whole = made_once("uninterrupted-sweep", lambda folder: in_this_process("sasrec_lab.train", folder)(*command))
-    stopped, error = interrupt_at("epoch   5", command, sent)
+    stopped, error = interrupt_at("epoch   6", command, sent)
     assert stopped == code
     if sent is signal.SIGINT:
         assert error.splitlines()[1].endswith("evaluation.patience=null hydra.sweep.dir=sweep")
     done = train_here(*command)
     assert done.returncode == 0, done.stderr
     assert ends(tmp_path / "sweep") == {"0": "finished", "1": "finished"}
-    assert "epoch   3" not in done.stdout.partition("#1")[0]  # the first job resumed from its last epoch
+    assert "epoch   4" not in done.stdout.partition("#1")[0]  # the first job resumed from its last epoch
     assert ends(whole / "sweep") == {"0": "finished", "1": "finished"}
     for job in (whole / "sweep").glob("*/metrics.json"):
         resumed = tmp_path / "sweep" / job.parent.name / "metrics.json"
