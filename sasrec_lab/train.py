@@ -19,6 +19,8 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep
+from sasrec_lab.run.failures import explaining_failures
+from sasrec_lab.run.folder import has_checkpoint
 from sasrec_lab.run.launch import exit_interrupted, launch
 from sasrec_lab.run.provenance import is_first_process
 from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write_items, write_ranks
@@ -63,7 +65,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
-    with record_run(folder, cfg) as run:
+    with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
         # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
         from pytorch_lightning.loggers import TensorBoardLogger
@@ -73,7 +75,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.run.machine import describe_machine
         from sasrec_lab.run.protocol import protocol
         from sasrec_lab.training import checkpoints, tensorboard
-        from sasrec_lab.training.trainer import build_trainer
+        from sasrec_lab.training.trainer import build_trainer, check_limits
 
         trainer = build_trainer(cfg, folder)
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
@@ -83,6 +85,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         checkpoints.check_items(resumed, holdout.num_items)
+        check_limits(cfg, data, trainer.world_size)
         if trainer.is_global_zero:
             write_items(folder, holdout.item_ids, titles)
 
@@ -185,6 +188,9 @@ def fit(
     finally:
         run.info["peak_memory_mb"] = peak_memory_mb()
         run.results |= results(trainer)
+    if not has_checkpoint(run.folder):
+        flags = [f"trainer.{flag}={model.cfg.trainer.get(flag)}" for flag in ("max_epochs", "max_steps", "max_time")]
+        raise InputError(f"no step was trained within {', '.join(flags)}; raise these limits")
     if run.results["best_epoch"] is None:
         run.results["protocol"]["selected_by"] = LAST_EPOCH
 

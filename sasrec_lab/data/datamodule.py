@@ -35,9 +35,7 @@ class SequenceData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of training batches."""
-        order = ShuffledWindows(
-            len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed, *self._rank_and_world_size()
-        )
+        order = self._order(*self._rank_and_world_size())
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         negatives = self.sampler(self.holdout, self.cfg.loss.negatives) if self.sampler else None
@@ -54,10 +52,22 @@ class SequenceData(pl.LightningDataModule):
     def evaluation_dataloader(self, stage: str) -> DataLoader[Any]:
         """Return the loader of the held-out users for "val" or "test"."""
         data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
+        return DataLoader(data, batch_size=None, sampler=self._rows(data, *self._rank_and_world_size()))
+
+    def _order(self, process: int, processes: int) -> "ShuffledWindows":
+        windows = len(self.holdout.window_users)
+        return ShuffledWindows(windows, self.cfg.batch_size, self.cfg.seed, process, processes)
+
+    def _rows(self, data: "EvaluationData", process: int, processes: int) -> list[np.ndarray]:
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
-        return DataLoader(
-            data, batch_size=None, sampler=data.rows_by_length(users, tokens, *self._rank_and_world_size())
-        )
+        return data.rows_by_length(users, tokens, process, processes)
+
+    def num_batches(self, stage: str, processes: int) -> int:
+        """Return the number of batches of "train" or "val" in one epoch, of the process that has the fewest."""
+        if stage == "train":
+            return len(self._order(0, processes))
+        data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, None)
+        return min(len(self._rows(data, process, processes)) for process in range(processes))
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         """Return this process's index and the number of processes."""

@@ -13,12 +13,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
+from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints
 from sasrec_lab.training.tensorboard import hyperparameters
@@ -49,9 +49,11 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             default_root_dir=folder,
             use_distributed_sampler=False,  # the data module divides windows and users among processes
         )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except Exception as error:  # whatever its flags make the Trainer raise
         fix = "; use trainer.accelerator=cpu" if flags["accelerator"] in ("gpu", "cuda", "mps") else ""
         raise InputError(f"trainer: {' '.join(str(error).split())}{fix}") from error
+    # With max_steps Lightning resumes as if each checkpoint were of an unfinished epoch, and trains on no batch of it.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     if trainer.world_size > 1 and cfg.optimizer.name is OptimizerName.rowwise_adam:
         raise InputError(
             f"optimizer.name=rowwise_adam must run on one device, but trainer asks for {trainer.world_size}; set"
@@ -67,12 +69,32 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
     monitor = cfg.evaluation.monitor if cfg.has_validation else None
     callbacks = checkpoints.callbacks(folder, monitor, cfg.ckpt)
     if monitor and cfg.evaluation.patience:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience))
+        # not strict, because an epoch that max_steps ends before min_epochs is not validated
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience, strict=False))
+    if monitor and cfg.trainer.get("max_steps", -1) != -1:
+        callbacks.append(ValidationAtMaxSteps())
     if cfg.optimizer.ema:
         callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
     if has_progress_bar:
-        callbacks.append(TQDMProgressBar())
+        callbacks.append(ProgressBar())
     return callbacks
+
+
+class ValidationAtMaxSteps(pl.Callback):
+    """Validates the epoch that `trainer.max_steps` ends early, as Lightning does with `trainer.max_time`."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop training at the last step, which lets Lightning validate."""
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
+
+
+class ProgressBar(TQDMProgressBar):
+    """Counts epochs from 1, as everything else that people read."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Show the number of the epoch."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
 
 
 class _SafeSignals(pl.Callback):
@@ -93,6 +115,19 @@ class _SafeSignals(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self.handler)
+
+
+def check_limits(cfg: TrainConfig, data: SequenceData, processes: int) -> None:
+    """Raise InputError if a fraction of the batches is less than one, which Lightning may find after an epoch."""
+    for stage in ("train", "val") if cfg.has_validation else ("train",):
+        part = cfg.trainer.get(f"limit_{stage}_batches", 1.0)
+        if isinstance(part, float) and part < 1:
+            batches = data.num_batches(stage, processes)
+            if int(part * batches) < 1:
+                raise InputError(
+                    f"trainer.limit_{stage}_batches={part} is less than one batch (number of batches: {batches:,});"
+                    " set it to a number of batches, such as 1"
+                )
 
 
 @contextmanager
@@ -117,6 +152,7 @@ def _configure_logging() -> None:
     """Send warnings to train.log, and drop Lightning's messages below warnings."""
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", r".*sync_dist=True")  # logged values already combine all processes
+    warnings.filterwarnings("ignore", r".*could not find the monitored key")  # an epoch without validation has none
     logging.raiseExceptions = False  # on a full disk, lines that do not fit into train.log are lost
     threading.excepthook = _report_thread_failure
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):

@@ -1,0 +1,32 @@
+"""Explain failures of torch and Lightning that a user can mend, in one line.
+
+It looks at the names of types, so that no command imports torch for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sasrec_lab.errors import InputError
+
+_ANOMALY = "returned nan values"  # of trainer.detect_anomaly
+
+
+@contextmanager
+def explaining_failures() -> Iterator[None]:
+    """Raise an InputError in place of a failure that `explain` knows."""
+    try:
+        yield
+    except Exception as error:  # torch's and Lightning's errors share no base class
+        if line := explain(error):
+            raise InputError(line) from error
+        raise
+
+
+def explain(error: Exception) -> str | None:
+    """Return one line on what a user can do about a failure, or None if there is nothing or the error has a line."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if name == "MisconfigurationException":
+        return f"trainer: {text}"
+    if name == "RuntimeError" and _ANOMALY in text:
+        return f"training diverged: {text}; lower optimizer.lr or set trainer.gradient_clip_val=1"
+    return None
