@@ -7,15 +7,17 @@ The program takes one history: the indices of its items (1 to the number of item
 encoder.json has maxlen and the raw ids of the items, ordered by index.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sasrec_lab.config.arguments import Arguments
 from sasrec_lab.errors import InputError, explain_out_of_memory
 from sasrec_lab.files import atomic_write
+from sasrec_lab.run import signals
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +27,24 @@ if TYPE_CHECKING:
 
 def entry() -> None:
     """Run the command line; a user error ends in one line."""
-    parser = argparse.ArgumentParser(
-        prog="sasrec-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
-    args = parser.parse_args()
+    signals.exit_at_once()
     try:
+        args = parse(sys.argv[1:])
         with explain_out_of_memory("export the model on a machine with more memory"):
             program, ids = export(args.run, args.output)
     except InputError as error:
         sys.exit(f"error: {error}")
+    finally:
+        signals.use_defaults()
     print(f"{program} and {ids}")
+
+
+def parse(words: list[str]) -> Namespace:
+    """Return the folder of the run and the file to write, as `run` and `output`."""
+    parser = Arguments("sasrec-export", __doc__ or "")
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
+    return parser.parse(words)
 
 
 def export(run: Path, output: Path) -> tuple[Path, Path]:
@@ -59,6 +67,7 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     recommender = Recommender.from_run(run, device="cpu")
     saved = BytesIO()  # when torch itself writes to a full disk, it ends the process
     torch.export.save(program_of(recommender), saved)
+    signals.raise_exit()  # from here on drafts may have to be removed
     try:
         with atomic_write(output) as program, atomic_write(ids) as draft:
             program.write_bytes(saved.getbuffer())

@@ -1,17 +1,18 @@
 """The command `python -m sasrec_lab.report`."""
 
-import argparse
 import io
 import sys
+from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
 
-from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.config.arguments import Arguments
+from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write, tolerate_closed_pipe
 from sasrec_lab.report import formats
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.tables import Report, build_report
+from sasrec_lab.run import signals
 
 _HELP = """\
 Runs that differ only in their seed form one row (mean, std, n), next to the published value and tested against a
@@ -23,15 +24,9 @@ baseline row. Each protocol gets its own table.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the options")
-
-
 def entry() -> None:
     """Print the tables and write the requested files; an error is one line on stderr and exit status 1."""
+    signals.exit_at_once()
     try:
         args = _parse(sys.argv[1:])
         found = find_runs(args.folders)
@@ -42,6 +37,7 @@ def entry() -> None:
             print(formats.plain_text(report))
         if not report.parts:
             raise InputError("no run has finished; finish one to get a table")
+        signals.raise_exit()  # from here on drafts may have to be removed
         for path, text in (
             (args.markdown, formats.markdown),
             (args.csv, formats.csv_text),
@@ -55,18 +51,13 @@ def entry() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or args.figures}: {error.strerror}; choose another path")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    finally:
+        signals.use_defaults()
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> Namespace:
     """Parse the command line; an unknown option is an InputError that names the nearest one."""
-    parser = _Parser(
-        prog="sasrec-report",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Arguments("sasrec-report", _HELP)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder that contains some"
     )
@@ -81,12 +72,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every metric in full precision")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables and figures")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG and PDF")
-    options = [option for action in parser._actions for option in action.option_strings]
-    for word in words:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option not in options:
-            raise InputError(f"unknown option {option}{did_you_mean(option, options) or '; --help lists them'}")
-    return parser.parse_args(words)
+    return parser.parse(words)
 
 
 def _draw(report: Report, html: Path | None, folder: Path | None) -> None:
