@@ -19,7 +19,7 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
-        raise InputError(f"{message}; --help shows how to call {self.prog}")
+        raise InputError(f"{message}; --help lists the options")
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """Return the arguments.

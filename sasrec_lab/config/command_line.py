@@ -165,7 +165,7 @@ def _check_config_flags(flags: Namespace, name: str) -> None:
         raise InputError(
             f"--config-path {flags.config_path} would replace this package's configs; add your own with --config-dir"
         )
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
+    if flags.config_dir and not os.path.isdir(flags.config_dir):
         raise InputError(
             f"--config-dir {flags.config_dir} is not a folder; pass the one that contains your config groups"
         )
@@ -199,7 +199,7 @@ def _plan_run(flags: Namespace, name: str) -> Job:
 def _check_printed(cfg: DictConfig, flags: Namespace) -> None:
     """Raise InputError if a config cannot be printed as --cfg, --resolve and --package ask."""
     printed = cfg if flags.cfg == "all" else cfg.hydra if flags.cfg == "hydra" else _without_hydra(cfg)
-    if flags.package and OmegaConf.select(cfg, flags.package) is None:
+    if flags.package is not None and OmegaConf.select(cfg, flags.package) is None:
         raise InputError(f"--package {flags.package} is not a section of the config; --help lists them")
     if flags.resolve and flags.cfg == "job":
         OmegaConf.resolve(printed)

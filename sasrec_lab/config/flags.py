@@ -5,7 +5,7 @@ from argparse import Namespace
 from sasrec_lab.config.convert import known_keys
 from sasrec_lab.config.hydra_internals import known_flags, parse_flags
 from sasrec_lab.config.schema import SCHEMAS
-from sasrec_lab.errors import InputError, nearest
+from sasrec_lab.errors import InputError, nearest, shortened
 
 _ACTIONS = {
     "cfg": "--cfg",
@@ -50,7 +50,11 @@ def read_flags(argv: list[str], name: str) -> Namespace:
     if flags.multirun and name != "train":
         raise InputError(f"{name} cannot run a sweep; remove -m")
     for attribute, flag in (("resolve", "--resolve"), ("package", "--package")):
-        if getattr(flags, attribute) and not flags.cfg and not (flags.help and attribute == "resolve"):
+        if (
+            getattr(flags, attribute) not in (None, False)
+            and not flags.cfg
+            and not (flags.help and attribute == "resolve")
+        ):
             raise InputError(f"{flag} only applies to a printed config; add --cfg job, or remove {flag}")
     if flags.shell_completion:
         _check_completion(flags.overrides)
@@ -59,7 +63,7 @@ def read_flags(argv: list[str], name: str) -> Namespace:
 
 def _describe_unknown(word: str, name: str) -> str:
     """Return the message on a word that is not a flag, with the nearest flag or key."""
-    flag, equals, value = word.partition("=")
+    flag, equals, value = shortened(word).partition("=")
     flags, keys = known_flags(), known_keys(SCHEMAS[name])
     found = nearest("--" + flag.lstrip("-"), [*flags, *(f"--{key}" for key in keys)])
     if found in flags:

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 
-from sasrec_lab.errors import InputError, first_few
+from sasrec_lab.errors import InputError, first_few, shortened
 
 _MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
 
@@ -33,7 +33,7 @@ def parse_flags(words: list[str]) -> tuple[Namespace, list[str]]:
     try:
         return _flag_parser().parse_known_args(words)
     except ArgumentError as error:
-        raise InputError(f"{error.argument_name}: {error.message}; --hydra-help lists the flags") from error
+        raise InputError(f"{error.argument_name}: {shortened(error.message)}; --hydra-help lists the flags") from error
 
 
 def known_flags() -> list[str]:

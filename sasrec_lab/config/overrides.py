@@ -12,7 +12,7 @@ from sasrec_lab.config.convert import known_keys
 from sasrec_lab.config.flags import flags_first
 from sasrec_lab.config.hydra_internals import known_flags
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
-from sasrec_lab.errors import InputError, nearest
+from sasrec_lab.errors import InputError, nearest, shortened
 
 _SINGLE_PATHS = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir")  # a comma is part of the path
 _MAX_KEY = 200  # characters: file systems allow no longer name of a group's folder
@@ -42,11 +42,15 @@ def check_syntax(words: list[str], name: str = "train") -> None:
     `name` is the command, train or recommend.
     """
     for before, word in zip(["", *words], words, strict=False):
-        shown, (key, equals, _) = _shorten(word), word.partition("=")
+        shown, (key, equals, _) = shortened(word, _MAX_SHOWN), word.partition("=")
         if _CONTROL.search(word) or not is_utf8(word):
             raise InputError(f"{shown} contains control characters or bytes that are not UTF-8; remove them")
         if not equals and not word.startswith("~"):
-            fix = f"remove the space: {before}{word}" if before.endswith("=") else _suggest_override(word, name)
+            fix = (
+                f"remove the space: {shortened(before + word)}"
+                if before.endswith("=")
+                else _suggest_override(word, name)
+            )
             raise InputError(f"{shown} is not of the form key=value; {fix}")
         if not key:
             raise InputError(f"{shown} has no key before the '='; write <key>{shown}")
@@ -73,7 +77,7 @@ def _syntax_error(word: str, shown: str) -> InputError:
     if value.startswith("="):
         return InputError(f"{shown} has more than one '='; write {key}={value.lstrip('=')}")
     if key.strip(" '\"") != key and _parse(bare := word.strip(" '\"")) is not None:
-        return InputError(f"{shown} has a stray quote or blank; write {_shorten(bare)}")
+        return InputError(f"{shown} has a stray quote or blank; write {shortened(bare, _MAX_SHOWN)}")
     if _parse(f"{key}=1") is None:
         return InputError(f"{shown} has a malformed key; keys are names with dots between them, such as model.dim")
     if re.search(r"\d{1000}", value):
@@ -81,7 +85,7 @@ def _syntax_error(word: str, shown: str) -> InputError:
     if any(value.count(opening) > value.count(closing) for opening, closing in ("[]", "{}", "()")):
         return InputError(f"{shown} has an unclosed bracket; close it, or quote the whole word if it contains spaces")
     quoted = _quote_each(key, value)
-    if _parse(quoted) is None or len(word) > _MAX_SHOWN:
+    if _parse(quoted) is None or shown != word:
         return InputError(f"{shown} has a value that cannot be read; close its quotes and brackets")
     return InputError(
         f"{shown} needs quotes around the value, and quotes around these for the shell; write {shlex.quote(quoted)}"
@@ -113,11 +117,6 @@ def _check_deletion(word: str, schema: type) -> None:
     key = word[1:].partition("=")[0]
     if key in known_keys(schema) and not key.startswith("trainer."):
         raise InputError(f"{word} would delete a key that every run needs; remove {word}, or write {key}=<value>")
-
-
-def _shorten(word: str) -> str:
-    """Return a word as a message shows it: the middle of a very long one is omitted."""
-    return word if len(word) <= _MAX_SHOWN else f"{word[: _MAX_SHOWN // 2]}...{word[-20:]}"
 
 
 def _quote_path(word: str) -> str:
