@@ -55,8 +55,17 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     swap = _meminfo("SwapFree") or 0
-    free = [size for size in (_meminfo("MemAvailable"), *_free_in_groups()) if size is not None]
+    free = [size for size in (_free_on_machine(), *_free_in_groups()) if size is not None]
     return min(free) + swap + _own_bytes() if free else None
+
+
+def _free_on_machine() -> int | None:
+    """Return what Linux calls available, and the file cache of ZFS, which it does not count although it shrinks."""
+    available, zfs = _meminfo("MemAvailable"), 0
+    with suppress(OSError, ValueError):
+        lines = (_ROOT / "proc/spl/kstat/zfs/arcstats").read_text().splitlines()
+        zfs = _number_after("size", lines, place=2) or 0
+    return None if available is None else available + zfs
 
 
 def _meminfo(name: str) -> int | None:
@@ -95,8 +104,8 @@ def _free_below(mount: Path, group: str, limit: str, used: str) -> Iterator[int]
             yield most - (_number_after(used, (folder / "memory.stat").read_text().splitlines()) or 0)
 
 
-def _number_after(name: str, lines: list[str], unit: int = 1) -> int | None:
+def _number_after(name: str, lines: list[str], unit: int = 1, place: int = 1) -> int | None:
     """Return the number in the line that begins with this word."""
-    found = (words[1] for words in map(str.split, lines) if words[:1] == [name] and len(words) > 1)
+    found = (words[place] for words in map(str.split, lines) if words[:1] == [name] and len(words) > place)
     number = next(found, None)
     return None if number is None else int(number) * unit

@@ -55,6 +55,17 @@ def test_a_group_of_version_1_counts_by_its_mount(machine):
     assert available_bytes(CPU) == 4 * GIB
 
 
+def test_the_file_cache_of_zfs_counts_as_available(machine):
+    write(machine / "proc/spl/kstat/zfs/arcstats", f"name type data\nc 4 9\nsize 4 {2 * GIB}\n")
+    assert available_bytes(CPU) == 11 * GIB
+
+
+def test_memory_that_torch_keeps_on_a_gpu_counts_as_available(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB, 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
+    assert available_bytes(torch.device("cuda:1")) == 5 * GIB
+
+
 @pytest.mark.parametrize("content", ["", "MemAvailable:", "MemAvailable: many kB"])
 def test_an_unknown_amount_refuses_nothing(machine, content):
     write(machine / "proc/meminfo", content)
