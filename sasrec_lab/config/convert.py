@@ -55,6 +55,7 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
     try:
         if "${" in str(config[name]):
             raise InputError("it has an interpolation (${...}), which no run records")
+        check_numbers(name, config[name])
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
     except InputError as error:
         raise InputError(f"the run's {name} is not valid: {error}") from error

@@ -146,6 +146,7 @@ def test_a_recorded_config_has_the_same_rules():
         "name": "../x",
         "sources": [{"pip": "./x"}],
         "user": "${oc.env:HOME}",
+        "synthetic": {"users": 10**400, "items": 9, "mean_length": 2, "seed": 0},
     }.items():
         with pytest.raises(InputError, match=r"^the run's dataset is not valid: "):
             section_of({"dataset": config["dataset"] | {key: value}}, "dataset", DatasetConfig)
