@@ -25,6 +25,14 @@ def shortened(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
 
 
+def shown(value: object) -> str:
+    """Return the repr of any value for a message, shortened; Python refuses that of integers of over 4,300 digits."""
+    try:
+        return shortened(repr(value))
+    except ValueError:
+        return f"a value of type {type(value).__name__} that is too long to print"
+
+
 class InputError(ValueError):
     """Invalid user input. The message is one line: the key (or file and row), the value, the rule, the fix."""
 

@@ -65,7 +65,7 @@ def check_is_text(data: bytes, path: Path) -> None:
     if path.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         raise InputError(f"{path} is a JSON file; convert it: dataset.path must name {_FORMATS}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        _check_utf8(data, path)
+        check_utf8(data, path)
 
 
 def check_not_blank(data: bytes, path: Path) -> None:
@@ -78,7 +78,7 @@ def _empty_error(path: Path) -> InputError:
     return InputError(f"{path} has only empty lines; dataset.path must name a file with interactions")
 
 
-def _check_utf8(data: bytes, path: Path) -> None:
+def check_utf8(data: bytes, path: Path) -> None:
     """Raise InputError with the first line that is not UTF-8."""
     try:
         data.decode()
@@ -157,7 +157,7 @@ def _names(line: bytes, separator: str, path: Path) -> list[str]:
     try:
         return csv.read_csv(io.BytesIO(line + b"\n"), parse_options=csv.ParseOptions(delimiter=separator)).column_names
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        _check_utf8(line, path)
+        check_utf8(line, path)
         raise InputError(
             f"{path}: the header line cannot be read ({error}); it must be UTF-8 text, with every quote closed"
         ) from error
@@ -211,7 +211,7 @@ def _parse(data: bytes, path: Path, dataset: DatasetConfig, separator: str, want
     except pa.ArrowInvalid as error:
         if ragged := _RAGGED.search(str(error)):
             raise _ragged_error(data, path, dataset, *map(int, ragged.groups())) from error
-        _check_utf8(data, path)
+        check_utf8(data, path)
         raise InputError(
             f"{path} cannot be read ({error}); it must be text, with every quote closed on its line"
         ) from error
@@ -266,7 +266,7 @@ def read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     for key, value in {"time": dataset.time, "rating": dataset.rating, "weight": dataset.weight}.items():
         if value is not None:
             raise InputError(f"dataset.{key} is set, but dataset.format=lists has users and items only; set it to null")
-    _check_utf8(data, path)
+    check_utf8(data, path)
     text = data.removeprefix(_BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode()
     lines = pc.utf8_trim_whitespace(pa.array(text.split("\n"), pa.string()))
     filled = pc.not_equal(lines, "")

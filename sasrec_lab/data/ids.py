@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sasrec_lab.errors import InputError, shortened
+from sasrec_lab.errors import InputError, shown
 
 _INTEGER = r"(?:0|-?[1-9][0-9]{0,18})"  # 007 is text, as in the files of data sets
 _RULE = "ids are integers or text"
@@ -52,9 +52,8 @@ def as_id_array(given: Any, what: str) -> np.ndarray:
         InputError: `given` is not a list of ids, or an id is missing; `what` names the list in the message.
     """
     if isinstance(given, (str, Number)):
-        value = shortened(_repr(given))
-        bare = value.strip("'")
-        raise InputError(f"{what}={value} is not a list of ids; write [{bare}]")
+        bare = shown(given).strip("'")
+        raise InputError(f"{what}={shown(given)} is not a list of ids; write [{bare}]")
     if isinstance(given, (bytes, bytearray, memoryview, dict)) or not hasattr(given, "__len__"):
         raise InputError(f"{what} is a {type(given).__name__}, not a list of ids; give a list")
     dimensions = given.nlevels if isinstance(given, pd.MultiIndex) else getattr(given, "ndim", 1)
@@ -99,14 +98,7 @@ def _check_id(value: Any, what: str) -> None:
         if abs(value) >= 10**1000:  # Python refuses to print integers of more than 4,300 digits
             raise InputError(f"{what} contains an integer of more than 1,000 digits; give it as text")
     elif isinstance(value, bool) or not isinstance(value, (str, Number)):
-        raise InputError(f"{what} contains {shortened(_repr(value))}; {_RULE}")
-
-
-def _repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # a list of integers too long to print
-        return f"a {type(value).__name__}"
+        raise InputError(f"{what} contains {shown(value)}; {_RULE}")
 
 
 def plain_values(column: pd.Series) -> pd.Series:

@@ -85,7 +85,10 @@ def _to_column(chunks: pa.ChunkedArray, role: str, name: str, path: Path) -> Col
         return f"{path}, row {row + 1:,}"
 
     values = chunks.combine_chunks()
-    values.validate(full=True)  # text that is not UTF-8
+    try:
+        values.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: column {name} is broken ({error}); write the file again, text as UTF-8") from error
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     try:

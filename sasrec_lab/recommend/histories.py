@@ -10,7 +10,7 @@ import pandas as pd
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.data.ids import Ids, as_id_array, plain_values
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
-from sasrec_lab.errors import InputError, InputWarning
+from sasrec_lab.errors import InputError, InputWarning, shown
 
 USERS_PER_CHUNK = 8192  # bounds the memory of has_seen_all
 # names that pandas gives to numbers, also in a column of objects
@@ -110,14 +110,15 @@ def _read_times(table: pd.DataFrame, dataset: DatasetConfig) -> np.ndarray | Non
     given = plain_values(table[name])
     times = given.infer_objects()
     if not pd.api.types.is_integer_dtype(times) and pd.api.types.infer_dtype(times) in _NUMERIC_TYPES:
-        times = times.astype(float)  # integer columns are not converted, because large integers would become equal
+        try:
+            times = times.astype(float)  # integer columns are not converted, because large integers would become equal
+        except OverflowError as error:
+            raise InputError(f"interactions, column {name} has an integer too large for a time; correct it") from error
     if not pd.api.types.is_numeric_dtype(times) and not pd.api.types.is_datetime64_any_dtype(times):
         dates = given.mask(given.map(lambda value: isinstance(value, Number))) if given.dtype == object else given
         times = pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce")
     if (broken := times.isna()).any():
         row = int(broken.argmax())
-        value = given.iloc[row]
-        shown = repr(value) if isinstance(value, str) else value
-        what = "has no time" if pd.isna(value) else f"has {shown}, which is not an ISO date"
+        what = "has no time" if given.isna().iloc[row] else f"has {shown(given.iloc[row])}, which is not an ISO date"
         raise InputError(f"interactions, column {name}: row {row + 1} {what}; give only numbers or only ISO dates")
     return times.to_numpy()

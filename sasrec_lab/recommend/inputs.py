@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sasrec_lab.config.schema import Unsupported
+from sasrec_lab.data.columns import check_utf8
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few
 
@@ -101,7 +102,9 @@ def _explain_read_errors(path: Path, key: str) -> Iterator[None]:
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{key}={path} is not UTF-8 text ({error.reason}); convert it with iconv") from error
+        if path.suffix != ".parquet":
+            check_utf8((gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes()), path)
+        raise InputError(f"{key}={path} is not UTF-8 text ({error.reason}); convert it") from error
     except (
         OSError,
         ValueError,

@@ -210,6 +210,11 @@ def test_a_broken_file(tmp_path):
 
 
 def test_text_that_is_not_utf_8(tmp_path):
-    latin = pa.array(["a".encode("latin-1"), "é".encode("latin-1")])
-    message = refused(tmp_path, {"user_id": [1, 2], "item_id": latin})
+    latin = ["a".encode("latin-1"), "é".encode("latin-1")]
+    message = refused(tmp_path, {"user_id": [1, 2], "item_id": pa.array(latin)})
     assert message.startswith("x.parquet: column item_id has type binary")
+    text = pa.StringArray.from_buffers(2, *pa.array(latin).buffers()[1:])
+    assert refused(tmp_path, {"user_id": [1, 2], "item_id": text}) == (
+        "x.parquet: column item_id is broken (Invalid UTF8 sequence at string index 1); write the file again, text as"
+        " UTF-8"
+    )

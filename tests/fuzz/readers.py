@@ -347,6 +347,28 @@ def read_values(files: Files, folder: Path, seed: int) -> None:
         find_candidates(ids, made_value(random.Random(seed)))  # made again, because it may be an iterator
 
 
+def frame_input(choose: random.Random) -> tuple[Files, object]:
+    """Return the seed of a table of histories that a program may pass."""
+    return {}, choose.getrandbits(60)
+
+
+def read_frame(files: Files, folder: Path, seed: int) -> None:
+    """Take a table of three columns, each of which is anything that pandas can hold."""
+    choose = random.Random(seed)
+    columns = {}
+    for name in ("user_id", "item_id", choose.choice(["timestamp", "datetime", "other"])):
+        values = made_value(choose) if choose.random() < 0.4 else [choose.randint(1, 9) for _ in range(3)]
+        columns[choose.choice([*[name] * 9, 5, ("a", "b")])] = values
+    try:
+        table = pd.DataFrame(columns)
+        if choose.random() < 0.1:
+            table = pd.concat([table, table], axis=choose.choice([0, 1]))
+    except Exception:  # pandas refuses to make it
+        return
+    for ids in (Ids(np.arange(1, 10)), Ids(np.array(["1", "x", "é"]))):
+        Histories.from_table(table, own_dataset(), ids)
+
+
 # Run folders
 
 
@@ -508,6 +530,7 @@ READERS = {
     "ids": (ids_input, read_ids_file),
     "interactions": (interactions_input, read_interactions_file),
     "values": (values_input, read_values),
+    "frame": (frame_input, read_frame),
     "run": (run_input, read_run),
     "checkpoint": (checkpoint_input, read_checkpoint),
 }

@@ -355,6 +355,18 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
             "interactions, column timestamp: row 2 has no time; give only",
         ),
         (
+            {"interactions": TABLE.assign(timestamp=pd.Series([10**5000, 1.5], dtype=object))},
+            "interactions, column timestamp has an integer too large for a time; correct it",
+        ),
+        (
+            {"interactions": TABLE.assign(timestamp=pd.Series([10**5000, "2021-05-11"], dtype=object))},
+            "interactions, column timestamp: row 1 has a value of type int that is too long to print, which is not an",
+        ),
+        (
+            {"interactions": TABLE.assign(timestamp=pd.Series([[1, 2], "2021-05-11"], dtype=object))},
+            "interactions, column timestamp: row 1 has [1, 2], which is not an ISO date; give only numbers",
+        ),
+        (
             {"interactions": TABLE.assign(timestamp=["2021-05-11", "soon"])},
             "interactions, column timestamp: row 2 has 'soon', which is not an ISO date",
         ),
