@@ -241,7 +241,7 @@ def test_keys_that_a_page_names_exist(page):
         for group, choice in re.findall(
             r"(?<![\w./])(dataset|model|loss|trainer|experiment|ablation|sweep)=([\w/]+)(?![\w(])", code
         ):
-            assert choice in ("NAME", "wide") or (ROOT / f"conf/{group}/{choice}.yaml").is_file(), code
+            assert choice in ("NAME", "wide", "shop") or (ROOT / f"conf/{group}/{choice}.yaml").is_file(), code
 
 
 @pytest.mark.parametrize("page", GUIDES)
@@ -254,3 +254,18 @@ def test_the_readme_is_short_and_names_its_limits_early():
     lines = PAGES["README.md"].splitlines()
     assert len(lines) <= 150
     assert "## Limits" in lines[:80]
+
+
+def test_the_config_files_to_copy_are_complete(tmp_path):
+    examples = re.findall(
+        r"`mine/(\w+)/(\w+)\.yaml`[^`]*?(?:`[^`\n]*`[^`]*?)*```yaml\n(.*?)```", PAGES["docs/configuration.md"], re.S
+    )
+    assert [group for group, _, _ in examples] == ["model", "dataset", "experiment"]
+    for group, name, text in examples:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    dims = []
+    for group, name, _ in examples:
+        (job,) = check_command_line(["--config-dir", str(tmp_path), f"{group}={name}"]).jobs
+        dims.append((job.cfg.model.dim, job.cfg.dataset.name, job.cfg.loss.name.name, job.cfg.optimizer.lr))
+    assert dims == [(128, "ml_100k", "softmax", 0.001), (64, "shop", "softmax", 0.001), (64, "ml_100k", "bce", 0.0005)]
