@@ -147,14 +147,13 @@ def test_a_recorded_config_has_the_same_rules():
         "sources": [{"pip": "./x"}],
         "user": "${oc.env:HOME}",
         "synthetic": {"users": 10**400, "items": 9, "mean_length": 2, "seed": 0},
+        "min_rating": 10**400,
     }.items():
         with pytest.raises(InputError, match=r"^the run's dataset is not valid: "):
             section_of({"dataset": config["dataset"] | {key: value}}, "dataset", DatasetConfig)
 
 
-@pytest.mark.parametrize(
-    "dataset", [None, [1], "x", {"user": {"a": 1}}, {"min_rating": 10**400}, {"sources": [5]}, {"sources": 5}, {"x": 1}]
-)
+@pytest.mark.parametrize("dataset", [None, [1], "x", {"user": {"a": 1}}, {"sources": [5]}, {"sources": 5}, {"x": 1}])
 def test_a_recorded_config_of_any_shape_is_one_line(dataset):
     with pytest.raises(InputError, match=r"^the run's dataset does not fit this version: .*; train it again"):
         section_of({"dataset": dataset}, "dataset", DatasetConfig)
