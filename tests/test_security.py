@@ -170,6 +170,12 @@ def test_a_config_folder_runs_nothing(tmp_path, train_here, module):
     assert not (tmp_path / "run").exists()
 
 
+def test_no_process_of_several_runs_what_the_first_refuses(tmp_path, train_command):
+    done = train_command(*theirs(tmp_path, CALLBACK), env={"LOCAL_RANK": "1"})
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: hydra.callbacks.x._target_=their_module.Theirs would run code ")
+
+
 def test_an_own_callback_runs_if_it_is_named(tmp_path, train_here, module):
     done = train_here(*theirs(tmp_path, CALLBACK), "hydra.callbacks.x._target_=their_module.Theirs")
     assert (done.returncode, module.exists()) == (0, True)

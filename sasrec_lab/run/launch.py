@@ -57,6 +57,7 @@ def _run_as_helper(main: Main) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         for number in signals.STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+    check_command_line(sys.argv[1:])  # torchrun starts all at once: code that the first one refuses must not run here
     main()
 
 
