@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from sasrec_lab.data.datamodule import SequenceData
+    from sasrec_lab.data.holdout import Holdout
     from sasrec_lab.data.sequences import Sequences
     from sasrec_lab.training.lightning_module import SequentialRecommender
 
@@ -84,6 +85,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         holdout, has_test = data.holdout, len(data.holdout.users) > 0
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
+        report_unreachable(run, holdout, cfg)
         checkpoints.check_items(resumed, holdout.num_items)
         check_limits(cfg, data, trainer.world_size)
         if trainer.is_global_zero:
@@ -145,6 +147,15 @@ def load_data(
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
         data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
     return sequences, data, titles
+
+
+def report_unreachable(run: RunRecord, holdout: "Holdout", cfg: TrainConfig) -> None:
+    """Record and log how many targets no model can rank; raise InputError if these are all."""
+    from sasrec_lab.data.reach import count_unreachable, describe_unreachable
+
+    run.results["unreachable_targets"] = count_unreachable(holdout, cfg.evaluation.filter_seen)
+    if line := describe_unreachable(run.results["unreachable_targets"], len(holdout.users), cfg):
+        log.warning(f"       {line}")
 
 
 def build_model(cfg: TrainConfig, num_items: int) -> "SequentialRecommender":

@@ -1,0 +1,70 @@
+"""Targets that no model can rank, which count as misses: their number and reasons, reported before training."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from sasrec_lab.config.dataset import Catalogue, Repeats
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, Holdout
+from sasrec_lab.data.sequences import concatenate_ranges
+from sasrec_lab.errors import InputError, counted
+
+Unreachable = dict[str, dict[str, int]]  # by stage, then by reason: outside_catalogue, seen_before
+
+
+def count_unreachable(holdout: Holdout, filter_seen: bool) -> Unreachable:
+    """Return for "val" and "test" how many targets are outside the catalogue, and how many their users have seen."""
+    counts = {}
+    for stage, ends, targets in (
+        ("val", holdout.train_ends, holdout.val_targets),
+        ("test", holdout.val_ends, holdout.test_targets),
+    ):
+        seen = _is_seen(holdout, ends, targets).sum() if filter_seen else 0
+        counts[stage] = {"outside_catalogue": int((targets == 0).sum()), "seen_before": int(seen)}
+    return counts
+
+
+def _is_seen(holdout: Holdout, ends: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return whether each held-out user's target is among the user's items before `ends`, shape (E,) bool."""
+    starts, ends = holdout.starts[holdout.users], ends[holdout.users]
+    lengths, seen = ends - starts, np.zeros(len(targets), dtype=bool)
+    places = np.append(0, np.cumsum(lengths))
+    cuts = np.unique(np.searchsorted(places, np.arange(0, places[-1] + 1, PAIRS_PER_CHUNK), side="right") - 1)
+    for first, last in pairwise([0, *cuts, len(targets)]):  # in chunks, to save memory
+        rows = np.repeat(np.arange(first, last), lengths[first:last])
+        items = holdout.items[concatenate_ranges(starts[first:last], ends[first:last])]
+        seen[rows[items == targets[rows]]] = True
+    return seen
+
+
+def describe_unreachable(unreachable: Unreachable, users: int, cfg: TrainConfig) -> str | None:
+    """Return a line on the test targets that count as misses, and on validation if it has no others; or None.
+
+    Raises:
+        InputError: all test targets are out of reach, and no metric on sampled candidates ranks them.
+    """
+    lost = {stage: sum(counts.values()) for stage, counts in unreachable.items()}
+    if not users or not any(lost.values()):
+        return None
+    reasons = _reasons(unreachable["test" if lost["test"] else "val"], cfg)
+    if lost["test"] == users and (not cfg.evaluation.sampled or unreachable["test"]["outside_catalogue"] == users):
+        raise InputError(f"every test target would be a miss (of {counted(users, 'user')}): {reasons}")
+    parts = [f"{lost['test']:,} of {counted(users, 'test target')} cannot be ranked and are misses"] * (
+        lost["test"] > 0
+    )
+    if lost["val"] == users:
+        parts.append("no validation target can be ranked, so validation cannot choose a checkpoint")
+    return f"{'; '.join(parts)}: {reasons}" if parts else None
+
+
+def _reasons(counts: dict[str, int], cfg: TrainConfig) -> str:
+    """Return why targets are out of reach, each reason with the key that changes it."""
+    reasons = []
+    if number := counts["outside_catalogue"]:
+        fix = " (set dataset.catalogue=all)" if cfg.dataset.catalogue is Catalogue.train else ""
+        reasons.append(f"{number:,} outside the catalogue{fix}")
+    if number := counts["seen_before"]:
+        drop = "dataset.repeats=drop or " if cfg.dataset.repeats is Repeats.keep else ""
+        reasons.append(f"{number:,} already seen by the user (set {drop}evaluation.filter_seen=false)")
+    return ", ".join(reasons)
