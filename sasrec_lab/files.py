@@ -250,7 +250,7 @@ def did_you_mean_path(path: Path, *, only_folders: bool = False) -> str:
     except OSError:
         return ""
     suggestion = nearest(path.name, names)
-    return f"; did you mean {path.parent / suggestion}?" if suggestion else ""
+    return f"; did you mean {path.parent / suggestion}?" if suggestion not in (None, path.name) else ""
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def find(dataset: DatasetConfig, root: Path) -> Path:
 
 def _how_to_fetch(dataset: DatasetConfig, root: Path) -> str:
     """Return how the file comes to its place: by training on the package's data set of this name, if there is one."""
-    if Path(CONF_DIR, "dataset", f"{dataset.name}.yaml").is_file():
+    ours = Path(CONF_DIR, "dataset", f"{dataset.name}.yaml")
+    if ours.is_file() and "\nsources:" in ours.read_text():
         words = [format_override("dataset", dataset.name), format_override("data_dir", str(root))]
         return f"run python -m sasrec_lab.train {shlex.join(words)}"
     return f"put the file at {root / str(dataset.path)}"

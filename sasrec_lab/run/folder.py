@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sasrec_lab.config.overrides import format_override
+from sasrec_lab.data.source import plain_or_gz
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import (
     atomic_write,
@@ -216,5 +217,5 @@ def _make_paths_absolute(config: dict[str, Any], directory: str) -> None:
     if not config["dataset"].get("sources"):  # the user's own file, unless it is below the data root
         for section in sections:
             path = section.get("path")
-            if path and any(Path(f"{absolute(path)}{ending}").is_file() for ending in ("", ".gz")):
+            if path and plain_or_gz(Path(absolute(path))):
                 section["path"] = absolute(path)

@@ -574,6 +574,7 @@ def test_a_published_data_set_is_never_fetched(copied, tmp_path, monkeypatch):
     for name, fix in {
         "ml_100k": f"run python -m sasrec_lab.train dataset=ml_100k data_dir={root}",
         "theirs": f"put the file at {root}/ml-100k/u.data",
+        "csv": f"put the file at {root}/ml-100k/u.data",
     }.items():
         reconfigure(copied, name=name, path="ml-100k/u.data", titles=None, sources=sources)
         recommender = Recommender.from_run(copied, data_dir=str(root))
@@ -610,6 +611,11 @@ def test_hostile_recorded_data_sets_are_one_line(copied):
         reconfigure(copied, **changed)
         assert "the run's dataset is not valid: " in refused(copied)
         (copied / "run.json").write_text(whole)
+
+
+def test_a_recorded_path_that_cannot_exist_is_one_line(copied):
+    reconfigure(copied, path="a" * 5000)
+    assert "cannot be looked for (File name too long); check the path" in refused(copied)
 
 
 def test_an_earlier_runs_own_file_among_sources_is_read(trained, copied):
