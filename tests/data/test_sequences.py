@@ -349,6 +349,14 @@ def test_a_malformed_stamp_is_ignored(settled, content):
     assert cache.find_sha256(cache.file_stamp(settled), settled.parent / "data") == load_again(settled).sha256
 
 
+def test_a_damaged_checksum_in_a_stamp_is_not_believed(settled):
+    first = load_again(settled)
+    stamp = cached(first) / "stamp.json"
+    stamp.write_text(stamp.read_text().replace(first.sha256, "0" * 64))
+    assert load_again(settled).sha256 == first.sha256
+    assert first.sha256 in stamp.read_text()
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     def read_while_it_grows(path, dataset):
         with path.open("a") as file:
