@@ -363,9 +363,14 @@ def _add_legend(canvas: Canvas, axes: Axes, others: int = 0) -> None:
         return
     longest = max(len(text) for label in entries for text in label.split("\n"))
     columns = max(1, min(len(entries), int(canvas.get_figwidth() * _CHARACTERS_PER_INCH // (longest + 8))))
-    lines = math.ceil(len(entries) / columns) * (1 + max(label.count("\n") for label in entries))
-    canvas.set_size_inches(canvas.get_figwidth(), canvas.get_figheight() + _LINE_INCHES * lines + 0.1)
+    space = max(sum(map(_legend_inches, column)) for column in np.array_split(list(entries), columns)) + 0.1
+    canvas.set_size_inches(canvas.get_figwidth(), canvas.get_figheight() + space)
     canvas.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=columns)
+
+
+def _legend_inches(label: str) -> float:
+    """Return the height of an entry of a legend: its lines, and half a line below it."""
+    return (1.2 * (1 + label.count("\n")) + 0.5) * 8 / 72
 
 
 def _name(part: ProtocolReport, row: Row, metric: str | None = None) -> str:
