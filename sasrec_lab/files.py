@@ -216,25 +216,6 @@ def folder_name(text: str) -> str:
     return f"{name[: NAME_BYTES - 9].decode(errors='ignore')}-{sha1(text.encode()).hexdigest()[:8]}"
 
 
-def job_folder(sweeper: str, number: int, overrides: str, sweep: str) -> str:
-    """Return the name of a job's folder: `<number>-<overrides>`, or only the overrides for a job of a search.
-
-    A search numbers its jobs from 0 in every call, so its folders carry the overrides only; repeated proposals share a
-    folder. A grid that is resumed with more values numbers its jobs differently; a job that has a folder keeps it.
-    """
-    name = folder_name(overrides)
-    if not sweeper.endswith(".BasicSweeper"):
-        return name
-    existing = [folder for folder in job_folders(Path(sweep)) if folder.partition("-")[2] == name]
-    return existing[0] if existing else f"{number}-{name}"
-
-
-def job_folders(sweep: Path) -> list[str]:
-    """Return the names of the folders of a grid's jobs, in the order of their numbers."""
-    names = [path.name for path in sweep.glob("*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
-    return sorted(names, key=lambda name: int(name.partition("-")[0]))
-
-
 def display_path(path: Path) -> str:
     """Return a path as the user would type it in the current folder."""
     relative = os.path.relpath(path)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
+from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.run import sweep
 from sasrec_lab.run.failures import explaining_failures
 from sasrec_lab.run.folder import has_checkpoint
@@ -41,7 +42,7 @@ errors = logging.getLogger("sasrec_lab.errors")  # goes into train.log; the scre
 
 def entry() -> None:
     """Run the command line."""
-    launch(main)
+    launch(main, compare_jobs)
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
@@ -52,7 +53,11 @@ def main(cfg: DictConfig) -> float | None:
     try:
         if is_job:
             return sweep.run_job(cfg, folder, train)
-        train(to_typed(cfg), folder)
+        typed = to_typed(cfg)
+        results = train(typed, folder)
+        from sasrec_lab.run.summary import results_table  # late, as it imports pandas
+
+        log.info(results_table(results, typed, folder))
     except (InputError, OSError) as error:
         line = describe_failure(error, folder)
         errors.error(line)
@@ -115,7 +120,6 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], tested)
             tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
             writer.close()
-    log.info(summary.results_table(run.results, cfg, folder))
     return run.results
 
 

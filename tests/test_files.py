@@ -14,15 +14,11 @@ from sasrec_lab.files import (
     display_path,
     draft_folder,
     folder_name,
-    job_folder,
-    job_folders,
     make_folder,
     read_small_text,
     read_small_yaml,
     sync_tree,
 )
-
-GRID, SEARCH = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.OptunaSweeper"
 
 
 def test_a_draft_replaces_the_file_at_the_end(tmp_path):
@@ -151,20 +147,6 @@ def test_a_folder_name_has_no_separators_and_is_not_long():
     assert len(folder_name(long)) == len(folder_name(longer)) == 200
     assert folder_name(long) != folder_name(longer)
     assert len(folder_name("ж" * 150).encode()) <= 200
-
-
-def test_a_job_keeps_the_folder_that_it_has(tmp_path):
-    assert job_folder(GRID, 3, "seed=1", str(tmp_path)) == "3-seed=1"
-    (tmp_path / "0-seed=1").mkdir()
-    assert job_folder(GRID, 3, "seed=1", str(tmp_path)) == "0-seed=1"
-    assert job_folder(SEARCH, 3, "seed=1", str(tmp_path)) == "seed=1"
-
-
-def test_job_folders_are_in_the_order_of_their_numbers(tmp_path):
-    for name in ("10-seed=2", "2-seed=1", "seed=1", ".hydra-x"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "3-file").write_text("")
-    assert job_folders(tmp_path) == ["2-seed=1", "10-seed=2"]
 
 
 def test_a_path_is_shown_as_typed_in_the_current_folder(tmp_path, monkeypatch):

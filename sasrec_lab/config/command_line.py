@@ -23,11 +23,11 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
 from sasrec_lab.config.hydra_internals import expand_grid, parse_sweep
+from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.overrides import check_syntax, format_override
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
 from sasrec_lab.config.trust import check_code
 from sasrec_lab.errors import InputError, MissingKey
-from sasrec_lab.files import job_folders
 
 _MAX_NAME, _MAX_PATH = 255, 3000  # bytes of a folder's name, characters of a path that has room for files below it
 
@@ -62,6 +62,7 @@ class Sweep(Command):
     sweep_folder: Path
     sweeper: DictConfig
     launcher: DictConfig
+    naming: list[str]  # the overrides, for Hydra, by which folders are named after what differs between the jobs
     search: Search | None = None
 
 
@@ -229,11 +230,22 @@ def _plan_sweep(flags: Namespace) -> Sweep:
         first = _compose_checked(common + combinations[0])
         folder = _folder_at(first, "hydra.sweep.dir")
         common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
-        jobs = [_compose_job(number, common + words) for number, words in enumerate(combinations)]
+        searched = [key for key, override in _by_key(swept).items() if override.is_sweep_override()]
+        naming = _omit_from_names(combinations, searched) if UNNAMED_KEYS not in map(_key, hydra_words) else []
+        jobs = [_compose_job(number, common + naming + words) for number, words in enumerate(combinations)]
     if is_grid:
-        return Sweep(_assign_folders(jobs, folder), folder, hydra.sweeper, hydra.launcher)
-    searched = [key for key, override in _by_key(swept).items() if override.is_sweep_override()]
-    return Sweep([], folder, hydra.sweeper, hydra.launcher, Search(jobs[0], searched))
+        return Sweep(_assign_folders(jobs, folder), folder, hydra.sweeper, hydra.launcher, naming)
+    return Sweep([], folder, hydra.sweeper, hydra.launcher, naming, Search(jobs[0], searched))
+
+
+def _omit_from_names(jobs: list[list[str]], searched: list[str]) -> list[str]:
+    """Return the override that keeps what all jobs of a sweep share out of the names of their folders."""
+    shared = [key for key in common_keys(jobs) if key not in searched]
+    return [f"{UNNAMED_KEYS}=[{','.join(map(repr, shared))}]"]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _split_off_hydra(overrides: list[Override]) -> tuple[list[str], list[Override]]:

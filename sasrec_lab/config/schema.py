@@ -16,8 +16,8 @@ from omegaconf import MISSING, OmegaConf
 
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
+from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.errors import InputError, did_you_mean
-from sasrec_lab.files import job_folder
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")

@@ -40,7 +40,7 @@ _COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch", "validati
 def plain_text(report: Report) -> str:
     """Return the report for a terminal."""
     return _document(
-        report, _plain_table, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ", printable
+        report, plain_table, lambda text, level: f"{text}\n{('=', '-')[level] * len(text)}", "  ", printable
     )
 
 
@@ -142,7 +142,7 @@ def format_overrides(overrides: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
-def _plain_table(table: Table) -> str:
+def plain_table(table: Table) -> str:
     """Return a table in columns of equal width."""
     rows = [[printable(cell) for cell in row] for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

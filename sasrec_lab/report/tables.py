@@ -150,7 +150,7 @@ class Report:
         return {name: lines for name, lines in lists.items() if lines}
 
 
-def build_report(found: RunSearch, wanted: list[str], baseline: str | None) -> Report:
+def build_report(found: RunSearch, wanted: list[str], baseline: str | None, *, with_tests: bool = True) -> Report:
     """Group the runs found, and test each row against the baseline's in the wanted metrics.
 
     Raises:
@@ -161,7 +161,7 @@ def build_report(found: RunSearch, wanted: list[str], baseline: str | None) -> R
     if compared:
         _check_metrics(wanted, compared)
         _check_baseline(baseline, compared)
-    return Report(found, [_protocol_report(comparison, wanted, baseline) for comparison in compared])
+    return Report(found, [_protocol_report(comparison, wanted, baseline, with_tests) for comparison in compared])
 
 
 def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
@@ -186,7 +186,9 @@ def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
         raise InputError(f"--baseline {label}: no row has this name{hint}")
 
 
-def _protocol_report(comparison: Comparison, wanted: list[str], baseline: str | None) -> ProtocolReport:
+def _protocol_report(
+    comparison: Comparison, wanted: list[str], baseline: str | None, with_tests: bool
+) -> ProtocolReport:
     """Test the rows of one protocol against the baseline, if it has one, and note what is not tested.
 
     Of two rows, without a baseline's name, the second is tested against the first.
@@ -201,7 +203,7 @@ def _protocol_report(comparison: Comparison, wanted: list[str], baseline: str | 
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
     if row is None and len(others) > 1:
         notes.append(f"no row named {baseline or DEFAULT}, so nothing is tested; choose a baseline row with --baseline")
-    tests, untested = compare(row, others, metrics) if row and others else ({}, [])
+    tests, untested = compare(row, others, metrics) if row and others and with_tests else ({}, [])
     return ProtocolReport(comparison, metrics, row, tests, notes + untested)
 
 
@@ -249,6 +251,21 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
         numbers = [_format_number(part.popularity(part.monitor))] * has_validation + [_format_number(popularity)]
         rows.append(["popularity", EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
+
+
+def short_table(part: ProtocolReport, limit: int) -> Table | None:
+    """Return the first metric's means of the rows best on validation, and of popularity; None without a metric."""
+    if not part.metrics:
+        return None
+    names, rows = [part.monitor, part.metrics[0]], part.by_validation(part.comparison.rows)
+    cells = [
+        [row.label, str(len(row.runs)), *(_format_number(row.spread(name).mean) for name in names)]
+        for row in rows[:limit]
+    ]
+    cells.append(["popularity", EMPTY_CELL, *(_format_number(part.popularity(name)) for name in names)])
+    rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
+    title = f"{part.dataset}: mean over seeds, the rows best on {part.monitor} first{rest}"
+    return Table(title, ["row", "n", *names], cells)
 
 
 def _cost_table(rows: list[Row]) -> Table:

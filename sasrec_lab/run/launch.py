@@ -1,6 +1,6 @@
 """Start, resume or repeat a run or a sweep from the command line; every user error ends in one line.
 
-`launch` is handed Hydra's entry, because train.py imports this module.
+`launch` is handed Hydra's entry and the report's comparison of jobs, because both import this part.
 """
 
 import logging
@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from sasrec_lab.config.command_line import Job, Sweep, check_command_line
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.job_folders import UNNAMED_KEYS
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.source import check_user_files
@@ -25,9 +26,10 @@ from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
 from sasrec_lab.run.resume import check_can_run, describe_unfinished
 
 Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
+Compare = Callable[[Path], str]  # the rows of a sweep's folder, as a table to print
 
 
-def launch(main: Main) -> None:
+def launch(main: Main, compare: Compare) -> None:
     """Check the command line before Hydra makes a folder, then compose the config and run `main`."""
     signals.exit_at_once()
     try:
@@ -38,7 +40,7 @@ def launch(main: Main) -> None:
             with tolerate_closed_pipe():
                 run_hydra(main, "train")
         elif isinstance(command, Sweep):
-            _run_sweep(command, main)
+            _run_sweep(command, main, compare)
         else:
             _run_single(command.jobs[0], main)
     except InputError as error:
@@ -82,12 +84,12 @@ def _run_single(job: Job, main: Main) -> None:
             run_hydra(main, "train")
 
 
-def _run_sweep(command: Sweep, main: Main) -> None:
+def _run_sweep(command: Sweep, main: Main, compare: Compare) -> None:
     folder, jobs = command.sweep_folder, command.jobs
     sweep.check(command)
     os.environ[COMMAND] = as_typed()
     sweep_dir = format_override("hydra.sweep.dir", display_path(folder))
-    sys.argv[1:] = _replace_overrides(sweep_dir)  # one for all jobs, whatever their names
+    sys.argv[1:] = [*_replace_overrides(sweep_dir), *command.naming]  # one folder for all jobs, whatever their names
     launcher_error = None
     signals.raise_interrupt()
     try:
@@ -99,6 +101,8 @@ def _run_sweep(command: Sweep, main: Main) -> None:
                 launcher_error = error
     except KeyboardInterrupt:
         _exit_with_resume_hint(folder, sweep_dir)
+    if comparison := compare(folder):
+        print(comparison)
     if unfinished := sweep.unfinished_jobs(folder, jobs):
         count = "1 job" if len(unfinished) == 1 else f"{len(unfinished)} jobs"
         lines = [f"error: {count} in {folder} {'is' if len(unfinished) == 1 else 'are'} not finished:", *unfinished]
@@ -131,6 +135,9 @@ def _resume_hint(*words: str) -> str:
 
 
 def _replace_overrides(*words: str) -> list[str]:
-    """Return this command's words and the given ones, which replace those with the same keys."""
-    replaced = tuple(f"{word.partition('=')[0]}=" for word in words)
+    """Return this command's words and the given ones, which replace those with the same keys.
+
+    The names of folders are omitted: they follow from the other words.
+    """
+    replaced = (f"{UNNAMED_KEYS}=", *(f"{word.partition('=')[0]}=" for word in words))
     return [*(word for word in sys.argv[1:] if not word.startswith(replaced)), *words]

@@ -36,6 +36,13 @@ def as_typed(words: list[str] | None = None) -> str:
     return shlex.join([program, *words])
 
 
+def report_command(words: list[str]) -> str:
+    """Return the command of the report with these words, called as the present one was."""
+    is_installed = Path(sys.argv[0]).name == "sasrec-train"
+    program = ["sasrec-report"] if is_installed else [display_path(Path(sys.executable)), "-m", "sasrec_lab.report"]
+    return shlex.join([*program, *words])
+
+
 def is_first_process() -> bool:
     """Return whether this process records the run: the others of a run on several devices write nothing."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))

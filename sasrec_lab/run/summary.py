@@ -78,22 +78,39 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
     else:
         suffixes = ["", f"-sampled{cfg.evaluation.sampled}"] if cfg.evaluation.sampled else [""]
         lines = [line for suffix in suffixes for line in _test_lines(results, cfg, suffix)]
-    best = results["best_epoch"]
-    checkpoint = "last epoch" if best is None else f"epoch {best + 1} of {results['epochs']} (best on validation)"
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     lines += [
         "",
-        f"checkpoint   {checkpoint}",
+        f"checkpoint   {_describe_checkpoint(results)}",
         f"run folder   {display_path(folder)}",
         f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder / 'tb')])}",
     ]
     return "\n".join(lines)
 
 
+def job_line(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
+    """Return one line on a finished job of a sweep; the end of the sweep compares the jobs."""
+    metric = f"test/ndcg@{_cutoff(cfg)}"
+    popularity = results["baselines"].get("popularity", {}).get(metric)
+    measured = [f"{metric} {results['metrics'][metric]:.4f}"] if metric in results["metrics"] else []
+    measured += [] if popularity is None else [f"popularity {popularity:.4f}"]
+    return printable(f"job {folder.name}: {', '.join([*measured, _describe_checkpoint(results)])}")
+
+
+def _describe_checkpoint(results: dict[str, Any]) -> str:
+    best = results["best_epoch"]
+    return "last epoch" if best is None else f"epoch {best + 1} of {results['epochs']} (best on validation)"
+
+
+def _cutoff(cfg: TrainConfig) -> int:
+    """Return the cutoff of the metrics shown: 10, or the first one."""
+    return 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
+
+
 def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[str]:
     """Return the table of the metrics whose names end in `suffix`, empty or `-sampled<n>`."""
     protocol = results["protocol"]
-    cut = 10 if 10 in cfg.evaluation.k else cfg.evaluation.k[0]
+    cut = _cutoff(cfg)
     columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
     rows = {MODEL_NAMES[type(cfg.model)]: results["metrics"], "popularity": results["baselines"].get("popularity", {})}
     candidates = describe_candidates(protocol, suffix)

@@ -20,14 +20,17 @@ from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import Job, Sweep
 from sasrec_lab.config.convert import to_plain, to_typed
+from sasrec_lab.config.job_folders import job_folders
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError, printable
-from sasrec_lab.files import display_path, job_folders
+from sasrec_lab.files import display_path
 from sasrec_lab.run.folder import RUN, has_checkpoint, read_metrics
 from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
+from sasrec_lab.run.provenance import report_command
 from sasrec_lab.run.record import describe_failure, mark_failed
 from sasrec_lab.run.resume import check_can_run, describe_differences, differences, recorded_config
 
+log = logging.getLogger("sasrec_lab.train")
 errors = logging.getLogger("sasrec_lab.errors")
 
 FAILED_VALUE = float("-inf")  # what a sweeper gets for a job that failed
@@ -75,7 +78,7 @@ def prepare(sweep: Sweep) -> None:
         print(_describe_core_sharing(sweep.launcher.n_jobs))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two jobs are two lines
     for number, job in enumerate(sweep.jobs):
-        if not job.folder.name.startswith(f"{number}-"):  # files.job_folder will find the folder if it exists
+        if not job.folder.name.startswith(f"{number}-"):  # config.job_folders finds the folder if it exists
             job.folder.mkdir(parents=True, exist_ok=True)
     if sweep.search and isinstance(sweep.search.example.cfg, TrainConfig):
         _check_same_search(sweep.sweep_folder, sweep.search.example.cfg, sweep.search.keys)
@@ -144,6 +147,9 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
                 typed.ckpt = "last"
             with lock_folder(folder):
                 results = train(typed, folder)
+            from sasrec_lab.run.summary import job_line  # late, as it imports pandas
+
+            log.info(job_line(results, typed, folder))
     except Exception as error:
         line = describe_failure(error, folder)
         errors.error(line, exc_info=not isinstance(error, (InputError, OSError)))
@@ -192,14 +198,16 @@ def unfinished_jobs(folder: Path, jobs: list[Job]) -> list[str]:
 
 
 def summary(folder: Path, jobs: list[Job]) -> str:
-    """Return the last lines of a sweep whose jobs have all finished."""
+    """Return the last lines of a sweep whose jobs have all finished, with the commands that look into it."""
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
+    report = report_command([display_path(folder), "--html", display_path(folder / "report.html")])
     count = len(_job_folders(folder, jobs))
     return "\n".join(
         [
             "",
             f"all {count} jobs have finished" if count > 1 else "the job has finished",
             f"sweep folder {display_path(folder)}",
+            f"report       {report}",
             f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder)])}",
         ]
     )

@@ -385,10 +385,10 @@ def test_a_separator_typed_as_backslash_t_is_a_tab():
 def test_every_job_of_a_sweep_is_composed_and_checked():
     command = check_command_line(["-m", "hydra.sweep.dir=s", "seed=range(2)", "model.heads=1,3", "name=a/b"])
     assert [str(job.folder) for job in command.jobs] == [
-        "s/0-model.heads=1,name=a-b,seed=0",
-        "s/1-model.heads=3,name=a-b,seed=0",
-        "s/2-model.heads=1,name=a-b,seed=1",
-        "s/3-model.heads=3,name=a-b,seed=1",
+        "s/0-model.heads=1,seed=0",
+        "s/1-model.heads=3,seed=0",
+        "s/2-model.heads=1,seed=1",
+        "s/3-model.heads=3,seed=1",
     ]
     assert [str(job.cfg)[:40] for job in command.jobs if isinstance(job.cfg, InputError)] == [
         "model.dim=64 is not a multiple of model."

@@ -38,6 +38,11 @@ def test_failed_jobs_are_listed_and_finished_ones_skipped(train_here, tmp_path):
     other = train_here(*command, "model.dim=8")
     assert other.returncode == 1
     assert re.fullmatch(
+        r"error: .* already holds results of a different configuration \(model.dim differs\); .*\n", other.stderr
+    )
+    other = train_here("-m", *TINY, "batch_size=16,32")
+    assert other.returncode == 1
+    assert re.fullmatch(
         r"error: sweep already holds jobs of another sweep \(0-.*\); choose another hydra.sweep.dir\n", other.stderr
     )
     facts = json.loads((finished / "run.json").read_text())
