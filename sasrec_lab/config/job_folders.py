@@ -18,7 +18,7 @@ def job_folder(sweeper: str, number: int, overrides: Sequence[str], unnamed: Seq
     so its folders have no number, and repeated proposals share a folder.
 
     A job that has a folder keeps it: a sweep that is resumed with more values numbers its jobs differently, and more
-    keys may differ between them; versions until 0.2 named a folder after all overrides.
+    keys may differ between them; version 0.1.0 named a folder after all overrides.
     """
     words = _named_words(overrides)
     every, name = (folder_name(",".join(sorted(each))) for each in (words, _without(words, unnamed) or words))

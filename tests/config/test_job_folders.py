@@ -30,7 +30,7 @@ def test_the_name_of_an_only_job_has_all_keys(tmp_path):
 
 
 def test_jobs_of_older_versions_keep_their_folders(tmp_path):
-    """Versions until 0.2 named a folder after all overrides."""
+    """Version 0.1.0 named a folder after all overrides."""
     start_job(tmp_path, "0-model.dim=32,seed=0,trainer.max_epochs=3", "trainer.max_epochs=3", "model.dim=32", "seed=0")
     (tmp_path / "1-model.dim=32,seed=1,trainer.max_epochs=3").mkdir()  # it was not started
     assert names(tmp_path, "model.dim=32", "trainer.max_epochs=3", "seed=0,1,2") == [
