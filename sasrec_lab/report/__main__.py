@@ -65,7 +65,7 @@ def _parse(words: list[str]) -> Namespace:
         "--metric", action="append", default=[], help="metric to tabulate; repeatable, figures use the first"
     )
     parser.add_argument(
-        "--baseline", metavar="ROW", help="row to test the others against (without it: the row named default, or the first of two)"
+        "--baseline", metavar="ROW", help="row to test the others against (without it: default, or the first of two)"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables, for \\input")
