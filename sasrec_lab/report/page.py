@@ -30,6 +30,7 @@ th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .text th, .text td { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 tr.baseline td { background: var(--tint); font-weight: 600; }
+tr.best td { color: #00734f; font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
   grid-auto-flow: dense; margin-top: 1.5rem; }
 figure { margin: 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; break-inside: avoid;
@@ -79,12 +80,14 @@ def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
     if part.comparison.shared:
         blocks.append(f"<p>Every row: <code>{_escape(format_overrides(part.comparison.shared))}</code></p>")
     *metric_tables, cost_table = part.tables()
-    baseline = part.baseline.label if part.baseline and len(part.comparison.rows) > 1 else None
-    blocks += [_table(table, baseline) for table in metric_tables[:1]]
+    marks = {row.label: "best" for row in part.comparison.rows if row is part.best}
+    if part.baseline and len(part.comparison.rows) > 1:
+        marks[part.baseline.label] = "baseline best" if part.baseline is part.best else "baseline"
+    blocks += [_table(table, marks) for table in metric_tables[:1]]
     if notes := [*part.legend(), *part.notes]:
         blocks.append(_list(notes))
     blocks.append(_figures(figures) if figures else "")
-    blocks += [_table(table, baseline) for table in [*metric_tables[1:], cost_table]]
+    blocks += [_table(table, marks) for table in [*metric_tables[1:], cost_table]]
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
 
@@ -102,11 +105,11 @@ def _figures(figures: list[Figure]) -> str:
     return f'<div class="figures">{"".join(drawn)}</div>'
 
 
-def _table(table: Table, baseline: str | None = None) -> str:
-    """Return a table below its title, with the baseline's row emphasized."""
+def _table(table: Table, marks: dict[str, str] | None = None) -> str:
+    """Return a table below its title; `marks` has the classes of rows to emphasize, by their labels."""
     head = "".join(f"<th>{_escape(column)}</th>" for column in table.columns)
     rows = [
-        f"<tr{' class=baseline' * (row[0] == baseline)}>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>"
+        f'<tr class="{(marks or {}).get(row[0], "")}">{"".join(f"<td>{_escape(cell)}</td>" for cell in row)}</tr>'
         for row in table.rows
     ]
     kind = "wide" if table.has_numbers else "wide text"
