@@ -21,6 +21,7 @@ from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
+from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
 
 
@@ -357,6 +358,29 @@ def test_best_row_is_best_on_validation_not_on_test(tmp_path, report_here):
     with open(tmp_path / "a.csv") as file:
         best = {row["row"]: (row["validation"], row["best_on_validation"]) for row in csv.DictReader(file)}
     assert best == {"model.dim=8": ("0.2", "0"), "model.dim=16": ("0.4", "1"), "model.dim=32": ("0.3", "0")}
+
+
+def test_a_sweep_ends_with_its_rows_best_on_validation_first(tmp_path):
+    for dim in range(1, 13):
+        folder = write_run(tmp_path / f"{dim}-x", "dataset=small", f"model.dim={dim}", ndcg=1 / dim)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["metrics"]["val/ndcg@10"] = dim / 20
+        (folder / "metrics.json").write_text(json.dumps(results))
+    lines = compare_jobs(tmp_path).splitlines()
+    assert lines[:4] == [
+        "",
+        "small: mean over seeds, the rows best on val/ndcg@10 first (10 of 12)",
+        "  row           n  val/ndcg@10  test/ndcg@10",
+        "  model.dim=12  1       0.6000        0.0833",
+    ]
+    assert lines[-1] == "  popularity    -            -        0.1000"
+    assert len(lines) == 3 + 10 + 1
+
+
+def test_a_sweep_without_a_finished_job_has_no_comparison(tmp_path):
+    assert compare_jobs(tmp_path) == ""
+    (write_run(tmp_path / "0-x") / "metrics.json").write_text('{"status": "failed", "error": "diverged"}')
+    assert compare_jobs(tmp_path) == ""
 
 
 def test_rows_without_validation_have_no_best_one(sweep):

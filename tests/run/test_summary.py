@@ -8,7 +8,7 @@ from small_data import holdout_of, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.run.protocol import describe_candidates
-from sasrec_lab.run.summary import data_line, kernel_change_warning, results_table
+from sasrec_lab.run.summary import data_line, job_line, kernel_change_warning, results_table
 
 PROTOCOL = {
     "held_out_users": 1234,
@@ -84,3 +84,12 @@ def test_other_kernels_are_reported_on_resume():
     assert kernel_change_warning({"kernels": "compiled by g++"}, {"kernels": "torch's"}) == (
         "kernels were compiled by g++ and are now torch's: numbers will differ from those of an uninterrupted run"
     )
+
+
+def test_a_job_of_a_sweep_is_one_line():
+    cfg = load(["evaluation.k=[5]", "evaluation.monitor=val/ndcg@5"])
+    metrics, baselines = {"test/ndcg@5": 0.25}, {"popularity": {"test/ndcg@5": 0.125}}
+    line = job_line(results(metrics=metrics, baselines=baselines), cfg, Path("sweep/0-a"))
+    assert line.startswith("job 0-a: test/ndcg@5 0.2500, popularity 0.1250, epoch ")
+    unmeasured = results(metrics={}, baselines={}, best_epoch=None)
+    assert job_line(unmeasured, cfg, Path("sweep/0-\x1b[2J")) == r"job 0-\x1b[2J: last epoch"

@@ -65,6 +65,11 @@ def test_sweep_can_be_extended_in_its_folder(train_here, tmp_path):
     done = train_here(*extended)
     assert (done.returncode, done.stderr) == (0, "")
     assert "all 6 jobs have finished" in done.stdout
+    assert re.search(r"model\.heads=2 +3 +0\.\d{4} +0\.\d{4}\n", done.stdout)
+    assert re.search(r"report +\S+ -m sasrec_lab\.report sweep --html sweep/report\.html\n", done.stdout)
+    assert {folder.name.partition("-")[2] for folder in sweep.glob("*-*")} == {
+        f"model.heads={heads},seed={seed}" for heads in (1, 2) for seed in range(3)
+    }
     assert before == {file: file.read_bytes() for file in before}
     assert sorted(ends(sweep)) == ["0", "1", "2", "3", "5", "6"]
     said = {job.folder.name.partition("-")[0]: (job.cfg.model.heads, job.cfg.seed) for job in jobs_of(extended, sweep)}
