@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import shlex
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -40,7 +41,12 @@ def read_ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
         raise InputError(f"{key}={given} is not a list of ids; write {key}=[...]")
     path = expand_home(str(given))
     if path.suffix not in (".txt", ".csv", ".parquet"):
-        raise InputError(f"{key}={given} is not a .txt, .csv or .parquet file; write ids in brackets: {key}=[{given}]")
+        text = str(given).strip(" '\"[]")
+        if text == "all":
+            fix = "omit it for all" if key == "items_to_recommend" else f"write {key}=all"
+        else:
+            fix = f"write ids in brackets: {shlex.quote(f'{key}=[{text}]') if ' ' in text else f'{key}=[{text}]'}"
+        raise InputError(f"{key}={given} is not a .txt, .csv or .parquet file; {fix}")
     if path.suffix == ".txt":
         with _explain_read_errors(path, key), path.open(encoding="utf-8-sig") as file:
             return [line.strip() for line in file if line.strip()]

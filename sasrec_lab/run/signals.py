@@ -1,7 +1,8 @@
 """Handlers of Ctrl-C and a scheduler's SIGTERM for each phase of a command; a signal that is ignored stays ignored.
 
 While modules are imported and the config is composed there is nothing to lose, and an exception could leave an import
-as another one: the process ends at once. While files are written, an exception lets them be cleaned up.
+as another one: the process ends at once. While files are written, an exception lets them be cleaned up. This module
+imports little, because the handlers are set only after its import.
 """
 
 import os
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
@@ -65,19 +65,19 @@ def _handle(handler: Handler) -> None:
             signal.signal(number, handler)
 
 
-def _exit_at_once(number: int, _: FrameType | None) -> NoReturn:
+def _exit_at_once(number: int, _: FrameType | None) -> None:
     with suppress(Exception):  # the signal may have interrupted a write to the same stream
         sys.stdout.flush()
     _print_line()
     os._exit(128 + number)
 
 
-def _raise_exit(number: int, _: FrameType | None) -> NoReturn:
+def _raise_exit(number: int, _: FrameType | None) -> None:
     _print_line()
     raise SystemExit(128 + number)
 
 
-def _raise_interrupt(number: int, _: FrameType | None) -> NoReturn:
+def _raise_interrupt(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

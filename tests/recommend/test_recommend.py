@@ -187,6 +187,8 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         ([], "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"),
         (["users=[1]", "items=[2]"], "give either users=... or items=..."),
         (["users=1"], "users=1 is not a .txt, .csv or .parquet file; write ids in brackets: users=[1]"),
+        (["users='all '"], "users=all  is not a .txt, .csv or .parquet file; write users=all"),
+        (["users='1 2'"], "users=1 2 is not a .txt, .csv or .parquet file; write ids in brackets: 'users=[1 2]'"),
         (["users=1,2"], "users=1,2 has several values; write [...] for a list"),
         (["users=[[1]]"], "users contains [1]; ids are integers or text"),
         (["users={a:1}"], "users={'a': 1} is not a list of ids; write users=[...]"),
