@@ -1,6 +1,7 @@
 """Build the Lightning Trainer from a config, and handle Ctrl-C."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -59,10 +60,25 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             f"optimizer.name=rowwise_adam must run on one device, but trainer asks for {trainer.world_size}; set"
             " trainer.devices=1 or optimizer.name=adam"
         )
+    _check_nodes(trainer)
     if trainer.world_size > 1:
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
         trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
     return trainer
+
+
+def _check_nodes(trainer: pl.Trainer) -> None:
+    """Raise InputError if no launcher starts the processes of other nodes, for which the first would wait forever."""
+    if trainer.num_nodes == 1:
+        return
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None and environment.creates_processes_externally:
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
+        raise InputError(
+            f"trainer.num_nodes={trainer.num_nodes} needs a process on each node; start the command on each with"
+            f" torchrun or Slurm, or set {', '.join(missing)} there"
+        )
 
 
 def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[pl.Callback]:

@@ -13,7 +13,7 @@ from small_data import holdout_of, random_users
 from sasrec_lab.config.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
-from sasrec_lab.training.trainer import ProgressBar, check_limits
+from sasrec_lab.training.trainer import ProgressBar, build_trainer, check_limits
 
 FILE = [
     *("dataset=synthetic", "dataset.synthetic.users=40", "dataset.synthetic.items=30", "model=tiny"),
@@ -149,3 +149,17 @@ def test_progress_bar_counts_epochs_from_one():
     bar.on_train_epoch_start(trainer)
     assert bar.train_progress_bar.desc.startswith("Epoch 1")
     bar.train_progress_bar.close()
+
+
+def test_other_nodes_need_a_launcher(tmp_path, monkeypatch):
+    words = ["dataset=csv", "dataset.path=x.csv", "trainer.accelerator=cpu", "+trainer.strategy=ddp"]
+    cfg = load([*words, "+trainer.num_nodes=2"])
+    with pytest.raises(InputError) as caught:
+        build_trainer(cfg, tmp_path)
+    assert str(caught.value) == (
+        "trainer.num_nodes=2 needs a process on each node; start the command on each with torchrun or Slurm, or set"
+        " MASTER_ADDR, MASTER_PORT, NODE_RANK there"
+    )
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "NODE_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert build_trainer(cfg, tmp_path).world_size == 2
