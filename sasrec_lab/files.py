@@ -138,14 +138,16 @@ def sync_folder(folder: Path) -> None:
     _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def sync_tree(folder: Path) -> None:
-    """Return when everything in a folder is on the disk, the names of its files and folders included."""
-    for parent, _, names in os.walk(folder):
+def sync_tree(path: Path) -> None:
+    """Return when a file, or everything in a folder with the names of its files and folders, is on the disk."""
+    if path.is_file():
+        sync_file(path)
+    for parent, _, names in os.walk(path):
         for name in names:
-            path = Path(parent, name)
-            if path.is_file() and not path.is_symlink():
+            file = Path(parent, name)
+            if file.is_file() and not file.is_symlink():
                 with suppress(FileNotFoundError):  # deleted in between
-                    sync_file(path)
+                    sync_file(file)
         sync_folder(Path(parent))
 
 

@@ -33,6 +33,7 @@ def run_hydra(main: Callable[[], object], command: str) -> None:
 
     Raises:
         InputError: Hydra fails outside of the function that it calls; that function's own exceptions pass through.
+        OSError: Hydra cannot write its files, or what it prints.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
@@ -43,6 +44,8 @@ def run_hydra(main: Callable[[], object], command: str) -> None:
         called = inspect.unwrap(main).__code__
         if any(frame.f_code is called for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
+        if failed := next((part for part in (error, error.__cause__) if isinstance(part, OSError)), None):
+            raise failed from None
         raise InputError(f"Hydra failed: {explain(error, command)}; correct the keys that begin with hydra.") from error
 
 

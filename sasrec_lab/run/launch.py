@@ -45,6 +45,9 @@ def launch(main: Main, compare: Compare) -> None:
             _run_single(command.jobs[0], main)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # what Hydra writes; a run reports its own
+        place = error.filename or "the run folder"
+        sys.exit(f"error: {place} cannot be written: {error.strerror}; free space, or choose another hydra.run.dir")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -76,7 +76,8 @@ class RunRecord:
         """Write metrics.json, then run.json; `status` is finished, failed or interrupted."""
         self.results |= {"status": status, "error": error}
         write_json(self.folder / METRICS, self.results)
-        sync_tree(self.folder)  # train.log and tb/ too: what is recorded as ended survives a power cut as a whole
+        for name in (".hydra", "tb", "train.log"):  # others write these: what has ended survives a power cut as a whole
+            sync_tree(self.folder / name)
         # a run.json without an end tells that metrics.json, if any, is older than this run
         self.info["end"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.write_info()
@@ -91,7 +92,6 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
         remove_drafts(folder)
         for reason in filter(None, (broken_reason(folder / name) for name in (RUN, METRICS))):
             log.warning(f"{reason}; it is written again")
-        sync_tree(folder)  # .hydra/ was written by Hydra
         run.write_info()
         if not run.previous:
             (folder / METRICS).unlink(missing_ok=True)  # left by an earlier attempt that failed

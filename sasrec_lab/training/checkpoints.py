@@ -38,7 +38,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: None = None) -> None:
         """Write the checkpoint to `path`, which keeps its old content if that fails."""
-        make_folder(Path(path).parent)
+        if not Path(path).parent.is_dir():
+            make_folder(Path(path).parent)
         with atomic_write(Path(path), locked=True) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
