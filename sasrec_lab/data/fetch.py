@@ -68,7 +68,8 @@ def fetch_missing(dataset: DatasetConfig, data_dir: str | None) -> None:
 
 def _check_inside(target: Path, root: Path) -> None:
     """Raise InputError if a symbolic link leads from the target's folder out of the data root."""
-    if not (folder := target.parent.resolve()).is_relative_to(root.resolve()):
+    folder = Path(os.path.realpath(target.parent))
+    if not folder.is_relative_to(os.path.realpath(root)):
         raise InputError(
             f"{target.parent} is a link to {folder}, out of data_dir={root}; put {target.name} there, or replace the"
             " link by a folder"

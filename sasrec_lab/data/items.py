@@ -28,6 +28,7 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
             names=config.names and list(config.names),
             usecols=range(len(config.names)) if config.names else None,
             encoding=config.encoding,
+            compression="gzip" if path.suffix == ".gz" else None,
             dtype=str,
             keep_default_na=False,
         )

@@ -16,6 +16,7 @@ from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import did_you_mean_path, user_cache
 
+_MAX_LINE_BYTES = 64 << 20  # of what follows a block
 _BLOCK_BYTES = 4 << 20  # 2 to 8 MiB are equally fast; larger blocks only need more memory
 
 
@@ -131,7 +132,10 @@ def blocks(path: Path) -> Iterator[bytes]:
     """
     with _opened(path) as file:
         while block := file.read(_BLOCK_BYTES):
-            yield block + file.readline()
+            line_end = file.readline(_MAX_LINE_BYTES)
+            if len(line_end) == _MAX_LINE_BYTES:
+                raise InputError(f"{path} has a line of over {_MAX_LINE_BYTES:,} bytes; dataset.path must name a table")
+            yield block + line_end
 
 
 def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
@@ -141,10 +145,27 @@ def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
         InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
     """
     with _opened(path) as file:
-        data = file.read()
+        data = _unzip(file, path) if path.suffix == ".gz" else file.read()
     found = hashlib.sha256(data).hexdigest()
     check(path, found, sha256)
     return data, found
+
+
+def _unzip(file: gzip.GzipFile | BufferedReader, path: Path) -> bytes:
+    """Return the content of a gzip, which may be a thousand times as large as its file, if it fits in memory."""
+    import torch  # here, because the commands check the user's files before they need it
+
+    from sasrec_lab.ops.memory import available_bytes
+
+    limit, size, parts = available_bytes(torch.device("cpu")), 0, []
+    while part := file.read(_BLOCK_BYTES):
+        size += len(part)
+        if limit is not None and 2 * size > limit:  # the parts, and the whole
+            raise InputError(
+                f"{path} has over {size:,} bytes when unzipped, too many for this machine; use a part of it"
+            )
+        parts.append(part)
+    return b"".join(parts)
 
 
 @contextmanager

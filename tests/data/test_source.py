@@ -11,6 +11,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.data import source
 from sasrec_lab.errors import InputError
+from sasrec_lab.ops import memory
 
 ROWS = b"1\t2\t3\t4\n"
 SHA = hashlib.sha256(ROWS).hexdigest()
@@ -100,6 +101,20 @@ def test_digest_and_blocks_are_those_of_the_whole_file(tmp_path, monkeypatch, su
         blocks = list(source.blocks(path))
         assert b"".join(blocks) == content
         assert all(block.endswith(b"\n") for block in blocks[:-1])
+
+
+def test_gzip_bombs_end_before_they_fill_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "u.data.gz"
+    path.write_bytes(gzip.compress(bytes(10**6)))
+    monkeypatch.setattr(source, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(source, "_MAX_LINE_BYTES", 5000)
+    assert refusal(lambda: list(source.blocks(path))) == (
+        f"{path} has a line of over 5,000 bytes; dataset.path must name a table"
+    )
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 10_000)
+    assert refusal(source.read, path, None) == (
+        f"{path} has over 6,000 bytes when unzipped, too many for this machine; use a part of it"
+    )
 
 
 @pytest.mark.parametrize(
