@@ -11,7 +11,15 @@ from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_number
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 
-_BOOKKEEPING_KEYS = ("ckpt", "data_dir", "dataset.sources", "published", "tensorboard", "trainer.enable_progress_bar")
+_BOOKKEEPING_KEYS = (
+    "ckpt",
+    "data_dir",
+    "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
+    "dataset.sources",
+    "published",
+    "tensorboard",
+    "trainer.enable_progress_bar",
+)
 
 
 def to_typed(cfg: DictConfig) -> Any:
@@ -88,7 +96,7 @@ def flatten(tree: dict[str, Any], prefix: str = "", separator: str = "/") -> dic
 
 
 def is_bookkeeping(key: str) -> bool:
-    """Return whether a dotted key is ignored when configurations are compared (places, ckpt, published, display)."""
+    """Return whether a dotted key is ignored when configurations are compared: it does not change what is computed."""
     return any(f"{key}.".startswith(f"{own}.") for own in _BOOKKEEPING_KEYS)
 
 

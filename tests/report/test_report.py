@@ -155,6 +155,12 @@ def test_newest_run_of_a_seed_counts_whatever_its_data_dir(tmp_path):
     assert part.notes == [f"{tmp_path}/a is ignored: {tmp_path}/b is a newer run of the same configuration and seed"]
 
 
+def test_runs_of_older_versions_share_a_row_with_new_ones(tmp_path):
+    write_run(tmp_path / "old", seed=0)
+    write_run(tmp_path / "new", seed=1, config={"dataset": {"name": "small", "check_ids": True}})
+    assert [len(row.runs) for row in only_part(tmp_path).comparison.rows] == [2]
+
+
 def test_notes_name_code_versions_and_equal_configurations(tmp_path):
     write_run(tmp_path / "a", "model.dim=4")
     write_run(tmp_path / "b", git={"commit": None})
