@@ -121,7 +121,7 @@ def read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     def place(row: int) -> str:
         return f"{path}, line {_line_number(data, row + above)}"
 
-    return {role: Column(name, table.column(name).combine_chunks(), place) for role, name in wanted.items()}
+    return {role: Column(name.strip(), table.column(name).combine_chunks(), place) for role, name in wanted.items()}
 
 
 def _wanted(dataset: DatasetConfig) -> dict[str, str]:

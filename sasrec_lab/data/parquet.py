@@ -93,7 +93,7 @@ def _to_column(chunks: pa.ChunkedArray, role: str, name: str, path: Path) -> Col
         values = values.dictionary_decode()
     try:
         native = _native_values(values, role)
-        return Column(name, _as_text(values) if native is None else native, place)
+        return Column(name.strip(), _as_text(values) if native is None else native, place)
     except pa.ArrowException as error:
         kinds = "integers, text" + (", numbers or timestamps" if role == "time" else " or numbers")
         raise InputError(f"{path}: column {name} has type {values.type}; it must have {kinds}; convert it") from error

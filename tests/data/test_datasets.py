@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.data import source
@@ -65,3 +66,9 @@ def test_counts_are_the_published_ones(name, data_root):
 def test_dataset_csv_needs_a_path():
     with pytest.raises(InputError, match=r"^dataset\.path has no value; set it on the command line"):
         load(["dataset=csv"])
+
+
+def test_the_record_of_an_older_run_checks_ids():
+    record = to_plain(dataset_config("ml_100k"))
+    del record["check_ids"]
+    assert section_of({"dataset": record}, "dataset", DatasetConfig) == dataset_config("ml_100k")

@@ -168,6 +168,9 @@ def test_an_id_with_blanks_around_it(value):
         f" (dataset.separator=', ' if each comma has one), {KEEP}"
     )
     assert table(text, check_ids=False)["user"].tolist() == ["1", value]
+    assert refused("user_id, item_id\n1, 2\n").startswith(
+        "x.csv, line 2: column item_id is ' 2', with blanks around it;"
+    )
     assert rows(table("user_id, item_id\n1, 2\n", separator=", ")) == [(1, 2)]
 
 
