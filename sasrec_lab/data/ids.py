@@ -103,7 +103,9 @@ def _check_id(value: Any, what: str) -> None:
 
 def plain_values(column: pd.Series) -> pd.Series:
     """Return the values of a categorical column; any other column unchanged."""
-    return column.astype(column.cat.categories.dtype) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    return column.astype(object if column.isna().any() else column.cat.categories.dtype)
 
 
 def _from_floats(numbers: np.ndarray, what: str) -> np.ndarray:

@@ -367,6 +367,10 @@ TABLE = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 20], "timestamp": [1, 2
             "interactions, column timestamp: row 1 has [1, 2], which is not an ISO date; give only numbers",
         ),
         (
+            {"interactions": TABLE.assign(timestamp=pd.Series([1, None], dtype=pd.CategoricalDtype([1, 2])))},
+            "interactions, column timestamp: row 2 has no time; give only",
+        ),
+        (
             {"interactions": TABLE.assign(timestamp=["2021-05-11", "soon"])},
             "interactions, column timestamp: row 2 has 'soon', which is not an ISO date",
         ),
