@@ -157,4 +157,5 @@ def describe_failure(error: Exception, folder: Path) -> str:
         return printable(_error_text(error).split("\n")[0])
     fix = "; free some space and start again" if is_full(error) else ""
     kept = f"; finished epochs are in {display_path(folder)}" if has_checkpoint(folder) else ""
-    return printable(f"{error.filename or display_path(folder)}: {error.strerror or error}{fix}{kept}")
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else display_path(folder)
+    return printable(f"{place}: {error.strerror or error}{fix}{kept}")
