@@ -23,6 +23,14 @@ def pytest_configure(config: pytest.Config) -> None:
         fill_shared_cache()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Let runs in this process not wait until their files are on the disk; tests/test_durability.py has real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def train_command(tmp_path: Path) -> Callable[..., Done]:
     """Run the training command in a fresh process, in the test's own folder."""
