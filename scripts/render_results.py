@@ -107,6 +107,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "cached_seconds": ("from the cache", "{:.3g}".format),
     "tensor_seconds": ("by its `build_sequences`", "{:.3g}".format),
     "fraction_of_roofline": ("of roofline", ranged(".2f")),
+    "fault": ("fault", str),
+    "tried": ("tried", "{:,}".format),
+    "survived": ("survived", "{:,}".format),
+    "command": ("command", code),
     "relative_to_gcc": ("relative to g++", ranged(".2f")),
     "relative_to_float32": ("relative to float32", ranged(".2f")),
 }
@@ -146,6 +150,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     ),
     "parity_training": ("parity_training", "ndcg", ["by", "ndcg", "recall"]),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
+    "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
     "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
 }

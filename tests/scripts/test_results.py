@@ -133,6 +133,18 @@ def test_every_table_can_be_rendered_and_uses_its_file():
     assert {file for file, _, _ in render_results.TABLES.values()} | printed == {file.stem for file in FILES}
 
 
+def test_faults_are_survived_and_their_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for row in json.loads((ROOT / "docs/results/reliability.json").read_text())["rows"]:
+        assert row["tried"] == row["survived"] > 0, row["fault"]
+        if target := re.fullmatch(r"make (\w+)", row["command"]):
+            assert re.search(rf"^{target[1]}:", makefile, re.M), row["command"]
+        else:
+            file, *names = row["command"].split("::")
+            source = (ROOT / file).read_text()
+            assert all(re.search(rf"^def {name}\(", source, re.M) for name in names), row["command"]
+
+
 def test_the_pages_are_up_to_date():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/render_results.py", "--check"], capture_output=True, text=True
