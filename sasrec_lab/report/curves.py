@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 
+_MAX_BYTES = 128 << 20  # of a file; a run of a thousand epochs writes one
+
 
 def learning_curve(run: Path, metric: str) -> dict[int, float]:
     """Return epoch -> value; epochs that a resumed run repeated have their newest value.
@@ -37,7 +39,7 @@ def _curve_of_file(file: Path, metric: str) -> dict[int, float]:
 
 def _events(path: Path, *words: bytes) -> Iterator[Event]:
     """Yield the events of a file that contain one of the words."""
-    if not path.is_file() or not path.stat().st_size:  # a pipe would be waited for; an empty file cannot be mapped
+    if not path.is_file() or not 0 < path.stat().st_size <= _MAX_BYTES:  # a pipe would be waited for
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for begin, end in _records(data):
@@ -57,6 +59,8 @@ def _records(data: mmap.mmap) -> Iterator[tuple[int, int]]:
     begin = 12
     while begin <= len(data):
         (length,) = struct.unpack_from("<Q", data, begin - 12)
+        if length == 0:  # no event is empty, but gigabytes of zeros take no place on a disk
+            return
         if begin + length <= len(data):
             yield begin, begin + length
         begin += length + 16

@@ -141,6 +141,9 @@ def test_malformed_events_are_skipped(tmp_path):
     data = len(record).to_bytes(8, "little") + b"0000" + record + b"0000" + b"\xff" * 30
     (tmp_path / "tb/events.out.tfevents.1").write_bytes(data)
     (tmp_path / "tb/events.out.tfevents.2").write_bytes(b"")
+    for number, size in enumerate((1 << 26, 1 << 34), 3):  # of zeros, which take no place on the disk
+        with open(tmp_path / f"tb/events.out.tfevents.{number}", "wb") as file:
+            file.truncate(size)
     assert learning_curve(tmp_path, "val/ndcg@10") == {}
 
 
