@@ -637,3 +637,27 @@ def test_drafts_of_killed_processes_are_removed(tmp_path, serve):
         fetched(published(SourceConfig(url=serve("/u.data", ROWS))), tmp_path)
     kept = {path.name for path in (tmp_path / "ml").iterdir()}
     assert kept == {".fetch-fresh", ".fetch-used", "u.data"}
+
+
+# Commands
+
+
+def test_training_fetches_and_recommending_does_not(tmp_path, serve, server, train_here, recommend_here):
+    rows = "".join(f"{user},{(user + step) % 9},{step}\n" for user in range(20) for step in range(5))
+    url = serve("/mine.csv", f"user_id,item_id,timestamp\n{rows}".encode())
+    (tmp_path / "dataset").mkdir()
+    text = f"name: mine\npath: mine/i.csv\nsources: [{{url: '{url}'}}]\nformat: table\ntime: timestamp\n"
+    (tmp_path / "dataset" / "mine.yaml").write_text(text)
+    words = ["dataset=mine", "data_dir=root", "model=tiny", "trainer=fast", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    done = train_here("--config-dir=.", *words)
+    assert done.returncode == 0, done.stderr
+    assert [path for path, _ in server.asked] == ["/mine.csv"]
+    done = recommend_here("run=run", "users=[1]", "k=2", "data_dir=wrong")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: data_dir=wrong has no mine/i.csv, and only training fetches it; set data_dir to the folder that has it,"
+        " pass the histories as interactions, or put the file at wrong/mine/i.csv\n"
+    )
+    assert not (tmp_path / "wrong").exists()
+    assert recommend_here("run=run", "users=[1]", "k=2").returncode == 0
+    assert len(server.asked) == 1
