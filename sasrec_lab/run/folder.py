@@ -33,6 +33,7 @@ RUN = "run.json"
 METRICS = "metrics.json"
 RANKS = "ranks.npz"
 ITEMS = "items.npz"
+_MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
 BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")  # by validation
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")  # of the newest epoch
 OTHER_FOLDER_HINT = "choose another hydra.run.dir"
@@ -127,8 +128,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     with open_regular(path) as file:
         try:
+            if (size := os.fstat(file.fileno()).st_size) > _MAX_ARRAY_BYTES:  # a file of holes takes no place on a disk
+                raise ValueError(f"{size:,} bytes, more than {_MAX_ARRAY_BYTES:,}")
             with zipfile.ZipFile(file) as archive:
-                check_stored(archive, os.fstat(file.fileno()).st_size)
+                check_stored(archive, size)
                 return {each.filename.removesuffix(".npy"): _read_array(archive, each) for each in archive.filelist}
         except Exception as error:  # those of zipfile and numpy share no base class
             raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error

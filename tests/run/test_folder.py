@@ -91,6 +91,13 @@ def test_members_that_overlap_are_refused(tmp_path):
         read_arrays(path)
 
 
+def test_arrays_larger_than_a_runs_are_refused(tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        file.truncate(9 << 30)
+    with pytest.raises(ValueError, match="9,663,676,416 bytes, more than 8,589,934,592"):
+        read_arrays(tmp_path / "x.npz")
+
+
 def test_arrays_are_returned_as_saved(tmp_path):
     saved = {"ids": np.array([3, 1]), "titles": np.array(["ä", "b"])}
     np.savez(tmp_path / "x.npz", **saved)
