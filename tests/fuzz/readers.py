@@ -19,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -449,7 +450,7 @@ def mutate_json(data: bytes, choose: random.Random) -> bytes:
             if choose.random() < 0.3:
                 del node[key]
             else:
-                node[key] = choose.choice(JSON_VALUES)
+                node[key] = deepcopy(choose.choice(JSON_VALUES))
             break
     return json.dumps(tree).encode()
 
