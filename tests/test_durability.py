@@ -160,7 +160,7 @@ def test_a_run_survives_power_cuts_at_random_moments(server, disk):
         run = disk / str(number) / "run"
         reported = [int(epoch) for epoch in re.findall(r"^epoch +(\d+) ", ended.stdout, re.M)]
         if reported:
-            assert torch.load(run / "checkpoints" / "last.ckpt")["epoch"] >= max(reported)
+            assert torch.load(run / "checkpoints" / "last.ckpt")["epoch"] + 1 >= max(reported)
         if "run folder" in ended.stdout:
             assert "already finished" in server.run(*run_in(folder)).stdout
         check_resumes_exactly(server, folder, whole)
@@ -221,7 +221,7 @@ def test_a_run_whose_file_operations_fail_ends_in_one_line(failing_server):
         reported = [int(epoch) for epoch in re.findall(r"^epoch +(\d+) ", done.stdout, re.M)]
         try:
             if reported:
-                assert torch.load(folder / "run" / "checkpoints" / "last.ckpt")["epoch"] >= max(reported)
+                assert torch.load(folder / "run" / "checkpoints" / "last.ckpt")["epoch"] + 1 >= max(reported)
             check_resumes_exactly(server, "failing", kept)
         except Exception as problem:
             problems.append(f"{case}: {str(problem)[:600]}")
