@@ -81,9 +81,11 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.run.machine import describe_machine
         from sasrec_lab.run.protocol import protocol
         from sasrec_lab.training import checkpoints, tensorboard
+        from sasrec_lab.training.processes import watch_processes
         from sasrec_lab.training.trainer import build_trainer, check_limits
 
         trainer = build_trainer(cfg, folder)
+        watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
 
         sequences, data, titles = load_data(run, cfg, trainer)

@@ -573,6 +573,21 @@ def test_two_interrupted_processes_end_as_one(start_command, tmp_path, moment, s
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_processes_end_together_when_one_is_killed(start_command, tmp_path, killed):
+    devices = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=4000"]
+    process = start_command([*TINY, *devices, "evaluation.patience=null"])
+    next(line for line in process.stdout if line.startswith("epoch   2"))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid if killed == "first" else int(children[0]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)  # it ends only when both have closed the pipe
+    assert process.returncode != 0
+    if killed == "second":
+        assert re.fullmatch(r"error: [^\n]*process[^\n]* of this run [^\n]*; resume it with ckpt=last\n", error)
+        assert results(tmp_path / "run")["status"] == "failed"
+
+
 def test_jobs_with_the_same_seed_give_the_same_numbers(train_here, tmp_path):
     done = train_here("-m", *TINY[:-1], "hydra.sweep.dir=sweep", "trainer=fast", "trainer.min_epochs=1,2", "seed=3")
     assert done.returncode == 0, done.stderr

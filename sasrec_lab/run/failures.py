@@ -3,11 +3,13 @@
 It looks at the names of types, so that no command imports torch for it.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sasrec_lab.errors import InputError
 
+_LOST = re.compile(r"gloo.*(Read error|Write error|Connection (closed|reset))|remote process exited|Broken pipe")
 _ANOMALY = "returned nan values"  # of trainer.detect_anomaly
 
 
@@ -27,6 +29,8 @@ def explain(error: Exception) -> str | None:
     name, text = type(error).__name__, " ".join(str(error).split())
     if name == "MisconfigurationException":
         return f"trainer: {text}"
+    if name in ("RuntimeError", "DistBackendError") and _LOST.search(text):
+        return "another process of this run ended, so the run ends; resume it with ckpt=last"
     if name == "RuntimeError" and _ANOMALY in text:
         return f"training diverged: {text}; lower optimizer.lr or set trainer.gradient_clip_val=1"
     return None

@@ -82,6 +82,12 @@ class RunRecord:
         self.info["end"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.write_info()
 
+    def end_failed(self, error: str) -> bool:
+        """Write that the run failed unless it has ended already, and return whether it had not."""
+        if is_open := "end" not in self.info:
+            self.end("failed", error)
+        return is_open
+
 
 @contextmanager
 def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:

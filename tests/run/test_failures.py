@@ -21,3 +21,8 @@ def test_an_unknown_error_keeps_its_traceback():
     assert caught.value is error
     with pytest.raises(InputError, match=r"^seed=x$"), explaining_failures():
         raise InputError("seed=x")
+
+
+def test_a_lost_connection_says_that_another_process_ended():
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer.")
+    assert explain(error) == "another process of this run ended, so the run ends; resume it with ckpt=last"
