@@ -1,0 +1,43 @@
+"""Properties of the holdout and of training windows, for any lengths of histories."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import sequences_of
+
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.negatives import training_counts
+from sasrec_lab.errors import InputError
+
+USERS = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=9), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(USERS, st.sampled_from(Windows), st.sampled_from(HoldoutMode), st.integers(1, 5))
+def test_windows_and_targets_against_a_loop(users, windows, mode, maxlen):
+    spans, targets = [], []
+    for items in users:
+        is_held_out = len(items) >= 3 and mode is HoldoutMode.last
+        training = items[:-2] if is_held_out else items
+        targets += [items[-2:]] * is_held_out
+        end = len(training)
+        while end > 1 and len(training) > 1:
+            spans.append(training[max(0, end - maxlen - 1) : end])
+            end = end - maxlen if windows is Windows.all else 0
+    try:
+        holdout = hold_out(sequences_of(users), windows, Catalogue.all, maxlen, mode)
+    except InputError:
+        assert not spans or (mode is HoldoutMode.last and not targets)
+        return
+    cuts = zip(holdout.window_starts, holdout.window_ends, strict=True)
+    assert sorted(holdout.items[start:end].tolist() for start, end in cuts) == sorted(spans)
+    assert [list(pair) for pair in zip(holdout.val_targets, holdout.test_targets, strict=True)] == targets
+    trained = [item for items in users for item in _training(items, mode)]
+    assert training_counts(holdout).tolist() == [trained.count(item) for item in range(1, holdout.num_items + 1)]
+
+
+def _training(items: list[int], mode: HoldoutMode) -> list[int]:
+    """Return the items that are trained on, none of a user with one interaction."""
+    if len(items) < 2:
+        return []
+    return items[:-2] if len(items) >= 3 and mode is HoldoutMode.last else items
