@@ -138,12 +138,21 @@ def results(trainer: pl.Trainer) -> dict[str, Any]:
 
     The latter are missing if best.ckpt is not the best epoch of this run.
     """
-    done = {"epochs": trainer.current_epoch}
+    done = {"epochs": max(trainer.current_epoch, _saved_epochs(Path(trainer.default_root_dir)))}
     callback = _best_callback(trainer)
     if callback is None or callback.best_model_score is None or _best_fault(callback, trainer.lightning_module.hparams):
         return done
     best = torch.load(callback.best_model_path, weights_only=True, map_location="cpu", mmap=True)
     return done | {"best_epoch": best["epoch"], "metrics": dict(best["validation"])}
+
+
+def _saved_epochs(folder: Path) -> int:
+    """Return the number of epochs in last.ckpt, which an interruption right after it was saved leaves uncounted."""
+    with suppress(Exception):  # torch's errors vary; a run that fails before its first epoch has no file
+        saved = torch.load(folder / LAST_CHECKPOINT, weights_only=True, map_location="cpu", mmap=True)
+        epochs: int = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return epochs
+    return 0
 
 
 def checkpoint_to_test(trainer: pl.Trainer, folder: Path, best_epoch: int | None) -> Path:
