@@ -8,7 +8,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.recommend.inputs import read_ids, read_table
 
 COLUMNS = ("user_id", "item_id")
-PACKED = gzip.compress(b"user_id,item_id\n" + b"1,2\n" * 100)
+PACKED = gzip.compress(b"user_id,item_id\n" + b"1,2\n" * 100, mtime=0)
 
 
 @pytest.mark.parametrize("data", [PACKED[:20], PACKED[:-1], PACKED[:12] + b"\xff" + PACKED[13:], b"no gzip"])
