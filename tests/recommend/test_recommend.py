@@ -1,5 +1,6 @@
 """The recommend command, in this process and in fresh ones, on generated data in the format of KION."""
 
+import errno
 import gzip
 import json
 import os
@@ -10,7 +11,6 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from uuid import UUID
 
 import pandas as pd
 import pytest
@@ -287,13 +287,12 @@ def test_invalid_input_ends_the_command_with_one_line(here, recommend_here):
     assert done.stdout == ""
 
 
-needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which accepts no byte")
-
-
-@needs_full
 def test_unfinished_file_is_removed(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "uuid4", lambda: UUID(int=0))
-    (tmp_path / f".draft-{'0' * 12}-lists.csv").symlink_to("/dev/full")
+    def fail(path: Path) -> None:
+        assert path.read_text().startswith("user_id,")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync_file", fail)
     error = refused(here, "users=all", "on_unsupported_targets=ignore", "output=lists.csv")
     assert error == "output=lists.csv cannot be written: No space left on device; choose another path"
     assert not list(tmp_path.glob("*lists.csv"))
@@ -366,7 +365,7 @@ def test_signal_ends_the_command_quietly_without_a_file(sent, code, default_sigi
     assert [path.name for path in tmp_path.iterdir()] == ["histories.csv"]
 
 
-@needs_full
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which accepts no byte")
 @pytest.mark.slow
 def test_printing_to_a_full_disk_is_one_line(here):
     command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
