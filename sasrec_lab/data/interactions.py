@@ -48,7 +48,7 @@ def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
     """
     if parquet.is_parquet(path):
         parts = parquet.read_parts(path, dataset)
-        table = _read_in_parts(parts, dataset) if _has_integer_ids(dataset) else None
+        table = _read_in_parts(parts, path, dataset) if _has_integer_ids(dataset) else None
         return _to_table(parquet.read_columns(path, dataset), dataset) if table is None else table
     table = _read_blocks(source.blocks(path), path, dataset) if _is_simple(dataset) else None
     return read_interactions(source.read(path, None)[0], path, dataset) if table is None else table
@@ -98,12 +98,14 @@ def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) ->
     names, first = cut
     rows = chain([first], blocks) if dataset.names else without_marks(chain([first], blocks))
     dataset = replace(dataset, names=names)
-    return _read_in_parts((partial(read_table, block, path, dataset) for block in rows), dataset)
+    return _read_in_parts((partial(read_table, block, path, dataset) for block in rows), path, dataset)
 
 
-def _read_in_parts(parts: Iterator[Callable[[], dict[str, Column]]], dataset: DatasetConfig) -> pd.DataFrame | None:
+def _read_in_parts(
+    parts: Iterator[Callable[[], dict[str, Column]]], path: Path, dataset: DatasetConfig
+) -> pd.DataFrame | None:
     """Return the table in parts that are parsed in parallel; None if it must be read as a whole."""
-    threads = min(pa.cpu_count(), _MAX_THREADS)
+    threads, limit, size = min(pa.cpu_count(), _MAX_THREADS), source.most_bytes(), 0
     tables: list[dict[str, Any]] = []
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[dict[str, Any] | None]] = deque()
@@ -113,6 +115,8 @@ def _read_in_parts(parts: Iterator[Callable[[], dict[str, Column]]], dataset: Da
                 table = pending.popleft().result()
                 if table is None:
                     return None
+                size += _bytes_of(table)
+                source.check_size(size, limit, path)
                 tables.append(table)
         for future in pending:
             table = future.result()
@@ -139,6 +143,10 @@ def _read_part(read: Callable[[], dict[str, Column]], dataset: DatasetConfig) ->
         return {name: _narrow(column) for name, column in values.items()} | time_type
     except InputError:
         return None
+
+
+def _bytes_of(table: dict[str, Any]) -> int:
+    return sum(column.nbytes for column in table.values() if isinstance(column, np.ndarray))
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

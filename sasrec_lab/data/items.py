@@ -1,6 +1,7 @@
 """Item titles, for data sets that have a file of them."""
 
-import zlib
+import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -21,14 +22,15 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
     if config is None or path is None:
         return None
     columns = [config.item, config.title]
+    separator = "\t" if config.separator == r"\t" else config.separator
     try:
         table = pd.read_csv(
-            path,
-            sep=config.separator,
+            io.BytesIO(source.content(path)),
+            sep=re.escape(separator) if len(separator) > 1 else separator,  # pandas takes two characters for a pattern
+            engine="python" if len(separator.encode()) > 1 else "c",
             names=config.names and list(config.names),
             usecols=range(len(config.names)) if config.names else None,
             encoding=config.encoding,
-            compression="gzip" if path.suffix == ".gz" else None,
             dtype=str,
             keep_default_na=False,
         )
@@ -37,7 +39,7 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
             f"dataset.titles.path: {path} is not {config.encoding} text ({error.reason}); set dataset.titles.encoding"
             " to the file's, such as latin-1"
         ) from error
-    except (ValueError, OSError, LookupError, EOFError, zlib.error, TypeError) as error:
+    except (ValueError, OSError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"dataset.titles.path: {path} cannot be read ({reason}); check the file, and its separator, names and"

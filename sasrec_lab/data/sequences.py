@@ -14,6 +14,7 @@ from sasrec_lab.config.dataset import DatasetConfig, SyntheticConfig
 from sasrec_lab.data import cache, source
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.interactions import read_file
+from sasrec_lab.data.parquet import is_parquet
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError, explain_out_of_memory
 
@@ -87,7 +88,7 @@ def _generate(synthetic: SyntheticConfig, dataset: DatasetConfig) -> cache.Array
 def _load_file(path: Path, root: Path, dataset: DatasetConfig, may_write_root: bool) -> tuple[cache.Arrays, str]:
     """Return the arrays of the file, from the cache if it has them, and the file's sha256."""
     stamp = cache.file_stamp(path)
-    sha256 = cache.find_sha256(stamp, root) or source.digest(path)
+    sha256 = cache.find_sha256(stamp, root) or source.digest(path, is_text=not is_parquet(path))
     source.check(path, sha256, dataset.sha256, is_published=bool(dataset.sources))
 
     def build() -> cache.Arrays:

@@ -16,7 +16,7 @@ from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import did_you_mean_path, user_cache
 
-_MAX_LINE_BYTES = 64 << 20  # of what follows a block
+_MAX_LINE_BYTES = 16 << 20  # of what follows a block
 _BLOCK_BYTES = 4 << 20  # 2 to 8 MiB are equally fast; larger blocks only need more memory
 
 
@@ -103,14 +103,20 @@ def plain_or_gz(path: Path) -> Path | None:
 # Read
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, is_text: bool) -> str:
     """Return the sha256 of the content, unzipped if it is a .gz.
 
     Raises:
-        InputError: unreadable or a broken gzip.
+        InputError: unreadable, a broken gzip, or text with a line as `blocks` refuses it, before the rest is read.
     """
     with _opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if not is_text:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256()
+        for block, line_end in _parts(file, path):
+            found.update(block)
+            found.update(line_end)
+        return found.hexdigest()
 
 
 def check(path: Path, found: str, expected: str | None, is_published: bool = False) -> None:
@@ -128,44 +134,69 @@ def blocks(path: Path) -> Iterator[bytes]:
     """Yield the content, unzipped if it is a .gz, in blocks of a few million bytes that end with a line.
 
     Raises:
-        InputError: unreadable or a broken gzip.
+        InputError: unreadable, a broken gzip, or a line of many million bytes, such as a file of holes or zeros.
     """
     with _opened(path) as file:
-        while block := file.read(_BLOCK_BYTES):
-            line_end = file.readline(_MAX_LINE_BYTES)
-            if len(line_end) == _MAX_LINE_BYTES:
-                raise InputError(f"{path} has a line of over {_MAX_LINE_BYTES:,} bytes; dataset.path must name a table")
+        for block, line_end in _parts(file, path):
             yield block + line_end
+
+
+def _parts(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each block, and what ends its last line."""
+    while block := file.read(_BLOCK_BYTES):
+        line_end = file.readline(_MAX_LINE_BYTES)
+        if len(line_end) == _MAX_LINE_BYTES:
+            raise InputError(
+                f"{path} has a line of over {_MAX_LINE_BYTES:,} bytes; name a text file with shorter lines, each ended"
+                " by a line feed"
+            )
+        yield block, line_end
 
 
 def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
     """Return the content, unzipped if it is a .gz, and its sha256.
 
     Raises:
-        InputError: unreadable, a broken gzip, empty, or another checksum than `sha256`.
+        InputError: as `content`, or it is empty, or has another checksum than `sha256`.
     """
-    with _opened(path) as file:
-        data = _unzip(file, path) if path.suffix == ".gz" else file.read()
+    data = content(path)
     found = hashlib.sha256(data).hexdigest()
     check(path, found, sha256)
     return data, found
 
 
-def _unzip(file: gzip.GzipFile | BufferedReader, path: Path) -> bytes:
-    """Return the content of a gzip, which may be a thousand times as large as its file, if it fits in memory."""
+def content(path: Path) -> bytes:
+    """Return the content of a text file, unzipped if it is a .gz, which may be a thousand times as large as its file.
+
+    Raises:
+        InputError: as `blocks`, or it does not fit in memory.
+    """
+    limit = most_bytes()
+    if path.suffix != ".gz":
+        with _opened(path) as file:
+            check_size(os.fstat(file.fileno()).st_size, limit, path)
+            return file.read()
+    size, parts = 0, []
+    for part in blocks(path):
+        size += len(part)
+        check_size(2 * size, limit, path)  # the parts, and the whole
+        parts.append(part)
+    return b"".join(parts)
+
+
+def check_size(size: int, limit: int | None, path: Path) -> None:
+    """Raise InputError if what is read of a file, unzipped or parsed, takes more memory than there is."""
+    if limit is not None and size > limit:
+        raise InputError(f"{path} is too large for this machine; use a part of it, or more memory")
+
+
+def most_bytes() -> int | None:
+    """Return how much memory this process could have, None if that is not known."""
     import torch  # here, because the commands check the user's files before they need it
 
     from sasrec_lab.ops.memory import available_bytes
 
-    limit, size, parts = available_bytes(torch.device("cpu")), 0, []
-    while part := file.read(_BLOCK_BYTES):
-        size += len(part)
-        if limit is not None and 2 * size > limit:  # the parts, and the whole
-            raise InputError(
-                f"{path} has over {size:,} bytes when unzipped, too many for this machine; use a part of it"
-            )
-        parts.append(part)
-    return b"".join(parts)
+    return available_bytes(torch.device("cpu"))
 
 
 @contextmanager
@@ -176,4 +207,4 @@ def _opened(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is a broken gzip file ({error}); replace it with a complete one") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); dataset.path must name a readable file") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a file that you may read") from error

@@ -16,6 +16,7 @@ from sasrec_lab.data import columns, interactions, source
 from sasrec_lab.data.cleaning import clean, describe_span, time_unit
 from sasrec_lab.data.interactions import read_file, read_interactions
 from sasrec_lab.errors import InputError
+from sasrec_lab.ops import memory
 
 FILE = Path("x.csv")
 TIMED = load(["dataset=csv", "dataset.path=x.csv"]).dataset  # user_id, item_id, timestamp
@@ -380,6 +381,15 @@ def test_blank_lines_are_not_rows_of_a_file_read_in_blocks(tmp_path, end):
     (tmp_path / "x.csv").write_text(f"{end}{end}", newline="")
     with pytest.raises(InputError, match="only empty lines"):
         read_file(tmp_path / "x.csv", replace(PLAIN, names=["user_id", "item_id", "timestamp"]))
+
+
+def test_rows_that_would_fill_the_memory_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"user_id,item_id\n" + 10_000 * b"1,1\n"))
+    monkeypatch.setattr(source, "_BLOCK_BYTES", 1000)
+    assert len(read_file(tmp_path / "x.csv.gz", PLAIN)) == 10_000
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 40_000)
+    with pytest.raises(InputError, match=r"x\.csv\.gz is too large for this machine; use a part of it, or more memory"):
+        read_file(tmp_path / "x.csv.gz", PLAIN)
 
 
 def test_a_file_in_utf_16():

@@ -1,15 +1,17 @@
 """Item titles."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.config.dataset import DatasetConfig, TitlesConfig
 from sasrec_lab.data.items import read_titles
 from sasrec_lab.errors import InputError
+from sasrec_lab.ops import memory
 
 IDS = np.array([1, 3, 7])
 
@@ -54,7 +56,7 @@ def test_a_broken_gzip_file_of_titles_is_one_line(tmp_path):
     packed = gzip.compress(b"item_id,title\n" + b"1,One\n" * 100)
     for data in (packed[:20], packed[:-1], packed[:12] + b"\xff" + packed[13:], b"no gzip"):
         (tmp_path / "t.csv.gz").write_bytes(data)
-        with pytest.raises(InputError, match=r"t\.csv\.gz cannot be read \(.+\); check the file, and its separator"):
+        with pytest.raises(InputError, match=r"t\.csv\.gz is a broken gzip file \(.+\); replace it"):
             read_titles(dataset(tmp_path / "t.csv"), None, IDS)
 
 
@@ -71,3 +73,20 @@ def test_titles_with_a_wrong_key_are_one_line(tmp_path, key, value):
     (tmp_path / "t.csv").write_text("item_id,title\n1,One\n")
     with pytest.raises(InputError, match=r"t\.csv cannot be read \(.+\); check the file, and its separator, names and"):
         read_titles(dataset(tmp_path / "t.csv", f"dataset.titles.{key}={value}"), None, IDS)
+
+
+@pytest.mark.parametrize("separator", ["::", "|", "é", "+", "(a+)+$", r"\t", r"\\s"])
+def test_a_separator_of_titles_is_text_not_a_pattern(tmp_path, separator):
+    written = "\t" if separator == r"\t" else separator
+    rows = [["1", "One a", "x"], ["7", "Se|ven" if written != "|" else "Seven", "x"]]
+    (tmp_path / "t.csv").write_text("".join(written.join(row) + "\n" for row in rows))
+    given = replace(TitlesConfig(), path=str(tmp_path / "t.csv"), separator=separator, names=["item_id", "title"])
+    titles = read_titles(replace(dataset(tmp_path / "t.csv"), titles=given), None, IDS)
+    assert titles.tolist() == ["One a", "", rows[1][1]]
+
+
+def test_titles_that_would_fill_the_memory_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"item_id,title\n" + b"1,One\n" * 1000))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 5000)
+    with pytest.raises(InputError, match=r"t\.csv\.gz is too large for this machine; use a part of it, or more memory"):
+        read_titles(dataset(tmp_path / "t.csv"), None, IDS)

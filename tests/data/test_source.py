@@ -95,26 +95,40 @@ def test_digest_and_blocks_are_those_of_the_whole_file(tmp_path, monkeypatch, su
     content = b"1,2\r\n\n" + 30 * b"3,4\n" + b"a line longer than a block\n5,6"
     path = tmp_path / f"u.data{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
-    assert source.digest(path) == source.read(path, None)[1] == hashlib.sha256(content).hexdigest()
+    assert source.digest(path, is_text=True) == source.read(path, None)[1] == hashlib.sha256(content).hexdigest()
     for size in (1, 7, 1000):
         monkeypatch.setattr(source, "_BLOCK_BYTES", size)
         blocks = list(source.blocks(path))
         assert b"".join(blocks) == content
         assert all(block.endswith(b"\n") for block in blocks[:-1])
+        assert source.digest(path, is_text=True) == source.digest(path, is_text=False)
 
 
-def test_gzip_bombs_end_before_they_fill_the_memory(tmp_path, monkeypatch):
-    path = tmp_path / "u.data.gz"
-    path.write_bytes(gzip.compress(bytes(10**6)))
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_of_gigabytes_ends_within_megabytes(tmp_path, suffix):
+    path = tmp_path / f"u.data{suffix}"
+    with gzip.open(path, "wb", compresslevel=1) if suffix else path.open("wb") as file:
+        file.write(b"user,item\n")
+        if suffix:
+            file.write(bytes(30 << 20))
+        else:
+            file.truncate(1 << 40)  # a file of holes
+    message = (
+        f"{path} has a line of over 16,777,216 bytes; name a text file with shorter lines, each ended by a line feed"
+    )
+    assert refusal(lambda: list(source.blocks(path))) == message
+    assert refusal(source.digest, path, True) == message
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_content_ends_before_it_fills_the_memory(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"u.data{suffix}"
+    path.write_bytes(gzip.compress(1000 * ROWS) if suffix else 1000 * ROWS)
     monkeypatch.setattr(source, "_BLOCK_BYTES", 1000)
-    monkeypatch.setattr(source, "_MAX_LINE_BYTES", 5000)
-    assert refusal(lambda: list(source.blocks(path))) == (
-        f"{path} has a line of over 5,000 bytes; dataset.path must name a table"
-    )
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 10_000)
-    assert refusal(source.read, path, None) == (
-        f"{path} has over 6,000 bytes when unzipped, too many for this machine; use a part of it"
-    )
+    assert source.content(path) == 1000 * ROWS
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 7000)
+    message = f"{path} is too large for this machine; use a part of it, or more memory"
+    assert refusal(source.read, path, None) == message
 
 
 @pytest.mark.parametrize(
@@ -129,7 +143,7 @@ def test_a_broken_gzip(tmp_path, content, reason):
     path.write_bytes(content)
     message = f"{path} is a broken gzip file ({reason}); replace it with a complete one"
     assert refusal(source.read, path, None) == message
-    assert refusal(source.digest, path) == message
+    assert refusal(source.digest, path, True) == message
 
 
 @pytest.mark.parametrize(("name", "content"), [("u.data", b""), ("u.data.gz", gzip.compress(b"", mtime=0))])
@@ -141,7 +155,7 @@ def test_an_empty_file(tmp_path, name, content):
 
 def test_a_folder_cannot_be_read(tmp_path):
     assert refusal(source.read, tmp_path, None) == (
-        f"{tmp_path} cannot be read (Is a directory); dataset.path must name a readable file"
+        f"{tmp_path} cannot be read (Is a directory); name a file that you may read"
     )
 
 
