@@ -16,7 +16,7 @@ from sasrec_lab.report.tables import ProtocolReport, Report
 from sasrec_lab.run.protocol import describe_candidates
 
 _MAX_CELLS = 2500  # of a heat map
-_HALF_PAGE_INCHES = 8  # the text of a wider figure is illegible at half a page's width
+_HALF_PAGE_INCHES = 7  # the text of a wider figure is illegible at half a page's width
 
 
 @dataclass(frozen=True)

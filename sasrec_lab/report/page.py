@@ -8,7 +8,7 @@ from sasrec_lab.report.formats import format_overrides
 from sasrec_lab.report.tables import ProtocolReport, Report, Table, protocol_table
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1d2733; --soft: #5d6b7a; --line: #e1e5ea; --tint: #f6f8fa; }
+:root { color-scheme: only light; --ink: #1d2733; --soft: #5d6b7a; --line: #e1e5ea; --tint: #f6f8fa; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; color: var(--ink); background: #fff;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -28,6 +28,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .text th, .text td { text-align: left; }
+td:first-child { white-space: normal; }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 tr.baseline td { background: var(--tint); font-weight: 600; }
 tr.best td { color: #00734f; font-weight: 600; }
@@ -93,11 +94,9 @@ def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
 
 
 def _figures(figures: list[Figure]) -> str:
-    """Return the figures, two in a line; if one is left over, it takes both columns."""
-    halves = [figure for figure in figures if not figure.is_full_width]
-    last = halves[-1] if len(halves) % 2 else None
+    """Return the figures, two in a line if the window is wide; one that is left over keeps their size."""
     drawn = [
-        f"<figure{' class=full' if figure.is_full_width or figure is last else ''}>"
+        f"<figure{' class=full' if figure.is_full_width else ''}>"
         f'<img alt="{title}" style="--own:{figure.width:.2f}in" src="{figure.svg()}"></figure>'
         for figure in figures
         for title in [_escape(figure.title)]

@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a label may contain dollars
 }
-_WIDTH, _HEIGHT = 7.0, 3.4  # inches, of figures that share a line of a page
+_WIDTH, _HEIGHT = 6.0, 3.2  # inches, of figures that share a line of a page
 _LINE_INCHES = 0.155  # of a legend or title
 _CHARACTERS_PER_INCH = 14.5
 _MAX_BARS = 30
@@ -67,7 +67,8 @@ def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: s
     rows = sorted(rows, key=lambda row: at[row.label])
     x, spreads = [at[row.label] for row in rows], [row.spread(metric) for row in rows]
     for row in rows if len(x) <= _MAX_BARS else ():
-        _draw_seeds(axes, [at[row.label]] * len(row.runs), _values(row, metric), COLORS[0])
+        if len(seeds := _values(row, metric)) > 1:
+            _draw_seeds(axes, [at[row.label]] * len(seeds), seeds, COLORS[0], label="one seed")
     mean, std = np.array([s.mean for s in spreads]), np.array([s.std or 0.0 for s in spreads])
     if has_band := min(spread.n for spread in spreads) >= _MIN_SEEDS_FOR_SPREAD:
         axes.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.15, linewidth=0)
@@ -106,7 +107,7 @@ def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metri
     cells = {(setting(row, keys[0]), setting(row, keys[1])): row for row in rows}
     means = {place: row.spread(metric).mean for place, row in cells.items()}
     grid = np.array([[means.get((y, x), math.nan) for x in across] for y in down])
-    canvas, axes = _new_canvas(max(5, 1.9 + 0.85 * len(across)), 1.1 + 0.55 * len(down))
+    canvas, axes = _new_canvas(max(_WIDTH, 1.9 + 0.85 * len(across)), max(_HEIGHT, 1.1 + 0.55 * len(down)))
     image = axes.imshow(grid, cmap="viridis", aspect="auto")
     axes.grid(False)
     axes.set_xticks(range(len(across)), [_shown_value(x) for x in across])
@@ -139,16 +140,18 @@ def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
     popularity = part.popularity(metric)
     names = [_name(part, row) for row in rows] + ["popularity"] * (popularity is not None)
     lines = 1 + max(name.count("\n") for name in names)
-    canvas, axes = _new_canvas(_WIDTH, 0.7 + len(names) * max(0.5 if has_published else 0.3, 0.15 * lines))
-    height = 0.38 if has_published else 0.64
+    place_inches = max(0.5 if has_published else 0.3, 0.15 * lines, (_HEIGHT - 0.7) / len(names))
+    canvas, axes = _new_canvas(_WIDTH, 0.7 + len(names) * place_inches)
+    height = min(0.38 if has_published else 0.64, 0.3 / place_inches)
     longest = max([popularity or 0.0, *(_end(row, metric) for row in rows)]) or 1.0
     for place, row in enumerate(rows):
         value = row.published.get(metric)
-        _draw_bar(axes, part, row, metric, place if value is None else place - 0.2, height, 0.015 * longest)
+        shift = 0.0 if value is None else 0.52 * height
+        _draw_bar(axes, part, row, metric, place - shift, height, 0.015 * longest)
         if value is not None:
-            axes.barh(place + 0.2, value, height, color="#d5dae0", label="published")
+            axes.barh(place + shift, value, height, color="#d5dae0", label="published")
             end = value + 0.015 * longest
-            axes.text(end, place + 0.2, f"{value:.4f}", va="center", fontsize=7.5, color="#667077")
+            axes.text(end, place + shift, f"{value:.4f}", va="center", fontsize=7.5, color="#667077")
     if popularity is not None:
         axes.barh(len(rows), popularity, height, color=GRAY)
         axes.text(popularity + 0.015 * longest, len(rows), f"{popularity:.4f}", va="center", fontsize=7.5)

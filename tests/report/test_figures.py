@@ -71,6 +71,18 @@ def test_two_seeds_are_points_and_no_band(tmp_path, seeds, bands):
     assert sorted(len(line.get_xdata()) for line in points) == [seeds, seeds]
 
 
+def test_figures_that_share_a_line_have_axes_of_one_height(tmp_path):
+    """Legends and titles may differ in height; they are outside of the axes."""
+    write_rows(tmp_path / "few", 2, "loss=bce", "loss=gbce")
+    write_rows(tmp_path / "line", 2, "a.b=1", "a.b=2")
+    heights = []
+    for folder, name in (("few", "rows"), ("few", "time"), ("line", "by-a.b")):
+        figure = drawn(tmp_path / folder)[name]
+        figure.svg()  # lays the figure out
+        heights.append(figure.canvas.axes[0].get_position().height * figure.canvas.get_figheight())
+    assert max(heights) / min(heights) < 1.1
+
+
 def test_bars_of_two_seeds_have_no_error_bar(tmp_path):
     write_rows(tmp_path / "two", 2, "loss=bce", "loss=gbce")
     write_rows(tmp_path / "three", 3, "loss=bce", "loss=gbce")

@@ -562,7 +562,7 @@ def test_latex_tables_have_captions_labels_and_legends(tmp_path, report_here):
     assert len(set(labels)) == len(labels) == 7
 
 
-def test_wide_and_unpaired_figures_take_both_columns(tmp_path):
+def test_only_wide_figures_take_both_columns(tmp_path):
     from sasrec_lab.report.figures import draw_figures
 
     for dim, maxlen in itertools.product((1, 2), range(1, 10)):
@@ -573,8 +573,9 @@ def test_wide_and_unpaired_figures_take_both_columns(tmp_path):
         ("by-model.dim-model.maxlen", True),
         ("time", False),
     ]
-    assert html_page(report, figures).count("<figure class=full>") == 2
-    assert html_page(report, [*figures, figures[1]]).count("<figure class=full>") == 1
+    page = html_page(report, figures)
+    assert "color-scheme: only light" in page  # a browser that darkens pages would hide the text of figures
+    assert (page.count("<figure class=full>"), page.count("<figure>")) == (1, 1)
 
 
 def test_heat_map_text_has_the_color_with_more_contrast():
@@ -713,7 +714,7 @@ def test_sweep_is_reported_from_training_to_page(train_here, report_here, tmp_pa
     assert train_here(*small, "optimizer.lr=1e30", "hydra.run.dir=failed").returncode == 1
     done = report_here("sweep", "failed", "--html", "page.html", "--figures", "figures")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"no_pos_emb +2 +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<]", done.stdout)
+    assert re.search(r"no_pos_emb +2 .* 0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± 0\.\d{4} +[01<*]", done.stdout)
     assert "failed: training diverged" in done.stdout
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert names == {"rows", "curves", "time"}
