@@ -91,7 +91,7 @@ def _own_draft(draft: Path, make: Callable[[], None]) -> Iterator[None]:
             continue
         try:
             with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for a process that is just removing it
             if draft.exists():
                 yield
                 return

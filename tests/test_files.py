@@ -1,6 +1,7 @@
 """Atomic and durable writes, folder names, paths in messages, and help whose reader goes away."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -139,6 +140,29 @@ def test_a_draft_folder_is_renamed_or_removed(tmp_path):
     with draft_folder(tmp_path / "dropped") as draft:
         (draft / "x").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_draft_that_another_process_is_removing_is_made_anew(tmp_path, monkeypatch):
+    """A remover holds the lock of the first draft, and has removed that when the lock is free."""
+    lock, removers = fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not removers:
+            (first,) = tmp_path.iterdir()
+            removers.append(os.open(first, os.O_RDONLY))
+            lock(removers[0], fcntl.LOCK_EX)
+            if operation & fcntl.LOCK_NB:
+                os.close(removers[0])
+                raise BlockingIOError
+            first.rmdir()
+            os.close(removers[0])
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("sasrec_lab.files.fcntl.flock", flock)
+    with draft_folder(tmp_path / "x") as draft:
+        assert [draft] == list(tmp_path.iterdir())
+        with pytest.raises(BlockingIOError):
+            lock(os.open(draft, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_folder_name_has_no_separators_and_is_not_long():
