@@ -24,6 +24,7 @@ _LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 _INSTANTIATED = (*_LOGGING, "hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.", "hydra.job.env_set.")
 _LOGGING_NAMES = ("logging.StreamHandler", "logging.FileHandler", "colorlog.ColoredFormatter")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_LOG_FILES = ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log")
 _LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # any other takes shell commands or packages among its options
 _MAX_DEPTH = 50  # interpolations may lead in a circle
 
@@ -42,6 +43,8 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         if (name == "_target_" and value not in shipped) or _is_logging_code(key, name, value):
             raise _untrusted(key, value, "would run code that neither this package nor a plugin of Hydra ships")
+        if key.startswith(_LOGGING) and name == "filename" and value not in _LOG_FILES:
+            raise _untrusted(key, value, "would write lines of the config's choice to this file, which may be a script")
         if key == "hydra.sweeper.custom_search_space" and value is not None:
             raise _untrusted(key, value, "would run this function")
         if key.startswith("hydra.job.env_set.") and os.environ.get(name) != value:
@@ -68,7 +71,10 @@ def _is_logging_code(key: str, name: str, value: object) -> bool:
     if not key.startswith(_LOGGING):
         return False
     is_code = name in ("class", "()") and value not in _LOGGING_NAMES
-    return is_code or (isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS)
+    sets_attributes = ".." in key  # keys below "." become attributes of the handler, such as its file
+    return (
+        is_code or sets_attributes or (isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS)
+    )
 
 
 def _typed_keys(overrides: list[str]) -> set[str]:
@@ -117,5 +123,5 @@ def _leaves(node: Any, path: str, depth: int) -> Iterator[tuple[str, Any, bool]]
                 raise _untrusted(inner, text, "takes its value from a resolver, so what would run is not known")
             yield from _leaves(value, inner, depth + 1)
         else:
-            is_name = is_interpolated and key in ("_target_", "class", "()")
+            is_name = is_interpolated and key in ("_target_", "class", "()", "filename")
             yield inner, text if is_name else value, not re.search(r"\$\{[^}]*:", text)

@@ -73,6 +73,9 @@ def test_recommend_refuses_code_of_config_files(tmp_path):
         ("hydra_logging: {formatters: {x: {(): my.Format}}}", "hydra.hydra_logging.formatters.x.()"),
         ("job_logging: {handlers: {console: {stream: 'ext://os.environ'}}}", "hydra.job_logging.handlers"),
         ("job_logging: {root: {x: '${hydra.job.name}'}}\n  job: {name: 'ext://x.y'}", "hydra.job_logging.root.x"),
+        ("job_logging: {handlers: {file: {filename: /home/me/.bashrc}}}", "hydra.job_logging.handlers.file.filename"),
+        ("job_logging: {handlers: {file: {filename: '${data_dir}'}}}", "hydra.job_logging.handlers.file.filename"),
+        ("job_logging: {handlers: {file: {.: {baseFilename: /x}}}}", "hydra.job_logging.handlers.file...baseFilename"),
         ("job: {env_set: {CXX: /tmp/program}}", "hydra.job.env_set.CXX"),
     ],
 )  # fmt: skip
@@ -86,7 +89,9 @@ def test_an_own_variable_of_the_environment_can_be_typed(tmp_path):
     assert check_command_line([*words, "hydra.job.env_set.CXX=clang"])
 
 
-@pytest.mark.parametrize("word", ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.verbose=true"])
+@pytest.mark.parametrize(
+    "word", ["hydra/job_logging=disabled", "hydra/hydra_logging=hydra_debug", "hydra.verbose=true"]
+)
 def test_logging_that_hydra_ships_needs_no_trust(word):
     assert check_command_line([word])
 
