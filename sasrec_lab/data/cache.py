@@ -152,10 +152,10 @@ def _load(folder: Path) -> Arrays | None:
             check_arrays(arrays)
             _save_checked(folder, stamps)
     except FileNotFoundError as error:
-        log.warning("cache %s has no %s; building it again", folder, Path(error.filename).name)
+        log.warning("cache %s has no %s; not using it", folder, Path(error.filename).name)
         return None
     except Exception as error:  # NumPy raises various ones for a header that it did not write
-        log.warning("cache %s is damaged (%s); building it again", folder, error)
+        log.warning("cache %s is damaged (%s); not using it", folder, error)
         return None
     return arrays
 

@@ -108,7 +108,7 @@ def test_a_damaged_folder_is_rebuilt_with_one_log_line(root, damage, file, caplo
     assert load(root)[1] == 1
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"cache {root}/cache/x-1 ")
-    assert caplog.messages[0].endswith("; building it again")
+    assert caplog.messages[0].endswith("; not using it")
     assert load(root)[1] == 0
     assert sorted(path.name for path in (root / "cache").iterdir()) == ["other-2", "x-1"]
 
@@ -127,7 +127,7 @@ def test_a_folder_under_anothers_name_is_rebuilt(root):
 def test_a_cache_of_an_older_version_is_rebuilt_in_place(root, caplog):
     (root / "cache" / "x-1" / "checksums.json").unlink()
     assert load(root)[1] == 1
-    assert caplog.messages == [f"cache {root}/cache/x-1 has no checksums.json; building it again"]
+    assert caplog.messages == [f"cache {root}/cache/x-1 has no checksums.json; not using it"]
 
 
 def write_unchecked(folder: Path, **changes: np.ndarray) -> None:
