@@ -5,6 +5,7 @@ so that help, `--cfg job` and every message about a typo appear at once.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -279,7 +280,16 @@ OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, rep
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
+# By metric: each user's value, from an array of the ranks of their targets. The first argument is the array's library,
+# numpy or torch, neither of which this file imports.
+GAINS: dict[str, Callable[[Any, Any], Any]] = {
+    "ndcg": lambda library, ranks: 1 / library.log2(ranks + 1),
+    "recall": lambda library, ranks: library.ones_like(ranks),
+    "mrr": lambda library, ranks: 1 / ranks,
+}
+
+
 def metric_names(k: list[int], sampled: int) -> list[str]:
     """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
-    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in ("ndcg", "recall", "mrr")]
+    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in GAINS]
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]

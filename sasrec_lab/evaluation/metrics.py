@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sasrec_lab.config.schema import EvaluationConfig, metric_names
+from sasrec_lab.config.schema import GAINS, EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
 
 
@@ -153,7 +153,7 @@ def metrics_from_counts(counts: Tensor, k: list[int]) -> dict[str, float]:
     users = counts.sum().clamp(min=1)
     ranks = torch.arange(1, len(counts), dtype=torch.double)
     hits = counts[1:]
-    gains = {"ndcg": 1 / torch.log2(ranks + 1), "recall": torch.ones_like(ranks), "mrr": 1 / ranks}
+    gains = {name: gain(torch, ranks) for name, gain in GAINS.items()}
     values = {"mrr": (hits * gains["mrr"]).sum() / users}
     for cut in k:
         for name, gain in gains.items():

@@ -8,23 +8,19 @@ Shapes: R rows, M metrics, U users.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
+from sasrec_lab.config.schema import GAINS
 from sasrec_lab.report.records import Run
 from sasrec_lab.report.rows import Row
 from sasrec_lab.run.folder import read_arrays
 
 FLIPS = 10_000
-GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "ndcg": lambda rank: 1 / np.log2(rank + 1),
-    "recall": np.ones_like,
-    "mrr": lambda rank: 1 / rank,
-}
 _SIGNS_PER_CHUNK = 2**22  # 32 MiB of float64
 
 
@@ -77,7 +73,7 @@ def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarr
     if metric not in run.metrics or not metric.startswith("test/") or column is None or kind not in GAINS:
         return np.full(len(ranks["user"]), math.nan)
     hit = (column > 0) & (column <= (int(cutoff) if cutoff else np.inf))
-    return np.where(hit, GAINS[kind](np.where(hit, column, 1)), 0.0)
+    return np.where(hit, GAINS[kind](np, np.where(hit, column, 1)), 0.0)
 
 
 def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
