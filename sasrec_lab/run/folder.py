@@ -9,10 +9,13 @@ tb/ come from Hydra and Lightning; .lock belongs to the process that runs in the
 import json
 import os
 import shlex
+import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -34,9 +37,10 @@ METRICS = "metrics.json"
 RANKS = "ranks.npz"
 ITEMS = "items.npz"
 _MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
+_MAX_DIRECTORY = 8 << 20  # bytes of an archive's list of members, of which each takes a hundred
+_MAX_HOLES = 16  # times the place that a large file takes on its disk; a disk that compresses halves weights
 BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")  # by validation
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")  # of the newest epoch
-OTHER_FOLDER_HINT = "choose another hydra.run.dir"
 RESUME_HINT = "resume the run with ckpt=last, which tests it again, or choose another one"
 RETRAIN_HINT = "retrain the run, or choose another one"  # the fix for a broken run folder
 
@@ -128,22 +132,49 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     with open_regular(path) as file:
         try:
-            if (size := os.fstat(file.fileno()).st_size) > _MAX_ARRAY_BYTES:  # a file of holes takes no place on a disk
+            if (size := os.fstat(file.fileno()).st_size) > _MAX_ARRAY_BYTES:
                 raise ValueError(f"{size:,} bytes, more than {_MAX_ARRAY_BYTES:,}")
-            with zipfile.ZipFile(file) as archive:
-                check_stored(archive, size)
+            with opened_archive(file) as archive:
                 return {each.filename.removesuffix(".npy"): _read_array(archive, each) for each in archive.filelist}
         except Exception as error:  # those of zipfile and numpy share no base class
             raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
 
 
-def check_stored(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError if members of an archive of this size are compressed or overlap, so that it may be a bomb."""
-    members = archive.filelist
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("it is compressed, which a run's files are not")
-    if sum(member.file_size for member in members) > size:
-        raise ValueError("its members are larger than itself")
+@contextmanager
+def opened_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """Yield a zip archive that a run wrote, such as a checkpoint, once what reading it takes is known to be little.
+
+    Raises:
+        ValueError: its members are compressed, overlap or are too many, or it is a file of holes: a few bytes on a disk
+            would become as much memory or time as a stranger likes.
+    """
+    status = os.fstat(file.fileno())
+    if status.st_size > _MAX_HOLES * status.st_blocks * 512 > 0 and status.st_size > _MAX_ARRAY_BYTES:
+        raise ValueError(f"{status.st_size:,} bytes, but most of them are holes that take no place on the disk")
+    if _directory_bytes(file, status.st_size) > _MAX_DIRECTORY:
+        raise ValueError("it has more members than a run writes")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.filelist
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which a run's files are not")
+        if sum(member.file_size for member in members) > status.st_size:
+            raise ValueError("its members are larger than itself")
+        yield archive
+
+
+def _directory_bytes(file: BinaryIO, size: int) -> int:
+    """Return the bytes of an archive's list of members, which `ZipFile` loads: its end says how many, once or twice."""
+    file.seek(max(0, size - 98))
+    end = file.read().rjust(98, b"\0")
+    large, place, small = end[:56], end[56:76], end[76:]
+    if not small.startswith(b"PK\5\6") or not small.endswith(b"\0\0"):  # a comment would follow
+        raise ValueError("it does not end like an archive that a run writes")
+    (count,) = struct.unpack_from("<L", small, 12)
+    if not place.startswith(b"PK\6\7"):
+        return int(count)
+    if not large.startswith(b"PK\6\6") or struct.unpack_from("<Q", place, 8)[0] != size - 98:
+        raise ValueError("it does not end like an archive that a run writes")
+    return int(struct.unpack_from("<Q", large, 40)[0])
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

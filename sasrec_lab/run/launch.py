@@ -22,7 +22,7 @@ from sasrec_lab.data.source import check_user_files
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path, tolerate_closed_pipe
 from sasrec_lab.run import signals, sweep
-from sasrec_lab.run.folder import OTHER_FOLDER_HINT, has_checkpoint
+from sasrec_lab.run.folder import has_checkpoint
 from sasrec_lab.run.lock import lock_folder
 from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
 from sasrec_lab.run.resume import check_can_run, describe_unfinished
@@ -49,7 +49,7 @@ def launch(main: Main, compare: Compare) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # what Hydra writes; a run reports its own
         place = error.filename or "the run folder"
-        sys.exit(f"error: {place} cannot be written: {error.strerror}; free space, or choose another hydra.run.dir")
+        sys.exit(f"error: {place} cannot be written: {error.strerror}; free space, or choose another folder")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -87,8 +87,8 @@ def _run_single(job: Job, main: Main) -> None:
     elif cfg.ckpt is None and has_checkpoint(job.folder):
         words = format_override("hydra.run.dir", display_path(job.folder)), "ckpt=last"
         raise InputError(
-            f"{job.folder} contains this run, {describe_unfinished(job.folder)}; {_resume_hint(*words)}, or"
-            f" {OTHER_FOLDER_HINT}"
+            f"{job.folder} contains this run, {describe_unfinished(job.folder)}; {_resume_hint(*words)}, or choose"
+            " another hydra.run.dir"
         )
     else:
         check_user_files(cfg.dataset, cfg.data_dir)

@@ -47,10 +47,10 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def check_unlocked(folder: Path) -> None:
+def check_unlocked(folder: Path, key: str) -> None:
     """Raise FolderInUse if another process runs in the folder."""
     if is_locked(folder):
-        raise _folder_in_use(folder, "hydra.run.dir")
+        raise _folder_in_use(folder, key)
 
 
 def check_writable(folder: Path, key: str = "hydra.run.dir") -> None:

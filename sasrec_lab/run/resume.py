@@ -9,15 +9,15 @@ from sasrec_lab.config.convert import is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import display_path, read_small_text
+from sasrec_lab.files import display_path, open_regular, read_small_text
 from sasrec_lab.run.folder import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
     METRICS,
-    OTHER_FOLDER_HINT,
     RUN,
     broken_reason,
     has_checkpoint,
+    opened_archive,
     read_intact_json,
 )
 from sasrec_lab.run.lock import check_unlocked, check_writable
@@ -26,15 +26,17 @@ from sasrec_lab.run.provenance import as_typed
 _MAY_CHANGE_ON_RESUME = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
 
-def check_can_run(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
+def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") -> dict[str, Any] | None:
     """Return None if the configuration may run in the folder, or the folder's metrics.json if it has already finished.
+
+    `key` is what the user sets to choose another folder.
 
     Raises:
         InputError: the folder cannot be written, another process runs in it, it holds another configuration's results,
             or there is no checkpoint to resume from.
     """
-    check_writable(folder)
-    check_unlocked(folder)
+    check_writable(folder, key)
+    check_unlocked(folder, key)
     previous = recorded_config(folder)
     if previous is None:
         _check_checkpoint_file(cfg.ckpt)
@@ -46,7 +48,7 @@ def check_can_run(folder: Path, cfg: TrainConfig) -> dict[str, Any] | None:
     differing = differences(previous, to_plain(cfg))
     longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
-        raise _other_run_error(folder, cfg.ckpt, others)
+        raise _other_run_error(folder, cfg.ckpt, others, key)
     info, metrics = read_intact_json(folder / RUN), read_intact_json(folder / METRICS)
     if metrics.get("status") == "finished" and "end" in info and not longer:
         return metrics
@@ -93,7 +95,9 @@ def _config_of_checkpoint(folder: Path) -> dict[str, Any]:
     reasons = []
     for path in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
         try:
-            config = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]["config"]
+            with open_regular(path) as file, opened_archive(file):
+                saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            config = saved["hyper_parameters"]["config"]
             if isinstance(config, dict):
                 return config
             reasons.append(f"{path} has no config")
@@ -116,12 +120,12 @@ def other_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [key for key in differences(before, now) if key not in _MAY_CHANGE_ON_RESUME]
 
 
-def _other_run_error(folder: Path, ckpt: str | None, keys: list[str]) -> InputError:
+def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key: str) -> InputError:
     """Return the refusal of a folder whose run has other values of the keys, with the command that resumes that run."""
     difference = describe_differences(keys)
     if ckpt != "last":
         return InputError(
-            f"{folder} already holds results of a different configuration ({difference}); {OTHER_FOLDER_HINT}"
+            f"{folder} already holds results of a different configuration ({difference}); choose another {folder_key}"
         )
     info = read_intact_json(folder / RUN)
     words = _recorded_words(info.get("command"))

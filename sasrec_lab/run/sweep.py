@@ -35,7 +35,7 @@ errors = logging.getLogger("sasrec_lab.errors")
 
 FAILED_VALUE = float("-inf")  # what a sweeper gets for a job that failed
 
-_OTHER_FOLDER_HINT = "choose another hydra.sweep.dir"
+_FOLDER_KEY = "hydra.sweep.dir"
 
 
 def check(sweep: Sweep) -> None:
@@ -53,17 +53,17 @@ def check(sweep: Sweep) -> None:
             "hydra/launcher=slurm: srun was not found; run this on a machine with Slurm, such as a cluster's login"
             " node, or try hydra/launcher=submitit_local"
         )
-    check_writable(folder, "hydra.sweep.dir")
+    check_writable(folder, _FOLDER_KEY)
     existing, own = job_folders(folder), {job.folder.name for job in jobs}
     if jobs and existing and own.isdisjoint(existing):
-        raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); {_OTHER_FOLDER_HINT}")
+        raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); choose another {_FOLDER_KEY}")
     invalid = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
     if jobs and len(invalid) == len(jobs):
         raise invalid[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
             with suppress(FolderInUse):
-                check_can_run(job.folder, job.cfg)
+                check_can_run(job.folder, job.cfg, _FOLDER_KEY)
     for job_folder, error in invalid.items():
         print(f"job {job_folder.name} is invalid: {error}", file=sys.stderr)
 
@@ -92,7 +92,8 @@ def _check_same_search(folder: Path, cfg: TrainConfig, searched: list[str]) -> N
         differing = differences(recorded_config(file.parent), to_plain(cfg))
         if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
             raise InputError(
-                f"{folder} already holds runs of another search ({describe_differences(others)}); {_OTHER_FOLDER_HINT}"
+                f"{folder} already holds runs of another search ({describe_differences(others)}); choose another"
+                f" {_FOLDER_KEY}"
             )
 
 
@@ -139,13 +140,13 @@ def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], 
         typed = _to_typed(cfg, folder)
         if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
             typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
-        results = check_can_run(folder, typed)
+        results = check_can_run(folder, typed, _FOLDER_KEY)
         if results:
             print(f"job {folder.name} already finished, skipped")
         else:
             if has_checkpoint(folder):
                 typed.ckpt = "last"
-            with lock_folder(folder):
+            with lock_folder(folder, _FOLDER_KEY):
                 results = train(typed, folder)
             from sasrec_lab.run.summary import job_line  # late, as it imports pandas
 

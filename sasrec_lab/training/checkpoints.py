@@ -1,9 +1,7 @@
 """Save, choose and load checkpoints: best.ckpt (by validation) and last.ckpt (every epoch), both written atomically."""
 
 import logging
-import os
 import shlex
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder, open_regular
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, check_stored, has_checkpoint
+from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT, has_checkpoint, opened_archive
 from sasrec_lab.run.resume import describe_differences, other_keys
 
 log = logging.getLogger(__name__)
@@ -220,8 +218,7 @@ def load(path: Path, fix: str) -> dict[str, Any]:
 
 def _check_archive(path: Path) -> None:
     """Check checksums, which torch does not, and that reading the file takes no more memory than its size."""
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        check_stored(archive, os.fstat(file.fileno()).st_size)
+    with open_regular(path) as file, opened_archive(file) as archive:
         if any(member.filename.endswith("/data.pkl") and member.file_size > _MAX_PICKLE for member in archive.filelist):
             raise ValueError("it contains more than weights")
         if broken := archive.testzip():

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import zipfile
 from pathlib import Path
 
@@ -95,6 +96,28 @@ def test_arrays_larger_than_a_runs_are_refused(tmp_path):
     with open(tmp_path / "x.npz", "wb") as file:
         file.truncate(9 << 30)
     with pytest.raises(ValueError, match="9,663,676,416 bytes, more than 8,589,934,592"):
+        read_arrays(tmp_path / "x.npz")
+
+
+LARGE = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, 9 << 20, 0)
+PLACE = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 9 << 20, 0, 0), "it has more members than a run writes"),
+        (LARGE + PLACE + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0), "it has more members"),
+        (b"x" + LARGE + PLACE + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0), "it does not end like"),
+        (PLACE + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0), "it does not end like"),
+        (struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 1) + b"x", "it does not end like"),
+        (b"", "it does not end like"),
+    ],
+)
+def test_an_archive_of_too_many_members_is_not_opened(tmp_path, monkeypatch, end, reason):
+    (tmp_path / "x.npz").write_bytes(end)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ValueError, match=reason):
         read_arrays(tmp_path / "x.npz")
 
 

@@ -12,7 +12,9 @@ from commands import in_this_process
 from small_sweep import TINY, ends
 
 from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
+from sasrec_lab.run.sweep import check
 
 
 @pytest.mark.slow
@@ -174,6 +176,18 @@ def test_sweep_in_a_config_needs_the_flag(tmp_path):
         check_command_line(words)
     assert str(caught.value) == "this config is a sweep, but would run as one job; add -m to run each of its jobs"
     assert [job.cfg.model.dim for job in check_command_line(["-m", *words]).jobs] == [16, 32]
+
+
+def test_results_in_a_jobs_folder_ask_for_another_sweep_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = check_command_line(["-m", *TINY, "seed=1,2"])
+    job = command.jobs[1]
+    config = to_plain(job.cfg)
+    config["model"]["dim"] = 8
+    job.folder.mkdir(parents=True)
+    (job.folder / "run.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(InputError, match=r"\(model\.dim differs\); choose another hydra\.sweep\.dir$"):
+        check(command)
 
 
 def test_sweep_without_a_valid_job_or_folder_is_rejected(train_here, tmp_path):

@@ -143,6 +143,13 @@ def test_a_compressed_checkpoint_is_rejected(tmp_path):
     assert "it is compressed, which a run's files are not" in rejection(tmp_path / "a.ckpt")
 
 
+def test_a_checkpoint_of_holes_is_rejected_unread(tmp_path):
+    save(tmp_path / "a.ckpt")
+    with (tmp_path / "a.ckpt").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert "but most of them are holes that take no place on the disk" in rejection(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("changes", [{"blocks": 10**9}, {"dim": 10**6}, {"maxlen": 10**9}, {"ff_dim": 10**12}])
 def test_a_model_larger_than_its_weights_is_not_built(tmp_path, changes):
     cfg = load(["model=tiny"])
