@@ -1,17 +1,25 @@
 """Packed batches: sizes, packing, and evaluation batches against a loop."""
 
 from dataclasses import fields
+from itertools import accumulate
 
 import numpy as np
-import pytest
 import torch
-from small_data import holdout_of, random_users
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import holdout_of
 from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack, training_batch
 from sasrec_lab.data.negatives import Negatives
 from sasrec_lab.ops.backend import round_up_size
+
+few = settings(max_examples=60, deadline=None, derandomize=True)
+# the last user makes every holdout possible, and has items of their own
+USERS_OF_ANY_SIZE = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), max_size=6).map(
+    lambda users: [*users, [10, 11, 10, 11, 12]]
+)
 
 
 def listed(batch: PackedBatch | EvaluationBatch) -> dict:
@@ -69,28 +77,35 @@ def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     assert batch.offsets[-1] == 33
 
 
-@pytest.mark.parametrize("windows", list(Windows))
-@pytest.mark.parametrize("maxlen", [1, 3, 8])
-def test_a_training_batch_is_its_windows(windows, maxlen):
-    users = random_users(maxlen, users=40)
+@few
+@given(
+    USERS_OF_ANY_SIZE,
+    st.sampled_from(Windows),
+    st.integers(1, 8),
+    st.lists(st.integers(0, 99), min_size=1, max_size=12),
+    st.sampled_from([None, 1, 3]),
+)
+def test_a_training_batch_is_its_windows(users, windows, maxlen, chosen, count):
     weights = [[100 * user + place for place in range(len(items))] for user, items in enumerate(users)]
     holdout = holdout_of(users, maxlen=maxlen, windows=windows, weights=weights)
-    chosen = np.random.default_rng(0).permutation(len(holdout.window_users))[:17]
-    batch = training_batch(holdout, chosen, None)
-    assert batch.negatives is None
+    chosen = np.array(chosen) % len(holdout.window_users)
+    spans = [range(holdout.window_starts[window], holdout.window_ends[window]) for window in chosen]
+    tokens = [place for span in spans for place in span[:-1]]  # each place in the holdout's items
+    dummies = [0] * (round_up_size(len(tokens)) - len(tokens))
+    drawn = None if count is None else np.arange(1, count * len(tokens) + 1).reshape(-1, count)
+    batch = training_batch(holdout, chosen, None if drawn is None else Negatives(drawn))
+    inputs = [int(holdout.items[place]) for place in tokens]
+    assert batch.items.tolist() == inputs + [inputs[-1]] * len(dummies)
+    assert batch.targets.tolist() == [int(holdout.items[place + 1]) for place in tokens] + dummies
+    assert batch.positions.tolist() == [age for span in spans for age in range(len(span) - 2, -1, -1)] + dummies
+    assert batch.weights.tolist() == [float(holdout.weights[place + 1]) for place in tokens] + dummies
     assert batch.weights.dtype == torch.float32
-    token = 0
-    for row, window in enumerate(chosen):
-        start, end = holdout.window_starts[window], holdout.window_ends[window]
-        items = holdout.items[start:end].tolist()
-        tokens = slice(token, token + len(items) - 1)
-        assert batch.items[tokens].tolist() == items[:-1]
-        assert batch.targets[tokens].tolist() == items[1:]
-        assert batch.positions[tokens].tolist() == list(range(len(items) - 2, -1, -1))
-        assert batch.weights[tokens].tolist() == holdout.weights[start + 1 : end].tolist()
-        token += len(items) - 1
-        assert batch.last[row] == token - 1
-    assert len(batch.items) == round_up_size(token)
+    assert batch.offsets.tolist() == [0, *accumulate(len(span) - 1 for span in spans)]
+    assert batch.last.tolist() == [offset - 1 for offset in batch.offsets[1:]]
+    if drawn is None:
+        assert batch.negatives is None
+    else:
+        assert batch.negatives.tolist() == drawn.tolist() + [drawn[-1].tolist()] * len(dummies)
 
 
 # Evaluation
@@ -152,26 +167,41 @@ def test_users_without_a_known_item():
     assert nobody.users.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("stage", ["val", "test"])
-@pytest.mark.parametrize("catalogue", list(Catalogue))
-def test_an_evaluation_batch_against_a_loop(stage, catalogue):
-    users = random_users(3, users=50, items=40)
-    holdout = holdout_of(users, maxlen=4, catalogue=catalogue)
+@few
+@given(
+    USERS_OF_ANY_SIZE,
+    st.sampled_from(["val", "test"]),
+    st.sampled_from(Catalogue),
+    st.integers(1, 6),
+    st.lists(st.integers(0, 99), min_size=1, max_size=8),
+)
+def test_an_evaluation_batch_against_a_loop(users, stage, catalogue, maxlen, rows):
+    holdout = holdout_of(users, maxlen=maxlen, catalogue=catalogue)
     number = {raw_id // 10: place + 1 for place, raw_id in enumerate(holdout.item_ids.tolist())}
-    rows = np.random.default_rng(1).permutation(len(holdout.users))
-    batch = evaluation_batch(holdout, rows, stage, 4, None)
-    pairs, inputs, ranked = [], [], []
+    rows = np.array(rows) % len(holdout.users)
+    batch = evaluation_batch(holdout, rows, stage, maxlen, None)
+    targets, pairs, inputs, ranked = [], [], [], []
     for place, user in enumerate(holdout.users[rows]):
-        items = users[user]
-        history = [number[item] for item in (items[:-2] if stage == "val" else items[:-1]) if item in number]
-        assert batch.targets[place] == number.get(items[-2] if stage == "val" else items[-1], 0)
-        pairs += [(place, item) for item in sorted(set(history))]
-        inputs += history[-4:]
-        ranked += [place] * bool(history)
-    assert list(zip(batch.seen_rows.tolist(), batch.seen_items.tolist(), strict=True)) == pairs
-    assert batch.inputs.items[: len(inputs)].tolist() == inputs
+        *history, target = users[user][:-1] if stage == "val" else users[user]
+        known = [number[item] for item in history if item in number]
+        targets.append(number.get(target, 0))
+        pairs += [(place, item) for item in sorted(set(known))]
+        inputs += [known[-maxlen:]] if known else []
+        ranked += [place] if known else []
+    assert batch.users.tolist() == holdout.users[rows].tolist()
+    assert batch.targets.tolist() == targets
+    assert sorted(zip(batch.seen_rows.tolist(), batch.seen_items.tolist(), strict=True)) == pairs
+    assert batch.seen_rows.tolist() == [row for row, _ in pairs]
     assert batch.ranked.tolist() == ranked
-    assert len(batch.inputs.last) == len(ranked)
+    if not ranked:
+        assert batch.inputs is None
+        return
+    tokens = [item for items in inputs for item in items]
+    assert batch.inputs.items[: len(tokens)].tolist() == tokens
+    assert batch.inputs.positions[: len(tokens)].tolist() == [
+        age for items in inputs for age in range(len(items) - 1, -1, -1)
+    ]
+    assert batch.inputs.offsets.tolist() == [0, *accumulate(map(len, inputs))]
 
 
 # Moving
