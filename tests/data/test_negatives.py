@@ -1,12 +1,15 @@
 """Samplers of negatives, and the candidates of the sampled evaluation."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small_data import holdout_of, random_users
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import ANY_USERS, holdout_of, random_users
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import Draw
@@ -26,6 +29,7 @@ from sasrec_lab.data.negatives import (
 )
 from sasrec_lab.ops.backend import round_up_size
 
+few = settings(max_examples=40, deadline=None, derandomize=True)
 USERS = [
     [1, 2, 1, 3, 4, 5],  # training 1, 2, 1, 3; validation 4, test 5
     [6, 5],
@@ -110,21 +114,21 @@ def test_redrawing_ends_for_a_user_who_has_seen_everything(monkeypatch):
     assert set(drawn.tolist()) == {1, 2, 3}
 
 
-@pytest.mark.parametrize("windows", list(Windows))
-@pytest.mark.parametrize("count", [1, 3])
-def test_unseen_negatives_are_never_training_items_of_the_user(windows, count):
+@few
+@given(ANY_USERS, st.sampled_from(Windows), st.sampled_from(Catalogue), st.integers(1, 4), st.integers(0, 99))
+def test_unseen_negatives_are_never_training_items_of_the_user(users, windows, catalogue, maxlen, seed):
     # items before a long user's window are excluded too
-    holdout = holdout_of(random_users(0, users=40), maxlen=3, windows=windows)
-    sets = training_sets(holdout)
-    windows_of_batch = np.random.default_rng(1).permutation(len(holdout.window_users))
-    batch = TrainingData(holdout, UnseenSampler(holdout, count))[windows_of_batch, [0, 0, 0, 0]]
-    lengths = (holdout.window_ends - holdout.window_starts - 1)[windows_of_batch]
-    users = np.repeat(holdout.window_users[windows_of_batch], lengths)
-    assert batch.negatives.shape == (len(batch.items), count)
-    assert batch.negatives.min() >= 1
-    assert batch.negatives.max() <= holdout.num_items
-    for user, drawn in zip(users, batch.negatives.tolist(), strict=False):
-        assert not sets[user] & set(drawn)
+    holdout = holdout_of(users, maxlen=maxlen, windows=windows, catalogue=catalogue)
+    items, sets = set(range(1, holdout.num_items + 1)), training_sets(holdout)
+    chosen = np.random.default_rng(seed).permutation(len(holdout.window_users))
+    batch = TrainingData(holdout, UnseenSampler(holdout, 3))[chosen, [seed, 0, 0, 0]]
+    assert batch.negatives.shape == (len(batch.items), 3)
+    place = 0
+    for window in chosen:
+        unseen = items - sets[holdout.window_users[window]]
+        end = place + holdout.window_ends[window] - holdout.window_starts[window] - 1
+        assert set(batch.negatives[place:end].flatten().tolist()) <= (unseen or items)  # anything if all is seen
+        place = end
 
 
 def test_uniform_negatives_cover_all_items():
@@ -137,6 +141,19 @@ def test_uniform_negatives_cover_all_items():
 
 
 # Negatives that a batch shares
+
+
+@few
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(any), st.integers(1, 60), st.integers(0, 99))
+def test_shared_draws_against_a_loop(counts, count, seed):
+    items, log_weights = draw_shared(np.cumsum(counts), count, np.random.default_rng(seed))
+    tickets = [item for item, tickets in enumerate(counts, 1) for _ in range(tickets)]
+    times = Counter(tickets[point] for point in np.random.default_rng(seed).integers(0, len(tickets), count))
+    distinct = sorted(times)
+    surplus = round_up_size(len(distinct) + 1) - 1 - len(distinct)
+    assert items.tolist() == distinct + [distinct[-1]] * surplus
+    expected = [math.log(times[item] * len(tickets) / (count * counts[item - 1])) for item in distinct]
+    assert log_weights.tolist() == pytest.approx(expected + [-math.inf] * surplus, abs=1e-12)
 
 
 def test_weighted_shared_draws_estimate_sums_over_the_catalogue():
@@ -152,15 +169,6 @@ def test_weighted_shared_draws_estimate_sums_over_the_catalogue():
     error = np.std(estimates) / 2000**0.5
     assert abs(np.mean(estimates) - values.sum()) < 4 * error
     assert error < 0.1
-
-
-def test_a_log_weight_compares_drawn_with_expected_counts():
-    counts = np.array([5, 0, 3, 2])
-    points = np.random.default_rng(7).integers(0, 10, size=30)
-    times = [np.sum(points < 5), 0, np.sum((points >= 5) & (points < 8)), np.sum(points >= 8)]
-    items, log_weights = draw_shared(np.cumsum(counts), 30, np.random.default_rng(7))
-    assert items.tolist() == [1, 3, 4]
-    np.testing.assert_allclose(np.exp(log_weights), [times[0] / 15, times[2] / 9, times[3] / 6])
 
 
 @pytest.mark.parametrize("count", [1, 10, 100, 1000])
@@ -216,13 +224,26 @@ def test_popularity_draws_training_items_that_are_unseen(stage):
     assert abs(share - 2 / 6) < 0.03  # 7 twice, the four others once
 
 
-@pytest.mark.parametrize("how", list(Draw))
-def test_candidates_are_valid_with_unknown_targets(how):
-    holdout = holdout_of([*USERS, [1, 2, 9, 10]], catalogue=Catalogue.train)
-    assert 0 in holdout.test_targets
-    drawn = draw_candidates(holdout, how, 50, 0, "test")
-    assert drawn.min() >= 1
-    assert drawn.max() <= holdout.num_items
+@few
+@given(
+    ANY_USERS,
+    st.sampled_from(Draw),
+    st.sampled_from(["val", "test"]),
+    st.sampled_from(Catalogue),
+    st.integers(0, 99),
+)
+def test_candidates_against_a_loop(users, how, stage, catalogue, seed):
+    holdout = holdout_of(users, catalogue=catalogue)
+    drawn = draw_candidates(holdout, how, 6, seed, stage)
+    assert drawn.shape == (len(holdout.users), 6)
+    counts = training_counts(holdout)
+    possible = {item for item in range(1, holdout.num_items + 1) if how is not Draw.popularity or counts[item - 1]}
+    for row, user in enumerate(holdout.users):
+        end = (holdout.train_ends if how is Draw.paper else holdout.val_ends)[user]
+        seen = set(holdout.items[holdout.starts[user] : end].tolist())
+        if how is not Draw.paper:
+            seen |= {int(holdout.val_targets[row]), int(holdout.test_targets[row])}
+        assert set(drawn[row].tolist()) <= (possible - seen or possible)  # anything if all is seen
 
 
 @pytest.mark.parametrize("how", list(Draw))

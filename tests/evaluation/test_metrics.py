@@ -10,6 +10,8 @@ from math import isnan, log2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_data import holdout_of, random_users
 from torch import Tensor
 
@@ -34,6 +36,7 @@ from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops import ranking
 from sasrec_lab.ops.ranking import Scores
 
+few = settings(max_examples=60, deadline=None, derandomize=True)
 NAN = float("nan")
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "evaluation.k=[1,5,10]"])
@@ -109,6 +112,21 @@ def random_case(seed: int, users: int = 40, items: int = 30) -> tuple[Tensor, Ev
     return scores, batch_of(targets, seen, random.integers(1, items + 1, (users, 10)))
 
 
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Tensor, EvaluationBatch]:
+    """Return scores with ties, infinities and NaN, and users whose targets may be unknown or seen."""
+    items = draw(st.integers(1, 9))
+    scores = st.sampled_from([0.0, 1.0, 2.0, float("inf"), float("-inf"), NAN])
+    user = st.tuples(
+        st.lists(scores, min_size=items, max_size=items),
+        st.integers(0, items),
+        st.lists(st.integers(1, items), max_size=items),
+        st.lists(st.integers(1, items), min_size=3, max_size=3),
+    )
+    matrix, targets, seen, candidates = map(list, zip(*draw(st.lists(user, min_size=1, max_size=5)), strict=True))
+    return torch.tensor(matrix), batch_of(targets, seen, candidates)
+
+
 def sorted_ranks(scores: Tensor, batch: EvaluationBatch, filter_seen: bool) -> list[int]:
     ranks = []
     for row, target in enumerate(batch.targets.tolist()):
@@ -127,11 +145,20 @@ def seen_of(batch: EvaluationBatch, row: int) -> set[int]:
 
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("at_once", [1200, 280, 40, 1])  # all items, blocks of 7, blocks of one
-@pytest.mark.parametrize("seed", range(3))
-def test_full_ranks_against_a_sort(seed, filter_seen, at_once, monkeypatch):
+def test_full_ranks_of_many_users_against_a_sort(filter_seen, at_once, monkeypatch):
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", at_once)
-    scores, batch = random_case(seed)
+    scores, batch = random_case(0)
     assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)
+
+
+@few
+@given(cases(), st.booleans(), st.sampled_from([1000, 7, 1]))  # all items at once, or a few
+def test_full_ranks_against_a_sort(case, filter_seen, at_once):
+    scores, batch = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", at_once)
+        found = full_ranks(Given(scores), batch, filter_seen).tolist()
+    assert found == sorted_ranks(scores, batch, filter_seen)
 
 
 @needs_compiler
@@ -166,9 +193,10 @@ def test_a_compiled_score_has_the_same_bits_anywhere(dim):
     assert (ranks % 2 == 0).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_sampled_ranks_against_a_sort(seed):
-    scores, batch = random_case(seed)
+@few
+@given(cases())
+def test_sampled_ranks_against_a_sort(case):
+    scores, batch = case
     expected = []
     for row, target in enumerate(batch.targets.tolist()):
         # items may be drawn twice and count twice; the target itself does not count again
@@ -288,13 +316,16 @@ def by_loop(ranks: list[int], k: list[int]) -> dict[str, float]:
     return values
 
 
-@pytest.mark.parametrize("k", [[10], [1, 5, 10, 20], [30, 31, 1000]])
-@pytest.mark.parametrize("seed", range(3))
-def test_metrics_against_a_loop(seed, k):
-    ranks = np.random.default_rng(seed).integers(0, 31, 200)
+@few
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.lists(st.integers(1, 40), min_size=1, max_size=4).map(sorted),
+)
+def test_metrics_against_a_loop(ranks, k):
     metrics = RankMetrics(30, k)
-    metrics.update(torch.from_numpy(ranks))
-    assert metrics.compute() == pytest.approx(by_loop(ranks.tolist(), k), rel=1e-12)
+    metrics.update(torch.tensor(ranks[: len(ranks) // 2], dtype=torch.long))
+    metrics.update(torch.tensor(ranks[len(ranks) // 2 :]))
+    assert metrics.compute() == pytest.approx(by_loop(ranks, k), rel=1e-12)
 
 
 def test_metrics_of_three_users():
