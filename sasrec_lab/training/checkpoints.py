@@ -327,6 +327,12 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         raise InputError(
             f"ckpt={cfg.ckpt} has model.{key}={model.get(key)}, not {now[key]}; set model.{key} to that value"
         )
+    others = other_keys(saved["hyper_parameters"]["config"], to_plain(cfg))
+    if cfg.ckpt == "last" and others:
+        raise InputError(
+            f"ckpt=last: {path} is of another run ({describe_differences(others)}); put this run's back, or delete it"
+            " and start over"
+        )
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
     if 0 < most <= epochs and not has_checkpoint(folder):
         raise InputError(

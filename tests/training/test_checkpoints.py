@@ -52,6 +52,18 @@ def test_checkpoint_of_another_run_must_leave_epochs(tmp_path):
     assert checkpoints.checkpoint_to_resume(load(["model=tiny", "ckpt=last", "trainer.max_epochs=3"]), tmp_path) == own
 
 
+def test_last_checkpoint_of_another_run_is_rejected(tmp_path):
+    own = tmp_path / "checkpoints" / "last.ckpt"
+    own.parent.mkdir()
+    save(own, "seed=1", "data_dir=elsewhere", "trainer.max_epochs=1")
+    with pytest.raises(InputError) as caught:
+        checkpoints.checkpoint_to_resume(load(["model=tiny", "ckpt=last", "seed=2"]), tmp_path)
+    assert str(caught.value) == (
+        f"ckpt=last: {own} is of another run (seed differs); put this run's back, or delete it and start over"
+    )
+    assert checkpoints.checkpoint_to_resume(load(["model=tiny", "ckpt=last", "seed=1"]), tmp_path) == own
+
+
 def test_checkpoint_of_another_data_set_is_rejected(tmp_path):
     save(tmp_path / "a.ckpt", num_items=60)
     checkpoints.check_items(tmp_path / "a.ckpt", 60)
