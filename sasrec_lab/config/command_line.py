@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
-from sasrec_lab.config.hydra_internals import expand_grid, parse_sweep
+from sasrec_lab.config.hydra_internals import add_config_dir, expand_grid, parse_sweep
 from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.overrides import check_syntax, format_override
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
@@ -95,8 +95,8 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
         InputError: anything that Hydra rejects, in one line, with the nearest existing name.
     """
     check_syntax(overrides, name)
-    with _composing(config_dir, name, overrides) as search_path:
-        return _compose_checked(search_path + overrides, name)
+    with _composing(config_dir, name, overrides):
+        return _compose_checked(overrides, name)
 
 
 def _compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
@@ -124,13 +124,15 @@ def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[li
 
 
 @contextmanager
-def _composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Initialize Hydra with conf/, and yield the override that adds the user's folder to its search path."""
+def _composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[None]:
+    """Initialize Hydra with conf/ and the user's folder, for the body."""
     GlobalHydra.instance().clear()
     with explained(name, words), warnings.catch_warnings():
         warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
         with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
-            yield [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+            if config_dir:
+                add_config_dir(config_dir)
+            yield
 
 
 @contextmanager
@@ -216,9 +218,9 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 def _plan_sweep(flags: Namespace) -> Sweep:
     """Return the jobs of a sweep as Hydra's sweeper numbers them, or one example job of a search."""
     check_syntax(flags.overrides)
-    with _composing(flags.config_dir, words=flags.overrides) as search_path:
+    with _composing(flags.config_dir, words=flags.overrides):
         hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
-        common = search_path + hydra_words
+        common = list(hydra_words)
         fixed = [_word(override) for override in swept if not override.is_sweep_override()]
         hydra = _compose_checked(common + fixed).hydra
         swept = parse_sweep([_word(override) for override in swept], hydra.sweeper.params)

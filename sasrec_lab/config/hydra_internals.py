@@ -1,20 +1,24 @@
-"""Hydra's parser of command-line flags and its grid of a sweep: all that this package uses of `hydra._internal`.
+"""All that this package uses of `hydra._internal`: the parser of flags, the grid of a sweep, the folders of configs.
 
-Neither has a public name in Hydra 1.3, nor in 1.4 (read at 1.4.0rc3, where both are still found under these names):
+None has a public name in Hydra 1.3. Nor have the first two in 1.4 (read at 1.4.0rc3, which still has their names):
 - `get_args_parser` knows Hydra's flags (`-m`, `--cfg`, `--config-dir`, ...), so that we read a command line as Hydra
   will. Hydra 1.4 calls `parse_intermixed_args` on it, which accepts overrides on both sides of a flag; do the same
   here then, and delete `flags.flags_first`.
 - `BasicSweeper.split_arguments` turns the overrides of a sweep into jobs, in the order in which Hydra numbers them. If
   it disappears: `itertools.product` over `Override.sweep_string_iterator()` of each key, params before arguments.
+- `ConfigLoaderImpl.repository` holds the folders of configs, to which Hydra's own entry adds that of --config-dir.
 """
 
+import os
 from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping
 from itertools import islice
 from math import prod
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -22,6 +26,18 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from sasrec_lab.errors import InputError, first_few, shortened
 
 _MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
+
+
+def add_config_dir(folder: str) -> None:
+    """Add the folder of --config-dir to where Hydra, once initialized, looks for configs: as its own entry does.
+
+    So `hydra.searchpath` and `glob(*)` mean the same when a command line is checked and when it runs.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    path = loader.get_search_path()
+    path.prepend("command-line", f"file://{os.path.abspath(folder)}", SearchPathQuery(provider="schema"))
+    loader.repository.initialize_sources(path)
 
 
 def parse_flags(words: list[str]) -> tuple[Namespace, list[str]]:

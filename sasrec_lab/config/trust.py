@@ -25,7 +25,9 @@ _INSTANTIATED = (*_LOGGING, "hydra.callbacks.", "hydra.launcher.", "hydra.sweepe
 _LOGGING_NAMES = ("logging.StreamHandler", "logging.FileHandler", "colorlog.ColoredFormatter")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _LOG_FILES = ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log")
-_LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # any other takes shell commands or packages among its options
+# any other launcher takes shell commands or packages among its options
+_LOCAL_LAUNCHERS = (".BasicLauncher", ".JoblibLauncher")
+_LOCAL_CHOICES = ("basic", "joblib")
 _MAX_DEPTH = 50  # interpolations may lead in a circle
 
 
@@ -39,8 +41,10 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
     typed, shipped = _typed_keys(overrides), _shipped_targets()
     for key, value, is_fixed in _leaves(cfg.hydra, "hydra", 0):
         name = key.rpartition(".")[2]
-        if key in typed and is_fixed:
+        if key in typed and (is_fixed or not key.startswith(_INSTANTIATED)):
             continue
+        if key in typed:
+            raise InputError(f"{key}={value} takes its value from a resolver; type the value itself")
         if (name == "_target_" and value not in shipped) or _is_logging_code(key, name, value):
             raise _untrusted(key, value, "would run code that neither this package nor a plugin of Hydra ships")
         if key.startswith(_LOGGING) and name == "filename" and value not in _LOG_FILES:
@@ -51,13 +55,20 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
             raise _untrusted(key, value, "would set an environment variable, which may choose programs to run")
         if not is_fixed and key.startswith(_INSTANTIATED):
             raise _untrusted(key, value, "takes its value from a resolver, so what would run is not known")
-    launcher = cfg.hydra.launcher._target_.rpartition(".")[2]
-    if launcher not in _LOCAL_LAUNCHERS and "hydra/launcher" not in typed:
-        choice = format_override("hydra/launcher", str(cfg.hydra.runtime.choices["hydra/launcher"]))
-        raise InputError(
-            f"{launcher}, which a config file chooses, runs commands among its options; if you trust the file, add"
-            f" {shlex.quote(choice)} to the command line"
-        )
+    _check_launcher(cfg.hydra, typed)
+
+
+def _check_launcher(hydra: DictConfig, typed: set[str]) -> None:
+    """Raise InputError if a launcher that runs commands is not the one that the command line chooses."""
+    target, choice = str(hydra.launcher._target_), str(hydra.runtime.choices["hydra/launcher"])
+    is_local_choice = choice.removesuffix("_shared") in _LOCAL_CHOICES
+    key, value = ("hydra.launcher._target_", target) if is_local_choice else ("hydra/launcher", choice)
+    if target.endswith(_LOCAL_LAUNCHERS) or typed & {key, "hydra.launcher._target_"}:
+        return
+    raise InputError(
+        f"{target.rpartition('.')[2]}, which a config file chooses, runs commands among its options; if you trust the"
+        f" file, add {shlex.quote(format_override(key, value))} to the command line"
+    )
 
 
 def _untrusted(key: str, value: object, why: str) -> InputError:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
+from sasrec_lab.config import trust
 from sasrec_lab.config.command_line import check_command_line, grid_jobs
 from sasrec_lab.errors import InputError
 
 CALLBACK = "callbacks: {mine: {_target_: my.Callback}}"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 TYPED = "hydra.callbacks.mine._target_=my.Callback"
 
 
@@ -49,6 +51,21 @@ def test_a_callback_of_any_job_of_a_sweep_is_refused(tmp_path):
     words = words_with(tmp_path, CALLBACK)
     (tmp_path / "experiment" / "harmless.yaml").write_text("# @package _global_\nseed: 1\n")
     assert refusal(["-m", *words[:2], "experiment=harmless,theirs"]).startswith(TYPED)
+
+
+def test_a_callback_of_any_file_of_a_glob_is_refused(tmp_path):
+    assert refusal(["-m", *words_with(tmp_path, CALLBACK)[:2], "experiment=glob(*)"]).startswith(TYPED)
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_config_dir_is_checked_beside_a_typed_search_path(tmp_path, flags):
+    (tmp_path / "other" / "experiment").mkdir(parents=True)
+    (tmp_path / "other" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 1\n")
+    (tmp_path / "a, $b").mkdir()
+    words = words_with(tmp_path / "a, $b", CALLBACK)
+    search = f"hydra.searchpath=[file://{tmp_path / 'other'}]"
+    assert refusal([*flags, *words, search]).startswith(TYPED)
+    assert check_command_line([*flags, *words[:2], search, "experiment=mine"]).jobs[0].cfg.seed == 1
 
 
 def test_recommend_refuses_code_of_config_files(tmp_path):
@@ -108,6 +125,23 @@ def test_a_cluster_launcher_must_be_chosen_on_the_command_line(tmp_path, monkeyp
     )
     command = check_command_line(["-m", *words, "hydra/launcher=cluster"])
     assert command.launcher._target_ == target["_target_"]
+
+
+def test_a_launcher_in_place_of_a_typed_one_is_refused(tmp_path, monkeypatch):
+    target = "hydra_plugins.cluster.ClusterLauncher"
+    monkeypatch.setattr(trust, "_shipped_targets", lambda: {target, BASIC_SWEEPER})
+    words = ["-m", *words_with(tmp_path, f"launcher: {{_target_: {target}}}")]
+    assert refusal([*words, "hydra/launcher=basic"]) == (
+        "ClusterLauncher, which a config file chooses, runs commands among its options; if you trust the file, add"
+        f" hydra.launcher._target_={target} to the command line"
+    )
+    command = check_command_line([*words, f"hydra.launcher._target_={target}"])
+    assert command.launcher._target_ == target
+
+
+def test_code_that_is_typed_by_a_resolver_must_be_typed_itself():
+    word = "hydra.callbacks.mine._target_=${oc.env:HOME}"
+    assert refusal([f"+{word}"]) == f"{word} takes its value from a resolver; type the value itself"
 
 
 @pytest.mark.parametrize("name", ["train", "recommend"])
