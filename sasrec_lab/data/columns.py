@@ -19,6 +19,8 @@ from sasrec_lab.errors import InputError, nearest, shortened
 
 _BOM = b"\xef\xbb\xbf"
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # in Arrow's message; rows count from 1
+_MAX_TEXT = 2**31 - 2  # bytes of an array of text
+TOO_LONG = "has over 2 GiB of text; give each id a number instead, or use a part of the file"
 _FORMATS = "a CSV or other text file, plain or .gz, or a Parquet file"
 _MAGIC = {  # first bytes of files that are not text
     b"PAR1\x15": "a Parquet file packed by gzip; unpack it",
@@ -121,7 +123,19 @@ def read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     def place(row: int) -> str:
         return f"{path}, line {_line_number(data, row + above)}"
 
-    return {role: Column(name.strip(), table.column(name).combine_chunks(), place) for role, name in wanted.items()}
+    return {role: Column(name.strip(), in_one(table.column(name), name, path), place) for role, name in wanted.items()}
+
+
+def in_one(chunks: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """Return a column as one array.
+
+    Raises:
+        InputError: it is text of over 2 GiB, which no array of Arrow's plain text type can have.
+    """
+    try:
+        return chunks.combine_chunks()
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: column {name} {TOO_LONG}") from error
 
 
 def _wanted(dataset: DatasetConfig) -> dict[str, str]:
@@ -266,6 +280,8 @@ def read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     for key, value in {"time": dataset.time, "rating": dataset.rating, "weight": dataset.weight}.items():
         if value is not None:
             raise InputError(f"dataset.{key} is set, but dataset.format=lists has users and items only; set it to null")
+    if len(data) > _MAX_TEXT:
+        raise InputError(f"{path} has over 2 GiB of lists; convert it to a table, or use a part of it")
     check_utf8(data, path)
     text = data.removeprefix(_BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode()
     lines = pc.utf8_trim_whitespace(pa.array(text.split("\n"), pa.string()))

@@ -192,7 +192,10 @@ def _ids(column: Column, kind: IdType, key: str, check: bool) -> np.ndarray | pd
     if pa.types.is_int64(column.values.type):
         if kind is not IdType.str:
             return column.values.to_numpy()
-        column = replace(column, values=column.values.cast(pa.string()))
+        try:
+            column = replace(column, values=column.values.cast(pa.string()))
+        except pa.ArrowException as error:
+            raise InputError(f"{key}=str: column {column.name} has over 2 GiB of text; use {key}=auto") from error
     encoded = column.values.dictionary_encode()
     ids, codes = encoded.dictionary, encoded.indices.to_numpy()  # ids in order of first appearance
     if (missing := ids.index("").as_py()) >= 0:

@@ -1,5 +1,6 @@
 """Read the columns of a Parquet file, as a whole or in parts, so that they become what the equal CSV becomes."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,10 +12,11 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from sasrec_lab.config.dataset import DatasetConfig, Format
-from sasrec_lab.data.columns import Column, find_columns
+from sasrec_lab.data.columns import TOO_LONG, Column, find_columns, in_one
 from sasrec_lab.errors import InputError
 
 _ROWS_PER_PART = 1 << 18  # a few million bytes
+_TOO_LARGE = re.compile(r"overflowed binary array|array too large|cannot contain more than")  # in Arrow's messages
 _START = b"PAR1\x15"
 _WITH_TEXT = (
     pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null, pa.types.is_string,
@@ -84,17 +86,19 @@ def _to_column(chunks: pa.ChunkedArray, role: str, name: str, path: Path) -> Col
     def place(row: int) -> str:
         return f"{path}, row {row + 1:,}"
 
-    values = chunks.combine_chunks()
+    values = in_one(chunks, name, path)
     try:
         values.validate(full=True)
     except pa.ArrowException as error:
         raise InputError(f"{path}: column {name} is broken ({error}); write the file again, text as UTF-8") from error
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
     try:
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
         native = _native_values(values, role)
         return Column(name.strip(), _as_text(values) if native is None else native, place)
     except pa.ArrowException as error:
+        if _TOO_LARGE.search(str(error)):
+            raise InputError(f"{path}: column {name} {TOO_LONG}") from error
         kinds = "integers, text" + (", numbers or timestamps" if role == "time" else " or numbers")
         raise InputError(f"{path}: column {name} has type {values.type}; it must have {kinds}; convert it") from error
 

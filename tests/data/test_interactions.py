@@ -383,6 +383,13 @@ def test_blank_lines_are_not_rows_of_a_file_read_in_blocks(tmp_path, end):
         read_file(tmp_path / "x.csv", replace(PLAIN, names=["user_id", "item_id", "timestamp"]))
 
 
+def test_lists_of_too_much_text_are_one_line(monkeypatch):
+    monkeypatch.setattr(columns, "_MAX_TEXT", 3)
+    assert refused("1 2\n", format=Format.lists) == (
+        "x.csv has over 2 GiB of lists; convert it to a table, or use a part of it"
+    )
+
+
 def test_rows_that_would_fill_the_memory_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"user_id,item_id\n" + 10_000 * b"1,1\n"))
     monkeypatch.setattr(source, "_BLOCK_BYTES", 1000)

@@ -218,3 +218,16 @@ def test_text_that_is_not_utf_8(tmp_path):
         "x.parquet: column item_id is broken (Invalid UTF8 sequence at string index 1); write the file again, text as"
         " UTF-8"
     )
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_column_of_too_much_text_is_one_line(kind):
+    long = pa.array(["x" * (1 << 24)])  # many times the same bytes, so that the test needs no memory
+    many = pa.chunked_array([long] * 200)
+    if pa.types.is_dictionary(kind):
+        many = pa.chunked_array([pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), long)])
+    with pytest.raises(InputError) as caught:
+        parquet._to_column(many, "user", "user_id", Path("x.parquet"))
+    assert str(caught.value) == (
+        "x.parquet: column user_id has over 2 GiB of text; give each id a number instead, or use a part of the file"
+    )

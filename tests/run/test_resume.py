@@ -228,3 +228,19 @@ def test_drafts_of_a_killed_run_are_removed(run, train_here):
         draft.write_bytes(b"half")
     assert train_here(*WORDS, "ckpt=last").returncode == 0
     assert not [draft for draft in drafts if draft.exists()]
+
+
+def test_a_run_whose_data_set_was_not_fetched_starts_again(train_here, tmp_path):
+    words = ["dataset=csv", "dataset.name=x", "dataset.path=x/x.csv", "dataset.sources=[{url: 'http://127.0.0.1:1/x'}]"]
+    words += ["dataset.time=null", "model=tiny", "trainer=fast", "hydra.run.dir=run"]
+    for _ in range(2):
+        done = train_here(*words, "data_dir=data")
+        assert done.stderr == (
+            "error: x/x.csv is not in data and no source gives it (http://127.0.0.1:1/x: no connection); put the file"
+            " at data/x/x.csv, or set data_dir=... or SASREC_LAB_DATA to the folder that has it\n"
+        )
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    rows = [f"{user},{(user + place) % 9}\n" for user in range(40) for place in range(6)]
+    (tmp_path / "other" / "x" / "x.csv").write_text("user_id,item_id\n" + "".join(rows))
+    assert train_here(*words, "data_dir=other").returncode == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["status"] == "finished"
