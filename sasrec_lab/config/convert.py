@@ -32,6 +32,8 @@ def to_typed(cfg: DictConfig) -> Any:
         if missing := OmegaConf.missing_keys(cfg):
             raise MissingKey(sorted(missing)[0])
         check_numbers("", OmegaConf.to_container(cfg, resolve=True))
+        if isinstance(schema := OmegaConf.get_type(cfg), type) and is_dataclass(schema):
+            _reject_interpolated_sections(cfg, "", schema)
         typed = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:  # an interpolation of a key that does not exist
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
@@ -39,6 +41,21 @@ def to_typed(cfg: DictConfig) -> Any:
         raise InputError("an interpolation ${...} refers to itself; write the value instead") from error
     _reject_appended_keys(typed, "", type(typed))
     return typed
+
+
+def _reject_interpolated_sections(cfg: DictConfig, prefix: str, schema: type) -> None:
+    """Raise InputError for a section given as `${...}`, whose value OmegaConf checks against no schema."""
+    for name, hint in get_type_hints(schema).items():
+        sections = [inner for inner in (hint, *get_args(hint)) if isinstance(inner, type) and is_dataclass(inner)]
+        if sections and name in cfg:
+            key = prefix + name
+            if OmegaConf.is_interpolation(cfg, name):
+                raise InputError(
+                    f"{key} is a section and must not be an interpolation (${{...}}); set its keys,"
+                    f" as in {key}.<key>=<value>"
+                )
+            if isinstance(section := cfg[name], DictConfig):
+                _reject_interpolated_sections(section, f"{key}.", sections[0])
 
 
 def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:

@@ -59,6 +59,8 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("name='${name}'", "hydra.run.dir: Recursive interpolation detected"),
         ("dataset.weight='${nope}'", "dataset.weight: Interpolation key 'nope' not found"),
         ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected"),
+        ("dataset.weight='${dataset.path}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
+        ("evaluation='${seed}'", "evaluation is a section and must not be an interpolation (${...}); "),
         ("hydra.run.dir='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found"),
         ("hydra.sweeper=null", "hydra.sweeper must name its class; remove it, or choose hydra/sweeper=basic"),
         ("hydra.verbose=3", "hydra.verbose=3 must be true, false, or names of loggers"),
@@ -73,7 +75,7 @@ def refused(line: str | list[str], name: str = "train") -> str:
 )  # fmt: skip
 def test_a_mistake_is_answered_with_its_fix(line, message):
     text = refused(line)
-    assert text.startswith(message) if message.endswith(", ") else text == message
+    assert text.startswith(message) if message.endswith((", ", "; ")) else text == message
 
 
 @pytest.mark.parametrize(
