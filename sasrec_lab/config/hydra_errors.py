@@ -112,6 +112,8 @@ def _missing_choice(text: str) -> str | None:
     if found is None:
         return None
     group, choice = found.groups()
+    if group == "dataset" and ("/" in choice or "." in choice):
+        return f"dataset={choice} does not exist; for a file of your own write dataset=csv dataset.path={choice}"
     options = re.search(r"Available options in '[^']+':(.*?)(?:\nConfig|\Z)", text, re.S)
     folder = Path(CONF_DIR, group)
     ours = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}

@@ -163,8 +163,10 @@ class EvaluationConfig:
             check_at_least("evaluation.patience", self.patience, 1)
         measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
         if self.monitor not in measured:
+            similar = next((name for name in measured if self.monitor in name), measured[0])
+            fix = did_you_mean(self.monitor, measured) or f"; set evaluation.monitor={similar}, for example"
             raise InputError(
-                f"evaluation.monitor={self.monitor} is not a validation metric{did_you_mean(self.monitor, measured)}"
+                f"evaluation.monitor={self.monitor} is not a validation metric{fix}"
                 f" (measured at evaluation.k={list(self.k)} and evaluation.sampled={self.sampled})"
             )
 

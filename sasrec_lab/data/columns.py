@@ -199,6 +199,9 @@ def find_columns(header: list[str], path: Path, dataset: DatasetConfig) -> dict[
 def _column_fix(header: list[str], role: str, name: str) -> str:
     key = "dataset.weight.column" if role == "weight" else f"dataset.{role}"
     if len(header) == 1:
+        for separator, typed in {";": """'dataset.separator=";"'""", "\t": r"dataset.separator='\t'"}.items():
+            if separator in header[0]:
+                return f"set {typed}"
         return "check that dataset.separator is the file's"
     if all(re.fullmatch(r"[\d.]+", column) for column in header):
         return "if the file has only data, name its columns: dataset.names=[...]"

@@ -61,6 +61,10 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected"),
         ("dataset.weight='${dataset.path}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
         ("evaluation='${seed}'", "evaluation is a section and must not be an interpolation (${...}); "),
+        ("evaluation.monitor=ndcg", "evaluation.monitor=ndcg is not a validation metric; set"
+         " evaluation.monitor=val/ndcg@5, for example (measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0)"),
+        ("dataset=a/my.csv", "dataset=a/my.csv does not exist; for a file of your own write dataset=csv"
+         " dataset.path=a/my.csv"),
         ("hydra.run.dir='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found"),
         ("hydra.sweeper=null", "hydra.sweeper must name its class; remove it, or choose hydra/sweeper=basic"),
         ("hydra.verbose=3", "hydra.verbose=3 must be true, false, or names of loggers"),

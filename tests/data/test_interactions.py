@@ -334,7 +334,8 @@ NO_HEADER = "if the file has only data, name its columns: dataset.names=[...]"
         ("user_id,itemid", "no column 'item_id'; the file has {}; did you mean dataset.item=itemid?"),
         ("user_id,b", "no column 'item_id'; the file has {}; name the column: dataset.item=..."),
         ("196,242", f"no column 'user_id'; the file has {{}}; {NO_HEADER}"),
-        ("a;b", "no column 'user_id'; the file has {}; check that dataset.separator is the file's"),
+        ("a;b", "no column 'user_id'; the file has {}; set 'dataset.separator=\";\"'"),
+        ("a|b", "no column 'user_id'; the file has {}; check that dataset.separator is the file's"),
         ("user_id,item_id,user_id", "column 'user_id' is twice in the header; rename one of the two"),
     ],
 )
