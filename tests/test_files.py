@@ -205,7 +205,7 @@ def test_only_small_regular_text_is_read(tmp_path):
 def print_help(command: str, stdout) -> tuple[int, str]:
     """Return exit status and errors of a command's --help in a fresh process."""
     words = [sys.executable, "-m", f"sasrec_lab.{command}", "--help"]
-    done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300)
     return done.returncode, done.stderr
 
 
