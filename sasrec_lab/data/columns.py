@@ -123,7 +123,20 @@ def read_table(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Col
     def place(row: int) -> str:
         return f"{path}, line {_line_number(data, row + above)}"
 
-    return {role: Column(name.strip(), in_one(table.column(name), name, path), place) for role, name in wanted.items()}
+    may_contain_separators = separator != dataset.separator and b'"' in data
+
+    def values_of(name: str) -> pa.Array:
+        values = in_one(table.column(name), name, path)
+        return _with_separators(values, separator, dataset.separator) if may_contain_separators else values
+
+    return {role: Column(name.strip(), values_of(name), place) for role, name in wanted.items()}
+
+
+def _with_separators(values: pa.Array, replacement: str, separator: str) -> pa.Array:
+    """Return a column with the separators that were replaced inside quotes, where they are text."""
+    if not pa.types.is_string(values.type) or not pc.any(pc.match_substring(values, replacement)).as_py():
+        return values
+    return pc.replace_substring(values, replacement, separator)
 
 
 def in_one(chunks: pa.ChunkedArray, name: str, path: Path) -> pa.Array:

@@ -61,6 +61,12 @@ def test_separators_and_line_ends(separator, end):
     assert rows(table(end.join(lines), separator=separator)) == [(1, 2), (3, 4)]
 
 
+@pytest.mark.parametrize("separator", ["::", "é", ", "])
+def test_a_long_separator_in_quotes_is_text(separator):
+    text = 'user_id,item_id\n"a,b",x\nc,"y"\n'.replace(",", separator)
+    assert rows(table(text, separator=separator)) == [(f"a{separator}b", "x"), ("c", "y")]
+
+
 def test_a_file_without_header_line():
     read = table("1\t9\t5\n2\t8\t3\n", separator="\t", names=["item_id", "other", "user_id"])
     assert rows(read) == [(5, 1), (3, 2)]

@@ -285,7 +285,10 @@ def test_rows_that_cannot_be_tested_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be read (it does not end like an archive that a run writes)"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:300]),
+            "cannot be read (it does not end like an archive that a run writes)",
+        ),
         (lambda path: path.write_bytes(b""), "cannot be read (it does not end like an archive that a run writes)"),
         (lambda path: np.savez(path, user=[7], rank=[1]), "lacks target"),
         (lambda path: np.savez(path, user=[7, 8], target=[70], rank=[1]), "columns of different lengths"),
