@@ -219,7 +219,7 @@ WORDS = st.text(max_size=12) | st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(words=st.lists(WORDS, max_size=3), name=st.sampled_from(["train", "recommend"]))
 def test_any_words_give_a_command_or_one_line(words, name):
     try:

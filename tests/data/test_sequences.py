@@ -442,7 +442,7 @@ def build_at_once(dataset: DatasetConfig, data_dir: str, barrier, results) -> No
     results.put((loaded.items.tolist(), loaded.offsets.tolist(), str(cached(loaded))))
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("is_damaged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_build_the_cache_at_once(tmp_path, is_damaged):
     (tmp_path / "x.csv").write_text(ROWS)
     dataset = replace(CSV, path=str(tmp_path / "x.csv"))
