@@ -68,7 +68,7 @@ def refused(*words: str) -> str:
 
 def test_job_folder_needs_no_quotes(run, recommend_here, tmp_path):
     (tmp_path / "0-model.dim=8,seed=1").symlink_to(run)
-    done = recommend_here("run=0-model.dim=8,seed=1", "items=all", "-p", "_global_", "k=1", "output=a=1,b.csv")
+    done = recommend_here("run=0-model.dim=8,seed=1", "items=all", "k=1", "output=a=1,b.csv")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "a=1,b.csv").is_file()
 
