@@ -19,16 +19,19 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shortened(text: str, limit: int = 60) -> str:
-    """Return a value for a message; a long one, such as a number of 5,000 digits, is cut in its middle."""
+def shortened(text: str, limit: int = 60, quotes: int = 0) -> str:
+    """Return a value for a message; a long one, such as a number of 5,000 digits, is cut in its middle.
+
+    `quotes` of its characters are not counted.
+    """
     half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]} ({len(text) - quotes:,} characters)"
 
 
 def shown(value: object) -> str:
     """Return the repr of any value for a message, shortened; Python refuses that of integers of over 4,300 digits."""
     try:
-        return shortened(repr(value))
+        return shortened(repr(value), quotes=2 if isinstance(value, str) else 0)
     except ValueError:
         return f"a value of type {type(value).__name__} that is too long to print"
 

@@ -54,7 +54,7 @@ def _one_item_error(table: pd.DataFrame, dataset: DatasetConfig) -> InputError:
     file = f"dataset {dataset.name}" if dataset.path is None else f"dataset.path={dataset.path}"
     item = shortened(str(table["item"].iloc[0]))
     return InputError(
-        f"{file}: 1 item is left after cleaning, {item}, and a ranking needs at least two; check that"
+        f"{file}: only one item, {item}, is left after cleaning, and a ranking needs at least two; check that"
         f" dataset.item={dataset.item} is the column of the items, or keep more with lower filters"
     )
 
@@ -104,13 +104,26 @@ def _number(text: str) -> float | None:
 def _keep_window(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     """Return the interactions from `since` to `until`."""
     unit = time_unit(table["time"])
-    if dataset.since is not None:
-        keep = table["time"] >= _bound("dataset.since", dataset.since, unit)
-        table = _keep(table, keep, f"dataset.since={dataset.since}", _describe_window(table, unit))
-    if dataset.until is not None:
-        keep = table["time"] <= _bound("dataset.until", dataset.until, unit)
-        table = _keep(table, keep, f"dataset.until={dataset.until}", _describe_window(table, unit))
+    are_dates = table["time"].max() >= _FIRST_SECOND * UNITS[unit]
+    for key, text in (("dataset.since", dataset.since), ("dataset.until", dataset.until)):
+        if text is not None:
+            if are_dates:
+                _check_unit(key, text, unit)
+            bound = _bound(key, text, unit)
+            keep = table["time"] >= bound if key == "dataset.since" else table["time"] <= bound
+            table = _keep(table, keep, f"{key}={text}", _describe_window(table, unit))
     return table
+
+
+def _check_unit(key: str, text: str, unit: str) -> None:
+    """Raise InputError for a number that is a date in another unit than that of the times: it would filter nothing."""
+    number = _number(text)
+    if number is None or abs(number) < _FIRST_SECOND:
+        return
+    if (own := time_unit(np.array([number]))) != unit:
+        raise InputError(
+            f"{key}={text} is a date in {own}, but the times are in {unit}; write a date, or the number in {unit}"
+        )
 
 
 def _describe_window(table: pd.DataFrame, unit: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.errors import InputError, nearest, shortened
+from sasrec_lab.errors import InputError, nearest, shown
 
 _BOM = b"\xef\xbb\xbf"
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # in Arrow's message; rows count from 1
@@ -54,7 +54,7 @@ class Column:
     def error(self, row: int, rule: str, fix: str) -> InputError:
         """Return the error for an invalid value; `rule` says what it is not, `fix` what to do."""
         value = str(self.values[row].as_py())
-        found = f"is {shortened(repr(value))}, {rule}" if value else "is missing"
+        found = f"is {shown(value)}, {rule}" if value else "is missing"
         return InputError(f"{self.place(row)}: column {self.name} {found}; {fix}")
 
 

@@ -289,7 +289,9 @@ def _numbers(column: Column) -> np.ndarray:
         raise column.error(_first_invalid(column.values, pa.float64()), *_NOT_A_NUMBER)
     numbers: np.ndarray = cast.to_numpy()
     if not np.isfinite(numbers).all():
-        raise column.error(int(np.argmin(np.isfinite(numbers))), *_NOT_A_NUMBER)
+        row = int(np.argmin(np.isfinite(numbers)))
+        is_written = any(character.isdigit() for character in str(column.values[row].as_py()))  # not inf or nan
+        raise column.error(row, "a number of more than 64 bits" if is_written else _NOT_A_NUMBER[0], _FIX)
     return numbers
 
 
