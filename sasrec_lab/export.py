@@ -8,6 +8,7 @@ encoder.json has maxlen and the raw ids of the items, ordered by index.
 """
 
 import json
+import re
 import sys
 from argparse import Namespace
 from io import BytesIO
@@ -40,11 +41,16 @@ def entry() -> None:
 
 
 def parse(words: list[str]) -> Namespace:
-    """Return the folder of the run and the file to write, as `run` and `output`."""
+    """Return the folder of the run and the file to write, as `run` and `output`.
+
+    Both may be written run=... and output=..., as recommend takes them.
+    """
     parser = Arguments("sasrec-export", __doc__ or "")
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
-    return parser.parse(words)
+    places = {"run": 0, "output": 2}
+    ordered = sorted(words, key=lambda word: places.get(word.partition("=")[0], 1))  # stable
+    return parser.parse([re.sub(r"^(run|output)=", "", word) for word in ordered])
 
 
 def export(run: Path, output: Path) -> tuple[Path, Path]:

@@ -124,6 +124,8 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path, monkeypatch):
             ("nowhere", "encoder.onnx"),
             "error: output=encoder.onnx must end in .pt2 (torch.export's format); use encoder.pt2\n",
         ),
+        (("output=encoder.pt2", "run=nowhere"), "error: run=nowhere: there is no such folder; check the path\n"),
+        (("run=nowhere",), "error: the following arguments are required: output: write sasrec-export <run> <output>; "),
         (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),
     ],
 )

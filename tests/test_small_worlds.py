@@ -110,7 +110,7 @@ def test_small_world_finishes(world, words, form, tmp_path, train_here, monkeypa
 
 
 NO_TRAINING = {  # users, words, and the line
-    "one item": ([[1, 1, 1, 1], [1, 1, 1]], [], "dataset.path=my.csv: 1 item is left after cleaning"),
+    "one item": ([[1, 1, 1, 1], [1, 1, 1]], [], "dataset.path=my.csv: only one item, 1, is left after cleaning"),
     "one interaction each": ([[1], [2], [3]], [], "my.csv: no user has 3 interactions, which a holdout needs"),
     "one interaction each, no holdout": (
         [[1], [2]],

@@ -410,7 +410,8 @@ BAD_FILES = {
     "short": (
         b"user_id,item_id,timestamp\n1,2,1\n1,3,2\n2,2,1\n",
         "error: my.csv: no user has 3 interactions, which a holdout needs (training, validation, test);"
-        " the longest of 2 users has 2",
+        " the longest of 2 users has 2; check that dataset.user is the column of the users, or train only:"
+        " dataset.holdout=none",
     ),
 }
 

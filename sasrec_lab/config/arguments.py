@@ -19,6 +19,9 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
+        if message.startswith("the following arguments are required"):
+            names = (action.metavar or action.dest for action in self._actions if not action.option_strings)
+            message += f": write {self.prog} {' '.join(f'<{name}>' for name in names)}"
         raise InputError(f"{message}; --help lists the options")
 
     def parse(self, words: list[str]) -> argparse.Namespace:

@@ -123,7 +123,10 @@ def _is_duration(value: Any) -> bool:
 _LIMIT = "a fraction above 0 and up to 1.0, such as 0.1, or an integer of at least 1, the number of batches"
 # Of the flags that are not in _CHOICES: whether a value is valid, and the rule in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "devices": (_is_devices, "a number of devices, a list of device indices, or -1 or auto for all"),
+    "devices": (
+        _is_devices,
+        "a number of devices, a list of device indices, or -1 or auto for all; set it to 1, for example",
+    ),
     "num_nodes": (lambda value: _is_int(value, 1, 2**16), "an integer of at least 1"),
     "max_epochs": (
         lambda value: value is None or _is_count_or_unlimited(value),

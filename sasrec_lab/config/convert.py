@@ -20,6 +20,41 @@ _BOOKKEEPING_KEYS = (
     "tensorboard",
     "trainer.enable_progress_bar",
 )
+# names that other programs give to keys -> the key
+_USUAL_NAMES = {
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "device": "trainer.accelerator",
+    "gpus": "trainer.devices",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "layers": "model.blocks",
+    "n_layers": "model.blocks",
+    "num_layers": "model.blocks",
+    "num_blocks": "model.blocks",
+    "n_heads": "model.heads",
+    "num_heads": "model.heads",
+    "hidden": "model.dim",
+    "hidden_size": "model.dim",
+    "hidden_units": "model.dim",
+    "embedding_dim": "model.dim",
+    "d_model": "model.dim",
+    "max_len": "model.maxlen",
+    "max_length": "model.maxlen",
+    "seq_len": "model.maxlen",
+    "max_seq_length": "model.maxlen",
+    "early_stopping": "evaluation.patience",
+    "topk": "evaluation.k",
+    "top_k": "evaluation.k",
+    "data": "dataset",
+    "file": "dataset.path",
+    "output_dir": "hydra.run.dir",
+    "resume": "ckpt",
+    "checkpoint": "ckpt",
+}
 
 
 def to_typed(cfg: DictConfig) -> Any:
@@ -148,4 +183,7 @@ def hint_for(key: str, schema: type = TrainConfig) -> str:
         suggestion = nearest(name, inside)
         names = ", ".join(name for name in inside if "." not in name)
         return f"; did you mean {section}.{suggestion}?" if suggestion else f"; {section} has {names}"
-    return did_you_mean(key, keys) or "; --help lists the keys"
+    if suggestion := did_you_mean(key, keys):
+        return suggestion
+    usual = _USUAL_NAMES.get(key.lower().replace("-", "_")) if schema is TrainConfig else None
+    return f"; did you mean {usual}?" if usual else "; --help lists the keys"

@@ -18,7 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
 from sasrec_lab.config.job_folders import job_folder
-from sasrec_lab.errors import InputError, did_you_mean
+from sasrec_lab.errors import InputError, nearest
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -164,10 +164,10 @@ class EvaluationConfig:
         measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
         if self.monitor not in measured:
             similar = next((name for name in measured if self.monitor in name), measured[0])
-            fix = did_you_mean(self.monitor, measured) or f"; set evaluation.monitor={similar}, for example"
+            metric = nearest(self.monitor, measured) or similar
             raise InputError(
-                f"evaluation.monitor={self.monitor} is not a validation metric{fix}"
-                f" (measured at evaluation.k={list(self.k)} and evaluation.sampled={self.sampled})"
+                f"evaluation.monitor={self.monitor} is not measured at evaluation.k={list(self.k)} and"
+                f" evaluation.sampled={self.sampled}; set evaluation.monitor={metric}, for example"
             )
 
 

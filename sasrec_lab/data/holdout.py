@@ -70,7 +70,8 @@ def hold_out(
     if mode is HoldoutMode.last and not len(users):
         raise InputError(
             f"{sequences.file}: no user has 3 interactions, which a holdout needs (training, validation, test);"
-            f" the longest of {counted(len(lengths), 'user')} has {lengths.max(initial=0)}"
+            f" the longest of {counted(len(lengths), 'user')} has {lengths.max(initial=0)};"
+            " check that dataset.user is the column of the users, or train only: dataset.holdout=none"
         )
     train_ends = np.where(lengths < 2, starts, ends - 2 * is_held_out)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
@@ -78,7 +79,8 @@ def hold_out(
         held_out = " with the last two of each held out," if mode is HoldoutMode.last else ""
         raise InputError(
             f"{sequences.file}: no user has 2 training interactions;{held_out}"
-            f" the longest of {counted(len(lengths), 'user')} has {lengths.max()}"
+            f" the longest of {counted(len(lengths), 'user')} has {lengths.max()};"
+            " check that dataset.user is the column of the users, or use more data"
         )
     holdout = Holdout(
         items=np.asarray(sequences.items),

@@ -18,7 +18,7 @@ import pyarrow as pa
 from sasrec_lab.config.schema import Unsupported
 from sasrec_lab.data.columns import check_utf8
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
-from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few
+from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few, nearest
 
 
 def expand_home(path: str | Path) -> Path:
@@ -44,6 +44,8 @@ def read_ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
         text = str(given).strip(" '\"[]")
         if text == "all":
             fix = "omit it for all" if key == "items_to_recommend" else f"write {key}=all"
+        elif key != "items_to_recommend" and nearest(text, ["all"]):
+            fix = f"did you mean {key}=all?"
         else:
             fix = f"write ids in brackets: {shlex.quote(f'{key}=[{text}]') if ' ' in text else f'{key}=[{text}]'}"
         raise InputError(f"{key}={given} is not a .txt, .csv or .parquet file; {fix}")

@@ -52,6 +52,8 @@ def check_output(path: Path) -> None:
     """Raise InputError if the file cannot be written, before anything is computed."""
     if path.is_dir():
         raise InputError(f"output={path} is a folder; give a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"output={path}: there is no folder {path.parent}; create it, or choose another place")
     with _explain_write_errors(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 

@@ -49,7 +49,8 @@ def find_runs(folders: list[Path]) -> RunSearch:
         if not folder.is_dir():
             if folder.is_file():
                 raise InputError(f"{folder} is a file; give its folder, {folder.parent}")
-            raise InputError(f"{folder} is not a folder{did_you_mean_path(folder, only_folders=True)}")
+            hint = did_you_mean_path(folder, only_folders=True) or "; check the path"
+            raise InputError(f"{folder} is not a folder{hint}")
         if not _search(folder, found, seen, _DEPTH):
             found.skipped.append(f"{folder}: contains no run")
     if not found.runs:

@@ -203,7 +203,8 @@ def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         InputError: the folder does not exist, has no run in it, or its run has not finished.
     """
     if not folder.is_dir():
-        raise InputError(f"run={folder}: there is no such folder{did_you_mean_path(folder, only_folders=True)}")
+        hint = did_you_mean_path(folder, only_folders=True) or "; check the path"
+        raise InputError(f"run={folder}: there is no such folder{hint}")
     info = read_json(folder / RUN, RESUME_HINT)
     results = {"status": None, "error": None} | (read_json(folder / METRICS, RESUME_HINT) or {})
     if info is None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sasrec_lab.config.checks import _CHOICES, _RULES, REJECTED_FLAGS, TRAINER_FLAGS, check_trainer_flag
 from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.convert import known_keys
+from sasrec_lab.config.convert import _USUAL_NAMES, known_keys
 from sasrec_lab.config.overrides import _parse, format_override, normalize
 from sasrec_lab.config.schema import SCHEMAS
 from sasrec_lab.errors import InputError, printable
@@ -39,6 +39,16 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("--cfg job --package nope", "--package nope is not a section of the config; --help lists them"),
         ("-sc", "--shell-completion takes one of install=bash, install=zsh and install=fish; add one"),
         ("lr=0.1", "unknown key 'lr'; did you mean optimizer.lr?"),
+        ("evaluation.k=1000", "evaluation.monitor=val/ndcg@10 is not measured at evaluation.k=[1000] and"
+         " evaluation.sampled=0; set evaluation.monitor=val/ndcg@1000, for example"),
+        ("epochs=5", "unknown key 'epochs'; did you mean trainer.max_epochs?"),
+        ("learning_rate=0.1", "unknown key 'learning_rate'; did you mean optimizer.lr?"),
+        ("device=cuda", "unknown key 'device'; did you mean trainer.accelerator?"),
+        ("batch=8", "unknown key 'batch'; did you mean batch_size?"),
+        ("layers=2", "unknown key 'layers'; did you mean model.blocks?"),
+        ("hidden_size=8", "unknown key 'hidden_size'; did you mean model.dim?"),
+        ("max_len=8", "unknown key 'max_len'; did you mean model.maxlen?"),
+        ("n_heads=2", "unknown key 'n_heads'; did you mean model.heads?"),
         ("path=x.csv", "unknown key 'path'; did you mean dataset.path or dataset.titles.path?"),
         ("max_epochs=3", "unknown key 'max_epochs'; did you mean trainer.max_epochs?"),
         ("dataset.weigth.column=a", "unknown key 'dataset.weigth.column'; did you mean dataset.weight.column?"),
@@ -61,8 +71,8 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected"),
         ("dataset.weight='${dataset.path}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
         ("evaluation='${seed}'", "evaluation is a section and must not be an interpolation (${...}); "),
-        ("evaluation.monitor=ndcg", "evaluation.monitor=ndcg is not a validation metric; set"
-         " evaluation.monitor=val/ndcg@5, for example (measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0)"),
+        ("evaluation.monitor=ndcg", "evaluation.monitor=ndcg is not measured at evaluation.k=[5, 10, 20] and"
+         " evaluation.sampled=0; set evaluation.monitor=val/ndcg@5, for example"),
         ("dataset=a/my.csv", "dataset=a/my.csv does not exist; for a file of your own write dataset=csv"
          " dataset.path=a/my.csv"),
         ("hydra.run.dir='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found"),
@@ -245,3 +255,7 @@ def test_no_command_line_is_planned_in_a_folder_that_is_made(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert check_command_line(["hydra.run.dir=a"]).jobs[0].folder == Path("a")
     assert not list(tmp_path.iterdir())
+
+
+def test_usual_names_of_keys_name_a_key():
+    assert set(_USUAL_NAMES.values()) <= {*known_keys(), "hydra.run.dir"}

@@ -140,8 +140,8 @@ MISTAKES = {
     "optimizer.weight_decay=inf": "optimizer.weight_decay=inf must be a finite number",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc must be an integer of at least 1, or -1 for no limit",
     "evaluation.monitor=val/ndgc@10": (
-        "evaluation.monitor=val/ndgc@10 is not a validation metric; did you mean val/ndcg@10?"
-        " (measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0)"
+        "evaluation.monitor=val/ndgc@10 is not measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0;"
+        " set evaluation.monitor=val/ndcg@10, for example"
     ),
     "dataset=csv": "dataset.path has no value; set it on the command line (dataset.path=...) or in a config file",
     "dataset.separator=''": (
@@ -174,7 +174,8 @@ MISTAKES = {
         " ddp_find_unused_parameters_false, ddp_find_unused_parameters_true; did you mean ddp?"
     ),
     "trainer.devices=0": (
-        "trainer.devices=0 must be a number of devices, a list of device indices, or -1 or auto for all"
+        "trainer.devices=0 must be a number of devices, a list of device indices, or -1 or auto for all;"
+        " set it to 1, for example"
     ),
     "trainer.limit_train_batches=0": (
         "trainer.limit_train_batches=0 must be a fraction above 0 and up to 1.0, such as 0.1, or an integer of at least"

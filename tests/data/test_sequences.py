@@ -528,7 +528,8 @@ def test_no_user_is_long_enough_for_a_holdout():
         hold_out(sequences_of([[1, 2], [2]]), Windows.last, Catalogue.all, maxlen=5)
     assert str(caught.value) == (
         "x.csv: no user has 3 interactions, which a holdout needs (training, validation, test);"
-        " the longest of 2 users has 2"
+        " the longest of 2 users has 2; check that dataset.user is the column of the users, or train only:"
+        " dataset.holdout=none"
     )
 
 
@@ -538,7 +539,8 @@ def test_a_holdout_without_training_windows_is_an_error(windows, catalogue):
     with pytest.raises(InputError) as caught:
         hold_out(sequences_of([[1, 2, 3], [2]]), windows, catalogue, maxlen=5)
     assert str(caught.value) == (
-        "x.csv: no user has 2 training interactions; with the last two of each held out, the longest of 2 users has 3"
+        "x.csv: no user has 2 training interactions; with the last two of each held out, the longest of 2 users has 3;"
+        " check that dataset.user is the column of the users, or use more data"
     )
 
 

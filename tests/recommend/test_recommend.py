@@ -204,8 +204,9 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["users=[5]", "on_unsupported_targets=skip"], "on_unsupported_targets=skip is not one of raise, warn, ignore"),
         (["users=[5]", "-m"], "recommend cannot run a sweep; remove -m"),
         (["users=[5]", "output=lists.txt"], "output=lists.txt must end in .csv or .parquet; omit it to print"),
-        (["users=[5]", "output=no/where.csv"], "output=no/where.csv cannot be written: No such file or directory"),
+        (["users=[5]", "output=no/where.csv"], "output=no/where.csv: there is no folder no; create it"),
         (["users=[5]", "output=folder.csv"], "output=folder.csv is a folder; give a file in it"),
+        (["users=al"], "users=al is not a .txt, .csv or .parquet file; did you mean users=all?"),
         (["users=none.txt"], "users=none.txt: no such file; check the path"),
         (["users=folder.csv"], "users=folder.csv cannot be read ("),
         (["users=other.csv"], "users=other.csv must have a column user_id; its columns are uid, item_id"),
@@ -276,7 +277,7 @@ def test_unused_columns_of_a_csv_may_have_gaps(here, run, capsys):
 def test_run_is_required(here):
     assert refused("users=[5]") == "run has no value; set it on the command line (run=...) or in a config file"
     assert refused("users=[5]", "run=") == "run is empty; give the folder of a finished run"
-    assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder"
+    assert refused("users=[5]", "run=nowhere") == "run=nowhere: there is no such folder; check the path"
 
 
 def test_invalid_input_ends_the_command_with_one_line(here, recommend_here):

@@ -663,7 +663,7 @@ def test_a_curve_of_resumed_runs_has_the_newest_values(tmp_path):
         ),
         (["sweep", "--metrik", "x"], "unknown option --metrik; did you mean --metric?"),
         (["sweep", "--csv"], "argument --csv: expected one argument; --help lists the options"),
-        ([], "the following arguments are required: FOLDER; --help lists the options"),
+        ([], "the following arguments are required: FOLDER: write sasrec-report <FOLDER>; --help lists the options"),
         (["sweep", "--csv", "sweep"], "sweep cannot be written: Is a directory; choose another path"),
         (
             ["sweep", "--csv", "/dev/full"],
