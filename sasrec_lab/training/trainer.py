@@ -21,10 +21,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
+from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults
 from sasrec_lab.training import checkpoints
 from sasrec_lab.training.tensorboard import hyperparameters
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
@@ -71,14 +70,19 @@ def _check_nodes(trainer: pl.Trainer) -> None:
     """Raise InputError if no launcher starts the processes of other nodes, for which the first would wait forever."""
     if trainer.num_nodes == 1:
         return
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is not None and environment.creates_processes_externally:
+    if _has_launcher(trainer):
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
         raise InputError(
             f"trainer.num_nodes={trainer.num_nodes} needs a process on each node; start the command on each with"
-            f" torchrun or Slurm, or set {', '.join(missing)} there"
+            f" torchrun, or set {', '.join(missing)} there"
         )
+
+
+def _has_launcher(trainer: pl.Trainer) -> bool:
+    """Return whether another program, such as torchrun, starts the processes of the run."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is not None and environment.creates_processes_externally
 
 
 def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[pl.Callback]:
@@ -124,7 +128,9 @@ class _SafeSignals(pl.Callback):
         self.handler = signal.getsignal(signal.SIGTERM)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if _has_launcher(trainer):
+            raise_interrupt()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self.handler)
@@ -150,8 +156,10 @@ def check_limits(cfg: TrainConfig, data: SequenceData, processes: int) -> None:
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's SystemExit on Ctrl-C back into KeyboardInterrupt, and restore the handler it disabled."""
     handler = signal.getsignal(signal.SIGINT)
-    if trainer.world_size > 1:  # processes that Lightning starts in here inherit the block until launch.py ignores them
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    if trainer.world_size > 1 and _has_launcher(trainer):
+        use_defaults()  # while it waits for processes that may never come, no handler of Python's would run
+    elif trainer.world_size > 1:  # the processes that Lightning starts inherit the block until launch.py ignores them
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
             yield
@@ -161,7 +169,9 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if trainer.world_size > 1 and _has_launcher(trainer):
+            raise_interrupt()
 
 
 def _configure_logging() -> None:

@@ -157,7 +157,7 @@ def test_other_nodes_need_a_launcher(tmp_path, monkeypatch):
     with pytest.raises(InputError) as caught:
         build_trainer(cfg, tmp_path)
     assert str(caught.value) == (
-        "trainer.num_nodes=2 needs a process on each node; start the command on each with torchrun or Slurm, or set"
+        "trainer.num_nodes=2 needs a process on each node; start the command on each with torchrun, or set"
         " MASTER_ADDR, MASTER_PORT, NODE_RANK there"
     )
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "NODE_RANK": "0"}.items():
