@@ -29,6 +29,7 @@ from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
 from sasrec_lab.config.trust import check_code
 from sasrec_lab.errors import InputError, MissingKey
 
+_HANDLERS = ("console", "file")  # of logging; conf/train.yaml sets their formats
 _MAX_NAME, _MAX_PATH = 255, 3000  # bytes of a folder's name, characters of a path that has room for files below it
 
 
@@ -154,6 +155,11 @@ def _check_hydra_sections(hydra: DictConfig) -> None:
     for section in ("job_logging", "hydra_logging"):
         if not isinstance(hydra[section], DictConfig) or hydra[section].get("version") != 1:
             raise InputError(f"hydra/{section} must be a logging configuration; remove it, or choose default")
+    if not all(OmegaConf.select(hydra, f"job_logging.handlers.{name}.class") for name in _HANDLERS):
+        raise InputError(
+            f"hydra/job_logging={hydra.runtime.choices.get('hydra/job_logging')} lacks the handlers"
+            f" {' and '.join(_HANDLERS)}, which runs log to; choose hydra/job_logging=default"
+        )
     if not isinstance(hydra.verbose, (bool, str, ListConfig)):
         raise InputError(f"hydra.verbose={hydra.verbose} must be true, false, or names of loggers")
 

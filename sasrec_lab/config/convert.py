@@ -20,6 +20,8 @@ _BOOKKEEPING_KEYS = (
     "tensorboard",
     "trainer.enable_progress_bar",
 )
+INTERPOLATION_FIX = "${...} must name another key that exists; correct it, or write the value"
+
 # names that other programs give to keys -> the key
 _USUAL_NAMES = {
     "epochs": "trainer.max_epochs",
@@ -71,7 +73,8 @@ def to_typed(cfg: DictConfig) -> Any:
             _reject_interpolated_sections(cfg, "", schema)
         typed = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:  # an interpolation of a key that does not exist
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise InputError(f"{key}{str(error).splitlines()[0]}; {INTERPOLATION_FIX}") from error
     except RecursionError as error:
         raise InputError("an interpolation ${...} refers to itself; write the value instead") from error
     _reject_appended_keys(typed, "", type(typed))

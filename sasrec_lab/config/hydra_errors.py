@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from omegaconf.errors import InterpolationResolutionError
 from yaml import MarkedYAMLError
 
-from sasrec_lab.config.convert import hint_for
+from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
 from sasrec_lab.errors import InputError, did_you_mean
 
@@ -22,6 +23,7 @@ _KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
     r"Value '(.*?)' is not a valid bool": "true or false",
     r"Cannot convert '\w+' to string: '(.*?)'": "a text",
 }
+_FAULTS = (AttributeError, NameError, KeyError, IndexError, TypeError, AssertionError, ZeroDivisionError)
 _NOISE = (
     r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
     r"|In '[^']+': \w+ raised while composing config"
@@ -73,6 +75,8 @@ def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
             or _unknown_key(text, command)
             or _wrong_value(text)
             or _wrong_section(text, words)
+            or _broken_interpolation(error, text, words)
+            or _fault(error)
             or _shortened(text)
         )
     )
@@ -211,6 +215,27 @@ def _shortened(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     useful = list(dict.fromkeys(line for line in lines if not re.match(_NOISE, line)))
     return (f"{key[1]}: " if key else "") + ("; ".join(useful) or "this cannot be composed")
+
+
+def _broken_interpolation(error: Exception, text: str, words: Iterable[str]) -> str | None:
+    """Return the message on `${...}` that names no key, or no group in the place of a file's name."""
+    if found := re.match(r"Error resolving interpolation '(.*)', possible interpolation keys: (.*)", text):
+        typed = next((word for word in words if found[1] in word), found[1])
+        return f"{typed} must name a file of the group, or refer to one of {found[2]}; write the file's name"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {text.splitlines()[0]}; {INTERPOLATION_FIX}"
+    return None
+
+
+def _fault(error: Exception) -> str | None:
+    """Print the traceback of an exception that only a fault of the program raises, and return its line."""
+    if type(error) not in _FAULTS:  # exactly: OmegaConf's errors are subclasses of some
+        return None
+    traceback.print_exception(error)
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a fault of sasrec_lab, please report it with the"
+        " traceback above"
+    )
 
 
 def _full_key(text: str) -> re.Match[str] | None:

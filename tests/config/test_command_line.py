@@ -66,16 +66,23 @@ def refused(line: str | list[str], name: str = "train") -> str:
          " model.<key>=<value>"),
         ("model={a:b}", "unknown key 'model.a'; model has blocks, heads, dim, maxlen, "),
         ("dataset.sources=[{urll:x}]", "unknown key 'dataset.sources.urll'; did you mean dataset.sources.url?"),
-        ("name='${name}'", "hydra.run.dir: Recursive interpolation detected"),
-        ("dataset.weight='${nope}'", "dataset.weight: Interpolation key 'nope' not found"),
-        ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected"),
+        ("name='${name}'", "hydra.run.dir: Recursive interpolation detected; "
+         "${...} must name another key that exists; correct it, or write the value"),
+        ("dataset.weight='${nope}'", "dataset.weight: Interpolation key 'nope' not found; "
+         "${...} must name another key that exists; correct it, or write the value"),
+        ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected; "
+         "${...} must name another key that exists; correct it, or write the value"),
         ("dataset.weight='${dataset.path}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
         ("evaluation='${seed}'", "evaluation is a section and must not be an interpolation (${...}); "),
         ("evaluation.monitor=ndcg", "evaluation.monitor=ndcg is not measured at evaluation.k=[5, 10, 20] and"
          " evaluation.sampled=0; set evaluation.monitor=val/ndcg@5, for example"),
         ("dataset=a/my.csv", "dataset=a/my.csv does not exist; for a file of your own write dataset=csv"
          " dataset.path=a/my.csv"),
-        ("hydra.run.dir='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found"),
+        ("hydra.run.dir='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found; "
+         "${...} must name another key that exists; correct it, or write the value"),
+        ("model='${dataset.path}'", "model=${dataset.path} must name a file of the group, or refer to one of "),
+        ("hydra/job_logging=none", "hydra/job_logging=none lacks the handlers console and file, which runs log to;"
+         " choose hydra/job_logging=default"),
         ("hydra.sweeper=null", "hydra.sweeper must name its class; remove it, or choose hydra/sweeper=basic"),
         ("hydra.verbose=3", "hydra.verbose=3 must be true, false, or names of loggers"),
         ("hydra.searchpath=[foo]", "hydra.searchpath: there is no folder foo; correct the path, or use --config-dir"),
@@ -89,7 +96,7 @@ def refused(line: str | list[str], name: str = "train") -> str:
 )  # fmt: skip
 def test_a_mistake_is_answered_with_its_fix(line, message):
     text = refused(line)
-    assert text.startswith(message) if message.endswith((", ", "; ")) else text == message
+    assert text.startswith(message) if message.endswith((", ", "; ", " of ")) else text == message
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,8 @@ def test_a_mistake_is_answered_with_its_fix(line, message):
         ("run=a users=all device=gpu",
          "device=gpu is not one of auto, cpu, cuda, cuda:<number>, mps; did you mean cuda?"),
         ("run=a users=all -m", "recommend cannot run a sweep; remove -m"),
-        ("run=a users='${users}'", "users: Recursive interpolation detected"),
+        ("run=a users='${users}'", "users: Recursive interpolation detected; "
+         "${...} must name another key that exists; correct it, or write the value"),
     ],
 )  # fmt: skip
 def test_a_mistake_of_recommend_is_answered_with_its_fix(line, message):
@@ -259,3 +267,12 @@ def test_no_command_line_is_planned_in_a_folder_that_is_made(tmp_path, monkeypat
 
 def test_usual_names_of_keys_name_a_key():
     assert set(_USUAL_NAMES.values()) <= {*known_keys(), "hydra.run.dir"}
+
+
+def test_a_fault_of_the_program_is_no_mistake_of_the_user(monkeypatch, capsys):
+    monkeypatch.setattr("sasrec_lab.config.command_line.check_code", None)
+    assert refused("seed=1") == (
+        "unexpected TypeError: 'NoneType' object is not callable; this is a fault of sasrec_lab, please report it with"
+        " the traceback above"
+    )
+    assert "in _compose_checked" in capsys.readouterr().err

@@ -161,7 +161,10 @@ MISTAKES = {
     "evaluation.seed=-1": "evaluation.seed=-1 must be from 0 to 4294967295",
     "evaluation.k=[10,10]": "evaluation.k=[10, 10] must not repeat a length; remove the duplicates",
     "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
-    "model.dim='${nothing}'": "model.dim: Interpolation key 'nothing' not found",
+    "model.dim='${nothing}'": (
+        "model.dim: Interpolation key 'nothing' not found; ${...} must name another key that exists;"
+        " correct it, or write the value"
+    ),
     "trainer.max_epochs=true": "trainer.max_epochs=true must be an integer of at least 1, or -1 for no limit",
     "trainer.deterministic=abc": "trainer.deterministic=abc is not one of true, false, warn, null",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 must be above 0; use null for no clipping",

@@ -106,9 +106,7 @@ def test_an_own_variable_of_the_environment_can_be_typed(tmp_path):
     assert check_command_line([*words, "hydra.job.env_set.CXX=clang"])
 
 
-@pytest.mark.parametrize(
-    "word", ["hydra/job_logging=disabled", "hydra/hydra_logging=hydra_debug", "hydra.verbose=true"]
-)
+@pytest.mark.parametrize("word", ["hydra/job_logging=default", "hydra/hydra_logging=hydra_debug", "hydra.verbose=true"])
 def test_logging_that_hydra_ships_needs_no_trust(word):
     assert check_command_line([word])
 

@@ -557,7 +557,7 @@ def test_missing_or_malformed_ids_are_rejected(copied):
         assert refused(copied).endswith("; retrain the run, or choose another one")
     with (copied / "items.npz").open("wb") as file:
         np.save(file, ids)
-    assert "items.npz is broken (File is not a zip file)" in refused(copied)
+    assert "items.npz is broken (it does not end like an archive" in refused(copied)
     (copied / "items.npz").unlink()
     assert refused(copied).endswith("has no items.npz, because an older version wrote it; train the run again")
 
