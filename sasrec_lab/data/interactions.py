@@ -217,20 +217,25 @@ def _ids(column: Column, kind: IdType, key: str, check: bool) -> np.ndarray | pd
 def _check_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:
     """Raise InputError for ids that mean a missing value, or have blanks around them: mostly errors of an export."""
     keep = "or keep them as ids: dataset.check_ids=false"
-    is_missing = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(ids)), _MISSING_WORDS)
-    is_padded = pc.not_equal(ids, pc.utf8_trim_whitespace(ids))
-    for wrong, rule, fix in (
-        (is_missing, "which means a missing value", f"remove these lines, {keep}"),
-        (
-            is_padded,
-            "with blanks around it",
-            f"remove the blanks (dataset.separator=', ' if each comma has one), {keep}",
-        ),
-    ):
-        rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False)[codes])
+    fixes = (
+        f"remove these lines, {keep}",
+        f"remove the blanks (dataset.separator=', ' if each comma has one), {keep}",
+    )
+    for (wrong, rule), fix in zip(doubtful_ids(ids), fixes, strict=True):
+        rows = np.flatnonzero(wrong[codes])
         if len(rows):
             more = f", the first of {len(rows):,}" if len(rows) > 1 else ""
             raise column.error(int(rows[0]), f"{rule}{more}", fix)
+
+
+def doubtful_ids(ids: pa.Array) -> list[tuple[np.ndarray, str]]:
+    """Return which texts are mostly errors of an export, and what is wrong: first missing values, then blanks."""
+    trimmed = pc.utf8_trim_whitespace(ids)
+    is_missing = pc.is_in(pc.utf8_lower(trimmed), _MISSING_WORDS)
+    return [
+        (is_missing.to_numpy(zero_copy_only=False), "which means a missing value"),
+        (pc.not_equal(ids, trimmed).to_numpy(zero_copy_only=False), "with blanks around it"),
+    ]
 
 
 def _check_text_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def recommend(cfg: RecommendConfig) -> None:
 
 def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     """Read the ids and histories that the config names, and return the lists for them."""
-    from sasrec_lab.recommend.inputs import expand_home, read_ids, read_table
+    from sasrec_lab.recommend.inputs import expand_home, read_ids, read_interactions
 
     dataset = recommender.dataset
     user_columns, item_columns = (dataset.user, "user_id"), (dataset.item, "item_id")
@@ -93,8 +93,7 @@ def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
         return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, on_unsupported)
     interactions = None
     if cfg.interactions:
-        id_columns = (dataset.user, dataset.item, "user_id", "item_id")
-        interactions = read_table(expand_home(cfg.interactions), "interactions", id_columns)
+        interactions = read_interactions(expand_home(cfg.interactions), dataset)
     users = read_ids(cfg.users, "users", user_columns)
     return recommender.lists_of_users(users, cfg.k, interactions, cfg.filter_viewed, allowed, on_unsupported)
 

@@ -90,7 +90,7 @@ def _find_column(table: pd.DataFrame, names: tuple[str, ...]) -> str:
             return name
     wanted = " or ".join(repr(name) for name in dict.fromkeys(names))
     columns = ", ".join(map(str, table.columns)) or "none"
-    raise InputError(f"interactions must have a column {wanted}; its columns are {columns}")
+    raise InputError(f"interactions must have a column {wanted}; its columns are {columns}; rename one")
 
 
 def _check_unique(table: pd.DataFrame, name: str) -> None:

@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import Unsupported
 from sasrec_lab.data.columns import check_utf8
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
-from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few, nearest
+from sasrec_lab.data.interactions import doubtful_ids
+from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few, nearest, shown
 
 
 def expand_home(path: str | Path) -> Path:
@@ -56,7 +58,9 @@ def read_ids(given: Any, key: str, columns: tuple[str, ...]) -> Any:
     column = next((name for name in columns if name in table), None)
     if column is None:
         wanted = " or ".join(dict.fromkeys(columns))
-        raise InputError(f"{key}={given} must have a column {wanted}; its columns are {', '.join(table.columns)}")
+        raise InputError(
+            f"{key}={given} must have a column {wanted}; its columns are {', '.join(table.columns)}; rename one"
+        )
     return table[column]
 
 
@@ -84,6 +88,34 @@ def read_table(path: Path, key: str, id_columns: tuple[str, ...]) -> pd.DataFram
         if table.iloc[:, -1].isna().any():  # pandas fills short rows with missing values
             _check_row_lengths(path)
     return table.assign(**{name: to_int_if_all_integers(table[name]) for name in set(id_columns) & set(table)})
+
+
+def read_interactions(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
+    """Return the table of histories in a file.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column of ids, or has an id that `dataset.check_ids` refuses.
+    """
+    roles = [tuple(dict.fromkeys(names)) for names in ((dataset.user, "user_id"), (dataset.item, "item_id"))]
+    table = read_table(path, "interactions", (*roles[0], *roles[1]))
+    for names in roles:
+        column = next((name for name in names if name in table), None)
+        if column is None:
+            raise InputError(
+                f"interactions={path} must have a column {' or '.join(names)}; its columns are"
+                f" {', '.join(map(str, table.columns))}; rename one of them"
+            )
+        if dataset.check_ids and pd.api.types.is_string_dtype(table[column]):
+            _check_ids(table[column], f"interactions={path}: column {column}")
+    return table
+
+
+def _check_ids(column: pd.Series, what: str) -> None:
+    """Raise InputError for an id that training refuses, too; an empty one is reported later."""
+    for wrong, rule in doubtful_ids(pa.array(column.fillna(""), pa.string())):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(f"{what}, row {row + 1} is {shown(column.iloc[row])}, {rule}; correct or remove the row")
 
 
 def _check_row_lengths(path: Path) -> None:

@@ -170,6 +170,20 @@ def test_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
     assert pd.read_csv(tmp_path / "lists.csv")["user_id"].tolist() == [7]
 
 
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("NaN,1", "column user_id, row 2 is 'NaN', which means a missing value"),
+        ("7,null", "column item_id, row 2 is 'null', which means a missing value"),
+        ("7, 1", "column item_id, row 2 is ' 1', with blanks around it"),
+    ],
+)
+def test_ids_that_training_refuses_are_refused(here, tmp_path, row, wrong):
+    (tmp_path / "histories.csv").write_text(f"user_id,item_id\n7,1\n{row}\n")
+    message = refused(here, "users=all", "interactions=histories.csv")
+    assert message == f"interactions=histories.csv: {wrong}; correct or remove the row"
+
+
 def test_similar_items_are_printed_and_written(here, run, capsys):
     recommender = Recommender.from_run(run)
     item = recommender.items.ids[0]
@@ -209,10 +223,10 @@ def test_similar_items_are_printed_and_written(here, run, capsys):
         (["users=al"], "users=al is not a .txt, .csv or .parquet file; did you mean users=all?"),
         (["users=none.txt"], "users=none.txt: no such file; check the path"),
         (["users=folder.csv"], "users=folder.csv cannot be read ("),
-        (["users=other.csv"], "users=other.csv must have a column user_id; its columns are uid, item_id"),
+        (["users=other.csv"], "users=other.csv must have a column user_id; its columns are uid, item_id; rename"),
         (
             ["users=[5]", "interactions=other.csv"],
-            "interactions must have a column 'user_id'; its columns are uid, item_id",
+            "interactions=other.csv must have a column user_id; its columns are uid, item_id; rename one of them",
         ),
         (["users=[5]", "interactions=ids.txt"], "interactions=ids.txt must be a .csv, .csv.gz or .parquet file"),
         (["users=[5]", "interactions=empty.csv"], "interactions=empty.csv cannot be read (No columns to parse"),
