@@ -48,6 +48,8 @@ def run_hydra(main: Callable[[], object], command: str) -> None:
             raise
         if failed := next((part for part in (error, error.__cause__) if isinstance(part, OSError)), None):
             raise failed from None
+        if fault := _fault(error):
+            raise InputError(fault) from error
         raise InputError(f"Hydra failed: {explain(error, command)}; correct the keys that begin with hydra.") from error
 
 

@@ -1,5 +1,6 @@
 """Odd words on a command line are refused in one line before a folder is made, whatever they are."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sasrec_lab.config.checks import _CHOICES, _RULES, REJECTED_FLAGS, TRAINER_FLAGS, check_trainer_flag
 from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.convert import _USUAL_NAMES, known_keys
+from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.overrides import _parse, format_override, normalize
 from sasrec_lab.config.schema import SCHEMAS
 from sasrec_lab.errors import InputError, printable
@@ -276,3 +278,18 @@ def test_a_fault_of_the_program_is_no_mistake_of_the_user(monkeypatch, capsys):
         " the traceback above"
     )
     assert "in _compose_checked" in capsys.readouterr().err
+
+
+def test_a_fault_around_a_run_blames_no_key_of_hydra(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as run_hydra sets it, so that it is taken back
+
+    def main() -> None:
+        raise AssertionError  # never reached: the wrapper fails
+
+    @functools.wraps(main)
+    def broken() -> None:
+        {}["x"]
+
+    with pytest.raises(InputError, match=r"^unexpected KeyError: 'x'; this is a fault of sasrec_lab, .* above$"):
+        run_hydra(broken, "train")
+    assert "Traceback" in capsys.readouterr().err
