@@ -85,7 +85,13 @@ def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]
     row has its final label when it is the only one finished.
     """
     by_protocol = _group(runs, lambda run: json.dumps(run.protocol, sort_keys=True))
-    return [_comparison(members, baseline or DEFAULT, jobs) for members in by_protocol]
+    parts = [_comparison(members, baseline or DEFAULT, jobs) for members in by_protocol]
+    unnamed = [(part, row) for part in parts for row in part.rows if row.label == DEFAULT]
+    datasets = [part.protocol.get("dataset") for part, _ in unnamed]
+    for part, row in unnamed:
+        if datasets.count(part.protocol.get("dataset")) > 1:  # the headings of its table and another one are alike
+            part.notes.append(f"{DEFAULT}: {first_few([str(run.folder) for run in row.runs], 2)}")
+    return parts
 
 
 def protocol_differences(parts: list[Comparison]) -> dict[str, list[Any]]:

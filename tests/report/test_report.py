@@ -204,6 +204,7 @@ def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_her
     done = report_here("x")
     assert "2 protocols, each with its own tables; they differ in" in done.stdout
     assert done.stdout.count("test/ndcg@10: all 9 items") == 2
+    assert all(f"default: x/{name}\n" in done.stdout for name in "ab")  # which of the two rows of this name
 
 
 def test_full_and_sampled_ranks_have_separate_tables(sweep):
