@@ -1,11 +1,12 @@
 """The export command, and its program in a process that cannot import this package."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -107,10 +108,14 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path, monkeypatch):
     refused = export("run", "/proc/encoder.pt2", cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert refused.stderr.startswith("error: output=/proc/encoder.pt2 cannot be written: ")
-    monkeypatch.setattr(files, "uuid4", lambda: UUID(int=0))
-    (tmp_path / f".draft-{'0' * 12}-full.pt2").symlink_to("/dev/full")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync_file", fail)
     with pytest.raises(InputError, match=r"full\.pt2 cannot be written: No space left on device; choose another place"):
         write_export(tmp_path / "run", tmp_path / "full.pt2")
+    monkeypatch.undo()
     table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})
     lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False)
     assert json.loads(done.stdout) == lists["item_id"].tolist()

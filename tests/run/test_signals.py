@@ -67,7 +67,10 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
 
 
 def test_the_package_sets_handlers_in_its_commands_only():
-    code = "import signal, sasrec_lab; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import sasrec_lab\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n"
 
