@@ -15,6 +15,7 @@ from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import did_you_mean_path, user_cache
+from sasrec_lab.ops import memory
 
 _MAX_LINE_BYTES = 16 << 20  # of what follows a block
 _BLOCK_BYTES = 4 << 20  # 2 to 8 MiB are equally fast; larger blocks only need more memory
@@ -192,11 +193,7 @@ def check_size(size: int, limit: int | None, path: Path) -> None:
 
 def most_bytes() -> int | None:
     """Return how much memory this process could have, None if that is not known."""
-    import torch  # here, because the commands check the user's files before they need it
-
-    from sasrec_lab.ops.memory import available_bytes
-
-    return available_bytes(torch.device("cpu"))
+    return memory.available_bytes("cpu")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import torch
 
 from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.ops.memory import Need, check_memory
@@ -23,7 +22,7 @@ def make_interactions(config: SyntheticConfig) -> pd.DataFrame:
     Raises:
         InputError: the table would not fit in memory.
     """
-    check_memory(_needs(config), torch.device("cpu"))
+    check_memory(_needs(config), "cpu")
     random = np.random.default_rng(config.seed)
     lengths = _lengths(random, config)
     # Repeats are dropped, so more items are drawn: all the more, the larger the user's share of the catalogue.

@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sasrec_lab.errors import InputError
 
 _ROOT = Path("/")
@@ -21,7 +19,7 @@ class Need:
     size: int
 
 
-def check_memory(needs: list[Need], device: torch.device) -> None:
+def check_memory(needs: list[Need], device: str) -> None:
     """Raise InputError, which names the keys of the largest needs, if all of them exceed the memory that is there."""
     there, total = available_bytes(device), sum(need.size for need in needs)
     if there is None or total <= there:
@@ -45,14 +43,16 @@ def format_bytes(size: int) -> str:
     return f"{size} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
 
 
-def available_bytes(device: torch.device) -> int | None:
+def available_bytes(device: str) -> int | None:
     """Return how much memory this process could have on the device at most, None if that is not known.
 
     What it has already counts as available, because a sweep's jobs follow each other in one process.
     """
-    if device.type == "cuda":
+    if device.startswith("cuda"):
+        import torch  # here, because data is read without it
+
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    if device.type != "cpu":
+    if device != "cpu":
         return None
     swap = _meminfo("SwapFree") or 0
     free = [size for size in (_free_on_machine(), *_free_in_groups()) if size is not None]

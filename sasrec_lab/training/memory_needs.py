@@ -20,10 +20,10 @@ def check_run_fits(cfg: TrainConfig, holdout: Holdout, device: torch.device, pro
     on_device = [*model_needs(cfg, holdout.num_items), *batch_needs(cfg, holdout, processes)]
     on_cpu = sampling_needs(cfg, holdout)
     if device.type == "cpu":
-        check_memory([*on_device, *on_cpu], device)
+        check_memory([*on_device, *on_cpu], str(device))
     else:
-        check_memory(on_device, device)
-        check_memory(on_cpu, torch.device("cpu"))
+        check_memory(on_device, str(device))
+        check_memory(on_cpu, "cpu")
 
 
 def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
