@@ -90,7 +90,7 @@ def test_recommend_refuses_code_of_config_files(tmp_path):
         ("hydra_logging: {formatters: {x: {(): my.Format}}}", "hydra.hydra_logging.formatters.x.()"),
         ("job_logging: {handlers: {console: {stream: 'ext://os.environ'}}}", "hydra.job_logging.handlers"),
         ("job_logging: {root: {x: '${hydra.job.name}'}}\n  job: {name: 'ext://x.y'}", "hydra.job_logging.root.x"),
-        ("job_logging: {handlers: {file: {filename: /home/me/.bashrc}}}", "hydra.job_logging.handlers.file.filename"),
+        ("job_logging: {handlers: {file: {filename: x/.profile}}}", "hydra.job_logging.handlers.file.filename"),
         ("job_logging: {handlers: {file: {filename: '${data_dir}'}}}", "hydra.job_logging.handlers.file.filename"),
         ("job_logging: {handlers: {file: {.: {baseFilename: /x}}}}", "hydra.job_logging.handlers.file...baseFilename"),
         ("job: {env_set: {CXX: /tmp/program}}", "hydra.job.env_set.CXX"),

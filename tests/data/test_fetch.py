@@ -587,10 +587,10 @@ def test_lines_are_dropped_and_line_ends_converted_by_blocks(tmp_path, monkeypat
 def test_a_link_out_of_the_data_root_is_not_written_through(tmp_path, serve, server):
     dataset = published(SourceConfig(url=serve("/u.data", ROWS)))
     (tmp_path / "out").mkdir()
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "ml").symlink_to(tmp_path / "out")
-    assert refusal(fetched, dataset, tmp_path / "root") == (
-        f"{tmp_path}/root/ml is a link to {tmp_path}/out, out of data_dir={tmp_path}/root; put u.data there, or"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ml").symlink_to(tmp_path / "out")
+    assert refusal(fetched, dataset, tmp_path / "data") == (
+        f"{tmp_path}/data/ml is a link to {tmp_path}/out, out of data_dir={tmp_path}/data; put u.data there, or"
         " replace the link by a folder"
     )
     assert server.asked == []
