@@ -42,7 +42,8 @@ from sasrec_lab.recommend.inputs import (
 )
 from sasrec_lab.recommend.lists import Lists
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.training import checkpoints
+from sasrec_lab.training.checkpoint_file import load_encoder
+from sasrec_lab.training.checkpoints import tested_checkpoint
 
 USERS_PER_BATCH = 512
 
@@ -78,7 +79,7 @@ class Recommender:
         config, results = run_folder.load_finished(folder)
         arrays = run_folder.read_items(folder)
         items = Ids(arrays["ids"])
-        encoder, model = checkpoints.load_encoder(checkpoints.tested_checkpoint(folder, results), len(items))
+        encoder, model = load_encoder(tested_checkpoint(folder, results), len(items))
         encoder = encoder.to(_find_device(device))
         recommender = cls(folder, encoder, items, model, section_of(config, "dataset", DatasetConfig))
         recommender.titles = arrays.get("titles")

@@ -45,7 +45,7 @@ from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import find_candidates, find_targets, read_ids, read_table
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.training import checkpoints
+from sasrec_lab.training.checkpoint_file import load_encoder
 
 SECONDS_PER_INPUT = 20
 Files = dict[str, bytes]  # content by name; a reader's input
@@ -520,7 +520,7 @@ def checkpoint_input(choose: random.Random) -> tuple[Files, object]:
 
 def read_checkpoint(files: Files, folder: Path, _: object) -> None:
     """Load the encoder in a checkpoint."""
-    checkpoints.load_encoder(folder / "best.ckpt", 5)
+    load_encoder(folder / "best.ckpt", 5)
 
 
 READERS = {
