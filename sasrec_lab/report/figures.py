@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Canvas
 
 from sasrec_lab.report import plots
+from sasrec_lab.report.canvas import add_title, drawing
 from sasrec_lab.report.plots import setting
 from sasrec_lab.report.rows import DEFAULT, Row
 from sasrec_lab.report.tables import ProtocolReport, Report
@@ -40,14 +41,14 @@ class Figure:
 
     def save(self, folder: Path) -> None:
         """Write the figure as PNG and PDF."""
-        with plots.drawing():
+        with drawing():
             self.canvas.savefig(folder / f"{self.name}.png", dpi=160)
             self.canvas.savefig(folder / f"{self.name}.pdf", metadata={"CreationDate": None})
 
     def svg(self) -> str:
         """Return the figure as the address of an `<img>`, so that no two figures of a page share an id."""
         text = io.BytesIO()
-        with plots.drawing():
+        with drawing():
             self.canvas.savefig(text, format="svg", dpi=160, metadata={"Date": None})
         return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue()).decode()}"
 
@@ -55,7 +56,7 @@ class Figure:
 def draw_figures(report: Report) -> list[Figure]:
     """Return the figures of all protocols, their names numbered if there are several protocols."""
     figures = []
-    with plots.drawing():
+    with drawing():
         for number, part in enumerate(report.parts, 1):
             prefix = f"{number}-" if len(report.parts) > 1 else ""
             figures += [Figure(f"{prefix}{name}", title, part, canvas) for name, title, canvas in _draw(part)]
@@ -71,7 +72,7 @@ def _draw(part: ProtocolReport) -> Iterator[tuple[str, str, Canvas]]:
     details = f"{part.heading}; {describe_candidates(part.comparison.protocol, metric)}"
     for name, subject, drawn, canvas in _plots(part, rows, metric):
         title = f"{part.dataset}: {subject}"
-        plots.add_title(canvas, title, details.partition(", ")[2] + plots.describe_marks(part, drawn, metric))
+        add_title(canvas, title, details.partition(", ")[2] + plots.describe_marks(part, drawn, metric))
         yield name, title, canvas
 
 

@@ -5,45 +5,24 @@ Each returns a canvas whose axes keep their size whatever its title and legend n
 
 import math
 import re
-import textwrap
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from sasrec_lab.config.convert import flatten
 from sasrec_lab.errors import printable
+from sasrec_lab.report.canvas import GRAY, add_legend, new_canvas, text_color, use_log_scale, wrap
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.rows import Row
 from sasrec_lab.report.tables import SIGNIFICANT, ProtocolReport, mean_and_std
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
-BASELINE, GRAY, PUBLISHED, POPULARITY = "#222222", "#b8bcc2", "#9aa3ad", "#7d8791"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "sasrec_lab",
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # a label may contain dollars
-}
+BASELINE, PUBLISHED, POPULARITY = "#222222", "#9aa3ad", "#7d8791"
 _WIDTH, _HEIGHT = 6.0, 3.2  # inches, of figures that share a line of a page
-_LINE_INCHES = 0.155  # of a legend or title
-_CHARACTERS_PER_INCH = 14.5
 _MAX_BARS = 30
 _MAX_TICKS = 12
 _MAX_CURVES_PER_FRAME = 4  # more bands cannot be distinguished
@@ -51,18 +30,10 @@ _FRAMES_PER_LINE = 3
 _MIN_SEEDS_FOR_SPREAD = 3  # a band or a bar over two seeds would look like certainty; the seeds are drawn instead
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Draw and save inside with this module's style, and without matplotlib's warnings on letters it lacks."""
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
     """Draw the metric over one numeric key: seeds, mean and spread, popularity, and the published values."""
     key = keys[0]
-    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
+    canvas, axes = new_canvas(_WIDTH, _HEIGHT)
     at = {row.label: value for row in rows if isinstance(value := setting(row, key), float)}
     rows = sorted(rows, key=lambda row: at[row.label])
     x, spreads = [at[row.label] for row in rows], [row.spread(metric) for row in rows]
@@ -79,13 +50,13 @@ def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: s
     if published := [(at[row.label], row.published[metric]) for row in rows if metric in row.published]:
         axes.plot(*zip(*published, strict=True), "s--", color=PUBLISHED, markerfacecolor="white", label="published")
     if min(x) > 0 and max(x) / min(x) >= 8:
-        _use_log_scale(axes)
+        use_log_scale(axes)
     if len(x) <= _MAX_TICKS:
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
     axes.set(xlabel=printable(key), ylabel=printable(metric))
     _draw_popularity(axes, part, metric)
-    _add_legend(canvas, axes)
+    add_legend(canvas, axes)
     return canvas
 
 
@@ -107,7 +78,7 @@ def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metri
     cells = {(setting(row, keys[0]), setting(row, keys[1])): row for row in rows}
     means = {place: row.spread(metric).mean for place, row in cells.items()}
     grid = np.array([[means.get((y, x), math.nan) for x in across] for y in down])
-    canvas, axes = _new_canvas(max(_WIDTH, 1.9 + 0.85 * len(across)), max(_HEIGHT, 1.1 + 0.55 * len(down)))
+    canvas, axes = new_canvas(max(_WIDTH, 1.9 + 0.85 * len(across)), max(_HEIGHT, 1.1 + 0.55 * len(down)))
     image = axes.imshow(grid, cmap="viridis", aspect="auto")
     axes.grid(False)
     axes.set_xticks(range(len(across)), [_shown_value(x) for x in across])
@@ -117,7 +88,7 @@ def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metri
         spread, column, line_ = row.spread(metric), across.index(x), down.index(y)
         text = mean_and_std(spread).replace(" ±", "\n±") + " *" * part.is_significant(row, metric)
         text += "\nbaseline" * (row is part.baseline)
-        color = _text_color(image.to_rgba(np.array(spread.mean)))
+        color = text_color(image.to_rgba(np.array(spread.mean)))
         weight = "bold" if row is part.best else "normal"
         axes.text(column, line_, text, ha="center", va="center", color=color, fontsize=7.5, fontweight=weight)
         if row is part.best:
@@ -127,7 +98,7 @@ def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metri
     popularity = part.popularity(metric)
     label = printable(metric) + ("" if popularity is None else f"\n(popularity: {popularity:.4f})")
     canvas.colorbar(image, label=label)
-    _add_legend(canvas, axes)
+    add_legend(canvas, axes)
     return canvas
 
 
@@ -141,7 +112,7 @@ def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
     names = [_name(part, row) for row in rows] + ["popularity"] * (popularity is not None)
     lines = 1 + max(name.count("\n") for name in names)
     place_inches = max(0.5 if has_published else 0.3, 0.15 * lines, (_HEIGHT - 0.7) / len(names))
-    canvas, axes = _new_canvas(_WIDTH, 0.7 + len(names) * place_inches)
+    canvas, axes = new_canvas(_WIDTH, 0.7 + len(names) * place_inches)
     height = min(0.38 if has_published else 0.64, 0.3 / place_inches)
     longest = max([popularity or 0.0, *(_end(row, metric) for row in rows)]) or 1.0
     for place, row in enumerate(rows):
@@ -160,7 +131,7 @@ def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
     axes.grid(False, axis="y")
     axes.set_xlim(0, longest * 1.3)
     axes.set_xlabel(printable(metric))
-    _add_legend(canvas, axes)
+    add_legend(canvas, axes)
     return canvas
 
 
@@ -196,13 +167,13 @@ def learning_curves(part: ProtocolReport, rows: list[Row], colors: dict[str, str
         return None
     if len(named) > _MAX_CURVES_PER_FRAME:
         return _curves_in_frames(part, curves, named, colors)
-    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
+    canvas, axes = new_canvas(_WIDTH, _HEIGHT)
     for row in named:
         curves[row.label].draw(axes, colors[row.label], _name(part, row))
     axes.set(xlabel="epoch", ylabel=printable(metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _draw_popularity(axes, part, metric)
-    _add_legend(canvas, axes, others=len(rows) - len(named))
+    add_legend(canvas, axes, others=len(rows) - len(named))
     return canvas
 
 
@@ -253,13 +224,13 @@ def _curves_in_frames(
         axes.tick_params(labelbottom=True)
     canvas.supxlabel("epoch", fontsize=9)
     canvas.supylabel(printable(part.monitor), fontsize=9)
-    _add_legend(canvas, frames[0])
+    add_legend(canvas, frames[0])
     return canvas
 
 
 def by_time(part: ProtocolReport, rows: list[Row], colors: dict[str, str], metric: str) -> Canvas:
     """Draw the metric of each row and seed over its training time."""
-    canvas, axes = _new_canvas(_WIDTH, _HEIGHT)
+    canvas, axes = new_canvas(_WIDTH, _HEIGHT)
     times = {row.label: row.mean(lambda run: run.seconds) for row in rows}
     longest = max(run.seconds for row in rows for run in row.runs)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
@@ -278,26 +249,13 @@ def by_time(part: ProtocolReport, rows: list[Row], colors: dict[str, str], metri
             label=_name(part, row, metric) if is_named else None,
         )
     if min(times.values()) > 0 and longest / min(times.values()) > 10:
-        _use_log_scale(axes)
+        use_log_scale(axes)
     else:
         axes.set_xlim(0, 1.05 * longest / seconds or 1)  # leaves room for the last marker
     axes.set(xlabel=f"training time per run in {unit}", ylabel=printable(metric))
     _draw_popularity(axes, part, metric)
-    _add_legend(canvas, axes, others=len(rows) - len(colors))
+    add_legend(canvas, axes, others=len(rows) - len(colors))
     return canvas
-
-
-def add_title(canvas: Canvas, title: str, details: str) -> None:
-    """Write a title and smaller details above the axes, so that the figure explains itself outside of its page."""
-    width = round(canvas.get_figwidth() * _CHARACTERS_PER_INCH)
-    lines, more = _wrap(title, width - 10, 3), _wrap(details, width + 10, 3)
-    space = _LINE_INCHES * (len(lines) + len(more)) + 0.2
-    height = canvas.get_figheight() + space
-    canvas.set_size_inches(canvas.get_figwidth(), height)
-    canvas.set_layout_engine("constrained", rect=(0, 0, 1, 1 - space / height))
-    below = 1 - (0.06 + _LINE_INCHES * len(lines)) / height
-    canvas.text(0.01, 1 - 0.04 / height, "\n".join(lines), va="top", fontweight="bold", color="#333333")
-    canvas.text(0.01, below, "\n".join(more), va="top", fontsize=8, color="#5d6b7a")
 
 
 def describe_marks(part: ProtocolReport, rows: list[Row], metric: str) -> str:
@@ -330,20 +288,7 @@ def _numbers_first(value: float | str) -> tuple[bool, float, str]:
 
 def _shown_value(value: float | str) -> str:
     """Return a value of a key as the label of a tick."""
-    return f"{value:g}" if isinstance(value, float) else "\n".join(_wrap(value, 12, 2))
-
-
-def _new_canvas(width: float, height: float) -> tuple[Canvas, Axes]:
-    """Return a figure of this size in inches, and its axes."""
-    canvas = Canvas(figsize=(width, height))
-    return canvas, canvas.subplots()
-
-
-def _use_log_scale(axes: Axes) -> None:
-    """Make the x axis logarithmic with plain numbers as labels."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())  # its own would be math
+    return f"{value:g}" if isinstance(value, float) else "\n".join(wrap(value, 12, 2))
 
 
 def _draw_seeds(axes: Axes, x: list[float], y: list[float], color: str, label: str | None = None) -> None:
@@ -357,25 +302,6 @@ def _draw_popularity(axes: Axes, part: ProtocolReport, metric: str) -> None:
         axes.axhline(value, color=POPULARITY, linestyle=":", linewidth=1.2, label="popularity")
 
 
-def _add_legend(canvas: Canvas, axes: Axes, others: int = 0) -> None:
-    """Add the legend below the axes and make the figure taller by it, so that the axes keep their size."""
-    if others:
-        axes.plot([], [], "o", color=GRAY, markersize=3, label=f"{others} other{'s' if others > 1 else ''}")
-    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one of several equal labels
-    if not entries:
-        return
-    longest = max(len(text) for label in entries for text in label.split("\n"))
-    columns = max(1, min(len(entries), int(canvas.get_figwidth() * _CHARACTERS_PER_INCH // (longest + 8))))
-    space = max(sum(map(_legend_inches, column)) for column in np.array_split(list(entries), columns)) + 0.1
-    canvas.set_size_inches(canvas.get_figwidth(), canvas.get_figheight() + space)
-    canvas.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=columns)
-
-
-def _legend_inches(label: str) -> float:
-    """Return the height of an entry of a legend: its lines, and half a line below it."""
-    return (1.2 * (1 + label.count("\n")) + 0.5) * 8 / 72
-
-
 def _name(part: ProtocolReport, row: Row, metric: str | None = None) -> str:
     """Return a row's label for a figure, with the marks of the best row and of a significant difference.
 
@@ -385,16 +311,4 @@ def _name(part: ProtocolReport, row: Row, metric: str | None = None) -> str:
     words = re.sub(r"[\w.]*\.(\w+=)", r"\1", row.label)
     marks = " *" * (metric is not None and part.is_significant(row, metric))
     best = "\n(best on validation)" if row is part.best else ""
-    return "\n".join(_wrap(words, 40, 3)) + marks + best
-
-
-def _wrap(text: str, width: int, max_lines: int) -> list[str]:
-    """Return text in lines of at most this width, cut at the end."""
-    shown = printable(text)[: 2 * width * max_lines]  # textwrap is slow on long texts
-    return textwrap.wrap(shown, width, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
-
-
-def _text_color(background: tuple[float, ...] | np.ndarray) -> str:
-    """Return black or white, whichever has more contrast to the background."""
-    luminance = np.dot(np.array(background[:3]) ** 2.2, [0.2126, 0.7152, 0.0722])
-    return "black" if luminance > 0.18 else "white"  # 0.18 is the middle of luminance as defined by WCAG
+    return "\n".join(wrap(words, 40, 3)) + marks + best

@@ -583,10 +583,10 @@ def test_only_wide_figures_take_both_columns(tmp_path):
 
 
 def test_heat_map_text_has_the_color_with_more_contrast():
-    from sasrec_lab.report.plots import _text_color
+    from sasrec_lab.report.canvas import text_color
 
     backgrounds = {"yellow": (1.0, 0.9, 0.1, 1.0), "teal": (0.13, 0.57, 0.55, 1.0), "violet": (0.27, 0.0, 0.33, 1.0)}
-    colors = {name: _text_color(background) for name, background in backgrounds.items()}
+    colors = {name: text_color(background) for name, background in backgrounds.items()}
     assert colors == {"yellow": "black", "teal": "black", "violet": "white"}
 
 
