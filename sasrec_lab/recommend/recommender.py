@@ -42,8 +42,8 @@ from sasrec_lab.recommend.inputs import (
 )
 from sasrec_lab.recommend.lists import Lists
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.training.checkpoint_file import load_encoder
 from sasrec_lab.training.checkpoints import tested_checkpoint
+from sasrec_lab.training.saved_encoder import load_encoder
 
 USERS_PER_BATCH = 512
 

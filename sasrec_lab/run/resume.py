@@ -9,7 +9,7 @@ from sasrec_lab.config.convert import is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import display_path, open_regular, read_small_text
+from sasrec_lab.files import display_path, read_small_text
 from sasrec_lab.run.folder import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
@@ -17,7 +17,6 @@ from sasrec_lab.run.folder import (
     RUN,
     broken_reason,
     has_checkpoint,
-    opened_archive,
     read_intact_json,
 )
 from sasrec_lab.run.lock import check_unlocked, check_writable
@@ -90,19 +89,15 @@ def _is_blank(path: Path) -> bool:
 
 def _config_of_checkpoint(folder: Path) -> dict[str, Any]:
     """Return the plain config that the run's checkpoints contain; code in them is never run."""
-    import torch  # only here: the command line is checked without waiting for it
+    from sasrec_lab.run.checkpoint_file import load  # only here: it waits for torch, the command line's check does not
 
     reasons = []
     for path in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
         try:
-            with open_regular(path) as file, opened_archive(file):
-                saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            config = saved["hyper_parameters"]["config"]
-            if isinstance(config, dict):
-                return config
-            reasons.append(f"{path} has no config")
-        except Exception as error:  # torch's errors vary
-            reasons.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            config: dict[str, Any] = load(path, "")["hyper_parameters"]["config"]
+            return config
+        except InputError as error:
+            reasons.append(str(error).rstrip("; "))
     raise InputError(
         f"{folder / RUN} is missing or broken, and so are the checkpoints ({'; '.join(reasons)}); delete {folder} to"
         " start over"

@@ -17,9 +17,9 @@ from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder
+from sasrec_lab.run.checkpoint_file import load
 from sasrec_lab.run.folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RETRAIN_HINT, has_checkpoint
 from sasrec_lab.run.resume import describe_differences, other_keys
-from sasrec_lab.training.checkpoint_file import load
 
 log = logging.getLogger(__name__)
 

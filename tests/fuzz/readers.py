@@ -45,7 +45,7 @@ from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import find_candidates, find_targets, read_ids, read_table
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.training.checkpoint_file import load_encoder
+from sasrec_lab.training.saved_encoder import load_encoder
 
 SECONDS_PER_INPUT = 20
 Files = dict[str, bytes]  # content by name; a reader's input

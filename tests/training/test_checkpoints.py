@@ -9,7 +9,7 @@ import torch
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
-from sasrec_lab.training import checkpoint_file, checkpoints
+from sasrec_lab.training import checkpoints, saved_encoder
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 
@@ -171,7 +171,7 @@ def test_a_model_larger_than_its_weights_is_not_built(tmp_path, changes):
     saved = {"hyper_parameters": {"config": config, "num_items": 60}, "epoch": 0, "state_dict": model.state_dict()}
     torch.save(saved, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match=r"a\.ckpt does not fit its own configuration: "):
-        checkpoint_file.load_encoder(tmp_path / "a.ckpt", 60)
+        saved_encoder.load_encoder(tmp_path / "a.ckpt", 60)
 
 
 def test_a_table_of_sinusoids_has_a_bound(tmp_path):
@@ -182,7 +182,7 @@ def test_a_table_of_sinusoids_has_a_bound(tmp_path):
     saved = {"hyper_parameters": {"config": config, "num_items": 60}, "epoch": 0, "state_dict": model.state_dict()}
     torch.save(saved, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="its weights are not those of 1 blocks and maxlen 1,000,000,000"):
-        checkpoint_file.load_encoder(tmp_path / "a.ckpt", 60)
+        saved_encoder.load_encoder(tmp_path / "a.ckpt", 60)
 
 
 def test_no_path_of_a_checkpoint_is_taken_over(tmp_path):
