@@ -1,4 +1,4 @@
-"""Causal self-attention over packed tokens. B sequences, T tokens, D dim, H heads."""
+"""Self-attention over packed tokens, causal or bidirectional. B sequences, T tokens, D dim, H heads."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,26 +65,29 @@ class BatchLayout:
         return PaddedRows(self)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
-    """Return softmax(q k' / sqrt(D / H)) v within each sequence, each token attending to itself and earlier ones.
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, *, causal: bool = True
+) -> Tensor:
+    """Return softmax(q k' / sqrt(D / H)) v within each sequence.
 
-    `rate` is the dropout on the weights. Dummy tokens after the last sequence get zeros.
+    A token attends to itself and earlier ones if `causal`, else to all tokens of its sequence. `rate` is the dropout on
+    the weights. Dummy tokens after the last sequence get zeros.
     """  # all (T, D)
     if torch.compiler.is_exporting():
-        return attend_single_sequence(q, k, v, heads)
+        return attend_single_sequence(q, k, v, heads, causal=causal)
     if q.is_cuda:
-        return fused_attention(q, k, v, layout.buckets, heads, rate)
+        return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal)
     if q.dtype == torch.bfloat16:  # under autocast: float32 is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()
     if library.supports(q):
-        return compiled_attention(q, k, v, layout, heads, rate)
-    return bucketed_attention(q, k, v, layout.buckets, heads, rate)
+        return compiled_attention(q, k, v, layout, heads, rate, causal=causal)
+    return bucketed_attention(q, k, v, layout.buckets, heads, rate, causal=causal)
 
 
 def attend_with_padding(
     q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, pad_key: Tensor, pad_value: Tensor
 ) -> Tensor:
-    """Return `attend` in left-padded rows, whose padding has this key (D,) and value (D,) and is attended to too."""
+    """Return causal `attend` in left-padded rows, whose padding has this key (D,) and value (D,) and is attended to."""
     rows = layout.padded_rows
     q, k, v = rows.fill(q, torch.zeros_like(pad_key)), rows.fill(k, pad_key), rows.fill(v, pad_value)
     return rows.take(attend(q, k, v, rows.layout, heads, rate))
@@ -97,8 +100,9 @@ def attend_newest(
 
     As keys and values are linear in the tokens' states x (T, D), the states themselves are compared and averaged, and
     the two matrices applied to the query and to the average: two products less for each token. The key's bias adds the
-    same to all scores of a query, which the softmax ignores. With `pad_keys` as in `attend_with_padding`, where the
-    padding's states are zero. Without dropout.
+    same to all scores of a query, which the softmax ignores. The newest token attends to all others, so causal and
+    bidirectional attention do not differ. With `pad_keys` as in `attend_with_padding`, where the padding's states are
+    zero. Without dropout.
     """  # (B, D)
     if pad_keys:
         x, layout = layout.padded_rows.fill(x, torch.zeros_like(x[0])), layout.padded_rows.layout
@@ -118,10 +122,10 @@ def average_states(q: Tensor, x: Tensor, layout: BatchLayout, scale: float) -> T
     return newest_attention(q, x, layout.buckets, scale)
 
 
-def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = True) -> Tensor:
     """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file."""
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, D / H)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
 
 
 class PaddedRows:
@@ -159,23 +163,28 @@ class PaddedRows:
 # The kernel, for float32 on the CPU
 
 
-def compiled_attention(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
+def compiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, *, causal: bool = True
+) -> Tensor:
     """Return `attend` by the kernel: one sequence and head at a time in a core's own cache.
 
-    Nothing is computed for later tokens, and nothing is copied into another shape. Reference: `bucketed_attention`.
+    Nothing is computed for tokens that a token does not attend to, and nothing is copied into another shape. Reference:
+    `bucketed_attention`.
     """
-    return _CompiledAttention.apply(q, k, v, layout, heads, rate)
+    return _CompiledAttention.apply(q, k, v, layout, heads, rate, causal)
 
 
 class _CompiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, causal: bool
+    ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         for name, x in (("q", q), ("k", k), ("v", v)):
             check_shape(name, x, layout.num_tokens, q.shape[1])
         offsets, sequences = layout.offsets_tensor, layout.num_sequences
         ctx.layout = layout
-        ctx.sizes = sequences, q.shape[1], heads, 1 / sqrt(q.shape[1] // heads), float(rate)
+        ctx.sizes = sequences, q.shape[1], heads, int(causal), 1 / sqrt(q.shape[1] // heads), float(rate)
         out = torch.empty_like(q)
         out[layout.num_real_tokens :] = 0
         weights = None  # only a backward pass uses them
@@ -194,7 +203,7 @@ class _CompiledAttention(torch.autograd.Function):
             x[ctx.layout.num_real_tokens :] = 0
         grad = grad.contiguous()
         _attention_backward_kernel(q, k, v, out, grad, weights, ctx.layout.offsets_tensor, *ctx.sizes, *grads)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 @kernel
@@ -211,6 +220,7 @@ def _attention_kernel(
     sequences: int,
     dim: int,
     heads: int,
+    causal: int,
     scale: float,
     rate: float,
     seed: int,
@@ -232,6 +242,7 @@ def _attention_backward_kernel(
     sequences: int,
     dim: int,
     heads: int,
+    causal: int,
     scale: float,
     rate: float,
     q_grad: Floats,

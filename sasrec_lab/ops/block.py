@@ -32,6 +32,7 @@ class BlockLayers:
     feed_forward_norm: nn.LayerNorm
     inner: nn.Linear
     outer: nn.Linear
+    causal: bool = True  # False: a token also attends to later ones
 
 
 class KernelBlock(Protocol):
@@ -50,7 +51,7 @@ def apply_block(block: KernelBlock, x: Tensor, layout: BatchLayout, newest: Tens
     """Return `block.transform(x, layout, newest)`, by the kernel if it can; `block.layers()` gives its BlockLayers."""
     if not (block.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
         layers = block.layers()
-        has_kernel = layers.heads == 1 and layers.is_relu and not layers.pad_keys
+        has_kernel = layers.heads == 1 and layers.is_relu and layers.causal and not layers.pad_keys
         if has_kernel and library.supports(x, layers.query.weight):
             return _block_compiled(layers, x, layout, newest is not None)
     return block.transform(x, layout, newest)

@@ -1,11 +1,12 @@
 """Attention by torch's matrix products: sequences of similar length share a bucket, an (n, L) table of cells.
 
-Hardly anything is computed for positions that do not exist. No real token sees the cells after a sequence's newest
-item, so the causal mask is the only one. B sequences, T tokens, D dim, H heads, C cells of all buckets.
+Hardly anything is computed for positions that do not exist. Causal attention needs no other mask, because no real token
+sees the cells after a sequence's newest item. B sequences, T tokens, D dim, H heads, C cells of all buckets.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from typing import Any
 
@@ -60,6 +61,15 @@ class Buckets:
             num_tokens,
         )
 
+    @cached_property
+    def key_masks(self) -> list[Tensor]:
+        """Return each bucket's mask (n, L): False after a sequence, but True in rows left over, against NaN."""
+        masks = []
+        for (n, width), lengths in zip(self.sizes, self.lengths, strict=True):
+            ends = np.append(lengths, np.full(n - len(lengths), width))[:, None]
+            masks.append(torch.from_numpy(np.arange(width) < ends).to(self.cells.device))
+        return masks
+
     def split(self, cells: Tensor, heads: int) -> list[Tensor]:
         """Return each bucket's part (n, H, L, D / H) of the cells (C, D)."""
         parts = cells.split([n * length for n, length in self.sizes])
@@ -75,42 +85,48 @@ class Buckets:
         return F.pad(cells.index_select(0, self.places), (0, 0, 0, self.num_tokens - len(self.places)))
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, *, causal: bool = True
+) -> Tensor:
     """Return attention's output (T, D) by torch's fused kernels, one call per bucket: the form for GPUs.
 
     As of 2.13, torch's attention over sequences of different lengths (varlen_attn) has neither dropout nor single
     precision, and its flex attention has no dropout.
     """
-    inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), strict=True)
+    masks = [None] * len(buckets.sizes) if causal else [mask[:, None, None] for mask in buckets.key_masks]
+    inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), masks, strict=True)
     return buckets.scatter(
-        [F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True) for q, k, v in inputs]
+        [F.scaled_dot_product_attention(q, k, v, mask, dropout_p=rate, is_causal=causal) for q, k, v, mask in inputs]
     )
 
 
 def newest_attention(q: Tensor, x: Tensor, buckets: Buckets, scale: float) -> Tensor:
     """Return softmax(scale q x') x (B, H, D) within each sequence, for queries q (B, H, D) and states x (T, D)."""
     out = torch.empty_like(q)
-    for bucket, *numbers in zip(buckets.gather(x, heads=1), buckets.members, buckets.lengths, strict=True):
-        rows, lengths = (torch.from_numpy(x).to(q.device) for x in numbers)
-        is_past = torch.arange(bucket.shape[2], device=q.device) < lengths[:, None, None]  # (n, 1, L)
-        tokens = bucket[: len(rows), 0]  # (n, L, D)
-        out[rows] = F.scaled_dot_product_attention(q[rows], tokens, tokens, attn_mask=is_past, scale=scale)
+    for bucket, members, mask in zip(buckets.gather(x, heads=1), buckets.members, buckets.key_masks, strict=True):
+        rows = torch.from_numpy(members).to(q.device)
+        tokens, keys = bucket[: len(rows), 0], mask[: len(rows), None]  # (n, L, D), (n, 1, L)
+        out[rows] = F.scaled_dot_product_attention(q[rows], tokens, tokens, attn_mask=keys, scale=scale)
     return out
 
 
-def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
+def bucketed_attention(
+    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, *, causal: bool = True
+) -> Tensor:
     """Return attention's output (T, D) by matrix products: the form for CPUs without a kernel.
 
-    QUERIES_PER_PRODUCT queries of a bucket meet the keys up to them. The backward pass is written by hand: autograd's
-    would keep five (n, L, L) tensors instead of two, and would add up by index although cells and tokens match one to
-    one. Reference: tests/reference_model.py.
+    QUERIES_PER_PRODUCT queries of a bucket meet the keys up to them, or all keys if not `causal`. The backward pass is
+    written by hand: autograd's would keep five (n, L, L) tensors instead of two, and would add up by index although
+    cells and tokens match one to one. Reference: tests/reference_model.py.
     """
-    return _BucketedAttention.apply(q, k, v, buckets, heads, rate)
+    return _BucketedAttention.apply(q, k, v, buckets, heads, rate, causal)
 
 
 class _BucketedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, causal: bool
+    ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             # of the queries instead of the scores, and of the values instead of the weights
             ctx.scales = 1 / sqrt(q.shape[1] // heads), 1 / keep_probability(rate)
@@ -119,48 +135,50 @@ class _BucketedAttention(torch.autograd.Function):
             values = buckets.gather(v * ctx.scales[1] if rate else v, heads)
             out = [torch.empty_like(x) for x in queries]
             weights, kept = [], []  # per piece; kept: after dropout
-            for bucket, begin, end in _pieces(queries):
-                scores = queries[bucket][:, :, begin:end] @ keys[bucket][:, :, :end].mT
-                weights.append(_softmax_of_past(scores, begin))
+            for bucket, rows, seen in _pieces(queries, causal):
+                scores = queries[bucket][:, :, rows] @ keys[bucket][:, :, seen].mT
+                weights.append(
+                    _softmax_of_past(scores, rows.start) if causal else _softmax(scores, buckets.key_masks[bucket])
+                )
                 kept.append(weights[-1] * keep_mask(weights[-1], rate) if rate else weights[-1])
-                out[bucket][:, :, begin:end] = kept[-1].to(scores.dtype) @ values[bucket][:, :, :end]
+                out[bucket][:, :, rows] = kept[-1].to(scores.dtype) @ values[bucket][:, :, seen]
         ctx.save_for_backward(*queries, *keys, *values, *out, *weights, *kept)
-        ctx.buckets, ctx.heads = buckets, heads
+        ctx.buckets, ctx.heads, ctx.causal = buckets, heads, causal
         return buckets.scatter(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         buckets, n = ctx.buckets, len(ctx.buckets.sizes)
         q, k, v, out = (ctx.saved_tensors[i : i + n] for i in range(0, 4 * n, n))
-        pieces = _pieces(q)
+        pieces = _pieces(q, ctx.causal)
         weights, kept = ctx.saved_tensors[4 * n :][: len(pieces)], ctx.saved_tensors[4 * n + len(pieces) :]
         cells = q[0].new_zeros(len(buckets.cells), grad.shape[1])
         cells.index_copy_(0, buckets.places, grad[: len(buckets.places)].to(cells.dtype))
         grads = buckets.split(cells, ctx.heads)  # cells without a token are zero, so they add nothing to others
         q_grads, k_grads, v_grads = ([torch.zeros_like(x) for x in bucket] for bucket in (q, k, v))
-        for (i, begin, end), weight, used in zip(pieces, weights, kept, strict=True):
-            rows, past = slice(begin, end), slice(end)
+        for (i, rows, seen), weight, used in zip(pieces, weights, kept, strict=True):
             row_grads = grads[i][:, :, rows]
-            v_grads[i][:, :, past] += used.to(row_grads.dtype).mT @ row_grads
+            v_grads[i][:, :, seen] += used.to(row_grads.dtype).mT @ row_grads
             # softmax's backward pass: weights * (their gradient - its weighted mean), which is the sum of grad * out
-            scores_grad = (row_grads @ v[i][:, :, past].mT).to(weight.dtype)
+            scores_grad = (row_grads @ v[i][:, :, seen].mT).to(weight.dtype)
             if used is not weight:
                 scores_grad = torch.ops.aten.threshold_backward(scores_grad, used, 0)  # 0 where the weight was dropped
             scores_grad.sub_((row_grads * out[i][:, :, rows]).sum(-1, keepdim=True)).mul_(weight)
             scores_grad = scores_grad.to(row_grads.dtype)
-            q_grads[i][:, :, rows] = scores_grad @ k[i][:, :, past]
-            k_grads[i][:, :, past] += scores_grad.mT @ q[i][:, :, rows]
+            q_grads[i][:, :, rows] = scores_grad @ k[i][:, :, seen]
+            k_grads[i][:, :, seen] += scores_grad.mT @ q[i][:, :, rows]
         q_grad, k_grad, v_grad = (buckets.scatter(x) for x in (q_grads, k_grads, v_grads))
-        return q_grad.mul_(ctx.scales[0]), k_grad, v_grad.mul_(ctx.scales[1]), None, None, None
+        return q_grad.mul_(ctx.scales[0]), k_grad, v_grad.mul_(ctx.scales[1]), None, None, None, None
 
 
-def _pieces(buckets: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-    """Return (bucket, first query, end of queries) of each product."""
-    return [
-        (i, begin, min(begin + QUERIES_PER_PRODUCT, x.shape[2]))
-        for i, x in enumerate(buckets)
-        for begin in range(0, x.shape[2], QUERIES_PER_PRODUCT)
-    ]
+def _pieces(buckets: Sequence[Tensor], causal: bool) -> list[tuple[int, slice, slice]]:
+    """Return (bucket, queries, the keys that they meet) of each product."""
+    pieces = []
+    for i, x in enumerate(buckets):
+        for begin in range(0, x.shape[2], QUERIES_PER_PRODUCT):
+            end = min(begin + QUERIES_PER_PRODUCT, x.shape[2])
+            pieces.append((i, slice(begin, end), slice(end) if causal else slice(None)))
+    return pieces
 
 
 def _softmax_of_past(scores: Tensor, begin: int) -> Tensor:
@@ -168,7 +186,14 @@ def _softmax_of_past(scores: Tensor, begin: int) -> Tensor:
 
     The scores are overwritten if they are in full precision.
     """
-    rows, past = scores.shape[-2:]
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    scores += torch.full((rows, past), float("-inf"), dtype=scores.dtype, device=scores.device).triu_(begin + 1)
+    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device)
+    scores += future.triu_(begin + 1)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the softmax of scores (n, H, rows, L) over the cells that the mask (n, L) lets through."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores.masked_fill_(~mask[:, None, None], float("-inf"))
     return torch.softmax(scores, -1, out=scores)

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from sasrec_lab.data.batches import pack
 from sasrec_lab.ops import library
-from sasrec_lab.ops.attention import BatchLayout, attend, average_states, compiled_attention
+from sasrec_lab.ops.attention import BatchLayout, attend, attend_single_sequence, average_states, compiled_attention
 from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
 SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]
+directions = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 
 
@@ -26,15 +27,15 @@ def layout_of(lengths: list[int]) -> tuple[BatchLayout, int]:
     return BatchLayout(batch.offsets, len(batch.items), batch.items.device), len(batch.items)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, *, causal: bool = True) -> Tensor:
     out = torch.zeros_like(q)
     begin = 0
     for length in lengths:
         for columns in torch.arange(q.shape[1]).view(heads, -1):
             for token in range(begin, begin + length):
-                past = slice(begin, token + 1)
-                scores = k[past][:, columns] @ q[token, columns] / sqrt(len(columns))
-                out[token, columns] = scores.softmax(0) @ v[past][:, columns]
+                seen = slice(begin, token + 1 if causal else begin + length)
+                scores = k[seen][:, columns] @ q[token, columns] / sqrt(len(columns))
+                out[token, columns] = scores.softmax(0) @ v[seen][:, columns]
         begin += length
     return out
 
@@ -51,13 +52,15 @@ def gradients(out: Tensor, x: list[Tensor], tokens: int) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
+@directions
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
-def test_attention_equals_the_plain_loop(lengths, dim, heads, compiled, monkeypatch):
+def test_attention_equals_the_plain_loop(lengths, dim, heads, causal, compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(library, "supports", lambda *tensors: False)
     layout, tokens = layout_of(lengths)
     x = inputs(tokens, dim)
-    out, expected = attend(*x, layout, heads, 0.0), plain_attention(*x, lengths, heads)
+    out = attend(*x, layout, heads, 0.0, causal=causal)
+    expected = plain_attention(*x, lengths, heads, causal=causal)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
 
@@ -76,13 +79,14 @@ def test_average_states_equals_the_plain_loop(lengths, dim):
 
 @needs_compiler
 @pytest.mark.parametrize(("dim", "heads"), SIZES)
+@directions
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: f"{len(x)} of {max(x)}")
-def test_compiled_attention_equals_the_bucketed_one(lengths, dim, heads):
+def test_compiled_attention_equals_the_bucketed_one(lengths, dim, heads, causal):
     layout, tokens = layout_of(lengths)
     x = inputs(tokens, dim)
     compiled, bucketed = (
-        compiled_attention(*x, layout, heads, 0.0),
-        bucketed_attention(*x, layout.buckets, heads, 0.0),
+        compiled_attention(*x, layout, heads, 0.0, causal=causal),
+        bucketed_attention(*x, layout.buckets, heads, 0.0, causal=causal),
     )
     torch.testing.assert_close(compiled, bucketed, rtol=1e-5, atol=1e-5)
     # dummies get a gradient here, which must not reach any token
@@ -95,7 +99,7 @@ def test_compiled_attention_equals_the_bucketed_one(lengths, dim, heads):
         assert (one - other).norm() <= 1e-5 * (other.norm() + 1)
     assert not compiled[layout.num_real_tokens :].any()
     with torch.no_grad():  # the kernel stores no weights
-        assert torch.equal(compiled, compiled_attention(*x, layout, heads, 0.0))
+        assert torch.equal(compiled, compiled_attention(*x, layout, heads, 0.0, causal=causal))
 
 
 @needs_compiler
@@ -122,31 +126,115 @@ def test_of_distant_scores_the_largest_gets_all_weight():
     torch.testing.assert_close(compiled, bucketed)
 
 
+@directions
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
-def test_fused_attention_equals_the_bucketed_one(dim, heads):
+def test_fused_attention_equals_the_bucketed_one(dim, heads, causal):
     layout, tokens = layout_of(LENGTHS[4])
     x = inputs(tokens, dim)
-    fused, bucketed = (form(*x, layout.buckets, heads, 0.0) for form in (fused_attention, bucketed_attention))
+    forms = fused_attention, bucketed_attention
+    fused, bucketed = (form(*x, layout.buckets, heads, 0.0, causal=causal) for form in forms)
     torch.testing.assert_close(fused, bucketed, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(fused, x, tokens), gradients(bucketed, x, tokens), rtol=1e-4, atol=1e-4)
 
 
+@directions
+def test_an_export_attends_within_its_one_sequence(causal):
+    x = [one.detach() for one in inputs(7, 12)]
+    expected = plain_attention(*x, [7], heads=2, causal=causal)
+    torch.testing.assert_close(attend_single_sequence(*x, 2, causal=causal), expected, rtol=1e-5, atol=1e-5)
+
+
+@directions
+def test_under_autocast_the_sums_are_in_full_precision(causal):
+    layout, tokens = layout_of([30, 7])
+    x = [one.detach().bfloat16() for one in inputs(tokens, 16)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(*x, layout, 2, 0.0, causal=causal)
+    expected = plain_attention(*(one.float() for one in x), [30, 7], heads=2, causal=causal)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+FORMS = pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=needs_compiler)], ids=str)
+
+
+@directions
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_gradients_of_the_bucketed_form_are_its_derivatives(heads, causal):
+    layout, tokens = layout_of([3, 1, 6])
+    x = [one.detach().double().requires_grad_() for one in inputs(tokens, 4)]
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, layout, heads, 0.0, causal=causal), x)
+
+
+@directions
+@FORMS
+def test_a_sequence_is_not_changed_by_others_or_its_place(causal, dtype):
+    """The last of three sequences, moved, without the others and with dummies, has the same outputs and gradients."""
+    lengths = [19, 6, 33]
+    x = [one.detach().to(dtype) for one in inputs(sum(lengths), 12)]
+    parts = list(zip(*(one.split(lengths) for one in x), strict=True))
+
+    def last_of(order: list[int], dummies: int) -> list[Tensor]:
+        """Return the outputs and gradients of sequence 2."""
+        offsets = np.append(0, np.cumsum([lengths[i] for i in order]))
+        layout = BatchLayout(offsets, int(offsets[-1]) + dummies, torch.device("cpu"))
+        given = [torch.cat([*(parts[i][n] for i in order), torch.ones(dummies, 12, dtype=dtype)]) for n in range(3)]
+        given = [one.requires_grad_() for one in given]
+        out = attend(*given, layout, 2, 0.0, causal=causal)
+        begin = offsets[order.index(2)]
+        return [one[begin : begin + lengths[2]] for one in (out, *torch.autograd.grad(out.square().sum(), given))]
+
+    expected = last_of([0, 1, 2], 0)
+    for order, dummies in (([2, 0, 1], 0), ([2], 0), ([1, 2], 5), ([2, 2], 1)):
+        for one, other in zip(last_of(order, dummies), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@directions
+@FORMS
+def test_who_attends_to_a_changed_token(causal, dtype):
+    layout, tokens = layout_of([7, 9, 4])
+    x = [one.detach().to(dtype) for one in inputs(tokens, 8)]
+    before = attend(*x, layout, 2, 0.0, causal=causal)
+    for one in x[1:]:  # key and value of the second sequence's token 5
+        one[7 + 5] += 1
+    changed = (attend(*x, layout, 2, 0.0, causal=causal) != before).any(1).nonzero()[:, 0].tolist()
+    assert changed == list(range(7 + 5 if causal else 7, 7 + 9))
+
+
 @needs_compiler
+@directions
+def test_one_and_two_threads_give_the_same_bits(causal):
+    layout, tokens = layout_of(LENGTHS[4])
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            x = inputs(tokens, 24)
+            out = attend(*x, layout, 3, 0.2, causal=causal)
+            found.append((out, *gradients(out, x, tokens)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@needs_compiler
+@directions
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
-def test_compiled_dropout_has_its_rate_and_follows_the_seed(rate):
+def test_compiled_dropout_has_its_rate_and_follows_the_seed(rate, causal):
     lengths = [150] * 20
     layout, tokens = layout_of(lengths)
     q = k = torch.zeros(tokens, 32)  # all weights of a token are equal
     v = torch.ones(tokens, 32)
     torch.manual_seed(0)
-    first, second = (attend(q, k, v, layout, 2, rate) for _ in range(2))
+    first, second = (attend(q, k, v, layout, 2, rate, causal=causal) for _ in range(2))
     torch.manual_seed(0)
-    assert torch.equal(attend(q, k, v, layout, 2, rate), first)
+    assert torch.equal(attend(q, k, v, layout, 2, rate, causal=causal), first)
     assert not torch.equal(first, second)
     assert not torch.equal(first[:150], first[150:300])  # sequences and heads have different masks
     assert not torch.equal(first[:, :16], first[:, 16:])
     share_kept = first[:3000, ::16] * (1 - rate)  # of the token's n weights
-    n = torch.arange(1, 151).repeat(20)[:, None]
+    n = torch.arange(1, 151).repeat(20)[:, None] if causal else torch.full((3000, 1), 150)
     kept = (share_kept * n).round()
     torch.testing.assert_close(share_kept * n, kept, rtol=1e-4, atol=1e-3)  # numbers of weights are integers
     draws = 2 * int(n.sum())
@@ -171,26 +259,29 @@ def test_masks_of_sequences_and_heads_are_independent(heads):
 
 
 @needs_compiler
-def test_compiled_dropout_has_the_gradients_of_its_mask():
+@directions
+def test_compiled_dropout_has_the_gradients_of_its_mask(causal):
     """The identity as v reveals the mask, with which a plain form in double precision is differentiated."""
     lengths, rate = [9, 4, 21], 0.3
     layout, tokens = layout_of(lengths)
     x = inputs(tokens, 8)
     torch.manual_seed(5)
-    found = gradients(attend(*x, layout, 1, rate), x, tokens)
+    found = gradients(attend(*x, layout, 1, rate, causal=causal), x, tokens)
     torch.manual_seed(5)
     eye = torch.zeros(tokens, tokens)
     eye[: layout.num_real_tokens, : layout.num_real_tokens] = torch.eye(layout.num_real_tokens)
     columns = []
     for part in eye.split(8, dim=1):  # the output is the used weights, a few columns at a time
         torch.manual_seed(5)
-        columns.append(attend(x[0], x[1], torch.nn.functional.pad(part, (0, 8 - part.shape[1])), layout, 1, rate))
+        values = torch.nn.functional.pad(part, (0, 8 - part.shape[1]))
+        columns.append(attend(x[0], x[1], values, layout, 1, rate, causal=causal))
     used = torch.cat(columns, 1)[:, :tokens].detach()
     q, k, v = (one.detach().double().requires_grad_() for one in x)
-    past = torch.zeros(tokens, tokens, dtype=torch.bool)
+    seen = torch.zeros(tokens, tokens, dtype=torch.bool)
     for begin, end in zip(layout.offsets_tensor[:-1], layout.offsets_tensor[1:], strict=True):
-        past[begin:end, begin:end] = torch.ones(end - begin, end - begin).tril().bool()
-    weights = (q @ k.T / sqrt(8)).masked_fill(~past, -1e30).softmax(1) * past
+        ones = torch.ones(end - begin, end - begin, dtype=torch.bool)
+        seen[begin:end, begin:end] = ones.tril() if causal else ones
+    weights = (q @ k.T / sqrt(8)).masked_fill(~seen, -1e30).softmax(1) * seen
     expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v], tokens)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()

@@ -1,4 +1,4 @@
-// Causal self-attention within each sequence.
+// Self-attention within each sequence: of each token to itself and earlier ones (causal), or to all.
 //
 // Sequence s = 0 .. B - 1 has the tokens offsets[s] .. offsets[s + 1] - 1 of arrays (T, D), where D = heads * d.
 
@@ -37,10 +37,10 @@ int64_t weights_size(const int64_t* offsets, int64_t B) {
     return size;
 }
 
-// out (T, D) = dropout(softmax(scale * q k' over the past)) v. `weights` stores the softmax for the backward pass, negative
-// if dropped; it may be null.
+// out (T, D) = dropout(softmax(scale * q k')) v over the past if `causal`, else over the sequence. `weights` stores the
+// softmax for the backward pass, negative if dropped; it may be null.
 void attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
-               int64_t heads, double scale, double rate, uint64_t seed, float* out, float* weights) {
+               int64_t heads, int64_t causal, double scale, double rate, uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     const uint32_t threshold = threshold_of(rate);
@@ -56,21 +56,22 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
             copy_rows(v + start, L, d, D, v_rows.data(), wide);
             Random random(seed, task);
             for (int64_t i = 0; i < L; i += MR) {
-                const int64_t rows = std::min<int64_t>(MR, L - i), past = i + rows;
+                const int64_t rows = std::min<int64_t>(MR, L - i), seen = causal ? i + rows : L;
                 float* P = weights ? weights + first[s] + h * weights_of(L) + i * ld : own_block.data();
-                rows_product(rows, past, d, q + start + i * D, D, 1, k_columns.data(), ld, P, ld);
+                rows_product(rows, seen, d, q + start + i * D, D, 1, k_columns.data(), ld, P, ld);
                 const float* used = P;
-                for (int64_t m = 0; m < rows; m++) softmax_row(P + m * ld, i + m + 1, round_up(past, W), scale);
+                const auto count = [&](int64_t m) { return causal ? i + m + 1 : L; };
+                for (int64_t m = 0; m < rows; m++) softmax_row(P + m * ld, count(m), round_up(seen, W), scale);
                 if (threshold) {
                     for (int64_t m = 0; m < rows; m++) {
                         float* row = P + m * ld;
-                        mark_dropped(row, i + m + 1, threshold, random);
-                        for (int64_t j = 0; j < past; j += W)
+                        mark_dropped(row, count(m), threshold, random);
+                        for (int64_t j = 0; j < seen; j += W)
                             store(&block[m * ld + j], larger(load(row + j), vec{}) * kept);
                     }
                     used = block.data();
                 }
-                rows_product(rows, wide, past, used, ld, 1, v_rows.data(), wide, out_block.data(), wide);
+                rows_product(rows, wide, seen, used, ld, 1, v_rows.data(), wide, out_block.data(), wide);
                 unpack_rows(out_block.data(), rows, d, wide, 1, out + start + i * D, D);
             }
         });
@@ -79,8 +80,8 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
 
 // Gradients of q, k and v from that of `out`.
 void attention_backward(const float* q, const float* k, const float* v, const float* out, const float* grad,
-                        const float* weights, const int64_t* offsets, int64_t B, int64_t D, int64_t heads, double scale,
-                        double rate, float* q_grad, float* k_grad, float* v_grad) {
+                        const float* weights, const int64_t* offsets, int64_t B, int64_t D, int64_t heads, int64_t causal,
+                        double scale, double rate, float* q_grad, float* k_grad, float* v_grad) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     std::vector<int64_t> first(B + 1, 0);
@@ -98,27 +99,29 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
             copy_rows(k + start, L, d, D, k_rows.data(), wide);
             copy_rows(grad + start, L, d, D, grad_rows.data(), wide);
             for (int64_t i = 0; i < L; i += MR) {
-                const int64_t rows = std::min<int64_t>(MR, L - i), past = i + rows;
+                const int64_t rows = std::min<int64_t>(MR, L - i), seen = causal ? i + rows : L;
                 float* S = &scores[i * ld];
-                rows_product(rows, past, d, &grad_rows[i * wide], wide, 1, v_columns.data(), ld, S, ld);
+                rows_product(rows, seen, d, &grad_rows[i * wide], wide, 1, v_columns.data(), ld, S, ld);
                 for (int64_t m = 0; m < rows; m++) {
                     const int64_t token = start + (i + m) * D;
                     const float mean = dot(grad + token, out + token, d);  // weighted mean of the weights' gradient
-                    for (int64_t j = 0; j < past; j += W) {
+                    for (int64_t j = 0; j < seen; j += W) {
                         const vec p = load(P + (i + m) * ld + j), used_p = larger(p, vec{}) * kept;
                         const vec size = larger(p, -p);
                         store(&used[(i + m) * ld + j], used_p);
                         store(S + m * ld + j, used_p * load(S + m * ld + j) - size * mean);
                     }
                 }
-                rows_product(rows, wide, past, S, ld, 1, k_rows.data(), wide, tile_out.data(), wide);
+                rows_product(rows, wide, seen, S, ld, 1, k_rows.data(), wide, tile_out.data(), wide);
                 unpack_rows(tile_out.data(), rows, d, wide, float(scale), q_grad + start + i * D, D);
             }
             for (int64_t j = 0; j < L; j += MR) {
-                const int64_t columns = std::min<int64_t>(MR, L - j), at = j * ld + j;
-                rows_product(columns, wide, L - j, &scores[at], 1, ld, &q_rows[j * wide], wide, tile_out.data(), wide);
+                const int64_t columns = std::min<int64_t>(MR, L - j), i = causal ? j : 0, queries = L - i;
+                rows_product(columns, wide, queries, &scores[i * ld + j], 1, ld, &q_rows[i * wide], wide, tile_out.data(),
+                             wide);
                 unpack_rows(tile_out.data(), columns, d, wide, scale, k_grad + start + j * D, D);
-                rows_product(columns, wide, L - j, &used[at], 1, ld, &grad_rows[j * wide], wide, tile_out.data(), wide);
+                rows_product(columns, wide, queries, &used[i * ld + j], 1, ld, &grad_rows[i * wide], wide, tile_out.data(),
+                             wide);
                 unpack_rows(tile_out.data(), columns, d, wide, 1, v_grad + start + j * D, D);
             }
         });
