@@ -26,9 +26,10 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
+BlockName = Enum("BlockName", ["transformer", "ligr"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
-Activation = Enum("Activation", ["relu", "gelu"])
+Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
@@ -38,8 +39,9 @@ Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 @dataclass
 class ModelConfig:
-    """Keys of `model`: the encoder's architecture."""
+    """Keys of `model`: the encoder's architecture. A key with a default here is one that older runs lack."""
 
+    block: BlockName = BlockName.transformer
     blocks: int = MISSING
     heads: int = MISSING
     dim: int = MISSING
@@ -69,6 +71,8 @@ class ModelConfig:
                 raise InputError(f"model.{key}={eps} must be above 0")
         if self.pad_keys and self.norm is not Norm.sasrec:
             raise InputError(f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}")
+        if self.block is BlockName.ligr and self.norm is not Norm.pre:
+            raise InputError(f"model.block=ligr requires model.norm=pre, not {self.norm.name}; use model=ligr")
         if self.ff_dim is not None:
             check_at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
@@ -78,6 +82,11 @@ class ModelConfig:
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
             )
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Return the inner width of the feed-forward; unless it is set, a multiple of dim as in the block's source."""
+        return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr else 1)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The SASRec encoder: packed item ids -> one state per token. T tokens, B sequences, D dim, V items, L maxlen."""
+"""The encoder: packed item ids -> one state per token. T tokens, B sequences, D dim, V items, L maxlen."""
 
 from math import log, sqrt
 
@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
-from sasrec_lab.model.blocks import Block
+from sasrec_lab.model.blocks import BLOCKS
+from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
 
 
 class Encoder(nn.Module):
-    """SASRec: embeddings, blocks, a last norm. A token's state dotted with an item's vector is the item's score.
+    """Embeddings, blocks, a last norm, as in SASRec. A token's state dotted with an item's vector is the item's score.
 
     A state describes the user after that token's item. Row i of the item tables is item i + 1; padding has no row.
     Positions are counted from the newest item, as the left-padded original's positions amount to. Source: Kang and
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         if cfg.pos_emb is PosEmb.sinusoidal:
             self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
         self.pos_emb = cfg.pos_emb
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.blocks))
+        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.apply(lambda module: _initialize(module, cfg.init))
         if cfg.init is Init.xavier_packed:
@@ -85,20 +86,23 @@ def _initialize(module: nn.Module, init: Init) -> None:
             nn.init.xavier_uniform_(module.weight)
         else:
             nn.init.xavier_normal_(module.weight)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
 def _initialize_as_packed(module: nn.Module) -> None:
-    """Change a block's initial values to those of torch's MultiheadAttention, and feed-forward biases to nn.Linear's.
+    """Change a block's initial values to those of torch's MultiheadAttention, and other biases to nn.Linear's.
 
-    MultiheadAttention initializes queries, keys and values as one (3D, D) matrix, which has half the variance.
+    MultiheadAttention initializes queries, keys and values as one (3D, D) matrix, which has half the variance; its
+    biases are zero.
     """
-    if isinstance(module, Block):
+    if isinstance(module, TransformerBlock):
         for projection in (module.query, module.key, module.value):
             projection.weight.data.mul_(sqrt(0.5))
-        for layer in (module.feed_forward.inner, module.feed_forward.outer):
-            nn.init.uniform_(layer.bias, -1 / sqrt(layer.in_features), 1 / sqrt(layer.in_features))
+        attention = (module.query, module.key, module.value, module.output)
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear) and layer not in attention and layer.bias is not None:
+                nn.init.uniform_(layer.bias, -1 / sqrt(layer.in_features), 1 / sqrt(layer.in_features))
 
 
 def _sinusoids(maxlen: int, dim: int) -> Tensor:

@@ -19,7 +19,7 @@ ROW_MULTIPLE = 16  # floats; rows of parameters are padded to whole registers of
 class BlockLayers:
     """The layers of a transformer block, and how they are put together."""
 
-    norm: str  # one of NORMS: where the two layer norms are, as in model/blocks.py
+    norm: str  # one of NORMS: where the two layer norms are, as in model/transformer.py
     has_residual: bool
     heads: int
     pad_keys: bool  # whether the padding of short sequences is attended to

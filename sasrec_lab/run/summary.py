@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sasrec_lab.config.dataset import HoldoutMode
-from sasrec_lab.config.schema import ModelConfig, OptimizerName, TrainConfig
+from sasrec_lab.config.schema import BlockName, OptimizerName, TrainConfig
 from sasrec_lab.data.cleaning import describe_span, time_unit
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
@@ -16,9 +16,9 @@ from sasrec_lab.errors import counted, printable
 from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
-# The model's name in tables, by the type of the config's section `model`. All files of conf/model/ configure SASRec;
-# another kind of model needs a type of its own, and a line here.
-MODEL_NAMES = {ModelConfig: "SASRec"}
+# The model's name in tables, and its parts in the opening lines
+MODEL_NAMES = {BlockName.transformer: "SASRec", BlockName.ligr: "LiGR"}
+_PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block"}
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:
@@ -52,7 +52,7 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
     hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
     return (
-        f"model  {counted(model.blocks, 'block')}, {counted(model.heads, 'head')}, dim {model.dim}, maxlen"
+        f"model  {counted(model.blocks, _PARTS[model.block])}, {counted(model.heads, 'head')}, dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {loss}{by}; {info['parameters']:,} parameters\n"
         f"       {info['device']}, {info['matmul']}{hint}"
     )
@@ -112,7 +112,7 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     protocol = results["protocol"]
     cut = _cutoff(cfg)
     columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
-    rows = {MODEL_NAMES[type(cfg.model)]: results["metrics"], "popularity": results["baselines"].get("popularity", {})}
+    rows = {MODEL_NAMES[cfg.model.block]: results["metrics"], "popularity": results["baselines"].get("popularity", {})}
     candidates = describe_candidates(protocol, suffix)
     lines = [
         "",

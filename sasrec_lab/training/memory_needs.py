@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.config.schema import LossName, ModelConfig, OptimizerName, PosEmb, TrainConfig
+from sasrec_lab.config.schema import Activation, BlockName, LossName, ModelConfig, OptimizerName, PosEmb, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.ops.memory import Need, check_memory
 from sasrec_lab.training.losses import LOSSES
@@ -44,9 +44,13 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
 
 def block_parameters(model: ModelConfig) -> int:
     """Return the number of parameters of one block."""
-    dim, width = model.dim, model.ff_dim or model.dim
+    dim, width = model.dim, model.feed_forward_width
+    linear = (dim + 1) * dim
     projections = 4 if model.output_projection else 3
-    return 4 * dim + projections * (dim + 1) * dim + (dim + 1) * width + (width + 1) * dim
+    gates = 2 if model.block is BlockName.ligr else 0
+    is_gated = model.activation is Activation.swiglu
+    feed_forward = 3 * dim * width if is_gated else (dim + 1) * width + (width + 1) * dim
+    return 4 * dim + (projections + gates) * linear + feed_forward
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:

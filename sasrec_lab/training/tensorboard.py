@@ -17,8 +17,8 @@ from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_pl
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.model.blocks import Block
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.model.transformer import TransformerBlock
 
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
@@ -120,7 +120,7 @@ def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:
 def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
     """Return each block's attention weights (H, T, T), a row per attending token; `batch` has one user."""
     tokens, seen = int(batch.last[-1]) + 1, list[Tensor]()
-    blocks = cast(list[Block], list(encoder.blocks))
+    blocks = cast(list[TransformerBlock], list(encoder.blocks))
     layers = [layer for block in blocks for layer in (block.query, block.key)]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(out[:tokens])) for layer in layers]
     training = encoder.training

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.schema import Activation, BlockName, ModelConfig
 
 
 def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -> float:
@@ -37,8 +37,10 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
 
 
 def token_flops(model: ModelConfig) -> int:
-    """Return the FLOPs per token of one block's layers: query, key, value (and output), two feed-forward."""
-    return 2 * model.dim**2 * (4 if model.output_projection else 3) + 4 * model.dim * (model.ff_dim or model.dim)
+    """Return the FLOPs per token of one block's layers: query, key, value (and output), gates, feed-forward."""
+    squares = (4 if model.output_projection else 3) + (2 if model.block is BlockName.ligr else 0)
+    feed_forward = 3 if model.activation is Activation.swiglu else 2
+    return 2 * model.dim * (squares * model.dim + feed_forward * model.feed_forward_width)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, dim: int, items: int) -> float:

@@ -24,7 +24,7 @@ TINY = ["dataset=synthetic", "dataset.synthetic.users=30", "dataset.synthetic.it
 
 
 def config(*overrides: str):
-    return load(["dataset=synthetic", "model.dim=16", "model.maxlen=8", *overrides])
+    return load(["dataset=synthetic", *overrides, "model.dim=16", "model.maxlen=8"])
 
 
 def sizes(needs) -> list[int]:
@@ -39,6 +39,9 @@ def sizes(needs) -> list[int]:
         ["model.ff_dim=24", "model.output_projection=true"],
         ["model.share_items=false", "model.pos_emb=none"],
         ["model.pos_emb=sinusoidal", "model.blocks=3"],
+        ["model=ligr"],
+        ["model=ligr", "model.ff_dim=24", "model.activation=relu", "model.output_projection=false"],
+        ["model.activation=swiglu"],
         ["optimizer.name=rowwise_adam", "loss=bce"],
     ],
 )
@@ -52,7 +55,7 @@ def test_parameters_and_moments_are_counted(overrides):
     optimizer.step()
     held = [*model.encoder.parameters(), *model.encoder.buffers(), *dense]
     held += [moment for state in optimizer.state.values() for name, moment in state.items() if name != "step"]
-    final_norm = 4 * 2 * cfg.model.dim * 4  # the only part that is not counted
+    final_norm = 4 * 2 * cfg.model.dim * 4 * cfg.model.final_norm  # the only part that is not counted
     assert sum(sizes(model_needs(cfg, HOLDOUT.num_items))) + final_norm == sum(
         tensor.numel() * tensor.element_size() for tensor in held
     )

@@ -1,0 +1,36 @@
+"""The block of eSASRec: LiGR layers, over packed tokens. B sequences, T tokens, D dim."""
+
+from torch import Tensor, nn
+
+from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.model.transformer import TransformerBlock
+from sasrec_lab.ops.attention import BatchLayout
+from sasrec_lab.ops.dropout import dropout
+
+
+class LiGRBlock(TransformerBlock):
+    """A pre-norm transformer block with a gate on each residual branch: x + sigmoid(G x) * branch(LayerNorm(x)).
+
+    The gate reads the state before its branch, without the norm. Attention's output has a dropout of its own. Source:
+    RecTools' LiGRLayer, the block of eSASRec (arXiv 2508.06450), after LiGR (arXiv 2502.03417).
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.attention_gate = nn.Linear(cfg.dim, cfg.dim)
+        self.feed_forward_gate = nn.Linear(cfg.dim, cfg.dim)
+
+    def forward(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return the states (T, D) after this block for those before it; with `newest` (B,) only these tokens', (B, D).
+
+        The states of the newest tokens are all that ranking needs of the last block.
+        """
+        return self.transform(x, layout, newest)
+
+    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return what `forward` returns."""
+        normed = self.attention_norm(x)
+        at, queries = (x, normed) if newest is None else (x.index_select(0, newest), normed.index_select(0, newest))
+        attended = dropout(self._attend(queries, normed, layout, newest), self.rate if self.training else 0.0)
+        at = self._add(at, self.attention_gate(at).sigmoid() * attended)
+        return self._add(at, self.feed_forward_gate(at).sigmoid() * self.feed_forward(self.feed_forward_norm(at)))

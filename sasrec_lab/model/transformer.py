@@ -1,0 +1,121 @@
+"""The transformer block of SASRec, over packed tokens. B sequences, T tokens, D dim, W width of the feed-forward."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sasrec_lab.config.schema import Activation, ModelConfig, Norm
+from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_with_padding
+from sasrec_lab.ops.block import BlockLayers, apply_block
+from sasrec_lab.ops.dropout import dropout
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, then a position-wise feed-forward network. Kang and McAuley 2018, III-B, eq. (2) to (5).
+
+    norm=sasrec follows the authors' code, which differs from the paper: only queries are normalized, and residuals are
+    added to the *normalized* input.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
+        self.pad_keys = cfg.pad_keys
+        self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        self.query = nn.Linear(cfg.dim, cfg.dim)
+        self.key = nn.Linear(cfg.dim, cfg.dim)
+        self.value = nn.Linear(cfg.dim, cfg.dim)
+        self.output = nn.Linear(cfg.dim, cfg.dim) if cfg.output_projection else nn.Identity()
+        self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        self.feed_forward = SwiGLU(cfg) if cfg.activation is Activation.swiglu else FeedForward(cfg)
+
+    def forward(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return the states (T, D) after this block for those before it; with `newest` (B,) only these tokens', (B, D).
+
+        The states of the newest tokens are all that ranking needs of the last block.
+        """
+        if isinstance(self.feed_forward, SwiGLU):  # which no kernel computes
+            return self.transform(x, layout, newest)
+        return apply_block(self, x, layout, newest)
+
+    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+        """Return what `forward` returns, layer by layer."""
+        at = x if newest is None else x.index_select(0, newest)
+        if self.norm is Norm.post:
+            at = self.attention_norm(self._add(at, self._attend(at, x, layout, newest)))
+            return self.feed_forward_norm(self._add(at, self.feed_forward(at)))
+        if self.norm is Norm.pre:
+            normed = self.attention_norm(x)
+            queries = normed if newest is None else normed.index_select(0, newest)
+            at = self._add(at, self._attend(queries, normed, layout, newest))
+            return self._add(at, self.feed_forward(self.feed_forward_norm(at)))
+        normed = self.attention_norm(at)
+        normed = self.feed_forward_norm(self._add(normed, self._attend(normed, x, layout, newest)))
+        return self._add(normed, self.feed_forward(normed))
+
+    def _attend(self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None) -> Tensor:
+        q = self.query(queries)
+        if newest is not None:
+            return self.output(attend_newest(q, others, self.key, self.value, layout, self.heads, self.pad_keys))
+        k, v = self.key(others), self.value(others)
+        rate = self.rate if self.training else 0.0
+        if self.pad_keys:
+            pads = self.key.bias, self.value.bias
+            return self.output(attend_with_padding(q, k, v, layout, self.heads, rate, *pads))
+        return self.output(attend(q, k, v, layout, self.heads, rate))
+
+    def _add(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + change if self.residual else change
+
+    def layers(self) -> BlockLayers:
+        """Return the layers and how they are put together, for ops/block.py."""
+        assert isinstance(self.feed_forward, FeedForward)
+        return BlockLayers(
+            norm=self.norm.name,
+            has_residual=self.residual,
+            heads=self.heads,
+            pad_keys=self.pad_keys,
+            is_relu=self.feed_forward.activation is F.relu,
+            attention_norm=self.attention_norm,
+            query=self.query,
+            key=self.key,
+            value=self.value,
+            output=self.output if isinstance(self.output, nn.Linear) else None,
+            feed_forward_norm=self.feed_forward_norm,
+            inner=self.feed_forward.inner,
+            outer=self.feed_forward.outer,
+        )
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, with dropout after the activation and after the second layer, as in the authors' code."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.rate = cfg.dropout
+        self.activation = F.relu if cfg.activation is Activation.relu else F.gelu
+        self.inner = nn.Linear(cfg.dim, cfg.feed_forward_width)
+        self.outer = nn.Linear(cfg.feed_forward_width, cfg.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output (T, D)."""
+        rate = self.rate if self.training else 0.0
+        return dropout(self.outer(dropout(self.activation(self.inner(x)), rate)), rate)
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward network without biases: W2 (SiLU(W1 x) * W3 x). Shazeer 2020 (arXiv 2002.05202), eq. (6).
+
+    Dropout is where FeedForward has it: on what W2 multiplies, and on the output.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.rate = cfg.dropout
+        self.gate = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W1
+        self.inner = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W3
+        self.outer = nn.Linear(cfg.feed_forward_width, cfg.dim, bias=False)  # W2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output (T, D)."""
+        rate = self.rate if self.training else 0.0
+        return dropout(self.outer(dropout(F.silu(self.gate(x)) * self.inner(x), rate)), rate)

@@ -1,0 +1,40 @@
+"""Encoders with random parameters, and packed sequences for them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.model.encoder import Encoder
+
+ITEMS, MAXLEN = 20, 9
+# lengths from 1 to more than MAXLEN, and at least 33 tokens in all, so that there are dummies and several buckets
+SEQUENCES = [[3], [5, 1, 5], [*range(1, 10)], [7, 7], [*range(2, 16)], [4, 20, 6, 2, 11, 3], [19, 18, 17, 16], [8]]
+
+
+def random_encoder(cfg: ModelConfig) -> Encoder:
+    """Return an encoder in double precision without equal parameters, zeros or ones, biases and norms included."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.double)  # for tables of positions too
+    try:
+        model = Encoder(ITEMS, cfg)
+    finally:
+        torch.set_default_dtype(torch.float)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def packed(sequences: list[list[int]], maxlen: int = MAXLEN) -> PackedBatch:
+    """Return the `maxlen` newest items of each sequence as one batch."""
+    sequences = [items[-maxlen:] for items in sequences]
+    ends = np.cumsum([len(items) for items in sequences])
+    batch, _ = pack(np.append(0, ends[:-1]), ends, np.concatenate(sequences))
+    return batch
+
+
+def states_of(states: Tensor, sequences: list[list[int]], maxlen: int = MAXLEN) -> list[Tensor]:
+    """Return each sequence's part of the states, without those of dummies."""
+    lengths = [min(len(items), maxlen) for items in sequences]
+    return list(states[: sum(lengths)].split(lengths))
