@@ -84,7 +84,7 @@ def to_typed(cfg: DictConfig) -> Any:
 def _reject_interpolated_sections(cfg: DictConfig, prefix: str, schema: type) -> None:
     """Raise InputError for a section given as `${...}`, whose value OmegaConf checks against no schema."""
     for name, hint in get_type_hints(schema).items():
-        sections = [inner for inner in (hint, *get_args(hint)) if isinstance(inner, type) and is_dataclass(inner)]
+        sections = _sections(hint)
         if sections and name in cfg:
             key = prefix + name
             if OmegaConf.is_interpolation(cfg, name):
@@ -165,10 +165,15 @@ def _keys_of(schema: type, prefix: str) -> list[str]:
     keys = []
     for name, hint in get_type_hints(schema).items():
         keys.append(prefix + name)
-        for inner in (hint, *get_args(hint)):
-            if isinstance(inner, type) and is_dataclass(inner):
-                keys += _keys_of(inner, f"{prefix}{name}.")
+        for section in _sections(hint):
+            keys += _keys_of(section, f"{prefix}{name}.")
     return keys
+
+
+def _sections(hint: Any) -> list[type]:
+    """Return the dataclasses that a key with this type may have as its value: of `model`, every kind of model."""
+    found = [inner for inner in (hint, *get_args(hint)) if isinstance(inner, type) and is_dataclass(inner)]
+    return [kind for section in found for kind in section.__subclasses__() or [section]]
 
 
 def hint_for(key: str, schema: type = TrainConfig) -> str:

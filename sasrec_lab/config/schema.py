@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -38,8 +38,13 @@ Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 
 @dataclass
-class ModelConfig:
-    """Keys of `model`: the encoder's architecture. A key with a default here is one that older runs lack."""
+class ModelSection:
+    """Section `model`. Each kind of model has a subclass with its keys; its file in conf/model/ names the schema."""
+
+
+@dataclass
+class ModelConfig(ModelSection):
+    """Keys of `model` for an encoder: its architecture. A key with a default here is one that older runs lack."""
 
     block: BlockName = BlockName.transformer
     blocks: int = MISSING
@@ -200,6 +205,12 @@ class PublishedConfig:
     cells: dict[str, dict[str, float]] = MISSING
 
 
+if TYPE_CHECKING:
+    AnyModel = ModelConfig  # of any kind; code that is not for encoders checks which one it has
+else:
+    AnyModel = ModelSection
+
+
 @dataclass
 class TrainConfig:
     """All keys of conf/train.yaml: the command sasrec_lab.train."""
@@ -212,7 +223,7 @@ class TrainConfig:
     data_dir: Optional[str] = MISSING
     ckpt: Optional[str] = MISSING
     dataset: DatasetConfig = MISSING
-    model: ModelConfig = MISSING
+    model: AnyModel = MISSING
     loss: LossConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
@@ -280,7 +291,8 @@ class RecommendConfig:
 
 
 SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # by the command, and its file in conf/
-for _name, _schema in SCHEMAS.items():
+MODEL_SCHEMAS = {"encoder": ModelConfig}  # a file of conf/model/ begins with one: /<name>_schema@_here_
+for _name, _schema in (SCHEMAS | MODEL_SCHEMAS).items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 

@@ -238,7 +238,8 @@ MISTAKES = {
     "evaluation.k=[]": "evaluation.k must not be empty; set it to the list lengths to measure at, such as [10]",
     "dataset.path=null": "dataset.path=null must name the file to read; set dataset.path=my/interactions.csv",
     "dataset.sources=[{}]": "dataset.sources: url=None, pip=None: each source must have either url or pip",
-    "+model=sasrec": "model has a choice already; to replace it, write model=... without '+'",
+    "+model=tiny": "model has a choice already; to replace it, write model=... without '+'",
+    "+loss=softmax": "loss has a choice already; to replace it, write loss=... without '+'",
     "--config-dir=nowhere": "--config-dir nowhere is not a folder; pass the one that contains your config groups",
     "name=../up": "name='../up' names a folder below outputs/; use only letters, digits, '_', '-', '/'",
 }
@@ -356,8 +357,8 @@ def test_a_file_without_its_base_is_named(tmp_path):
     with pytest.raises(InputError) as caught:
         check_command_line(["--config-dir", str(tmp_path), "model=mine"])
     assert str(caught.value) == (
-        "model/mine.yaml does not set model.activation; set it there, or begin the file with 'defaults: [sasrec]'"
-        " to inherit what it does not change"
+        "model/mine.yaml: it names no kind of model; begin the file with 'defaults: [sasrec]', or the name of another"
+        " model, to inherit what it does not change"
     )
 
 
