@@ -28,6 +28,7 @@ class BatchLayout:
     device: torch.device  # of the tokens
     positions: Tensor | None = None  # (T,) counted from each sequence's newest token; only for `padded_rows`
     maxlen: int | None = None  # only for `padded_rows`
+    rotations: Tensor | None = None  # (T, D / H / 2) of the tokens, by ops/rotary.py; None if not rotary
 
     def __post_init__(self) -> None:
         offsets = self.offsets
@@ -109,17 +110,30 @@ def attend_newest(
     shape = (heads, q.shape[1] // heads)
     q = q.unflatten(1, shape)  # (B, H, D / H)
     q = torch.einsum("bhd,hde->bhe", q, key.weight.unflatten(0, shape))  # (B, H, D)
-    mean = average_states(q.contiguous(), x.to(q.dtype), layout, 1 / sqrt(shape[1]))  # (B, H, D)
+    x = x.to(q.dtype)
+    mean = _attend_newest(q.contiguous()[:, None], x, x, layout, 1 / sqrt(shape[1]))[:, 0]  # (B, H, D)
     values = torch.einsum("bhe,hde->bhd", mean, value.weight.unflatten(0, shape))  # (B, H, D / H)
     return values.flatten(1) + value.bias
 
 
-def average_states(q: Tensor, x: Tensor, layout: BatchLayout, scale: float) -> Tensor:
-    """Return softmax(scale q x') x (B, H, D) within each sequence, for queries q (B, H, D) and states x (T, D)."""
+def attend_newest_to(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int) -> Tensor:
+    """Return what `attend` gives each sequence's newest token, for its query q (B, D), keys and values (T, D).
+
+    For keys that `attend_newest` cannot make from the states, such as rotated ones. Without dropout.
+    """  # (B, D)
+    q = q.unflatten(1, (heads, 1, -1))  # (B, H, 1, D / H)
+    return _attend_newest(q, k.to(q.dtype), v.to(q.dtype), layout, 1 / sqrt(q.shape[-1])).flatten(1)
+
+
+def _attend_newest(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, scale: float) -> Tensor:
+    """Return softmax(scale q k') v (B, G, Q, E): Q queries (B, G, Q, E) per sequence in each of G groups of columns.
+
+    Keys and values are (T, G E).
+    """
     if torch.compiler.is_exporting():
-        tokens = x.expand(q.shape[1], -1, -1)  # (H, T, D)
-        return F.scaled_dot_product_attention(q.transpose(0, 1), tokens, tokens, scale=scale).transpose(0, 1)
-    return newest_attention(q, x, layout.buckets, scale)
+        k, v = (x.unflatten(1, (q.shape[1], -1)).transpose(0, 1) for x in (k, v))  # (G, T, E)
+        return F.scaled_dot_product_attention(q[0], k, v, scale=scale)[None]
+    return newest_attention(q, k, v, layout.buckets, scale)
 
 
 def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = True) -> Tensor:

@@ -100,13 +100,20 @@ def fused_attention(
     )
 
 
-def newest_attention(q: Tensor, x: Tensor, buckets: Buckets, scale: float) -> Tensor:
-    """Return softmax(scale q x') x (B, H, D) within each sequence, for queries q (B, H, D) and states x (T, D)."""
-    out = torch.empty_like(q)
-    for bucket, members, mask in zip(buckets.gather(x, heads=1), buckets.members, buckets.key_masks, strict=True):
-        rows = torch.from_numpy(members).to(q.device)
-        tokens, keys = bucket[: len(rows), 0], mask[: len(rows), None]  # (n, L, D), (n, 1, L)
-        out[rows] = F.scaled_dot_product_attention(q[rows], tokens, tokens, attn_mask=keys, scale=scale)
+def newest_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, scale: float) -> Tensor:
+    """Return softmax(scale q k') v (B, G, Q, E) within each sequence, for Q queries (B, G, Q, E) in each of G groups.
+
+    Keys and values (T, G E) may be the same tensor.
+    """
+    out, groups = torch.empty_like(q), q.shape[1]
+    keys = buckets.gather(k, groups)
+    values = keys if v is k else buckets.gather(v, groups)
+    for key, value, members, mask in zip(keys, values, buckets.members, buckets.key_masks, strict=True):
+        rows, n = torch.from_numpy(members).to(q.device), len(members)
+        k, v = key[:n].flatten(0, 1), value[:n].flatten(0, 1)  # (n G, L, E)
+        visible = mask[:n, None].repeat_interleave(groups, 0)  # (n G, 1, L)
+        mean = F.scaled_dot_product_attention(q[rows].flatten(0, 1), k, v, attn_mask=visible, scale=scale)
+        out[rows] = mean.unflatten(0, (n, groups))
     return out
 
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from sasrec_lab.data.batches import pack
 from sasrec_lab.ops import library
-from sasrec_lab.ops.attention import BatchLayout, attend, attend_single_sequence, average_states, compiled_attention
+from sasrec_lab.ops.attention import (
+    BatchLayout,
+    attend,
+    attend_newest,
+    attend_newest_to,
+    attend_single_sequence,
+    compiled_attention,
+)
 from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention
 
@@ -65,16 +72,21 @@ def test_attention_equals_the_plain_loop(lengths, dim, heads, causal, compiled, 
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dim", [1, 16, 50, 64])
+@pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
-def test_average_states_equals_the_plain_loop(lengths, dim):
+def test_attention_of_the_newest_tokens_equals_the_plain_loop(lengths, dim, heads):
+    """With keys and values given, and with the matrices that make them."""
     layout, tokens = layout_of(lengths)
-    one, other, x = (x.detach() for x in inputs(tokens, dim))
+    q, x, _ = (x.detach() for x in inputs(tokens, dim))
     newest = layout.offsets_tensor[1:] - 1
-    out = average_states(torch.stack([one[newest], other[newest]], 1), x, layout, 1 / sqrt(dim))
-    for head, queries in enumerate((one, other)):
-        expected = plain_attention(queries, x, x, lengths, heads=1)[newest]
-        torch.testing.assert_close(out[:, head], expected, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(0)
+    key, value = torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim)
+    with torch.no_grad():
+        expected = plain_attention(q, key(x), value(x), lengths, heads)[newest]
+        given = attend_newest_to(q[newest], key(x), value(x), layout, heads)
+        made = attend_newest(q[newest], x, key, value, layout, heads, pad_keys=False)
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
