@@ -79,7 +79,7 @@ def csv_text(report: Report) -> str:
 
 def _csv_line(part: ProtocolReport, row: Row, metric: str) -> dict[str, object]:
     """Return the cells of a line by their columns."""
-    spread, test = row.spread(metric), part.tests.get((row.label, metric))
+    spread, test = row.spread(metric), part.test(row, metric)
     line = {
         "dataset": part.dataset,
         "row": row.exact_label,

@@ -80,15 +80,14 @@ def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
     blocks = []
     if part.comparison.shared:
         blocks.append(f"<p>Every row: <code>{_escape(format_overrides(part.comparison.shared))}</code></p>")
-    *metric_tables, cost_table = part.tables()
     marks = {row.label: "best" for row in part.comparison.rows if row is part.best}
     if part.baseline and len(part.comparison.rows) > 1:
         marks[part.baseline.label] = "baseline best" if part.baseline is part.best else "baseline"
-    blocks += [_table(table, marks) for table in metric_tables[:1]]
+    blocks += [_table(table, marks) for table in part.first_tables()]
     if notes := [*part.legend(), *part.notes]:
         blocks.append(_list(notes))
     blocks.append(_figures(figures) if figures else "")
-    blocks += [_table(table, marks) for table in [*metric_tables[1:], cost_table]]
+    blocks += [_table(table, marks) for table in part.further_tables()]
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
 

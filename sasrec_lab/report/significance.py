@@ -1,10 +1,10 @@
-"""Paired sign-flip tests of rows against the baseline on the users in ranks.npz, with Holm's correction.
+"""Paired sign-flip tests of two rows on the users in ranks.npz, with Holm's correction.
 
-Each user has one difference: the metric averaged over the row's seeds, minus that of the baseline. If the rows were
-equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least as far from 0 as the
-observed one. It generalizes over users, not over seeds.
+Each user has one difference: the metric averaged over the user's targets and the row's seeds, minus that of the other
+row. If the rows were equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least
+as far from 0 as the observed one. It generalizes over users, not over seeds.
 
-Shapes: R rows, M metrics, U users.
+Shapes: P pairs of rows, M metrics, U users, E test targets, one or more per user.
 """
 
 import math
@@ -26,7 +26,7 @@ _SIGNS_PER_CHUNK = 2**22  # 32 MiB of float64
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The test of one row against the baseline in one metric."""
+    """The test of one row against another in one metric."""
 
     difference: float  # mean over users
     margin: float  # half the width of its 95% interval over users
@@ -34,39 +34,43 @@ class PairedTest:
     p_holm: float
 
 
-def compare(baseline: Row, rows: list[Row], metrics: list[str]) -> tuple[dict[tuple[str, str], PairedTest], list[str]]:
-    """Return the tests by row label and metric, and notes on what was not tested; Holm corrects within each metric."""
-    notes = []
-    users: dict[str, np.ndarray] = {}
-    targets: dict[str, np.ndarray] = {}
-    values: dict[str, np.ndarray] = {}
-    for row in (baseline, *rows):
+def compare(
+    rows: list[Row], pairs: list[tuple[str, str]], metrics: list[str]
+) -> tuple[dict[tuple[str, str, str], PairedTest], list[str]]:
+    """Return the tests of pairs of labels by pair and metric, and notes on what was not tested.
+
+    A difference is the first of the pair minus the second. Holm's correction is for all pairs, within each metric.
+    """
+    notes: list[str] = []
+    read: dict[str, _UserMetrics] = {}
+    for row in rows:
         try:
-            ids, items, each = _user_metrics(row.runs, metrics)
-            if users and baseline.label in users:
-                _check_same_targets(ids, items, users[baseline.label], targets[baseline.label], "the baseline")
-            users[row.label], targets[row.label], values[row.label] = ids, items, each
+            found = _read_metrics(row.runs, metrics)
+            if read:
+                first = next(iter(read))
+                found.check_same_targets(read[first], first)
+            read[row.label] = found
         except ValueError as error:
             notes.append(f"{row.label} is not tested: {error}")
-    if baseline.label not in users or len(users) < 2:
+    pairs = [(one, other) for one, other in pairs if one in read and other in read]
+    if not pairs:
         return {}, notes
-    common = reduce(_common_ids, users.values())
-    if any(len(ids) != len(common) for ids in users.values()):
+    common = reduce(_common_ids, (each.ids for each in read.values()))
+    if any(len(each.ids) != len(common) for each in read.values()):
         notes.append(f"tests use the {len(common):,} users that all rows share")
-    aligned = {label: values[label][:, np.searchsorted(users[label], common)] for label in values}
-    tested = [row.label for row in rows if row.label in aligned]
-    tests: dict[tuple[str, str], PairedTest] = {}
+    values = {label: each.of(common) for label, each in read.items()}
+    tests: dict[tuple[str, str, str], PairedTest] = {}
     for number, metric in enumerate(metrics):
-        differences = np.stack([aligned[label][number] - aligned[baseline.label][number] for label in tested])
+        differences = np.stack([values[one][number] - values[other][number] for one, other in pairs])
         kept = ~np.isnan(differences).any(1)  # rows without the metric have NaN
-        labels = [label for label, has in zip(tested, kept, strict=True) if has]
-        if labels and len(common) > 1:
-            tests |= {(label, metric): test for label, test in zip(labels, _test_rows(differences[kept]), strict=True)}
+        tested = [pair for pair, has in zip(pairs, kept, strict=True) if has]
+        if tested and len(common) > 1:
+            tests |= {(*pair, metric): test for pair, test in zip(tested, _test_pairs(differences[kept]), strict=True)}
     return tests, notes
 
 
-def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
-    """Return a test metric of each user from their target's rank, shape (U,); NaN if the run lacks the metric."""
+def target_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
+    """Return a test metric of each target from its rank, shape (E,); NaN if the run lacks the metric."""
     name, _, sampled = metric.removeprefix("test/").partition("-sampled")
     column = ranks.get("sampled_rank" if sampled else "rank")
     kind, _, cutoff = name.partition("@")
@@ -77,7 +81,7 @@ def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarr
 
 
 def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
-    """Return the two-sided p of each row of paired differences (R, U); all rows share the same, fixed flips.
+    """Return the two-sided p of each row of paired differences (P, U); all rows share the same, fixed flips.
 
     If no flip reaches the observed sum, Hoeffding's bound on the probability replaces 1 / (flips + 1) when it is
     smaller. Without it Holm's correction over hundreds of rows would leave no p small.
@@ -90,7 +94,7 @@ def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
     for begin in range(0, flips, step):
         shape = (min(step, flips - begin), count)
         bits = np.unpackbits(rng.integers(0, 256, (shape[0], -(-count // 8)), dtype=np.uint8), axis=1, count=count)
-        sums = 2 * (bits.astype(np.float64) @ differences.T) - differences.sum(1)  # (flips, R)
+        sums = 2 * (bits.astype(np.float64) @ differences.T) - differences.sum(1)  # (flips, P)
         reached += (np.abs(sums) >= threshold).sum(0)
     p = (reached + 1) / (flips + 1)
     bound = 2 * np.exp(-(observed**2) / (2 * np.maximum((differences**2).sum(1), np.finfo(float).tiny)))
@@ -106,27 +110,63 @@ def holm_correction(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _test_rows(differences: np.ndarray) -> list[PairedTest]:
-    """Return the test of each row of differences (R, U)."""
+def _test_pairs(differences: np.ndarray) -> list[PairedTest]:
+    """Return the test of each pair's differences (P, U)."""
     means = differences.mean(1)
     margins = 1.96 * differences.std(1, ddof=1) / math.sqrt(differences.shape[1])
     p = sign_flip_p(differences)
     return [PairedTest(*map(float, test)) for test in zip(means, margins, p, holm_correction(p), strict=True)]
 
 
-def _user_metrics(runs: list[Run], metrics: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sorted raw ids of users (U,), their targets (U,), and each metric's mean over the runs (M, U)."""
-    ids, targets, values = [], [], []
-    for run in runs:
-        ranks = _read_ranks(run.folder / "ranks.npz")
-        order = np.argsort(ranks["user"], kind="stable")
-        ids.append(ranks["user"][order])
-        targets.append(ranks["target"][order])
-        _check_same_targets(ids[-1], targets[-1], ids[0], targets[0], f"{runs[0].folder}")
-        values.append(np.stack([user_metric(run, ranks, metric) for metric in metrics])[:, order])
-    common = reduce(_common_ids, ids)
-    each = [value[:, np.searchsorted(users, common)] for users, value in zip(ids, values, strict=True)]
-    return common, targets[0][np.searchsorted(ids[0], common)], np.mean(each, axis=0)
+@dataclass(frozen=True)
+class _UserMetrics:
+    """Metrics of users, and the targets that they were measured on."""
+
+    ids: np.ndarray  # (U,) raw, sorted
+    values: np.ndarray  # (M, U)
+    users: np.ndarray  # (E,) raw ids
+    targets: np.ndarray  # (E,) raw ids
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the metrics of some of the users, (M, len(ids))."""
+        return self.values[:, np.searchsorted(self.ids, ids)]
+
+    def check_same_targets(self, other: "_UserMetrics", name: str) -> None:
+        """Raise ValueError if the raw ids differ in type, or if a user in both has other targets."""
+        for one, two, what in ((self.users, other.users, "user"), (self.targets, other.targets, "item")):
+            if one.dtype.kind != two.dtype.kind:
+                kinds = ["text" if column.dtype.kind in "US" else "numbers" for column in (one, two)]
+                raise ValueError(f"its {what} ids are {kinds[0]}, but those of {name} are {kinds[1]}")
+        if np.array_equal(self.users, other.users) and np.array_equal(self.targets, other.targets):
+            return
+        common = _common_ids(self.ids, other.ids)
+        items = np.unique(np.concatenate([self.targets, other.targets]))
+        differing = np.setxor1d(self._codes(common, items), other._codes(common, items))
+        if len(differing):
+            users = len(np.unique(differing // len(items)))
+            raise ValueError(f"{users:,} of its users have a different target in {name}")
+
+    def _codes(self, ids: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Return a number for each pair of user and target, of the users with these ids."""
+        kept = np.isin(self.users, ids)
+        return np.searchsorted(ids, self.users[kept]) * len(items) + np.searchsorted(items, self.targets[kept])
+
+
+def _read_metrics(runs: list[Run], metrics: list[str]) -> _UserMetrics:
+    """Return the mean over the runs of each user's metrics, of the users that all runs have."""
+    read = [_read_run(run, metrics) for run in runs]
+    for each in read[1:]:
+        each.check_same_targets(read[0], f"{runs[0].folder}")
+    ids = reduce(_common_ids, (each.ids for each in read))
+    return _UserMetrics(ids, np.mean([each.of(ids) for each in read], axis=0), read[0].users, read[0].targets)
+
+
+def _read_run(run: Run, metrics: list[str]) -> _UserMetrics:
+    """Return the metrics of a run's users, each the mean over the user's targets."""
+    ranks = _read_ranks(run.folder / "ranks.npz")
+    ids, places, counts = np.unique(ranks["user"], return_inverse=True, return_counts=True)
+    sums = [np.bincount(places, target_metric(run, ranks, metric), len(ids)) for metric in metrics]
+    return _UserMetrics(ids, np.stack(sums) / counts, ranks["user"], ranks["target"])
 
 
 def _read_ranks(path: Path) -> dict[str, np.ndarray]:
@@ -143,20 +183,6 @@ def _read_ranks(path: Path) -> dict[str, np.ndarray]:
     if malformed := [name for name in kinds if name in columns and columns[name].dtype.kind not in kinds[name]]:
         raise ValueError(f"{path} has malformed columns: {', '.join(malformed)}")
     return columns
-
-
-def _check_same_targets(
-    ids: np.ndarray, targets: np.ndarray, other_ids: np.ndarray, other_targets: np.ndarray, other: str
-) -> None:
-    """Raise ValueError if ids differ in type, or if a user in both has different targets."""
-    for one, two, what in ((ids, other_ids, "user"), (targets, other_targets, "item")):
-        if one.dtype.kind != two.dtype.kind:
-            kinds = ["text" if column.dtype.kind in "US" else "numbers" for column in (one, two)]
-            raise ValueError(f"its {what} ids are {kinds[0]}, but those of {other} are {kinds[1]}")
-    common = _common_ids(ids, other_ids)
-    differ = targets[np.searchsorted(ids, common)] != other_targets[np.searchsorted(other_ids, common)]
-    if differ.any():
-        raise ValueError(f"{differ.sum():,} of its users have a different target in {other}")
 
 
 def _common_ids(users: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
@@ -21,6 +22,7 @@ from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 from sasrec_lab.run.protocol import describe_candidates
 
 EMPTY_CELL = "-"
+_MAX_PAIRED = 8  # rows that are tested in pairs; more would make an unreadable table and weak tests
 SIGNIFICANT = 0.05
 
 
@@ -35,7 +37,7 @@ class Table:
     @property
     def has_numbers(self) -> bool:
         """Return whether the columns after the first contain numbers, as in a table of rows of runs."""
-        return self.columns[0] == "row"
+        return self.columns[0] in ("row", "pair")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ProtocolReport:
     comparison: Comparison
     metrics: list[str]  # figures show the first
     baseline: Row | None
-    tests: dict[tuple[str, str], PairedTest]  # by label of the row and metric
+    tests: dict[tuple[str, str, str], PairedTest]  # by labels of row and compared row, metric
     notes: list[str]
 
     @property
@@ -74,9 +76,13 @@ class ProtocolReport:
         """Return the metric of the popularity baseline, which is the same for all rows."""
         return self.comparison.rows[0].runs[0].popularity.get(metric)
 
+    def test(self, row: Row, metric: str) -> PairedTest | None:
+        """Return the test of the row against the baseline, if there is one."""
+        return self.tests.get((row.label, self.baseline.label, metric)) if self.baseline else None
+
     def is_significant(self, row: Row, metric: str) -> bool:
         """Return whether the row differs from the baseline at 5%, corrected for the number of rows."""
-        test = self.tests.get((row.label, metric))
+        test = self.test(row, metric)
         return test is not None and test.p_holm <= SIGNIFICANT
 
     @property
@@ -101,17 +107,26 @@ class ProtocolReport:
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
-        if self.tests and self.baseline:
+        if self.tests:
+            difference = "mean difference over users, ± half its 95% interval"
             lines.append(
-                f"baseline: {self.baseline.label}; vs baseline: mean difference over users, ± half its 95% interval;"
-                f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, with Holm's correction;"
+                (f"baseline: {self.baseline.label}; vs baseline: {difference};" if self.baseline else f"{difference};")
+                + f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, with Holm's correction;"
                 f" *: p ≤ {SIGNIFICANT}"
             )
         return lines
 
+    def first_tables(self) -> list[Table]:
+        """Return the table of the first metric, and that of pairs of rows if these are tested."""
+        return [*(_metric_table(self, metric) for metric in self.metrics[:1]), *_pairs_table(self)]
+
+    def further_tables(self) -> list[Table]:
+        """Return the tables of the other metrics, and that of the cost."""
+        return [*(_metric_table(self, metric) for metric in self.metrics[1:]), _cost_table(self.comparison.rows)]
+
     def tables(self) -> list[Table]:
-        """Return a table for each metric, and last that of the cost."""
-        return [*(_metric_table(self, metric) for metric in self.metrics), _cost_table(self.comparison.rows)]
+        """Return all tables."""
+        return [*self.first_tables(), *self.further_tables()]
 
 
 @dataclass(frozen=True)
@@ -189,21 +204,28 @@ def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
 def _protocol_report(
     comparison: Comparison, wanted: list[str], baseline: str | None, with_tests: bool
 ) -> ProtocolReport:
-    """Test the rows of one protocol against the baseline, if it has one, and note what is not tested.
+    """Test the rows of one protocol against the baseline, and note what is not tested.
 
-    Of two rows, without a baseline's name, the second is tested against the first.
+    If no row is named as the baseline or called `default`, a few rows are tested in pairs, in the first metric; of two
+    rows the first is the baseline.
     """
     metrics = [metric for metric in wanted if metric in comparison.metrics()] or _default_metrics(comparison)
     row = comparison.row(baseline or DEFAULT)
     if row is None and baseline is None and len(comparison.rows) == 2:
         row = comparison.rows[0]
-    others = [other for other in comparison.rows if other is not row]
+    tested = metrics
+    if row:
+        pairs = [(other.label, row.label) for other in comparison.rows if other is not row]
+    elif len(comparison.rows) <= _MAX_PAIRED and baseline is None:
+        pairs, tested = [(other.label, one.label) for one, other in combinations(comparison.rows, 2)], metrics[:1]
+    else:
+        pairs = []
     notes = list(comparison.notes)
     if lacking := [metric for metric in wanted if metric not in metrics]:
         notes.append(f"no run under this protocol has {', '.join(lacking)}")
-    if row is None and len(others) > 1:
+    if not pairs and len(comparison.rows) > 1:
         notes.append(f"no row named {baseline or DEFAULT}, so nothing is tested; choose a baseline row with --baseline")
-    tests, untested = compare(row, others, metrics) if row and others and with_tests else ({}, [])
+    tests, untested = compare(comparison.rows, pairs, tested) if pairs and with_tests else ({}, [])
     return ProtocolReport(comparison, metrics, row, tests, notes + untested)
 
 
@@ -235,22 +257,28 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
     if any(metric in row.published for row in comparison.rows):
         columns["published"] = lambda row: _format_number(row.published.get(metric))
         columns["difference"] = lambda row: _format_signed(difference_to_published(row, metric))
-    tests = {row: test for (row, name), test in part.tests.items() if name == metric}
+    tests = {row.label: test for row in comparison.rows if (test := part.test(row, metric))}
     if tests:
-        columns["vs baseline ± 95% over users"] = lambda row: (
-            f"{tests[row.label].difference:+z.4f} ± {tests[row.label].margin:.4f}" if row.label in tests else EMPTY_CELL
-        )
-        columns["p"] = lambda row: (
-            f"{'* ' * part.is_significant(row, metric)}{_format_p(tests[row.label].p_holm)}"
-            if row.label in tests
-            else EMPTY_CELL
-        )
+        columns["vs baseline ± 95% over users"] = lambda row: _format_difference(tests.get(row.label))
+        columns["p"] = lambda row: _format_p(tests.get(row.label))
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
     popularity = part.popularity(metric)
     if popularity is not None:
         numbers = [_format_number(part.popularity(part.monitor))] * has_validation + [_format_number(popularity)]
         rows.append(["popularity", EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
+
+
+def _pairs_table(part: ProtocolReport) -> list[Table]:
+    """Return a table with a line per pair of rows, if rows are tested in pairs."""
+    if part.baseline is not None or not part.tests:
+        return []
+    cells = [
+        [f"{label} minus {other}", _format_difference(test), _format_p(test)]
+        for (label, other, _), test in part.tests.items()
+    ]
+    title = f"{part.metrics[0]} in pairs: each row minus each one above it"
+    return [Table(title, ["pair", "difference ± 95% over users", "p"], cells)]
 
 
 def short_table(part: ProtocolReport, limit: int) -> Table | None:
@@ -306,9 +334,17 @@ def _format_number(value: float | None) -> str:
     return EMPTY_CELL if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _format_p(p: float) -> str:
-    """Return a p-value with four decimals."""
-    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+def _format_difference(test: PairedTest | None) -> str:
+    """Return the difference of a test with half its interval."""
+    return f"{test.difference:+z.4f} ± {test.margin:.4f}" if test else EMPTY_CELL
+
+
+def _format_p(test: PairedTest | None) -> str:
+    """Return the corrected p of a test with four decimals, after a star if it is significant."""
+    if test is None:
+        return EMPTY_CELL
+    star = "* " * (test.p_holm <= SIGNIFICANT)
+    return star + (f"{test.p_holm:.4f}" if test.p_holm >= 0.0001 else "<0.0001")
 
 
 def _format_signed(value: float | None) -> str:

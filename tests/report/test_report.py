@@ -253,10 +253,33 @@ def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
     baseline = {"a": (gain[1] + gain[2]) / 2, "b": gain[2] / 2, "c": gain[1] / 2, "d": gain[3] / 2}
     row = {"a": gain[1], "b": gain[1], "c": gain[5], "d": gain[10]}
     differences = np.array([row[user] - baseline[user] for user in "abcd"])
-    test = part.tests["model.dim=8", "test/ndcg@10"]
+    test = part.tests["model.dim=8", "default", "test/ndcg@10"]
     assert test.difference == pytest.approx(differences.mean())
     assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / 2)
     assert test.p == test.p_holm == sign_flip_p(differences[None])[0]
+
+
+def test_a_user_with_several_targets_is_one_difference(tmp_path):
+    """Users 7 and 8 have two targets each, in any order of the file; each is the mean of its targets."""
+    for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [4, 2, 0, 3, 1])):
+        folder = write_run(tmp_path / name, *(["model.dim=8"] if name == "b" else []))
+        columns = {"user": [7, 7, 8, 8, 9], "target": [1, 2, 1, 3, 3]}
+        columns["rank"] = [1, 3, 0, 1, 7] if name == "a" else [3, 3, 1, 1, 0]
+        np.savez(folder / "ranks.npz", **{key: np.array(values)[order] for key, values in columns.items()})
+    gain = np.array([0, 1, 0, 1 / 2, 0, 0, 0, 1 / 3])  # by rank; log2(1 + 7) is 3
+    differences = np.array([gain[3] - (gain[1] + gain[3]) / 2, gain[1] - gain[1] / 2, -gain[7]])
+    test = only_part(tmp_path).tests["model.dim=8", "default", "test/ndcg@10"]
+    assert test.difference == pytest.approx(differences.mean())
+    assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / math.sqrt(3))
+
+
+def test_users_with_other_targets_are_not_compared(tmp_path):
+    write_run(tmp_path / "a", users=[7, 8], ranks=[1, 1])
+    folder = write_run(tmp_path / "b", "model.dim=8")
+    np.savez(folder / "ranks.npz", user=[7, 7, 8, 8], target=[70, 71, 80, 70], rank=[1, 1, 1, 1])
+    part = only_part(tmp_path)
+    assert part.tests == {}
+    assert "model.dim=8 is not tested: 2 of its users have a different target in default" in part.notes
 
 
 @pytest.mark.parametrize(("metric", "each"), [("recall@2", [1, 1, 0, 0]), ("mrr", [1, 1 / 2, 1 / 3, 0])])
@@ -268,7 +291,7 @@ def test_user_metrics_follow_from_ranks(tmp_path, metric, each):
         )
         results = json.loads((tmp_path / name / "metrics.json").read_text())
         (tmp_path / name / "metrics.json").write_text(json.dumps(results | {"metrics": names}))
-    test = only_part(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", f"test/{metric}"]
+    test = only_part(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", "default", f"test/{metric}"]
     assert test.difference == pytest.approx(np.mean(each))
 
 
@@ -278,7 +301,7 @@ def test_rows_that_cannot_be_tested_are_named(tmp_path):
     (write_run(tmp_path / "c", "model.dim=16") / "ranks.npz").unlink()
     write_run(tmp_path / "d", "model.dim=32")
     part = only_part(tmp_path)
-    assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
+    assert {row for row, _, _ in part.tests} == {"model.dim=8", "model.dim=32"}
     assert any(note.startswith("model.dim=16 is not tested: ") and "ranks.npz" in note for note in part.notes)
     assert "tests use the 3 users that all rows share" in part.notes
 
@@ -295,11 +318,11 @@ def test_rows_that_cannot_be_tested_are_named(tmp_path):
         (lambda path: np.savez(path, user=[7, 8], target=[70], rank=[1]), "columns of different lengths"),
         (
             lambda path: np.savez(path, user=["7"], target=[70], rank=[1]),
-            "user ids are text, but those of the baseline are numbers",
+            "user ids are text, but those of default are numbers",
         ),
         (
             lambda path: np.savez(path, user=[7, 8], target=[70, 1], rank=[1, 1]),
-            "1 of its users have a different target in the baseline",
+            "1 of its users have a different target in default",
         ),
     ],
 )
@@ -308,7 +331,7 @@ def test_rows_with_malformed_ranks_are_not_tested(tmp_path, damage, message):
     damage(write_run(tmp_path / "b", "model.dim=8") / "ranks.npz")
     write_run(tmp_path / "c", "model.dim=16")
     part = only_part(tmp_path)
-    assert {row for row, _ in part.tests} == {"model.dim=16"}
+    assert {row for row, _, _ in part.tests} == {"model.dim=16"}
     (note,) = [note for note in part.notes if note.startswith("model.dim=8 is not tested: ")]
     assert message in note
 
@@ -324,18 +347,48 @@ def test_metric_defaults_to_test_stage_and_may_be_lacking(tmp_path):
     assert ("no run under this protocol has test/mrr" in first.notes, second.notes) == (True, [])
 
 
-def test_without_default_row_tests_need_a_named_baseline(tmp_path):
-    write_run(tmp_path / "a", "model.dim=8")
-    write_run(tmp_path / "b", "model.dim=16")
-    write_run(tmp_path / "c", "model.dim=32")
+def test_many_rows_without_a_default_one_need_a_named_baseline(tmp_path):
+    for dim in range(9):
+        write_run(tmp_path / f"{dim}", f"model.dim={dim}")
     page = html_page(build_report(find_runs([tmp_path]), [], None), [])
     assert page.index("so nothing is tested") < page.index("Cost per run")
     assert only_part(tmp_path).notes == [
         "no row named default, so nothing is tested; choose a baseline row with --baseline"
     ]
-    part = only_part(tmp_path, "model.dim=16")
-    assert [row.label for row in part.comparison.rows] == ["model.dim=16", "model.dim=8", "model.dim=32"]
-    assert {row for row, _ in part.tests} == {"model.dim=8", "model.dim=32"}
+    part = only_part(tmp_path, "model.dim=7")
+    assert [row.label for row in part.comparison.rows][:2] == ["model.dim=7", "model.dim=0"]
+    assert {(row, other) for row, other, _ in part.tests} == {
+        (f"model.dim={dim}", "model.dim=7") for dim in range(9) if dim != 7
+    }
+
+
+def test_few_rows_without_a_default_one_are_tested_in_pairs(tmp_path, report_here):
+    """Which of three models is better than which, in one table, corrected for three questions."""
+    users = list(range(60))
+    ranks = {4: [2] * 60, 8: [1, 2] * 30, 16: [1] * 60}
+    for dim, each in ranks.items():
+        write_run(tmp_path / f"x/{dim}", f"model.dim={dim}", users=users, ranks=each)
+    gain = {dim: 1 / np.log2(np.array(each) + 1) for dim, each in ranks.items()}
+    pairs = [(8, 4), (16, 4), (16, 8)]
+    differences = np.stack([gain[one] - gain[other] for one, other in pairs])
+    tests = only_part(tmp_path / "x").tests
+    names = [(f"model.dim={one}", f"model.dim={other}", "test/ndcg@10") for one, other in pairs]
+    assert list(tests) == names
+    assert [test.difference for test in tests.values()] == pytest.approx(differences.mean(1))
+    assert [test.p_holm for test in tests.values()] == pytest.approx(holm_correction(sign_flip_p(differences)))
+    done = report_here("x", "--latex", "a.tex", "--html", "a.html")
+    title = "test/ndcg@10 in pairs: each row minus each one above it"
+    lines = done.stdout.partition(title)[2].splitlines()[1:4]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["model.dim=8", "minus", "model.dim=4"],
+        ["model.dim=16", "minus", "model.dim=4"],
+    ]
+    assert lines[1].endswith(f"+{differences[0].mean():.4f} ± {tests[names[0]].margin:.4f}  * <0.0001")
+    assert "mean difference over users, ± half its 95% interval; p: paired sign-flip test over users" in done.stdout
+    assert f"<h3>{title}</h3>" in (tmp_path / "a.html").read_text()
+    labels = re.findall(r"label{(.*)}", (tmp_path / "a.tex").read_text())
+    assert labels[:2] == ["tab:small-test-ndcg-10", "tab:small-test-ndcg-10-in-pairs"]
+    assert len(set(labels)) == len(labels)
 
 
 def test_of_two_rows_the_second_is_tested_against_the_first(tmp_path, report_here):
@@ -345,7 +398,7 @@ def test_of_two_rows_the_second_is_tested_against_the_first(tmp_path, report_her
     done = report_here("b", "a")
     assert "baseline: model.dim=16; vs baseline" in done.stdout
     (part,) = build_report(find_runs([tmp_path / "b", tmp_path / "a"]), [], None).parts
-    assert {row for row, _ in part.tests} == {"model.dim=8"}
+    assert {row for row, _, _ in part.tests} == {"model.dim=8"}
     assert part.notes == []
 
 
@@ -413,7 +466,7 @@ def test_compare_skips_a_metric_that_one_side_lacks(tmp_path):
     runs = find_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.dim=8")]).runs
     rows = comparisons(runs, None, [])[0].rows
     assert isinstance(rows[0], Row)
-    assert compare(rows[0], rows[1:], ["val/ndcg@10"]) == ({}, [])
+    assert compare(rows, [("model.dim=8", "default")], ["val/ndcg@10"]) == ({}, [])
 
 
 # Runs without results
@@ -725,7 +778,7 @@ def test_sweep_is_reported_from_training_to_page(train_here, report_here, tmp_pa
     for metric in ("test/ndcg@10", "test/recall@10-sampled5"):
         part = only_part(tmp_path / "sweep", wanted=(metric,))
         means = {row.label: row.spread(metric).mean for row in part.comparison.rows}
-        test = part.tests["no_pos_emb", metric]  # from ranks.npz; the means are from metrics.json
+        test = part.tests["no_pos_emb", "default", metric]  # from ranks.npz; the means are from metrics.json
         assert test.difference == pytest.approx(means["no_pos_emb"] - means["default"], abs=1e-6)
 
 
