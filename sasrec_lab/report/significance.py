@@ -1,8 +1,8 @@
 """Paired sign-flip tests of two rows on the users in ranks.npz, with Holm's correction.
 
-Each user has one difference: the metric averaged over the user's targets and the row's seeds, minus that of the other
-row. If the rows were equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least
-as far from 0 as the observed one. It generalizes over users, not over seeds.
+Each user has one difference: the metric averaged over the row's seeds, minus that of the other row. If the rows were
+equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least as far from 0 as the
+observed one. It generalizes over users, not over seeds.
 
 Shapes: P pairs of rows, M metrics, U users, E test targets, one or more per user.
 """
@@ -69,15 +69,20 @@ def compare(
     return tests, notes
 
 
-def target_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
-    """Return a test metric of each target from its rank, shape (E,); NaN if the run lacks the metric."""
+def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
+    """Return a test metric of each user in ascending order, shape (U,); NaN if the run lacks the metric.
+
+    The mean over users is the metric: of a user with several targets it is their sum over the mean number of targets.
+    """
+    users, user_of_target = np.unique(ranks["user"], return_inverse=True)
     name, _, sampled = metric.removeprefix("test/").partition("-sampled")
     column = ranks.get("sampled_rank" if sampled else "rank")
     kind, _, cutoff = name.partition("@")
     if metric not in run.metrics or not metric.startswith("test/") or column is None or kind not in GAINS:
-        return np.full(len(ranks["user"]), math.nan)
+        return np.full(len(users), math.nan)
     hit = (column > 0) & (column <= (int(cutoff) if cutoff else np.inf))
-    return np.where(hit, GAINS[kind](np, np.where(hit, column, 1)), 0.0)
+    gains = np.where(hit, GAINS[kind](np, np.where(hit, column, 1)), 0.0)
+    return np.bincount(user_of_target, gains, len(users)) * (len(users) / len(gains))
 
 
 def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
@@ -162,11 +167,10 @@ def _read_metrics(runs: list[Run], metrics: list[str]) -> _UserMetrics:
 
 
 def _read_run(run: Run, metrics: list[str]) -> _UserMetrics:
-    """Return the metrics of a run's users, each the mean over the user's targets."""
+    """Return the metrics of a run's users."""
     ranks = _read_ranks(run.folder / "ranks.npz")
-    ids, places, counts = np.unique(ranks["user"], return_inverse=True, return_counts=True)
-    sums = [np.bincount(places, target_metric(run, ranks, metric), len(ids)) for metric in metrics]
-    return _UserMetrics(ids, np.stack(sums) / counts, ranks["user"], ranks["target"])
+    values = np.stack([user_metric(run, ranks, metric) for metric in metrics])
+    return _UserMetrics(np.unique(ranks["user"]), values, ranks["user"], ranks["target"])
 
 
 def _read_ranks(path: Path) -> dict[str, np.ndarray]:

@@ -260,14 +260,14 @@ def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
 
 
 def test_a_user_with_several_targets_is_one_difference(tmp_path):
-    """Users 7 and 8 have two targets each, in any order of the file; each is the mean of its targets."""
+    """Users 7 and 8 have two targets each, in any order of the file; the mean over users is the metric."""
     for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [4, 2, 0, 3, 1])):
         folder = write_run(tmp_path / name, *(["model.dim=8"] if name == "b" else []))
         columns = {"user": [7, 7, 8, 8, 9], "target": [1, 2, 1, 3, 3]}
         columns["rank"] = [1, 3, 0, 1, 7] if name == "a" else [3, 3, 1, 1, 0]
         np.savez(folder / "ranks.npz", **{key: np.array(values)[order] for key, values in columns.items()})
     gain = np.array([0, 1, 0, 1 / 2, 0, 0, 0, 1 / 3])  # by rank; log2(1 + 7) is 3
-    differences = np.array([gain[3] - (gain[1] + gain[3]) / 2, gain[1] - gain[1] / 2, -gain[7]])
+    differences = np.array([2 * gain[3] - (gain[1] + gain[3]), gain[1], -gain[7]]) / (5 / 3)
     test = only_part(tmp_path).tests["model.dim=8", "default", "test/ndcg@10"]
     assert test.difference == pytest.approx(differences.mean())
     assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / math.sqrt(3))
