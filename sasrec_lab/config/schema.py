@@ -26,7 +26,7 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
-BlockName = Enum("BlockName", ["transformer", "ligr"])
+BlockName = Enum("BlockName", ["transformer", "ligr", "gru"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
@@ -35,6 +35,18 @@ LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"]
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
+
+# Keys of attention and feed-forward, which a GRU does not have, with the only value that they may have there
+_UNUSED_BY_GRU: dict[str, Any] = {
+    "heads": 1,
+    "norm": Norm.sasrec,
+    "norm_eps": 1e-8,
+    "residual": True,
+    "ff_dim": None,
+    "activation": Activation.relu,
+    "output_projection": False,
+    "pad_keys": False,
+}
 
 
 @dataclass
@@ -78,6 +90,8 @@ class ModelConfig(ModelSection):
             raise InputError(f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}")
         if self.block is BlockName.ligr and self.norm is not Norm.pre:
             raise InputError(f"model.block=ligr requires model.norm=pre, not {self.norm.name}; use model=ligr")
+        if self.block is BlockName.gru:
+            self._check_gru()
         if self.ff_dim is not None:
             check_at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
@@ -87,6 +101,14 @@ class ModelConfig(ModelSection):
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
             )
+
+    def _check_gru(self) -> None:
+        for key, value in _UNUSED_BY_GRU.items():
+            if (given := getattr(self, key)) != value:
+                named = [str(getattr(x, "name", "null" if x is None else x)) for x in (given, value)]
+                raise InputError(
+                    f"model.{key}={named[0].lower()} does not apply to model.block=gru; set it to {named[1].lower()}"
+                )
 
     @property
     def feed_forward_width(self) -> int:
@@ -240,6 +262,11 @@ class TrainConfig:
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
+        if self.tensorboard.attention_users and getattr(self.model, "block", None) is BlockName.gru:
+            raise InputError(
+                f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
+                " does not have; set it to 0"
+            )
 
     def _check_rowwise_adam(self) -> None:
         if self.loss.name is LossName.softmax:

@@ -3,10 +3,12 @@
 from torch import nn
 
 from sasrec_lab.config.schema import BlockName
+from sasrec_lab.model.gru import GRULayer
 from sasrec_lab.model.ligr import LiGRBlock
 from sasrec_lab.model.transformer import TransformerBlock
 
 BLOCKS: dict[BlockName, type[nn.Module]] = {
     BlockName.transformer: TransformerBlock,
     BlockName.ligr: LiGRBlock,
+    BlockName.gru: GRULayer,
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Init, ModelConfig, PosEmb
+from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.transformer import TransformerBlock
@@ -26,7 +26,8 @@ class Encoder(nn.Module):
 
     def __init__(self, num_items: int, cfg: ModelConfig):
         super().__init__()
-        self.rate, self.maxlen = cfg.dropout, cfg.maxlen
+        self.maxlen = cfg.maxlen
+        self.rate = 0.0 if cfg.block is BlockName.gru else cfg.dropout  # a GRU layer drops its own input
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
         self.input_items = nn.Embedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)

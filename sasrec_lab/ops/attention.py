@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from sasrec_lab.ops import library
 from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention, newest_attention
 from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.steps import Steps
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Layout of a packed batch for attention, computed once and shared by all blocks.
+    """Layout of a packed batch for attention and recurrence, computed once and shared by all blocks.
 
     Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. In an export, offsets are None and all tokens are one
     sequence.
@@ -59,6 +60,11 @@ class BatchLayout:
     def buckets(self) -> Buckets:
         """Return the sequences in buckets of similar length."""
         return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Return the tokens ordered by step, for recurrent layers."""
+        return Steps.from_offsets(self._known_offsets, self.num_tokens, self.device)
 
     @cached_property
     def padded_rows(self) -> "PaddedRows":

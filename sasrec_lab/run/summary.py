@@ -17,8 +17,8 @@ from sasrec_lab.files import display_path
 from sasrec_lab.run.protocol import describe_candidates
 
 # The model's name in tables, and its parts in the opening lines
-MODEL_NAMES = {BlockName.transformer: "SASRec", BlockName.ligr: "LiGR"}
-_PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block"}
+MODEL_NAMES = {BlockName.transformer: "SASRec", BlockName.ligr: "LiGR", BlockName.gru: "GRU4Rec"}
+_PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block", BlockName.gru: "GRU layer"}
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:

@@ -46,6 +46,8 @@ def block_parameters(model: ModelConfig) -> int:
     """Return the number of parameters of one block."""
     dim, width = model.dim, model.feed_forward_width
     linear = (dim + 1) * dim
+    if model.block is BlockName.gru:
+        return 3 * 2 * linear  # two gates and the new state, each of input and state
     projections = 4 if model.output_projection else 3
     gates = 2 if model.block is BlockName.ligr else 0
     is_gated = model.activation is Activation.swiglu

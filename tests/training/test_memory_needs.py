@@ -39,6 +39,7 @@ def sizes(needs) -> list[int]:
         ["model.ff_dim=24", "model.output_projection=true"],
         ["model.share_items=false", "model.pos_emb=none"],
         ["model.pos_emb=sinusoidal", "model.blocks=3"],
+        ["model=gru4rec", "model.blocks=2", "model.pos_emb=learned"],
         ["model=ligr"],
         ["model=ligr", "model.ff_dim=24", "model.activation=relu", "model.output_projection=false"],
         ["model.activation=swiglu"],
@@ -70,11 +71,18 @@ def batch_of(cfg):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce loss.negatives=50", "bpr loss.negatives=50", "sampled_softmax"])
-@pytest.mark.parametrize("norm", ["sasrec", "pre", "post"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(f"model.norm={norm} model.ff_dim=1" for norm in ("sasrec", "pre", "post")),
+        "model=ligr model.ff_dim=1",
+        "model=gru4rec model.blocks=2",
+    ],
+)
 @pytest.mark.usefixtures("both_forms")
-def test_a_batch_needs_at_least_its_estimate(norm, loss):
-    cfg = config(f"model.norm={norm}", *f"loss={loss}".split(), "batch_size=1000", "model.ff_dim=1")
-    model = SequentialRecommender(HOLDOUT.num_items, cfg)
+def test_a_batch_needs_at_least_its_estimate(model, loss):
+    cfg = config(*f"{model} loss={loss}".split(), "batch_size=1000")
+    recommender = SequentialRecommender(HOLDOUT.num_items, cfg)
     saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,8 +91,8 @@ def test_a_batch_needs_at_least_its_estimate(norm, loss):
 
     batch = training_batch(HOLDOUT, *batch_of(cfg))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = model.loss.compute(model.encoder(batch), model.encoder.output_items, batch, cfg.loss)
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        result = recommender.loss.compute(recommender.encoder(batch), recommender.encoder.output_items, batch, cfg.loss)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in recommender.parameters()}
     needed = sum(size for pointer, size in saved.items() if pointer not in parameters)
     needed += sum(x.nbytes for x in (batch.negatives,) if x is not None)
     assert result.requires_grad
