@@ -141,7 +141,6 @@ def load_data(
     from sasrec_lab.data.holdout import hold_out
     from sasrec_lab.data.items import read_titles
     from sasrec_lab.data.sequences import load_sequences
-    from sasrec_lab.training.losses import LOSSES
     from sasrec_lab.training.memory_needs import check_run_fits
 
     dataset = cfg.dataset
@@ -151,7 +150,7 @@ def load_data(
         holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
         check_run_fits(cfg, holdout, trainer.strategy.root_device, trainer.world_size)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
-        data = SequenceData(holdout, cfg, LOSSES[cfg.loss.name].sampler)
+        data = SequenceData(holdout, cfg)
     return sequences, data, titles
 
 

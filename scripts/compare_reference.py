@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import TrainingBatch
+from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
@@ -100,7 +100,8 @@ def train_reference(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     for epoch in range(cfg.trainer["max_epochs"]):
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            rows, targets = padded(batch, batch.items, cfg.model.maxlen), padded(batch, batch.targets, cfg.model.maxlen)
+            inputs, maxlen = batch.inputs, cfg.model.maxlen
+            rows, targets = padded(inputs, inputs.items, maxlen), padded(inputs, batch.labels.targets, maxlen)
             logits = model.scores(model(rows))  # (B, L, V)
             loss = F.cross_entropy(logits.flatten(0, 1), (targets - 1).flatten(), ignore_index=-1)
             optimizer.zero_grad()
@@ -122,7 +123,7 @@ def test(model: PaddedSASRec, data: SequenceData, cfg: TrainConfig, num_items: i
     return {name: taken[name] for name in METRICS.values()}
 
 
-def padded(batch: TrainingBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tensor:
+def padded(batch: PackedBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tensor:
     """Return each sequence's tokens at the right end of a row, after zeros, as (B, L)."""
     rows = torch.zeros(len(batch.offsets) - 1, maxlen, dtype=torch.int64)
     for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):

@@ -1,10 +1,16 @@
 """Small data sets as the arrays that the package works on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from hypothesis import strategies as st
 
 from sasrec_lab.config.dataset import Catalogue, Windows
+from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName
+from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.negatives import Draws
+from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.sequences import Sequences
 
 # Lists of items, one per user. The last user makes a holdout possible and has items of their own.
@@ -45,3 +51,14 @@ def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15)
     random = np.random.default_rng(seed)
     lists = [random.integers(1, items + 1, random.integers(1, longest + 1)).tolist() for _ in range(users - 1)]
     return [*lists, [*random.integers(1, items + 1, longest - 1).tolist(), items]]
+
+
+def next_item(maxlen: int) -> NextItem:
+    """Return the objective of SASRec for windows of this length."""
+    return NextItem(ObjectiveConfig(ObjectiveName.next_item), SimpleNamespace(maxlen=maxlen))
+
+
+def training_batch(holdout: Holdout, windows: np.ndarray, draws: Draws | None = None) -> TrainingBatch:
+    """Return training windows as SASRec trains on them, with these negatives."""
+    inputs, labels = next_item(0).training(holdout, windows, np.random.default_rng(0))
+    return TrainingBatch(inputs, labels, None if draws is None else draws.negatives(labels))

@@ -1,5 +1,6 @@
 """Convert a composed config to typed objects, and these to plain dicts; suggest keys for an unknown one."""
 
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args, get_type_hints
@@ -8,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import ObjectiveName, TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 
 _BOOKKEEPING_KEYS = (
@@ -128,6 +129,20 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
             f"the run's {name} does not fit this version: {reason}; train it again, or use the"
             " version that trained it (git.commit in its run.json)"
         ) from error
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded plain config with the keys that its version lacked, at the values that act as it did.
+
+    A section that is not valid stays as it is.
+    """
+    full = config | {"objective": config.get("objective", {"name": ObjectiveName.next_item.name})}
+    for name, hint in get_type_hints(TrainConfig).items():
+        for schema in _sections(hint) if isinstance(full.get(name), dict) else ():
+            with suppress(InputError):  # of another kind of model, or not valid
+                full[name] = to_plain(section_of(full, name, schema))
+                break
+    return full
 
 
 def to_plain(typed: Any) -> Any:

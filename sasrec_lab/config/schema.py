@@ -31,7 +31,10 @@ PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
+Similarity = Enum("Similarity", ["dot", "cosine"])
+ObjectiveName = Enum("ObjectiveName", ["next_item"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
+SamplerName = Enum("SamplerName", ["usual", "none", "shared", "unseen", "uniform"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
@@ -77,6 +80,11 @@ class ModelConfig(ModelSection):
     pad_keys: bool = MISSING
     share_items: bool = MISSING
     init: Init = MISSING
+    # defaults for the records of older runs, which lack these keys
+    head_transform: bool = False
+    output_bias: bool = False
+    similarity: Similarity = Similarity.dot
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least("model.blocks", self.blocks, 0)
@@ -101,6 +109,8 @@ class ModelConfig(ModelSection):
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
             )
+        if not self.temperature > 0:
+            raise InputError(f"model.temperature={self.temperature} must be above 0")
 
     def _check_gru(self) -> None:
         for key, value in _UNUSED_BY_GRU.items():
@@ -117,14 +127,38 @@ class ModelConfig(ModelSection):
 
 
 @dataclass
+class ObjectiveConfig:
+    """Keys of `objective`: what the model is trained to predict."""
+
+    name: ObjectiveName = MISSING
+
+
+# By loss: the samplers whose negatives it takes. The first is the usual one, and that of records that lack the key.
+_SAMPLERS = {
+    LossName.softmax: [SamplerName.none],
+    LossName.sampled_softmax: [SamplerName.shared],
+    LossName.bce: [SamplerName.unseen, SamplerName.uniform],
+    LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
+    LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
+}
+
+
+@dataclass
 class LossConfig:
     """Keys of `loss`: the training loss and its negatives."""
 
     name: LossName = MISSING
     negatives: int = MISSING
     calibration: float = MISSING
+    sampler: SamplerName = SamplerName.usual
 
     def __post_init__(self) -> None:
+        samplers = _SAMPLERS[self.name]
+        if self.sampler is SamplerName.usual:
+            self.sampler = samplers[0]
+        if self.sampler not in samplers:
+            names = " or ".join(sampler.name for sampler in samplers)
+            raise InputError(f"loss.sampler={self.sampler.name} does not go with loss={self.name.name}; use {names}")
         if self.name is not LossName.softmax:
             check_at_least("loss.negatives", self.negatives, 1)
         elif self.negatives != 0:
@@ -245,8 +279,9 @@ class TrainConfig:
     data_dir: Optional[str] = MISSING
     ckpt: Optional[str] = MISSING
     dataset: DatasetConfig = MISSING
-    model: AnyModel = MISSING
+    objective: ObjectiveConfig = MISSING
     loss: LossConfig = MISSING
+    model: AnyModel = MISSING
     optimizer: OptimizerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     tensorboard: TensorBoardConfig = MISSING
@@ -273,6 +308,12 @@ class TrainConfig:
             raise InputError(
                 "optimizer.name=rowwise_adam is for losses that touch few rows of the item table, not for loss=softmax;"
                 " use adam, or loss=sampled_softmax"
+            )
+        if self.model.output_bias or self.model.similarity is Similarity.cosine:
+            key = "output_bias=true" if self.model.output_bias else "similarity=cosine"
+            raise InputError(
+                f"model.{key} changes every item vector in each step, but optimizer.name=rowwise_adam updates only the"
+                " rows of a batch; use adam"
             )
         if self.trainer.get("gradient_clip_val") is not None:
             raise InputError(

@@ -1,21 +1,24 @@
-"""Packed batches: the tokens of several users one after the other, without padding. B sequences, T tokens, N negatives.
+"""Packed batches: the tokens of several users one after the other, without padding.
 
-Everything in the model is per token; only attention needs to know where a sequence begins.
+Everything in the model is per token; only attention needs to know where a sequence begins. B sequences, T tokens, R
+labels, N negatives.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import Negatives
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
 
-_Batch = TypeVar("_Batch", bound="PackedBatch | EvaluationBatch")
+if TYPE_CHECKING:
+    from sasrec_lab.data.objectives import Objective
+
+_Batch = TypeVar("_Batch", bound="PackedBatch | Labels | Negatives | TrainingBatch | EvaluationBatch")
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,42 @@ class PackedBatch:
 
 
 @dataclass(frozen=True)
-class TrainingBatch(PackedBatch):
-    """Sequences with the item after each token, and the negatives that the loss asked for."""
+class Labels:
+    """The items that states are to predict, with a few labels without a target at the end, as dummy tokens have."""
 
-    targets: Tensor  # (T,) int64: the next item, 0 for none
-    weights: Tensor | None = None  # (T,) float32: weight of the target's interaction
-    negatives: Tensor | None = None  # (T, N) int64; or (N,), shared by all tokens, in ascending order
+    targets: Tensor  # (R,) int64, 0 for none
+    counts: np.ndarray  # (B,) int64, always on the CPU: labels of each sequence, one sequence after the other
+    rows: Tensor | None = None  # (R,) token whose state predicts each target; None: token i predicts target i
+    weights: Tensor | None = None  # (R,) float32: weight of the target's interaction
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the labels on `device`."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Items to compare with the targets."""
+
+    items: Tensor  # (R, N) int64, each label's own; or (N,), shared by all labels, in ascending order
     log_weights: Tensor | None = None  # (N,) float32: what to add to the logits of shared negatives
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the negatives on `device`."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Sequences, what their states are to predict, and the negatives that the loss asked for."""
+
+    inputs: PackedBatch
+    labels: Labels
+    negatives: Negatives | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the batch on `device`; Lightning calls this."""
+        return _moved(self, device, non_blocking)
 
 
 @dataclass(frozen=True)
@@ -79,32 +111,16 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     batch = PackedBatch(
         items=torch.from_numpy(indices),
         positions=torch.from_numpy(positions),
-        last=_tensor(offsets[1:] - 1),
+        last=as_tensor(offsets[1:] - 1),
         offsets=offsets,
     )
     return batch, places
 
 
-def training_batch(holdout: Holdout, windows: np.ndarray, negatives: Negatives | None = None) -> TrainingBatch:
-    """Pack training windows: all items but the last as inputs, and the item after each input as its target."""
-    inputs, places = pack(holdout.window_starts[windows], holdout.window_ends[windows] - 1, holdout.items)
-    dummies = (0, len(inputs.items) - len(places))
-    batch = TrainingBatch(**vars(inputs), targets=_tensor(np.pad(holdout.items[places + 1], dummies)))
-    if holdout.weights is not None:
-        weights = np.pad(holdout.weights[places + 1], dummies).astype(np.float32)
-        batch = replace(batch, weights=torch.from_numpy(weights))
-    if negatives is None:
-        return batch
-    items, log_weights = negatives
-    if log_weights is not None:
-        return replace(batch, negatives=_tensor(items), log_weights=torch.from_numpy(log_weights.astype(np.float32)))
-    return replace(batch, negatives=_tensor(np.pad(items, (dummies, (0, 0)), mode="edge")))
-
-
 def evaluation_batch(
-    holdout: Holdout, rows: np.ndarray, stage: str, maxlen: int, candidates: np.ndarray | None
+    holdout: Holdout, rows: np.ndarray, stage: str, objective: "Objective", candidates: np.ndarray | None
 ) -> EvaluationBatch:
-    """Pack the `maxlen` newest known items of held-out users (indices `rows`), unshifted, with what ranking needs.
+    """Pack the newest known items of held-out users (indices `rows`) to predict from, with what ranking needs.
 
     `stage` is "val" or "test"; the test reads the validation item too.
     """
@@ -116,16 +132,15 @@ def evaluation_batch(
     seen_rows, seen_items = _seen(holdout, starts, ends)
     inputs = None
     if len(ranked):
-        newest = np.maximum(starts[ranked], ends[ranked] - maxlen)
-        inputs, _ = pack(newest, ends[ranked], holdout.items)
+        inputs = objective.inference(holdout.items, starts[ranked], ends[ranked])
     return EvaluationBatch(
         inputs=inputs,
-        ranked=_tensor(ranked),
-        users=_tensor(users),
-        targets=_tensor(targets),
-        seen_rows=_tensor(seen_rows),
-        seen_items=_tensor(seen_items),
-        candidates=None if candidates is None else _tensor(candidates),
+        ranked=as_tensor(ranked),
+        users=as_tensor(users),
+        targets=as_tensor(targets),
+        seen_rows=as_tensor(seen_rows),
+        seen_items=as_tensor(seen_items),
+        candidates=None if candidates is None else as_tensor(candidates),
     )
 
 
@@ -139,7 +154,8 @@ def _seen(holdout: Holdout, starts: np.ndarray, ends: np.ndarray) -> tuple[np.nd
     return rows, items
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return integers as an int64 tensor, which shares their memory if it can."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
 
 
@@ -148,6 +164,6 @@ def _moved(batch: _Batch, device: torch.device | str, non_blocking: bool) -> _Ba
     moved: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if isinstance(value, (Tensor, PackedBatch)):
+        if isinstance(value, (Tensor, PackedBatch, Labels, Negatives)):
             moved[field.name] = value.to(device, non_blocking=non_blocking)
     return replace(batch, **moved)

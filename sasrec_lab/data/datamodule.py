@@ -8,9 +8,10 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch, evaluation_batch, training_batch
+from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import NegativeSampler, draw_candidates
+from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates
+from sasrec_lab.data.objectives import OBJECTIVES, Objective
 
 # Limit on the states (T, D) of users who are ranked together, 16 MiB: smaller batches are slower, with and without
 # compiled kernels, and larger ones leave the cache in the torch code.
@@ -18,14 +19,12 @@ MAX_STATE_ELEMENTS = 2**22
 
 
 class SequenceData(pl.LightningDataModule):
-    """Training windows in a new order each epoch, and held-out users once, in batches of similar history lengths.
+    """Training windows in a new order each epoch, and held-out users once, in batches of similar history lengths."""
 
-    `sampler` is the kind of negatives that the loss needs (`LOSSES[name].sampler`); None draws no negatives.
-    """
-
-    def __init__(self, holdout: Holdout, cfg: TrainConfig, sampler: type[NegativeSampler] | None = None):
+    def __init__(self, holdout: Holdout, cfg: TrainConfig):
         super().__init__()
-        self.holdout, self.cfg, self.sampler = holdout, cfg, sampler
+        self.holdout, self.cfg = holdout, cfg
+        self.objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
         self.candidates: dict[str, np.ndarray] = {}
         if cfg.evaluation.sampled and len(holdout.users):
             for stage in ("val", "test"):
@@ -38,8 +37,8 @@ class SequenceData(pl.LightningDataModule):
         order = self._order(*self._rank_and_world_size())
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        negatives = self.sampler(self.holdout, self.cfg.loss.negatives) if self.sampler else None
-        return DataLoader(TrainingData(self.holdout, negatives), batch_size=None, sampler=order)
+        data = TrainingData(self.holdout, self.objective, build_sampler(self.holdout, self.cfg.loss))
+        return DataLoader(data, batch_size=None, sampler=order)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of validation batches."""
@@ -51,8 +50,11 @@ class SequenceData(pl.LightningDataModule):
 
     def evaluation_dataloader(self, stage: str) -> DataLoader[Any]:
         """Return the loader of the held-out users for "val" or "test"."""
-        data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, self.candidates.get(stage))
+        data = self._held_out(stage)
         return DataLoader(data, batch_size=None, sampler=self._rows(data, *self._rank_and_world_size()))
+
+    def _held_out(self, stage: str) -> "EvaluationData":
+        return EvaluationData(self.holdout, stage, self.objective, self.candidates.get(stage))
 
     def _order(self, process: int, processes: int) -> "ShuffledWindows":
         windows = len(self.holdout.window_users)
@@ -60,13 +62,13 @@ class SequenceData(pl.LightningDataModule):
 
     def _rows(self, data: "EvaluationData", process: int, processes: int) -> list[np.ndarray]:
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
-        return data.rows_by_length(users, tokens, process, processes)
+        return data.rows_by_length(self.cfg.model.maxlen, users, tokens, process, processes)
 
     def num_batches(self, stage: str, processes: int) -> int:
         """Return the number of batches of "train" or "val" in one epoch, of the process that has the fewest."""
         if stage == "train":
             return len(self._order(0, processes))
-        data = EvaluationData(self.holdout, stage, self.cfg.model.maxlen, None)
+        data = self._held_out(stage)
         return min(len(self._rows(data, process, processes)) for process in range(processes))
 
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -108,32 +110,35 @@ class ShuffledWindows(Sampler[Any]):
 class TrainingData(Dataset[TrainingBatch]):
     """Map window indices and a seed to a packed batch, with negatives if there is a sampler."""
 
-    def __init__(self, holdout: Holdout, sampler: NegativeSampler | None = None):
-        self.holdout, self.sampler = holdout, sampler
+    def __init__(self, holdout: Holdout, objective: Objective, sampler: NegativeSampler | None = None):
+        self.holdout, self.objective, self.sampler = holdout, objective, sampler
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> TrainingBatch:
         """Return the batch of (windows, seed)."""
         windows, seed = step
-        negatives = self.sampler.draw(windows, np.random.default_rng(seed)) if self.sampler else None
-        return training_batch(self.holdout, windows, negatives)
+        rng = np.random.default_rng(seed)
+        inputs, labels = self.objective.training(self.holdout, windows, rng)
+        if self.sampler is None:
+            return TrainingBatch(inputs, labels)
+        return TrainingBatch(inputs, labels, self.sampler.draw(windows, labels.counts, rng).negatives(labels))
 
 
 class EvaluationData(Dataset[EvaluationBatch]):
     """Map indices of held-out users to a batch to rank."""
 
-    def __init__(self, holdout: Holdout, stage: str, maxlen: int, candidates: np.ndarray | None):
-        self.holdout, self.stage, self.maxlen, self.candidates = holdout, stage, maxlen, candidates
+    def __init__(self, holdout: Holdout, stage: str, objective: Objective, candidates: np.ndarray | None):
+        self.holdout, self.stage, self.objective, self.candidates = holdout, stage, objective, candidates
 
     def __getitem__(self, rows: np.ndarray) -> EvaluationBatch:
         """Return the batch of the held-out users with these indices."""
         candidates = None if self.candidates is None else self.candidates[rows]
-        return evaluation_batch(self.holdout, rows, self.stage, self.maxlen, candidates)
+        return evaluation_batch(self.holdout, rows, self.stage, self.objective, candidates)
 
-    def rows_by_length(self, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
+    def rows_by_length(self, maxlen: int, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
         """Return this process's batches of indices, users of similar history lengths together."""
         lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
         order = np.argsort(lengths, kind="stable")[process::processes]
-        known = np.minimum(lengths[order], self.maxlen)
+        known = np.minimum(lengths[order], maxlen)
         return np.split(order, batch_boundaries(known, users, tokens))
 
 

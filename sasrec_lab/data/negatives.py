@@ -1,10 +1,13 @@
-"""Random items: negatives to train against, and candidates to rank among. E held-out users, N draws, V items."""
+"""Random items: negatives to train against, and candidates to rank among. B windows, R labels, E held-out
+users, N draws, V items."""
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
-from sasrec_lab.config.schema import Draw
+from sasrec_lab.config.schema import Draw, LossConfig, SamplerName
+from sasrec_lab.data.batches import Labels, Negatives, as_tensor
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
@@ -12,22 +15,29 @@ from sasrec_lab.ops.backend import round_up_size
 MAX_REDRAWS = 1000  # rounds of redrawing; a user who has seen nearly every item then keeps the last draw
 
 
-class Negatives(NamedTuple):
-    """The negatives of one batch: each position has its own, or all positions share one set."""
+class Draws(NamedTuple):
+    """The draws for one batch: each label has its own, or all labels share one set."""
 
-    items: np.ndarray  # (T, N) int64; shared: (N,), in ascending order
+    items: np.ndarray  # (R, N) int64; shared: (N,), in ascending order
     log_weights: np.ndarray | None = None  # (N,) float64, shared only: added to the negatives' logits
+
+    def negatives(self, labels: Labels) -> Negatives:
+        """Return the draws as tensors, with those of the last label repeated for labels without a target."""
+        if self.log_weights is not None:
+            return Negatives(as_tensor(self.items), torch.from_numpy(self.log_weights.astype(np.float32)))
+        missing = len(labels.targets) - len(self.items)
+        return Negatives(as_tensor(np.pad(self.items, ((0, missing), (0, 0)), mode="edge")))
 
 
 class NegativeSampler(Protocol):
-    """A kind of negatives that a loss can ask for (training/losses.py); `count` is `loss.negatives`."""
+    """A kind of negatives; `count` is `loss.negatives`."""
 
     per: str  # "position" or "batch": each one gets `count` draws
 
     def __init__(self, holdout: Holdout, count: int): ...
 
-    def draw(self, windows: np.ndarray, rng: np.random.Generator) -> Negatives:
-        """Return the negatives of a batch of training windows, given by their indices."""
+    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
+        """Return the draws for training windows, given by their indices, that have `counts` (B,) labels."""
 
 
 class UniformSampler:
@@ -38,10 +48,9 @@ class UniformSampler:
     def __init__(self, holdout: Holdout, count: int):
         self.holdout, self.count = holdout, count
 
-    def draw(self, windows: np.ndarray, rng: np.random.Generator) -> Negatives:
-        """Return negatives (T, N) of the windows' T positions."""
-        positions = _positions(self.holdout, windows).sum()
-        return Negatives(rng.integers(1, self.holdout.num_items + 1, size=(positions, self.count)))
+    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
+        """Return negatives (R, N) of the windows' R labels."""
+        return Draws(rng.integers(1, self.holdout.num_items + 1, size=(counts.sum(), self.count)))
 
 
 class UnseenSampler:
@@ -53,15 +62,14 @@ class UnseenSampler:
         self.holdout, self.count = holdout, count
         self.seen = training_items(holdout)
 
-    def draw(self, windows: np.ndarray, rng: np.random.Generator) -> Negatives:
-        """Return negatives (T, N) of the windows' T positions."""
-        positions = _positions(self.holdout, windows)
-        users = np.repeat(np.repeat(self.holdout.window_users[windows], positions), self.count)
-        return Negatives(draw_excluding(users, self.seen, rng).reshape(-1, self.count))
+    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
+        """Return negatives (R, N) of the windows' R labels."""
+        users = np.repeat(np.repeat(self.holdout.window_users[windows], counts), self.count)
+        return Draws(draw_excluding(users, self.seen, rng).reshape(-1, self.count))
 
 
 class SharedSampler:
-    """Draw one set of negatives for all positions of a batch, in proportion to training counts, with log weights."""
+    """Draw one set of negatives for all labels of a batch, in proportion to training counts, with log weights."""
 
     per = "batch"
 
@@ -70,12 +78,24 @@ class SharedSampler:
         # 0.118, with the full softmax 0.145. Each count is raised by one, so that every item can be drawn.
         self.cumulative, self.count = np.cumsum(training_counts(holdout) + 1), count
 
-    def draw(self, windows: np.ndarray, rng: np.random.Generator) -> Negatives:
+    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
         """Return the shared negatives (N,); they do not depend on the windows."""
         return draw_shared(self.cumulative, self.count, rng)
 
 
-def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) -> Negatives:
+SAMPLERS: dict[SamplerName, type[NegativeSampler]] = {
+    SamplerName.shared: SharedSampler,
+    SamplerName.unseen: UnseenSampler,
+    SamplerName.uniform: UniformSampler,
+}
+
+
+def build_sampler(holdout: Holdout, cfg: LossConfig) -> NegativeSampler | None:
+    """Return the sampler of a loss's negatives, or None if it compares with every item."""
+    return None if cfg.sampler is SamplerName.none else SAMPLERS[cfg.sampler](holdout, cfg.negatives)
+
+
+def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) -> Draws:
     """Draw `count` items with replacement, in proportion to the increments of `cumulative` (V,).
 
     Return the distinct items in ascending order, each with log(times drawn / times expected) as its weight: a sum over
@@ -87,7 +107,7 @@ def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) ->
     share = (cumulative[items] - np.where(items > 0, cumulative[items - 1], 0)) / cumulative[-1]
     surplus = (0, round_up_size(len(items) + 1) - 1 - len(items))
     log_weights = np.log(times) - np.log(count * share)
-    return Negatives(np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf))
+    return Draws(np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf))
 
 
 def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: str) -> np.ndarray:
@@ -166,8 +186,3 @@ def _items_before(holdout: Holdout, ends: np.ndarray) -> UserItems:
     lengths = ends - holdout.starts
     users = np.repeat(np.arange(len(lengths)), lengths)
     return UserItems(users, holdout.items[concatenate_ranges(holdout.starts, ends)], holdout.num_items)
-
-
-def _positions(holdout: Holdout, windows: np.ndarray) -> np.ndarray:
-    """Return how many positions, each with a target, the windows have, shape (B,)."""
-    return holdout.window_ends[windows] - holdout.window_starts[windows] - 1

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import BLOCKS
+from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
 
 
 class Encoder(nn.Module):
-    """Embeddings, blocks, a last norm, as in SASRec. A token's state dotted with an item's vector is the item's score.
+    """Embeddings, blocks, a last norm, a head. A headed state dotted with an item's vector is the item's score.
 
     A state describes the user after that token's item. Row i of the item tables is item i + 1; padding has no row.
     Positions are counted from the newest item, as the left-padded original's positions amount to. Source: Kang and
@@ -37,24 +38,25 @@ class Encoder(nn.Module):
         self.pos_emb = cfg.pos_emb
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
+        self.head = Head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
 
     @property
     def item_table(self) -> Tensor:
-        """Return the vectors (V, D) that states are compared with; row i is item i + 1."""
-        return self.output_items.weight
+        """Return the vectors (V, D) that headed states are compared with; row i is item i + 1."""
+        return self.head.item_vectors(self.output_items.weight)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Return the state (T, D) of each token."""
+        """Return the state (T, D) of each token, before the head."""
         x, layout = self._embed(batch), self._layout(batch)
         for block in self.blocks:
             x = block(x, layout)
         return self.final_norm(x)
 
     def newest(self, batch: PackedBatch) -> Tensor:
-        """Return the state (B, D) of each sequence's newest item: as `forward` does, for less than half the work.
+        """Return the headed state (B, D) of each sequence's newest item, for less than half the work of `forward`.
 
         Not for training, because the last block has no dropout on attention weights.
         """
@@ -62,7 +64,7 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, layout)
         x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
-        return self.final_norm(x)
+        return self.head(self.final_norm(x))
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         x = self.input_items(batch.items - 1)  # (T, D)

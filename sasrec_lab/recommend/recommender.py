@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.convert import section_of
+from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.schema import ModelConfig
-from sasrec_lab.data.batches import pack
+from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.ids import Ids
+from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path
@@ -54,11 +54,20 @@ class Recommender:
     Items with equal scores are listed in the order of their ids.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, items: Ids, model: ModelConfig, dataset: DatasetConfig):
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        items: Ids,
+        objective: ObjectiveConfig,
+        model: ModelConfig,
+        dataset: DatasetConfig,
+    ):
         self.folder = folder
         self.encoder = encoder.eval()
         self.items = items
         self.maxlen = model.maxlen
+        self.objective = OBJECTIVES[objective.name](objective, model)
         self.dataset = dataset
         self.titles: np.ndarray | None = None  # (num_items,) text
         # the data set of the run, for the users' histories
@@ -77,11 +86,13 @@ class Recommender:
             raise InputError("run is empty; give the folder of a finished run")
         folder = expand_home(folder)
         config, results = run_folder.load_finished(folder)
+        config = completed(config)
         arrays = run_folder.read_items(folder)
         items = Ids(arrays["ids"])
         encoder, model = load_encoder(tested_checkpoint(folder, results), len(items))
         encoder = encoder.to(_find_device(device))
-        recommender = cls(folder, encoder, items, model, section_of(config, "dataset", DatasetConfig))
+        objective = section_of(config, "objective", ObjectiveConfig)
+        recommender = cls(folder, encoder, items, objective, model, section_of(config, "dataset", DatasetConfig))
         recommender.titles = arrays.get("titles")
         recommender.is_data_dir_given = bool(data_dir)
         recommender.data_dir = data_dir or config["data_dir"]
@@ -91,7 +102,7 @@ class Recommender:
     @property
     def device(self) -> torch.device:
         """Return the device that the lists are made on."""
-        return self.encoder.item_table.device
+        return self.encoder.input_items.weight.device
 
     @cached_property
     def histories(self) -> Histories:
@@ -221,7 +232,7 @@ class Recommender:
             hint = "filter_itself=false keeps the item itself"
             warn_empty_lists(self.items.ids[indices[is_only_candidate]], len(indices), "items", hint)
             indices = indices[~is_only_candidate]
-        vectors = F.normalize(self.encoder.item_table.detach(), dim=1)
+        vectors = F.normalize(self.encoder.output_items.weight.detach(), dim=1)
 
         def make_table(part: np.ndarray) -> pd.DataFrame:
             itself = (np.arange(len(part)), part + 1) if filter_itself else None
@@ -241,12 +252,12 @@ class Recommender:
         """Return the newest state of each user, shape (U, D)."""
         lengths = np.minimum(histories.lengths[users], self.maxlen)
         order = np.argsort(lengths, kind="stable")  # users with similar lengths pack best
-        dim = self.encoder.item_table.shape[1]
-        states = self.encoder.item_table.new_empty(len(users), dim)
-        batches = batch_boundaries(lengths[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // dim)
+        table = self.encoder.item_table
+        states = table.new_empty(len(users), table.shape[1])
+        batches = batch_boundaries(lengths[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // table.shape[1])
         for rows in np.split(order, batches) if len(users) else []:
-            ends = histories.offsets[users[rows] + 1]
-            batch, _ = pack(ends - lengths[rows], ends, histories.items)
+            starts, ends = histories.offsets[users[rows]], histories.offsets[users[rows] + 1]
+            batch = self.objective.inference(histories.items, starts, ends)
             states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))
         return states
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config.convert import is_bookkeeping, to_plain
+from sasrec_lab.config.convert import completed, is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
@@ -44,7 +44,7 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
                 f"ckpt=last: no run found in {folder}; pass the folder to resume as hydra.run.dir=<folder>"
             )
         return None
-    differing = differences(previous, to_plain(cfg))
+    differing = differences(completed(previous), to_plain(cfg))
     longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
         raise _other_run_error(folder, cfg.ckpt, others, key)
@@ -112,7 +112,7 @@ def describe_unfinished(folder: Path) -> str:
 
 def other_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the dotted keys that make two plain configs different runs: all but the length of the training."""
-    return [key for key in differences(before, now) if key not in _MAY_CHANGE_ON_RESUME]
+    return [key for key in differences(completed(before), now) if key not in _MAY_CHANGE_ON_RESUME]
 
 
 def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key: str) -> InputError:

@@ -16,7 +16,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
-from sasrec_lab.training.losses import LOSSES
+from sasrec_lab.training.losses import LOSSES, ItemTable
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
 # TensorBoard sorts by name and opens two groups; the tilde keeps these behind `test` and `val`
@@ -36,8 +36,8 @@ class SequentialRecommender(pl.LightningModule):
         if self.loss.check:
             self.loss.check(cfg.loss, num_items)
         self.encoder = Encoder(num_items, cfg.model)
-        rowwise = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just the batch's rows
-        self.encoder.input_items.sparse = self.encoder.output_items.sparse = rowwise
+        self.is_sparse = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just a batch's rows
+        self.encoder.input_items.sparse = self.is_sparse
         self.train_loss = MeanLoss()
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, only_monitored=True)
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
@@ -49,9 +49,17 @@ class SequentialRecommender(pl.LightningModule):
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self.loss.compute(self.encoder(batch), self.encoder.output_items, batch, self.cfg.loss)
-        self.train_loss.update(loss.detach(), (batch.targets > 0).sum())
+        loss = self.batch_loss(batch)
+        self.train_loss.update(loss.detach(), (batch.labels.targets > 0).sum())
         return loss
+
+    def batch_loss(self, batch: TrainingBatch) -> Tensor:
+        """Return the loss of a batch, without counting it."""
+        labels, states = batch.labels, self.encoder(batch.inputs)
+        if labels.rows is not None:
+            states = states.index_select(0, labels.rows)
+        table = ItemTable(self.encoder.item_table, self.is_sparse)
+        return self.loss.compute(self.encoder.head(states), table, labels, batch.negatives, self.cfg.loss)
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Seed dropout by seed and epoch, so that a resumed run equals an uninterrupted one.

@@ -1,54 +1,67 @@
 """Training losses computed from encoder states, without ever storing the full (T, V) logits.
 
-A loss compares states (T, D) with item vectors (V, D) and returns the mean over the tokens that have a target. The
-weight of a target's interaction multiplies its term but not the number divided by, as in RecTools. A sampled loss looks
-up only the rows of the batch, so with `items.sparse` the other rows get no gradient. The functions of
-ops/cross_entropy.py compute gradients in the forward pass and cannot be differentiated twice (no gradient penalties).
-T tokens, D dim, V items, N negatives.
+A loss compares states (R, D), one for each label, with item vectors (V, D) and returns the mean over the labels that
+have a target. The weight of a target's interaction multiplies its term but not the number divided by, as in RecTools. A
+sampled loss looks up only the rows of the batch, so with `ItemTable.is_sparse` the other rows get no gradient. The
+functions of ops/cross_entropy.py compute gradients in the forward pass and cannot be differentiated twice (no gradient
+penalties). R labels, D dim, V items, N negatives.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import LossConfig, LossName
-from sasrec_lab.data.batches import TrainingBatch
-from sasrec_lab.data.negatives import NegativeSampler, SharedSampler, UniformSampler, UnseenSampler
+from sasrec_lab.config.schema import LossConfig, LossName, SamplerName
+from sasrec_lab.data.batches import Labels, Negatives
+from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 
 
+class ItemTable(NamedTuple):
+    """The item vectors that states are compared with; row i is item i + 1."""
+
+    vectors: Tensor  # (V, D)
+    is_sparse: bool = False  # whether only the rows of a batch get gradients
+
+    def rows(self, items: Tensor) -> Tensor:
+        """Return the vectors of items (any shape), (..., D)."""
+        return F.embedding(items - 1, self.vectors, sparse=self.is_sparse)
+
+
 @dataclass(frozen=True)
 class Loss:
-    """A loss, the negatives it needs (None: it compares with the whole catalogue), and its rule on the catalogue."""
+    """A loss, and its rule on the catalogue; config/schema.py has the samplers whose negatives it takes."""
 
-    compute: Callable[[Tensor, nn.Embedding, TrainingBatch, LossConfig], Tensor]
-    sampler: type[NegativeSampler] | None = None
+    compute: Callable[[Tensor, ItemTable, Labels, Negatives | None, LossConfig], Tensor]
     check: Callable[[LossConfig, int], None] | None = None  # raises InputError if num_items does not suit the config
 
     def describe(self, cfg: LossConfig) -> str:
         """Return the loss's name, with the number of its negatives: `bce (1 negative per position)`."""
-        if self.sampler is None:
+        if cfg.sampler is SamplerName.none:
             return cfg.name.name
-        return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {self.sampler.per})"
+        return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {SAMPLERS[cfg.sampler].per})"
 
     def compared_items(self, cfg: LossConfig, num_items: int) -> int:
         """Return how many items each state is compared with."""
-        return num_items if self.sampler is None else 1 + cfg.negatives
+        return num_items if cfg.sampler is SamplerName.none else 1 + cfg.negatives
 
 
-def softmax(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
+def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return -log p(target), with p the softmax over the whole catalogue.
 
     As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602.
     """
-    return linear_cross_entropy(states, items.weight, (batch.targets - 1).clamp(min=0), _token_weights(batch))
+    return linear_cross_entropy(states, table.vectors, (labels.targets - 1).clamp(min=0), _label_weights(labels))
 
 
-def sampled_softmax(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
+def sampled_softmax(
+    states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig
+) -> Tensor:
     """Return log(exp s(target) + sum of w exp s(negative)) - s(target), an estimate of the full softmax.
 
     w is how often an item was drawn over how often that was expected (logQ correction: Jean et al. 2015, arXiv
@@ -57,33 +70,34 @@ def sampled_softmax(states: Tensor, items: nn.Embedding, batch: TrainingBatch, c
     average slightly smaller. The target is always present, so it has no correction (Khrylchenko et al. 2025, arXiv
     2507.09331).
     """
-    assert batch.negatives is not None
-    assert batch.log_weights is not None
-    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[0])  # (T,) any of the batch's if none
-    vectors = items(torch.cat([targets, batch.negatives]) - 1)  # (T + N, D)
-    columns = torch.searchsorted(batch.negatives, targets).clamp(max=len(batch.negatives) - 1)
-    is_target = batch.negatives[columns] == targets
-    excluded_columns = torch.where(is_target, columns, len(batch.negatives))  # (T,) N if the target was not drawn
-    return sampled_cross_entropy(states, vectors, excluded_columns, batch.log_weights, _token_weights(batch))
+    assert negatives is not None
+    assert negatives.log_weights is not None
+    drawn = negatives.items
+    targets = torch.where(labels.targets > 0, labels.targets, drawn[0])  # (R,) any of the batch's if none
+    vectors = table.rows(torch.cat([targets, drawn]))  # (R + N, D)
+    columns = torch.searchsorted(drawn, targets).clamp(max=len(drawn) - 1)
+    is_target = drawn[columns] == targets
+    excluded_columns = torch.where(is_target, columns, len(drawn))  # (R,) N if the target was not drawn
+    return sampled_cross_entropy(states, vectors, excluded_columns, negatives.log_weights, _label_weights(labels))
 
 
-def bce(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
+def bce(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return -log sigmoid(s(target)) - sum of log sigmoid(-s(negative)).
 
     Kang and McAuley 2018, arXiv 1808.09781, eq. (7), normalized as in the authors' code (model.py).
     """
-    return _binary_cross_entropy(states, items, batch, 1.0)
+    return _binary_cross_entropy(states, table, labels, negatives, 1.0)
 
 
-def gbce(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
+def gbce(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return -(beta log sigmoid(s(target)) + sum of log sigmoid(-s(negative))) / (N + 1).
 
     Petrov and Macdonald 2023, arXiv 2308.07192: beta = a (t (1 - 1 / a) + 1 / a), with the calibration t and the
     sampling rate a = N / (V - 1).
     """
-    sampling_rate = cfg.negatives / max(1, items.num_embeddings - 1)
+    sampling_rate = cfg.negatives / max(1, len(table.vectors) - 1)
     beta = 1 - cfg.calibration * (1 - sampling_rate)
-    return _binary_cross_entropy(states, items, batch, beta) / (cfg.negatives + 1)
+    return _binary_cross_entropy(states, table, labels, negatives, beta) / (cfg.negatives + 1)
 
 
 def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
@@ -95,46 +109,49 @@ def check_sampling_rate(cfg: LossConfig, num_items: int) -> None:
         )
 
 
-def bpr(states: Tensor, items: nn.Embedding, batch: TrainingBatch, cfg: LossConfig) -> Tensor:
+def bpr(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return the mean over the negatives of -log sigmoid(s(target) - s(negative)).
 
     Bayesian personalized ranking: Rendle et al. 2009, arXiv 1205.2618, without its regularization term, which is
-    optimizer.weight_decay. Meant for few negatives, because their vectors (T, 1 + N, D) are all in memory at once.
+    optimizer.weight_decay. Meant for few negatives, because their vectors (R, 1 + N, D) are all in memory at once.
     """
     with torch.autocast(states.device.type, enabled=False):
-        vectors = items(_target_and_negatives(batch) - 1)  # (T, 1 + N, D)
-        scores = torch.bmm(vectors, states.to(vectors.dtype)[:, :, None])[:, :, 0]  # (T, 1 + N)
-        losses = F.softplus(scores[:, 1:] - scores[:, :1]).mean(1)  # (T,)
-        return torch.sum(losses * _token_weights(batch))
+        vectors = table.rows(_target_and_negatives(labels, negatives))  # (R, 1 + N, D)
+        scores = torch.bmm(vectors, states.to(vectors.dtype)[:, :, None])[:, :, 0]  # (R, 1 + N)
+        losses = F.softplus(scores[:, 1:] - scores[:, :1]).mean(1)  # (R,)
+        return torch.sum(losses * _label_weights(labels))
 
 
 LOSSES = {
     LossName.softmax: Loss(softmax),
-    LossName.sampled_softmax: Loss(sampled_softmax, SharedSampler),
-    LossName.bce: Loss(bce, UnseenSampler),
-    LossName.gbce: Loss(gbce, UniformSampler, check_sampling_rate),
-    LossName.bpr: Loss(bpr, UnseenSampler),
+    LossName.sampled_softmax: Loss(sampled_softmax),
+    LossName.bce: Loss(bce),
+    LossName.gbce: Loss(gbce, check_sampling_rate),
+    LossName.bpr: Loss(bpr),
 }
 
 
-def _binary_cross_entropy(states: Tensor, items: nn.Embedding, batch: TrainingBatch, beta: float) -> Tensor:
+def _binary_cross_entropy(
+    states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, beta: float
+) -> Tensor:
     """Return the mean of -beta log sigmoid(s(target)) - sum of log sigmoid(-s(negative))."""
-    rows, table = _target_and_negatives(batch) - 1, items.weight  # (T, 1 + N)
-    if items.sparse:
-        touched, rows = torch.unique(rows, return_inverse=True)
-        table = items(touched)
-    return linear_binary_cross_entropy(states, table, rows, beta, _token_weights(batch))
+    items, vectors = _target_and_negatives(labels, negatives), table.vectors  # (R, 1 + N), (V, D)
+    rows = items - 1
+    if table.is_sparse:
+        touched, rows = torch.unique(items, return_inverse=True)
+        vectors = table.rows(touched)
+    return linear_binary_cross_entropy(states, vectors, rows, beta, _label_weights(labels))
 
 
-def _target_and_negatives(batch: TrainingBatch) -> Tensor:
-    """Return each token's target and negatives, shape (T, 1 + N); a token without a target gets a negative instead."""
-    assert batch.negatives is not None
-    targets = torch.where(batch.targets > 0, batch.targets, batch.negatives[:, 0])
-    return torch.cat([targets[:, None], batch.negatives], 1)
+def _target_and_negatives(labels: Labels, negatives: Negatives | None) -> Tensor:
+    """Return each label's target and negatives, shape (R, 1 + N); a label without a target gets a negative instead."""
+    assert negatives is not None
+    targets = torch.where(labels.targets > 0, labels.targets, negatives.items[:, 0])
+    return torch.cat([targets[:, None], negatives.items], 1)
 
 
-def _token_weights(batch: TrainingBatch) -> Tensor:
-    """Return each token's weight in the batch loss: interaction weight / number of targets, 0 if it has no target."""
-    has_target = (batch.targets > 0).float()  # (T,)
-    weights = has_target if batch.weights is None else has_target * batch.weights
+def _label_weights(labels: Labels) -> Tensor:
+    """Return each label's weight in the batch loss: interaction weight / number of targets, 0 if it has no target."""
+    has_target = (labels.targets > 0).float()  # (R,)
+    weights = has_target if labels.weights is None else has_target * labels.weights
     return weights / has_target.sum().clamp(min=1)

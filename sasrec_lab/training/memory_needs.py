@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.config.schema import Activation, BlockName, LossName, ModelConfig, OptimizerName, PosEmb, TrainConfig
+from sasrec_lab.config.schema import (
+    Activation,
+    BlockName,
+    LossName,
+    ModelConfig,
+    OptimizerName,
+    PosEmb,
+    SamplerName,
+    TrainConfig,
+)
 from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.ops.memory import Need, check_memory
-from sasrec_lab.training.losses import LOSSES
 
 _FLOAT, _INT = 4, 8  # bytes
 
@@ -85,8 +94,7 @@ def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
 
 
 def _draws_per(cfg: TrainConfig) -> str | None:
-    sampler = LOSSES[cfg.loss.name].sampler
-    return None if sampler is None else sampler.per
+    return None if cfg.loss.sampler is SamplerName.none else SAMPLERS[cfg.loss.sampler].per
 
 
 def _key(cfg: TrainConfig, name: str) -> str:

@@ -17,6 +17,7 @@ from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_pl
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.objectives import OBJECTIVES, Objective
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.transformer import TransformerBlock
 
@@ -75,20 +76,26 @@ def write_extras(
     if cfg.tensorboard.attention_users and encoder.blocks:
         rows = pick_users_by_length(holdout, cfg.tensorboard.attention_users)
         users = {row: str(user_ids[holdout.users[row]]) for row in rows}
-        write_attention(writer, encoder, holdout, cfg.model.maxlen, users, names)
+        objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+        write_attention(writer, encoder, holdout, objective, users, names)
     if cfg.tensorboard.projector:
         write_projector(writer, encoder, holdout, names, ids)
 
 
 def write_attention(
-    writer: SummaryWriter, encoder: Encoder, holdout: Holdout, maxlen: int, users: dict[int, str], names: np.ndarray
+    writer: SummaryWriter,
+    encoder: Encoder,
+    holdout: Holdout,
+    objective: Objective,
+    users: dict[int, str],
+    names: np.ndarray,
 ) -> None:
     """Write one figure per user: the attention among the newest items, in every block and head.
 
     `users` has rows of `holdout.users` and their labels, `names` (num_items,) the labels of the items.
     """
     for row, user in users.items():
-        inputs = evaluation_batch(holdout, np.array([row]), "test", maxlen, None).inputs
+        inputs = evaluation_batch(holdout, np.array([row]), "test", objective, None).inputs
         assert inputs is not None  # pick_users_by_length takes users with known items
         labels = [str(names[item - 1]) for item in inputs.items[: int(inputs.last[-1]) + 1]]
         writer.add_figure(f"~attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
@@ -101,9 +108,8 @@ def write_projector(
     counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
     chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
     rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
-    writer.add_embedding(
-        encoder.item_table[torch.from_numpy(chosen)], rows, tag="items", metadata_header=["item", "id", "interactions"]
-    )
+    vectors = encoder.output_items.weight[torch.from_numpy(chosen)]
+    writer.add_embedding(vectors, rows, tag="items", metadata_header=["item", "id", "interactions"])
 
 
 def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:

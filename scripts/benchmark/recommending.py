@@ -52,7 +52,9 @@ def untrained(overrides: list[str]) -> Recommender:
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     items = Ids(holdout.item_ids)
     torch.manual_seed(cfg.seed)
-    recommender = Recommender(Path("untrained"), Encoder(len(items), cfg.model), items, cfg.model, cfg.dataset)
+    recommender = Recommender(
+        Path("untrained"), Encoder(len(items), cfg.model), items, cfg.objective, cfg.model, cfg.dataset
+    )
     recommender.histories = Histories.from_sequences(sequences, items)
     return recommender
 

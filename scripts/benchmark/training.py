@@ -28,7 +28,6 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
 from sasrec_lab.run import machine
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
@@ -63,13 +62,13 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
     trainer = build_trainer(training_cfg, folder)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    model, loss = SequentialRecommender(holdout.num_items, training_cfg), LOSSES[cfg.loss.name]
+    model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device
     info = machine.describe_machine(device, backend.choose_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks.append(training)
     backend.keep_freed_memory()
-    trainer.fit(model, SequenceData(holdout, training_cfg, loss.sampler))
+    trainer.fit(model, SequenceData(holdout, training_cfg))
     training_peak = machine.peak_memory_mb()
 
     rates = [product_rate(cfg, device, holdout.num_items)]
@@ -80,7 +79,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
     labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions per window
     known = (holdout.train_ends - holdout.starts)[ranked.users].clip(max=cfg.model.maxlen)
-    flops = flops_per_position(cfg.model, loss.compared_items(cfg.loss, holdout.num_items), labels)
+    flops = flops_per_position(cfg.model, model.loss.compared_items(cfg.loss, holdout.num_items), labels)
     positions_per_s = training.positions / training.seconds
     return {
         "positions_per_s": positions_per_s,
@@ -121,7 +120,7 @@ class TrainingTime(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         if trainer.global_step > self.warm_up:
-            self.positions += (batch.targets > 0).sum()
+            self.positions += (batch.labels.targets > 0).sum()
         if trainer.global_step == self.warm_up:
             synchronize(module.device)
             self.start = time.perf_counter()

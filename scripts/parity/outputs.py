@@ -5,19 +5,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.peer import FOLDER, PEER, Arrays, defaults, sizes, variants
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
-from sasrec_lab.data.batches import pack, training_batch
+from sasrec_lab.data.batches import pack
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.ids import Ids
+from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.recommender import Recommender
-from sasrec_lab.training.losses import softmax
+from sasrec_lab.training.losses import ItemTable, softmax
 
 WITHIN = 1e-5
 WINDOWS = 32  # per batch of the losses, as in peers/rectools_parity.py
@@ -58,7 +59,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     found["states in training"] = largest(training_states, theirs["training_states"])
     found["softmax loss, the pad a class as in RecTools"] = largest(with_pad, theirs["losses"])
     found["softmax loss, items only"] = largest(losses, theirs["losses_without_pad"])
-    recommender = Recommender(FOLDER, encoder, Ids(holdout.item_ids), cfg, defaults().dataset)
+    recommender = Recommender(FOLDER, encoder, Ids(holdout.item_ids), defaults().objective, cfg, defaults().dataset)
     for name in lists_in(theirs):
         columns = {key: theirs[f"lists/{name}/{key}"] for key in ("item_id", "score", "rank")}
         target = "user_id" if name.startswith("users") else "target_item_id"
@@ -111,15 +112,17 @@ def losses_and_states(encoder: Encoder, theirs: Arrays, holdout: Holdout) -> tup
     RecTools' softmax includes the pad as a class, although it is never a target: one more term in every denominator.
     """
     pad = torch.from_numpy(theirs["weights/item_model.item_net_blocks.0.ids_emb.weight"][:1])
-    more = nn.Embedding.from_pretrained(torch.cat([encoder.item_table, pad]))
+    tables = ItemTable(encoder.item_table), ItemTable(torch.cat([encoder.item_table, pad]))
+    objective, rng = NextItem(defaults().objective, defaults().model), np.random.default_rng(0)
     losses, with_pad, states = [], [], []
     for start in range(0, len(holdout.window_starts), WINDOWS):
-        batch = training_batch(holdout, np.arange(start, min(start + WINDOWS, len(holdout.window_starts))))
-        states.append(encoder(batch))  # (T, D)
-        losses.append(softmax(states[-1], encoder.output_items, batch, defaults().loss))
-        with_pad.append(softmax(states[-1], more, batch, defaults().loss))
+        windows = np.arange(start, min(start + WINDOWS, len(holdout.window_starts)))
+        inputs, labels = objective.training(holdout, windows, rng)
+        states.append(encoder(inputs))  # (T, D)
+        for table, found in zip(tables, (losses, with_pad), strict=True):
+            found.append(softmax(states[-1], table, labels, None, defaults().loss))
         if start == 0:
-            first = states[0][batch.targets > 0]
+            first = states[0][labels.targets > 0]
     return torch.stack(losses), torch.stack(with_pad), first
 
 

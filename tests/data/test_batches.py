@@ -1,18 +1,18 @@
 """Packed batches: sizes, packing, and evaluation batches against a loop."""
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import ANY_USERS, holdout_of
+from small_data import ANY_USERS, holdout_of, next_item, training_batch
 from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack, training_batch
-from sasrec_lab.data.negatives import Negatives
+from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack
+from sasrec_lab.data.negatives import Draws
 from sasrec_lab.ops.backend import round_up_size
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -61,16 +61,16 @@ def test_three_sequences_in_one_row_of_tokens():
 def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     holdout = holdout_of([list(range(1, 19)), list(range(1, 7))], maxlen=20, weights=[[2.0] * 18, [3.0] * 6])
     negatives = np.arange(2, 68).reshape(33, 2)
-    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), Negatives(negatives))  # 15 + 6 * 3 tokens
-    assert len(batch.items) == round_up_size(33) == 36
-    assert batch.items[33:].tolist() == 3 * batch.items[32:33].tolist()
-    assert batch.positions[33:].tolist() == [0, 0, 0]
-    assert batch.targets[33:].tolist() == [0, 0, 0]
-    assert batch.weights[33:].tolist() == [0, 0, 0]
-    assert batch.negatives[33:].tolist() == [[66, 67]] * 3
-    assert batch.targets[:33].min() > 0
-    assert batch.negatives[:33].tolist() == negatives.tolist()
-    assert batch.offsets[-1] == 33
+    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), Draws(negatives))  # 15 + 6 * 3 tokens
+    assert len(batch.inputs.items) == round_up_size(33) == 36
+    assert batch.inputs.items[33:].tolist() == 3 * batch.inputs.items[32:33].tolist()
+    assert batch.inputs.positions[33:].tolist() == [0, 0, 0]
+    assert batch.labels.targets[33:].tolist() == [0, 0, 0]
+    assert batch.labels.weights[33:].tolist() == [0, 0, 0]
+    assert batch.negatives.items[33:].tolist() == [[66, 67]] * 3
+    assert batch.labels.targets[:33].min() > 0
+    assert batch.negatives.items[:33].tolist() == negatives.tolist()
+    assert batch.inputs.offsets[-1] == 33
 
 
 @few
@@ -89,19 +89,19 @@ def test_a_training_batch_is_its_windows(users, windows, maxlen, size, count):
     tokens = [place for span in spans for place in span[:-1]]  # each place in the holdout's items
     dummies = [0] * (round_up_size(len(tokens)) - len(tokens))
     drawn = None if count is None else np.arange(1, count * len(tokens) + 1).reshape(-1, count)
-    batch = training_batch(holdout, chosen, None if drawn is None else Negatives(drawn))
+    batch = training_batch(holdout, chosen, None if drawn is None else Draws(drawn))
     inputs = [int(holdout.items[place]) for place in tokens]
-    assert batch.items.tolist() == inputs + [inputs[-1]] * len(dummies)
-    assert batch.targets.tolist() == [int(holdout.items[place + 1]) for place in tokens] + dummies
-    assert batch.positions.tolist() == [age for span in spans for age in range(len(span) - 2, -1, -1)] + dummies
-    assert batch.weights.tolist() == [float(holdout.weights[place + 1]) for place in tokens] + dummies
-    assert batch.weights.dtype == torch.float32
-    assert batch.offsets.tolist() == [0, *accumulate(len(span) - 1 for span in spans)]
-    assert batch.last.tolist() == [offset - 1 for offset in batch.offsets[1:]]
+    assert batch.inputs.items.tolist() == inputs + [inputs[-1]] * len(dummies)
+    assert batch.labels.targets.tolist() == [int(holdout.items[place + 1]) for place in tokens] + dummies
+    assert batch.inputs.positions.tolist() == [age for span in spans for age in range(len(span) - 2, -1, -1)] + dummies
+    assert batch.labels.weights.tolist() == [float(holdout.weights[place + 1]) for place in tokens] + dummies
+    assert batch.labels.weights.dtype == torch.float32
+    assert batch.inputs.offsets.tolist() == [0, *accumulate(len(span) - 1 for span in spans)]
+    assert batch.inputs.last.tolist() == [offset - 1 for offset in batch.inputs.offsets[1:]]
     if drawn is None:
         assert batch.negatives is None
     else:
-        assert batch.negatives.tolist() == drawn.tolist() + [drawn[-1].tolist()] * len(dummies)
+        assert batch.negatives.items.tolist() == drawn.tolist() + [drawn[-1].tolist()] * len(dummies)
 
 
 # Evaluation
@@ -117,7 +117,7 @@ def test_what_validation_and_test_read():
     holdout = holdout_of(USERS)
     rows = np.array([1, 0])  # the second held-out user first
     candidates = np.array([[1, 2], [3, 4]])
-    val = evaluation_batch(holdout, rows, "val", 3, candidates)
+    val = evaluation_batch(holdout, rows, "val", next_item(3), candidates)
     assert listed(val) == {
         "ranked": [0, 1],
         "users": [2, 0],
@@ -129,9 +129,8 @@ def test_what_validation_and_test_read():
     assert val.inputs.items.tolist() == [7, 7, 2, 1, 3]  # the newest is an input: nothing is shifted
     assert val.inputs.positions.tolist() == [1, 0, 2, 1, 0]
     assert val.inputs.last.tolist() == [1, 4]
-    assert type(val.inputs) is PackedBatch  # without targets
 
-    test = evaluation_batch(holdout, rows, "test", 3, None)
+    test = evaluation_batch(holdout, rows, "test", next_item(3), None)
     assert listed(test) == {
         "ranked": [0, 1],
         "users": [2, 0],
@@ -147,17 +146,17 @@ def test_users_without_a_known_item():
     holdout = holdout_of(
         [[9, 1, 2], [1, 2, 3, 1, 2], [8, 7, 1], [2, 3]], maxlen=2, catalogue=Catalogue.train
     )  # 7, 8 and 9 are in no window
-    val = evaluation_batch(holdout, np.arange(3), "val", 2, None)
+    val = evaluation_batch(holdout, np.arange(3), "val", next_item(2), None)
     assert val.ranked.tolist() == [1]
     assert val.users.tolist() == [0, 1, 2]
     assert val.targets.tolist() == [1, 1, 0]
     assert val.inputs.items.tolist() == [2, 3]
     assert val.seen_rows.tolist() == [1, 1, 1]
     assert val.seen_items.tolist() == [1, 2, 3]
-    test = evaluation_batch(holdout, np.arange(3), "test", 2, None)
+    test = evaluation_batch(holdout, np.arange(3), "test", next_item(2), None)
     assert test.ranked.tolist() == [0, 1]
     assert test.inputs.items.tolist() == [1, 3, 1]
-    nobody = evaluation_batch(holdout, np.array([0, 2]), "val", 2, None)
+    nobody = evaluation_batch(holdout, np.array([0, 2]), "val", next_item(2), None)
     assert nobody.inputs is None
     assert nobody.ranked.tolist() == nobody.seen_rows.tolist() == nobody.seen_items.tolist() == []
     assert nobody.users.tolist() == [0, 2]
@@ -175,7 +174,7 @@ def test_an_evaluation_batch_against_a_loop(users, stage, catalogue, maxlen, row
     holdout = holdout_of(users, maxlen=maxlen, catalogue=catalogue)
     number = {raw_id // 10: place + 1 for place, raw_id in enumerate(holdout.item_ids.tolist())}
     rows = np.array(rows) % len(holdout.users)
-    batch = evaluation_batch(holdout, rows, stage, maxlen, None)
+    batch = evaluation_batch(holdout, rows, stage, next_item(maxlen), None)
     targets, pairs, inputs, ranked = [], [], [], []
     for place, user in enumerate(holdout.users[rows]):
         *history, target = users[user][:-1] if stage == "val" else users[user]
@@ -207,7 +206,7 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
     found = []
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if isinstance(value, PackedBatch):
+        if is_dataclass(value):
             found += tensors(value)
         elif isinstance(value, Tensor):
             found.append(value)
@@ -216,11 +215,11 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
 
 def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
-    training = training_batch(holdout, np.arange(3), Negatives(np.ones((5, 2), dtype=int)))
-    evaluation = evaluation_batch(holdout, np.arange(2), "test", 3, np.ones((2, 4), dtype=int))
+    training = training_batch(holdout, np.arange(3), Draws(np.ones((5, 2), dtype=int)))
+    evaluation = evaluation_batch(holdout, np.arange(2), "test", next_item(3), np.ones((2, 4), dtype=int))
     for batch, count in ((training, 6), (evaluation, 9)):
         moved = tensors(batch.to("meta"))
         assert len(moved) == count
         assert {tensor.device.type for tensor in moved} == {"meta"}
         assert [tensor.shape for tensor in moved] == [tensor.shape for tensor in tensors(batch)]
-    assert training.to("meta").last.device.type == "meta"
+    assert training.to("meta").inputs.last.device.type == "meta"

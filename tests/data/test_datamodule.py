@@ -9,14 +9,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from small_data import holdout_of, random_users
+from small_data import holdout_of, next_item, random_users
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch
+from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
-from sasrec_lab.data.negatives import UnseenSampler
-from sasrec_lab.training.losses import LOSSES
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))
@@ -25,7 +23,7 @@ HOLDOUT = holdout_of(random_users(0, users=60), maxlen=5)
 
 def data_of(cfg: TrainConfig = CONFIG, process: int = 0, processes: int = 1) -> SequenceData:
     """Return the data as process `process` of several has it."""
-    data = SequenceData(HOLDOUT, cfg, LOSSES[cfg.loss.name].sampler)
+    data = SequenceData(HOLDOUT, cfg)
     data._rank_and_world_size = lambda: (process, processes)
     return data
 
@@ -35,9 +33,9 @@ def windows_of(sampler: ShuffledWindows, epoch: int = 0) -> list[list[int]]:
     return [windows.tolist() for windows, _ in sampler]
 
 
-def content(batch: PackedBatch) -> list:
-    negatives = [] if batch.negatives is None else batch.negatives.tolist()
-    return [batch.items.tolist(), batch.targets.tolist(), negatives]
+def content(batch: TrainingBatch) -> list:
+    negatives = [] if batch.negatives is None else batch.negatives.items.tolist()
+    return [batch.inputs.items.tolist(), batch.labels.targets.tolist(), negatives]
 
 
 # The order of training
@@ -99,8 +97,9 @@ def test_training_batches_are_all_the_windows():
     found = []
     for batch in batches:
         assert batch.negatives is None
-        starts = [0, *(batch.last[:-1] + 1).tolist()]
-        found += [batch.items[start : end + 1].tolist() for start, end in zip(starts, batch.last.tolist(), strict=True)]
+        items, last = batch.inputs.items, batch.inputs.last
+        starts = [0, *(last[:-1] + 1).tolist()]
+        found += [items[start : end + 1].tolist() for start, end in zip(starts, last.tolist(), strict=True)]
     assert sorted(found) == expected
 
 
@@ -115,7 +114,7 @@ def test_negatives_follow_seed_epoch_step_and_process():
     assert negatives() != negatives(seed=1)
     # a single window, so that only the draw can differ
     data = data_of(BCE).train_dataloader().dataset
-    draws = [data[np.array([3]), seed].negatives.tolist() for seed in ([0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1])]
+    draws = [data[np.array([3]), seed].negatives.items.tolist() for seed in ([0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1])]
     assert draws[0] != draws[1]
     assert draws[0] != draws[2]
     steps = [seed for _, seed in ShuffledWindows(40, 7, 5, 1, 2)]
@@ -131,7 +130,7 @@ class Recorder(pl.LightningModule):
         self.seen: list[tuple[int, list]] = []
         self.users: list[int] = []
 
-    def training_step(self, batch: PackedBatch, _):
+    def training_step(self, batch: TrainingBatch, _):
         self.seen.append((self.current_epoch, content(batch)))
         return self.parameter * 0
 
@@ -158,7 +157,7 @@ def record(folder: Path, epochs: int, ckpt: Path | None = None) -> Recorder:
         default_root_dir=folder,
     )
     model = Recorder()
-    trainer.fit(model, SequenceData(HOLDOUT, BCE, UnseenSampler), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(model, SequenceData(HOLDOUT, BCE), ckpt_path=ckpt, weights_only=True)
     return model
 
 
@@ -209,8 +208,8 @@ def test_every_process_has_users_to_rank(processes):
 
 
 def test_users_of_similar_history_lengths_share_a_batch():
-    data = EvaluationData(HOLDOUT, "val", 5, None)
-    rows = data.rows_by_length(6, 1000, 0, 1)
+    data = EvaluationData(HOLDOUT, "val", next_item(5), None)
+    rows = data.rows_by_length(5, 6, 1000, 0, 1)
     lengths = (HOLDOUT.train_ends - HOLDOUT.starts)[HOLDOUT.users]
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
 

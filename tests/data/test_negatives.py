@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import ANY_USERS, holdout_of, random_users
+from small_data import ANY_USERS, holdout_of, next_item, random_users
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import Draw
@@ -121,20 +121,21 @@ def test_unseen_negatives_are_never_training_items_of_the_user(users, windows, c
     holdout = holdout_of(users, maxlen=maxlen, windows=windows, catalogue=catalogue)
     items, sets = set(range(1, holdout.num_items + 1)), training_sets(holdout)
     chosen = np.random.default_rng(seed).permutation(len(holdout.window_users))
-    batch = TrainingData(holdout, UnseenSampler(holdout, 3))[chosen, [seed, 0, 0, 0]]
-    assert batch.negatives.shape == (len(batch.items), 3)
+    batch = TrainingData(holdout, next_item(5), UnseenSampler(holdout, 3))[chosen, [seed, 0, 0, 0]]
+    assert batch.negatives.items.shape == (len(batch.inputs.items), 3)
     place = 0
     for window in chosen:
         unseen = items - sets[holdout.window_users[window]]
         end = place + holdout.window_ends[window] - holdout.window_starts[window] - 1
-        assert set(batch.negatives[place:end].flatten().tolist()) <= (unseen or items)  # anything if all is seen
+        assert set(batch.negatives.items[place:end].flatten().tolist()) <= (unseen or items)  # anything if all is seen
         place = end
 
 
 def test_uniform_negatives_cover_all_items():
     holdout = holdout_of(random_users(0, users=40, items=20))
-    batch = TrainingData(holdout, UniformSampler(holdout, 100))[np.arange(len(holdout.window_users)), [0] * 4]
-    found = Counter(batch.negatives[: int((batch.targets > 0).sum())].flatten().tolist())
+    data = TrainingData(holdout, next_item(5), UniformSampler(holdout, 100))
+    batch = data[np.arange(len(holdout.window_users)), [0] * 4]
+    found = Counter(batch.negatives.items[: int((batch.labels.targets > 0).sum())].flatten().tolist())
     assert sorted(found) == list(range(1, 21))
     expected = sum(found.values()) / 20
     assert sum((count - expected) ** 2 / expected for count in found.values()) < 50  # 19 degrees of freedom: p < 1e-4
@@ -183,15 +184,15 @@ def test_surplus_draws_repeat_the_last_one_with_weight_0(count):
 
 def test_shared_negatives_can_be_any_item():
     holdout = holdout_of(USERS)
-    data = TrainingData(holdout, SharedSampler(holdout, 200))
+    data = TrainingData(holdout, next_item(5), SharedSampler(holdout, 200))
     batch = data[np.arange(len(holdout.window_users)), [0, 0, 0, 0]]
-    assert batch.negatives.tolist()[:8] == [1, 2, 3, 4, 5, 6, 7, 8]  # 4 is in no training window
-    assert batch.negatives.shape == batch.log_weights.shape
-    assert batch.log_weights.dtype == torch.float32
-    again, other = (data[np.arange(2), [0, 0, step, 0]] for step in (0, 1))
-    assert batch.log_weights.tolist() == again.log_weights.tolist() != other.log_weights.tolist()
+    assert batch.negatives.items.tolist()[:8] == [1, 2, 3, 4, 5, 6, 7, 8]  # 4 is in no training window
+    assert batch.negatives.items.shape == batch.negatives.log_weights.shape
+    assert batch.negatives.log_weights.dtype == torch.float32
+    weights, again, other = (data[np.arange(2), [0, 0, step, 0]].negatives.log_weights.tolist() for step in (0, 0, 1))
+    assert batch.negatives.log_weights.tolist() == weights == again != other
     expected = 200 * (training_counts(holdout) + 1) / (training_counts(holdout) + 1).sum()
-    times = batch.log_weights[:8].exp().numpy() * expected
+    times = batch.negatives.log_weights[:8].exp().numpy() * expected
     np.testing.assert_allclose(times, np.rint(times), atol=1e-3)
     assert times.sum() == pytest.approx(200)
 

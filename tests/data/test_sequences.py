@@ -31,16 +31,16 @@ def sessions(holdout: Holdout) -> list[list]:
 
 def batch_of(holdout: Holdout):
     """Return all training windows, packed."""
-    from sasrec_lab.data.batches import training_batch
+    from small_data import training_batch
 
-    return training_batch(holdout, np.arange(len(holdout.window_users)), None)
+    return training_batch(holdout, np.arange(len(holdout.window_users)))
 
 
 def inputs_and_targets(holdout: Holdout) -> list[tuple[list, list]]:
     """Return inputs and targets of each window in raw ids, from the packed batch of all windows."""
     batch = batch_of(holdout)
-    items, targets = holdout.item_ids[batch.items.numpy() - 1], holdout.item_ids[batch.targets.numpy() - 1]
-    ends = batch.last.numpy() + 1
+    items, targets = (holdout.item_ids[x.numpy() - 1] for x in (batch.inputs.items, batch.labels.targets))
+    ends = batch.inputs.last.numpy() + 1
     return [
         (items[start:end].tolist(), targets[start:end].tolist())
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
@@ -91,7 +91,7 @@ def test_the_tutorial_trains_on_whole_sequences(tmp_path):
     )
     assert sessions(whole) == [["i2", "i3", "i1"], ["i3", "i1"]]
     assert inputs_and_targets(whole) == [(["i2", "i3"], ["i3", "i1"]), (["i3"], ["i1"])]
-    np.testing.assert_array_equal(batch_of(whole).weights, np.float32([0.5, 0.1, 0.3]))  # each is its target's
+    np.testing.assert_array_equal(batch_of(whole).labels.weights, np.float32([0.5, 0.1, 0.3]))  # each is its target's
 
 
 # two more interactions of u1 and of u2, which are held out

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb
-from sasrec_lab.data.batches import PackedBatch, TrainingBatch, pack
+from sasrec_lab.data.batches import Labels, pack
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library
 from sasrec_lab.ops import dropout as dropout_module
 from sasrec_lab.ops.dropout import keep_probability
-from sasrec_lab.training.losses import softmax
+from sasrec_lab.training.losses import ItemTable, softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def random_encoder(cfg: ModelConfig) -> Encoder:
     return model
 
 
-def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | None = None) -> PackedBatch:
+def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | None = None):
     users = [items[-maxlen:] for items in users]
     ends = np.cumsum([len(items) for items in users])
     flat = np.concatenate(users)
@@ -51,7 +51,8 @@ def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | N
     if targets is None:
         return batch
     flat = np.concatenate([labels[-maxlen:] for labels in targets])
-    return TrainingBatch(**vars(batch), targets=torch.from_numpy(np.pad(flat, (0, len(batch.items) - len(flat)))))
+    padded = np.pad(flat, (0, len(batch.items) - len(flat)))
+    return batch, Labels(torch.from_numpy(padded), counts=np.diff(batch.offsets))
 
 
 def states_of_users(states: Tensor, users: list[list[int]], maxlen: int = 9) -> list[Tensor]:
@@ -158,8 +159,8 @@ def test_a_training_step_equals_the_padded_reference(seed, share_items):
     reference = reference_of(model, cfg)
     users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
     inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
-    batch = packed(inputs, targets=targets)
-    loss = softmax(model(batch), model.output_items, batch, SOFTMAX)
+    batch, labels = packed(inputs, targets=targets)
+    loss = softmax(model(batch), ItemTable(model.item_table), labels, None, SOFTMAX)
     logits = reference.scores(reference(left_padded(inputs, cfg.maxlen)))
     expected = F.cross_entropy(logits.flatten(0, 1), left_padded(targets, cfg.maxlen).flatten() - 1, ignore_index=-1)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -316,8 +317,8 @@ def test_the_loss_reaches_every_parameter(norm, share_items):
     )
     model = random_encoder(cfg).float()
     users = [[*range(1, 10)], [*range(10, 19)], [19, 20, 1, 2]]
-    batch = packed(users, targets=[[*items[1:], 5] for items in users])
-    softmax(model(batch), model.output_items, batch, SOFTMAX).backward()
+    batch, labels = packed(users, targets=[[*items[1:], 5] for items in users])
+    softmax(model(batch), ItemTable(model.item_table), labels, None, SOFTMAX).backward()
     for key, parameter in model.named_parameters():
         if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax ignores
             assert parameter.grad.abs().max() < 1e-6

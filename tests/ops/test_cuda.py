@@ -24,7 +24,6 @@ from sasrec_lab.ops import ranking
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.ranking import Scores, top_k_items
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.losses import LOSSES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
@@ -58,7 +57,7 @@ def model_of(overrides: list[str]) -> SequentialRecommender:
 
 def batches_of(overrides: list[str]) -> tuple[TrainingBatch, EvaluationBatch]:
     cfg = job(overrides)
-    data = SequenceData(HOLDOUT, cfg, LOSSES[cfg.loss.name].sampler)
+    data = SequenceData(HOLDOUT, cfg)
     return next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
 
 

@@ -42,7 +42,7 @@ def recommender_of(users: list[list[int]], items: int = ITEMS, text: bool = Fals
             sequences, user_ids=np.array([f"u{u}" for u in range(len(users))]), item_ids=sequences.item_ids.astype(str)
         )
     known = Ids(sequences.item_ids[:items])
-    recommender = Recommender(Path("run"), Encoder(items, cfg.model), known, cfg.model, cfg.dataset)
+    recommender = Recommender(Path("run"), Encoder(items, cfg.model), known, cfg.objective, cfg.model, cfg.dataset)
     recommender.histories = Histories.from_sequences(sequences, known)
     return recommender
 

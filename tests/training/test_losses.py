@@ -8,20 +8,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from small_data import holdout_of
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import LossConfig, LossName
-from sasrec_lab.data.batches import TrainingBatch, pack
+from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import draw_shared
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import cross_entropy
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.losses import LOSSES
+from sasrec_lab.training.losses import LOSSES, ItemTable
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 pytestmark = pytest.mark.usefixtures("one_thread", "both_forms")
@@ -46,30 +46,28 @@ def batch_of(
     weights: Tensor | None = None,
     negatives: Tensor | None = None,
     log_weights: Tensor | None = None,
-) -> TrainingBatch:
-    """Return a batch in which only these are meaningful, because a loss reads nothing else."""
-    batch, _ = pack(np.array([0]), np.array([1]), np.array([1]))
-    return TrainingBatch(**vars(batch), targets=targets, weights=weights, negatives=negatives, log_weights=log_weights)
+) -> tuple[Labels, Negatives | None]:
+    labels = Labels(targets, counts=np.array([len(targets)]), weights=weights)
+    return labels, None if negatives is None else Negatives(negatives, log_weights)
 
 
-def items_of(table: Tensor, sparse: bool = False) -> nn.Embedding:
-    """Return an embedding whose weight is this tensor."""
-    items = nn.Embedding(*table.shape, sparse=sparse, device="meta")
-    del items.weight
-    items.weight = table
-    return items
+def loss_of(
+    name: LossName,
+    states: Tensor,
+    table: Tensor,
+    batch: tuple[Labels, Negatives | None],
+    calibration: float = 0.0,
+    sparse: bool = False,
+) -> Tensor:
+    count = 0 if batch[1] is None or name is LossName.softmax else batch[1].items.shape[-1]
+    return LOSSES[name].compute(states, ItemTable(table, sparse), *batch, LossConfig(name, count, calibration))
 
 
-def loss_of(name: LossName, states: Tensor, table: Tensor, batch: TrainingBatch, calibration: float = 0.0) -> Tensor:
-    negatives = 0 if batch.negatives is None or name is LossName.softmax else batch.negatives.shape[-1]
-    return LOSSES[name].compute(states, items_of(table), batch, LossConfig(name, negatives, calibration))
-
-
-def softmax(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
+def softmax(states: Tensor, table: Tensor, batch: tuple[Labels, Negatives | None]) -> Tensor:
     return loss_of(LossName.softmax, states, table, batch)
 
 
-def bce(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
+def bce(states: Tensor, table: Tensor, batch: tuple[Labels, Negatives | None]) -> Tensor:
     return loss_of(LossName.bce, states, table, batch)
 
 
@@ -379,7 +377,7 @@ def plain_sampled_softmax(
     return total / count
 
 
-def sampled_softmax(states: Tensor, table: Tensor, batch: TrainingBatch) -> Tensor:
+def sampled_softmax(states: Tensor, table: Tensor, batch: tuple[Labels, Negatives | None]) -> Tensor:
     return loss_of(LossName.sampled_softmax, states, table, batch)
 
 
@@ -456,9 +454,8 @@ def test_a_sampled_loss_touches_only_rows_of_the_batch(name):
     targets = targets.clamp(max=3)
     draws = [d.clamp(max=7) if d.dtype is torch.long else d for d in draws_for(name, TOKENS)]
     batch = batch_of(targets, None, *draws)
-    cfg = LossConfig(name, draws[0].shape[-1], 0.0)
-    (sparse,) = gradients(LOSSES[name].compute(states, items_of(table, sparse=True), batch, cfg), table)
-    (dense,) = gradients(LOSSES[name].compute(states, items_of(table), batch, cfg), table)
+    (sparse,) = gradients(loss_of(name, states, table, batch, sparse=True), table)
+    (dense,) = gradients(loss_of(name, states, table, batch), table)
     torch.testing.assert_close(sparse.to_dense(), dense)
     touched = {*targets.tolist(), *draws[0].flatten().tolist()} - {0}
     assert {row + 1 for row in sparse.coalesce().indices()[0].tolist()} == touched
@@ -493,8 +490,7 @@ def test_binary_losses_in_chunks_equal_those_at_once(monkeypatch, name, tokens_a
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     weights = 3 * torch.rand(TOKENS) if weighted else None
     calibration = 0.75 if name is LossName.gbce else 0.0
-    cfg = LossConfig(name, 3, calibration)
-    loss = LOSSES[name].compute(states, items_of(table, sparse), batch_of(targets, weights, drawn), cfg)
+    loss = loss_of(name, states, table, batch_of(targets, weights, drawn), calibration, sparse)
     beta, divisor = (1 - 0.75 * (1 - 3 / (ITEMS - 1)), 4) if name is LossName.gbce else (1.0, 1)
     expected = plain_binary(states, table, targets, drawn, beta, weights) / divisor
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -649,8 +645,7 @@ def bpr_example(negatives: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_bpr_against_a_loop(negatives, weighted, sparse):
     states, table, targets, drawn = bpr_example(negatives)
     weights = 3 * torch.rand(TOKENS) if weighted else None
-    batch, cfg = batch_of(targets, weights, drawn), LossConfig(LossName.bpr, negatives, 0.0)
-    loss = LOSSES[LossName.bpr].compute(states, items_of(table, sparse), batch, cfg)
+    loss = loss_of(LossName.bpr, states, table, batch_of(targets, weights, drawn), sparse=sparse)
     expected = plain_bpr(states, table, targets, drawn, weights)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     of_states, of_table = gradients(loss, states, table)
@@ -688,7 +683,7 @@ def test_bpr_training_learns_a_cycle(optimizer, tmp_path):
     cfg = load([*settings, "loss.negatives=3", f"optimizer.name={optimizer}", "optimizer.lr=.02"])
     pl.seed_everything(0, verbose=False)
     model = SequentialRecommender(12, cfg)
-    data = SequenceData(holdout_of(walks, maxlen=6), cfg, model.loss.sampler)
+    data = SequenceData(holdout_of(walks, maxlen=6), cfg)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=15,

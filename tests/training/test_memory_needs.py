@@ -11,11 +11,10 @@ from small_data import holdout_of, random_users
 from torch.autograd.graph import saved_tensors_hooks
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.data.batches import training_batch
+from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import SharedSampler, draw_candidates
 from sasrec_lab.data.synthetic import _needs, make_interactions
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.losses import LOSSES
 from sasrec_lab.training.memory_needs import batch_needs, model_needs, sampling_needs
 from sasrec_lab.training.optimizer import build_optimizer
 
@@ -49,9 +48,9 @@ def sizes(needs) -> list[int]:
 def test_parameters_and_moments_are_counted(overrides):
     cfg = config(*overrides)
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = training_batch(HOLDOUT, *batch_of(cfg))
+    batch = batch_of(cfg)
     optimizer = build_optimizer(model.encoder.parameters(), cfg.optimizer, cfg.trainer)
-    model.loss.compute(model.encoder(batch), model.encoder.output_items, batch, cfg.loss).backward()
+    model.batch_loss(batch).backward()
     dense = [p.grad for p in model.encoder.parameters() if p.grad is not None and not p.grad.is_sparse]
     optimizer.step()
     held = [*model.encoder.parameters(), *model.encoder.buffers(), *dense]
@@ -63,11 +62,9 @@ def test_parameters_and_moments_are_counted(overrides):
 
 
 def batch_of(cfg):
-    """Return all windows, and their negatives if the loss has any."""
-    windows, sampler = np.arange(len(HOLDOUT.window_users)), LOSSES[cfg.loss.name].sampler
-    if sampler is None:
-        return windows, None
-    return windows, sampler(HOLDOUT, cfg.loss.negatives).draw(windows, np.random.default_rng(0))
+    """Return a batch of all windows, with negatives if the loss has any."""
+    data = SequenceData(HOLDOUT, cfg).train_dataloader().dataset
+    return data[np.arange(len(HOLDOUT.window_users)), [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce loss.negatives=50", "bpr loss.negatives=50", "sampled_softmax"])
@@ -89,12 +86,12 @@ def test_a_batch_needs_at_least_its_estimate(model, loss):
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    batch = training_batch(HOLDOUT, *batch_of(cfg))
+    batch = batch_of(cfg)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = recommender.loss.compute(recommender.encoder(batch), recommender.encoder.output_items, batch, cfg.loss)
+        result = recommender.batch_loss(batch)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in recommender.parameters()}
     needed = sum(size for pointer, size in saved.items() if pointer not in parameters)
-    needed += sum(x.nbytes for x in (batch.negatives,) if x is not None)
+    needed += 0 if batch.negatives is None else batch.negatives.items.nbytes
     assert result.requires_grad
     assert 0 < sum(sizes(batch_needs(cfg, HOLDOUT, 1))) <= needed
 
@@ -113,7 +110,7 @@ def test_draws_need_at_least_their_estimate():
     cfg = config("loss=sampled_softmax", "loss.negatives=50000", "evaluation.sampled=2000")
     shared, candidates = sizes(sampling_needs(cfg, HOLDOUT))
     sampler = SharedSampler(HOLDOUT, cfg.loss.negatives)
-    assert 0 < shared <= peak_bytes(lambda: sampler.draw(np.arange(1), np.random.default_rng(0)))
+    assert 0 < shared <= peak_bytes(lambda: sampler.draw(np.arange(1), np.ones(1, dtype=int), np.random.default_rng(0)))
     sets = []
     draw = cfg.evaluation.draw
     peak = peak_bytes(lambda: sets.extend(draw_candidates(HOLDOUT, draw, 2000, 0, stage) for stage in ("val", "test")))

@@ -170,7 +170,7 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
         default_root_dir=folder,
         **flags,
     )
-    trainer.fit(model, SequenceData(HOLDOUT, cfg, model.loss.sampler), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(model, SequenceData(HOLDOUT, cfg), ckpt_path=ckpt, weights_only=True)
     return model
 
 
@@ -179,9 +179,10 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
 def test_gradients_have_only_the_rows_of_the_batch(loss, share_items):
     cfg = config(*loss, f"model.share_items={share_items}")
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg, model.loss.sampler).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
     model.training_step(batch, 0).backward()
-    inputs, compared = set(batch.items.tolist()), {*batch.targets.tolist(), *batch.negatives.flatten().tolist()} - {0}
+    drawn = batch.negatives.items.flatten().tolist()
+    inputs, compared = set(batch.inputs.items.tolist()), {*batch.labels.targets.tolist(), *drawn} - {0}
     tables = {
         "encoder.input_items.weight": inputs | compared if share_items else inputs,
         "encoder.output_items.weight": compared,
@@ -205,11 +206,11 @@ def test_it_trains_with_accumulation_and_averaging(tmp_path):
     cfg = config(*LOSSES[0])
     model = fit(cfg, tmp_path, 8, accumulate_grad_batches=2, callbacks=[EMAWeightAveraging(decay=0.9)])
     start = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg, model.loss.sampler).train_dataloader().dataset[list(range(40)), [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[list(range(40)), [0, 0, 0, 0]]
     losses = []
     for each in (start, model):
         each.encoder.eval()
         table = each.encoder.item_table.detach()
-        logits = each.encoder(batch).detach() @ table.T
-        losses.append(F.cross_entropy(logits, batch.targets - 1, ignore_index=-1).item())
+        logits = each.encoder(batch.inputs).detach() @ table.T
+        losses.append(F.cross_entropy(logits, batch.labels.targets - 1, ignore_index=-1).item())
     assert losses[1] < losses[0] - 0.05
