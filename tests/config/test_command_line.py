@@ -66,7 +66,7 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("dataset.min_rating=nan", "dataset.min_rating=nan must be a number"),
         ("model=3", "a config group takes the name of a file, as in model=sasrec; to change a key write"
          " model.<key>=<value>"),
-        ("model={a:b}", "unknown key 'model.a'; model has blocks, heads, dim, maxlen, "),
+        ("model={a:b}", "unknown key 'model.a'; model has block, blocks, heads, dim, maxlen, "),
         ("dataset.sources=[{urll:x}]", "unknown key 'dataset.sources.urll'; did you mean dataset.sources.url?"),
         ("name='${name}'", "hydra.run.dir: Recursive interpolation detected; "
          "${...} must name another key that exists; correct it, or write the value"),
