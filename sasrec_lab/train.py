@@ -89,7 +89,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
 
         sequences, data, titles = load_data(run, cfg, trainer)
-        holdout, has_test = data.holdout, len(data.holdout.users) > 0
+        holdout, has_test = data.holdout, len(data.holdout.test) > 0
         run.results["protocol"] = protocol(cfg, sequences, holdout)
         log.info(summary.data_line(sequences, holdout))
         report_unreachable(run, holdout, cfg)
@@ -114,7 +114,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             test(run, trainer, model, data)
         if trainer.is_global_zero:
             if has_test:
-                write_ranks(folder, model.test_ranks, sequences)
+                write_ranks(folder, model.test_ranks, holdout.test, sequences)
             assert isinstance(trainer.logger, TensorBoardLogger)
             writer = trainer.logger.experiment
             best, epochs = run.results["best_epoch"], run.results["epochs"]
@@ -158,8 +158,9 @@ def report_unreachable(run: RunRecord, holdout: "Holdout", cfg: TrainConfig) -> 
     """Record and log how many targets no model can rank; raise InputError if these are all."""
     from sasrec_lab.data.reach import count_unreachable, describe_unreachable
 
-    run.results["unreachable_targets"] = count_unreachable(holdout, cfg.evaluation.filter_seen)
-    if line := describe_unreachable(run.results["unreachable_targets"], len(holdout.users), cfg):
+    run.results["unreachable_targets"] = unreachable = count_unreachable(holdout, cfg.evaluation.filter_seen)
+    targets = {stage: len(holdout.rows(stage).targets) for stage in unreachable}
+    if line := describe_unreachable(unreachable, targets, cfg):
         log.warning(f"       {line}")
 
 

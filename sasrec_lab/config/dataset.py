@@ -16,6 +16,7 @@ Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
 HoldoutMode = Enum("HoldoutMode", ["last", "none"])
+Target = Enum("Target", ["first", "last", "all", "successive"])
 Windows = Enum("Windows", ["last", "all"])
 Catalogue = Enum("Catalogue", ["all", "train"])
 
@@ -166,6 +167,11 @@ class DatasetConfig:
         if self.sources:
             self._check_stored_paths()
         self._check_columns()
+
+    @property
+    def target(self) -> Target:
+        """Return which items of a user a row has as its targets."""
+        return Target.last
 
     def _check_stored_paths(self) -> None:
         """Raise InputError if a published file would be stored in another place than below the data root."""

@@ -5,7 +5,6 @@ so that help, `--cfg job` and every message about a typo appear at once.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -16,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
-from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
+from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.errors import InputError, nearest
 
@@ -231,14 +230,6 @@ class EvaluationConfig:
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.patience is not None:
             check_at_least("evaluation.patience", self.patience, 1)
-        measured = [f"val/{name}" for name in metric_names(self.k, self.sampled)]
-        if self.monitor not in measured:
-            similar = next((name for name in measured if self.monitor in name), measured[0])
-            metric = nearest(self.monitor, measured) or similar
-            raise InputError(
-                f"evaluation.monitor={self.monitor} is not measured at evaluation.k={list(self.k)} and"
-                f" evaluation.sampled={self.sampled}; set evaluation.monitor={metric}, for example"
-            )
 
 
 @dataclass
@@ -302,6 +293,20 @@ class TrainConfig:
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
                 " does not have; set it to 0"
             )
+        self._check_monitor()
+
+    def _check_monitor(self) -> None:
+        evaluation = self.evaluation
+        names = metric_names(evaluation.k, evaluation.sampled, self.dataset.target)
+        measured, monitor = [f"val/{name}" for name in names], evaluation.monitor
+        if monitor in measured:
+            return
+        similar = next((name for name in measured if monitor in name), measured[0])
+        raise InputError(
+            f"evaluation.monitor={monitor} is not measured at evaluation.k={list(evaluation.k)} and"
+            f" evaluation.sampled={evaluation.sampled}; set evaluation.monitor={nearest(monitor, measured) or similar},"
+            " for example"
+        )
 
     def _check_rowwise_adam(self) -> None:
         if self.loss.name is LossName.softmax:
@@ -371,16 +376,15 @@ OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, rep
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
-# By metric: each user's value, from an array of the ranks of their targets. The first argument is the array's library,
-# numpy or torch, neither of which this file imports.
-GAINS: dict[str, Callable[[Any, Any], Any]] = {
-    "ndcg": lambda library, ranks: 1 / library.log2(ranks + 1),
-    "recall": lambda library, ranks: library.ones_like(ranks),
-    "mrr": lambda library, ranks: 1 / ranks,
-}
+_ONE_TARGET = ("ndcg", "recall", "mrr")  # with one target, precision is recall / k, MAP is MRR, and hit rate recall
+_SEVERAL_TARGETS = (*_ONE_TARGET, "hit_rate", "precision", "map")
+BY_USER = "-by-user"  # ends the name of a metric that is averaged over the rows of each user first
 
 
-def metric_names(k: list[int], sampled: int) -> list[str]:
+def metric_names(k: list[int], sampled: int, target: Target = Target.last) -> list[str]:
     """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
-    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in GAINS]
+    metrics = _SEVERAL_TARGETS if target is Target.all else _ONE_TARGET
+    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in metrics]
+    if target is Target.successive:
+        names += [f"{name}{BY_USER}" for name in names]
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]

@@ -81,14 +81,16 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Users to rank the catalogue for."""
+    """Rows to rank the catalogue for: U rows with G targets, at least one per row."""
 
-    inputs: PackedBatch | None  # None if no user of the batch has an item that the model knows
-    ranked: Tensor  # (B,) index in the batch of each user of `inputs`, ascending: those with a known item
+    inputs: PackedBatch | None  # None if no row of the batch has an item that the model knows
+    ranked: Tensor  # (B,) index in the batch of each row of `inputs`, ascending: those with a known item
+    rows: Tensor  # (U,) int64, index among the stage's rows
     users: Tensor  # (U,) int64, user indices
-    targets: Tensor  # (U,) int64, 0 for an item outside the catalogue
-    seen_rows: Tensor  # (S,) int64, ascending: index in the batch of a user ...
-    seen_items: Tensor  # (S,) int64: ... who has seen this item before the target, each pair once
+    target_rows: Tensor  # (G,) int64, ascending: index in the batch of a row ...
+    targets: Tensor  # (G,) int64: ... that has this target, 0 for an item outside the catalogue
+    seen_rows: Tensor  # (S,) int64, ascending: index in the batch of a row ...
+    seen_items: Tensor  # (S,) int64: ... whose user has seen this item before the target, each pair once
     candidates: Tensor | None = None  # (U, N) int64: sampled items to rank the target among
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -120,14 +122,10 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
 def evaluation_batch(
     holdout: Holdout, rows: np.ndarray, stage: str, objective: "Objective", candidates: np.ndarray | None
 ) -> EvaluationBatch:
-    """Pack the newest known items of held-out users (indices `rows`) to predict from, with what ranking needs.
-
-    `stage` is "val" or "test"; the test reads the validation item too.
-    """
-    users = holdout.users[rows]
-    ends = (holdout.train_ends if stage == "val" else holdout.val_ends)[users]
-    starts = holdout.starts[users]
-    targets = (holdout.val_targets if stage == "val" else holdout.test_targets)[rows]
+    """Pack the newest known items of some rows of "val" or "test" to predict from, with what ranking needs."""
+    stage_rows = holdout.rows(stage)
+    starts, ends = stage_rows.starts[rows], stage_rows.ends[rows]
+    targets, target_rows = stage_rows.targets_of(rows)
     ranked = np.flatnonzero(ends > starts)
     seen_rows, seen_items = _seen(holdout, starts, ends)
     inputs = None
@@ -136,7 +134,9 @@ def evaluation_batch(
     return EvaluationBatch(
         inputs=inputs,
         ranked=as_tensor(ranked),
-        users=as_tensor(users),
+        rows=as_tensor(rows),
+        users=as_tensor(stage_rows.users[rows]),
+        target_rows=as_tensor(target_rows),
         targets=as_tensor(targets),
         seen_rows=as_tensor(seen_rows),
         seen_items=as_tensor(seen_items),

@@ -13,20 +13,20 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates
 from sasrec_lab.data.objectives import OBJECTIVES, Objective
 
-# Limit on the states (T, D) of users who are ranked together, 16 MiB: smaller batches are slower, with and without
+# Limit on the states (T, D) of rows that are ranked together, 16 MiB: smaller batches are slower, with and without
 # compiled kernels, and larger ones leave the cache in the torch code.
 MAX_STATE_ELEMENTS = 2**22
 
 
 class SequenceData(pl.LightningDataModule):
-    """Training windows in a new order each epoch, and held-out users once, in batches of similar history lengths."""
+    """Training windows in a new order each epoch, and rows to rank once, in batches of similar history lengths."""
 
     def __init__(self, holdout: Holdout, cfg: TrainConfig):
         super().__init__()
         self.holdout, self.cfg = holdout, cfg
         self.objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
         self.candidates: dict[str, np.ndarray] = {}
-        if cfg.evaluation.sampled and len(holdout.users):
+        if cfg.evaluation.sampled and len(holdout.test):
             for stage in ("val", "test"):
                 self.candidates[stage] = draw_candidates(
                     holdout, cfg.evaluation.draw, cfg.evaluation.sampled, cfg.evaluation.seed, stage
@@ -49,7 +49,7 @@ class SequenceData(pl.LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, stage: str) -> DataLoader[Any]:
-        """Return the loader of the held-out users for "val" or "test"."""
+        """Return the loader of the rows to rank for "val" or "test"."""
         data = self._held_out(stage)
         return DataLoader(data, batch_size=None, sampler=self._rows(data, *self._rank_and_world_size()))
 
@@ -124,19 +124,20 @@ class TrainingData(Dataset[TrainingBatch]):
 
 
 class EvaluationData(Dataset[EvaluationBatch]):
-    """Map indices of held-out users to a batch to rank."""
+    """Map indices of rows to a batch to rank."""
 
     def __init__(self, holdout: Holdout, stage: str, objective: Objective, candidates: np.ndarray | None):
         self.holdout, self.stage, self.objective, self.candidates = holdout, stage, objective, candidates
 
     def __getitem__(self, rows: np.ndarray) -> EvaluationBatch:
-        """Return the batch of the held-out users with these indices."""
+        """Return the batch of the rows with these indices."""
         candidates = None if self.candidates is None else self.candidates[rows]
         return evaluation_batch(self.holdout, rows, self.stage, self.objective, candidates)
 
     def rows_by_length(self, maxlen: int, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
-        """Return this process's batches of indices, users of similar history lengths together."""
-        lengths = (self.holdout.train_ends - self.holdout.starts)[self.holdout.users]
+        """Return this process's batches of indices, rows of similar history lengths together."""
+        rows = self.holdout.rows(self.stage)
+        lengths = rows.ends - rows.starts
         order = np.argsort(lengths, kind="stable")[process::processes]
         known = np.minimum(lengths[order], maxlen)
         return np.split(order, batch_boundaries(known, users, tokens))

@@ -1,4 +1,4 @@
-"""The last-item holdout: training windows, and the users with the targets that evaluation ranks."""
+"""The holdout: training windows, and the rows of histories and targets that evaluation ranks."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,23 +14,50 @@ PAIRS_PER_CHUNK = 2**18  # interactions sorted at a time in the search for repea
 
 
 @dataclass(frozen=True)
-class Holdout:
-    """A data set split by user: the last item is the test target, the one before it validation's, the rest training.
+class EvaluationRows:
+    """What one stage, "val" or "test", ranks: each row is a history and the targets to find in one list.
 
+    R rows, in the order of their users, and G targets, at least one per row.
+    """
+
+    users: np.ndarray  # (R,) ascending; a user may have several rows
+    starts: np.ndarray  # (R,) the model reads items[start:end] of the holdout, which the user has seen
+    ends: np.ndarray  # (R,)
+    target_offsets: np.ndarray  # (R + 1,) row r has the targets target_offsets[r] to target_offsets[r + 1] - 1
+    targets: np.ndarray  # (G,) int32, distinct in a row; 0 for an item outside the catalogue
+    places: np.ndarray  # (G,) the target's interaction among those of the sequences
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def num_users(self) -> int:
+        """Return the number of users who have a row."""
+        return int(np.count_nonzero(np.diff(self.users, append=-1)))
+
+    def targets_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets of some rows, one row after the other, and the index in `rows` of each."""
+        starts, ends = self.target_offsets[rows], self.target_offsets[rows + 1]
+        return self.targets[concatenate_ranges(starts, ends)], np.repeat(np.arange(len(rows)), ends - starts)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """A data set split into training windows, and rows to rank for validation and test.
+
+    With `holdout=last` the last item of a user is the test target, the one before it validation's, the rest training.
     Users with two interactions are only trained on; users with fewer are not used, and their range is empty. `items`
     holds what the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the
-    catalogue is 0. With `holdout=none` every interaction is training and no user is held out. If every item is known,
+    catalogue is 0. With `holdout=none` every interaction is training and there are no rows. If every item is known,
     `items` and `weights` are the arrays of the sequences, mapped from the cache.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
     weights: np.ndarray | None  # (N,) float32
     starts: np.ndarray  # (num_users,) first item of a user in `items`
-    train_ends: np.ndarray  # (num_users,) one past the last training item: validation reads items[start:train_end]
-    val_ends: np.ndarray  # (num_users,) one past the validation item: the test reads items[start:val_end]
-    users: np.ndarray  # (E,) the held-out users
-    val_targets: np.ndarray  # (E,) int32
-    test_targets: np.ndarray  # (E,) int32
+    train_ends: np.ndarray  # (num_users,) one past the last training item
+    val: EvaluationRows
+    test: EvaluationRows
     window_starts: np.ndarray  # (W,) a training window is items[start:end]: inputs all but the last, labels all but the
     window_ends: np.ndarray  # (W,)    first, so at most maxlen + 1 items
     window_users: np.ndarray  # (W,)
@@ -41,14 +68,20 @@ class Holdout:
         """Return the size of the catalogue."""
         return len(self.item_ids)
 
+    def rows(self, stage: str) -> EvaluationRows:
+        """Return the rows of "val" or "test"."""
+        return {"val": self.val, "test": self.test}[stage]
+
     @cached_property
     def has_repeats(self) -> bool:
-        """Return whether any user has an item more than once, test targets excluded."""
+        """Return whether any user has an item more than once in training or in a history that is read."""
+        read_ends = self.train_ends.copy()
+        np.maximum.at(read_ends, self.test.users, self.test.ends)
         first_users = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
-        return any(self._has_repeats(slice(*users)) for users in pairwise([*first_users, len(self.starts)]))
+        return any(self._has_repeats(slice(*users), read_ends) for users in pairwise([*first_users, len(self.starts)]))
 
-    def _has_repeats(self, users: slice) -> bool:
-        starts, ends = self.starts[users], self.val_ends[users]
+    def _has_repeats(self, users: slice, read_ends: np.ndarray) -> bool:
+        starts, ends = self.starts[users], read_ends[users]
         rows = np.repeat(np.arange(len(starts)) * (self.num_items + 1), ends - starts)
         pairs = rows + self.items[concatenate_ranges(starts, ends)]
         pairs.sort()
@@ -87,10 +120,8 @@ def hold_out(
         weights=sequences.weights,
         starts=starts,
         train_ends=train_ends,
-        val_ends=train_ends + is_held_out,
-        users=users,
-        val_targets=sequences.items[train_ends[users]],
-        test_targets=sequences.items[train_ends[users] + 1],
+        val=_rows_of_one(sequences, users, starts[users], train_ends[users]),
+        test=_rows_of_one(sequences, users, starts[users], train_ends[users] + 1),
         window_starts=window_starts,
         window_ends=window_ends,
         window_users=window_users,
@@ -99,6 +130,11 @@ def hold_out(
     if catalogue is Catalogue.all:
         return holdout
     return _restrict(holdout, _in_windows(sequences, window_starts, window_ends))
+
+
+def _rows_of_one(sequences: Sequences, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> EvaluationRows:
+    """Return rows whose only target is the item after the history."""
+    return EvaluationRows(users, starts, ends, np.arange(len(users) + 1), sequences.items[ends], places=ends)
 
 
 def cut_windows(
@@ -134,13 +170,18 @@ def _restrict(holdout: Holdout, known: np.ndarray) -> Holdout:
     items = new_index[holdout.items]
     kept = items > 0
     new_place = np.concatenate([[0], np.cumsum(kept)])  # place among all items -> place among the known ones
-    places = ("starts", "train_ends", "val_ends", "window_starts", "window_ends")
+    places = ("starts", "train_ends", "window_starts", "window_ends")
+
+    def restrict_rows(rows: EvaluationRows) -> EvaluationRows:
+        starts, ends = new_place[rows.starts], new_place[rows.ends]
+        return replace(rows, starts=starts, ends=ends, targets=new_index[rows.targets])
+
     return replace(
         holdout,
         items=items[kept],
         weights=None if holdout.weights is None else np.asarray(holdout.weights)[kept],
-        val_targets=new_index[holdout.val_targets],
-        test_targets=new_index[holdout.test_targets],
+        val=restrict_rows(holdout.val),
+        test=restrict_rows(holdout.test),
         item_ids=holdout.item_ids[known],
         **{name: new_place[getattr(holdout, name)] for name in places},
     )

@@ -1,5 +1,5 @@
-"""Random items: negatives to train against, and candidates to rank among. B windows, R labels, E held-out
-users, N draws, V items."""
+"""Random items: negatives to train against, and candidates to rank among. B windows, R labels, E rows to rank, N draws,
+V items."""
 
 from typing import NamedTuple, Protocol
 
@@ -111,24 +111,19 @@ def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) ->
 
 
 def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: str) -> np.ndarray:
-    """Return `count` items for each held-out user (E, N) int32, the same for the same seed and stage.
+    """Return `count` items for each row to rank (E, N) int32, the same for the same seed and stage.
 
     `paper`: as the authors' code (util.py), uniform over the items outside the user's training items; the validation
-    item and the target itself may be drawn, and an item twice. `unseen`: uniform over the items that the user has not
-    seen in training, validation or test. `popularity`: the same, in proportion to training counts.
+    item and the target itself may be drawn, and an item twice. `unseen`: uniform over the items that the user has no
+    interaction with. `popularity`: the same, in proportion to training counts.
     """
     rng = np.random.default_rng([seed, {"val": 0, "test": 1}[stage]])
     if how is Draw.paper:
         excluded = training_items(holdout)
     else:
-        seen = _items_before(holdout, holdout.val_ends)
-        excluded = UserItems(
-            np.concatenate([seen.keys // seen.base, holdout.users, holdout.users]),
-            np.concatenate([seen.keys % seen.base, holdout.val_targets, holdout.test_targets]),
-            holdout.num_items,
-        )
+        excluded = _items_before(holdout, np.append(holdout.starts[1:], len(holdout.items)))
     cumulative = np.cumsum(training_counts(holdout)) if how is Draw.popularity else None
-    users = np.repeat(holdout.users, count)
+    users = np.repeat(holdout.rows(stage).users, count)
     return draw_excluding(users, excluded, rng, cumulative).reshape(-1, count).astype(np.int32)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Repeats
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, Holdout
+from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, EvaluationRows, Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.errors import InputError, counted
 
@@ -16,18 +16,17 @@ Unreachable = dict[str, dict[str, int]]  # by stage, then by reason: outside_cat
 def count_unreachable(holdout: Holdout, filter_seen: bool) -> Unreachable:
     """Return for "val" and "test" how many targets are outside the catalogue, and how many their users have seen."""
     counts = {}
-    for stage, ends, targets in (
-        ("val", holdout.train_ends, holdout.val_targets),
-        ("test", holdout.val_ends, holdout.test_targets),
-    ):
-        seen = _is_seen(holdout, ends, targets).sum() if filter_seen else 0
-        counts[stage] = {"outside_catalogue": int((targets == 0).sum()), "seen_before": int(seen)}
+    for stage in ("val", "test"):
+        rows = holdout.rows(stage)
+        seen = _is_seen(holdout, rows).sum() if filter_seen else 0
+        counts[stage] = {"outside_catalogue": int((rows.targets == 0).sum()), "seen_before": int(seen)}
     return counts
 
 
-def _is_seen(holdout: Holdout, ends: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return whether each held-out user's target is among the user's items before `ends`, shape (E,) bool."""
-    starts, ends = holdout.starts[holdout.users], ends[holdout.users]
+def _is_seen(holdout: Holdout, stage_rows: EvaluationRows) -> np.ndarray:
+    """Return whether each target is among the items of its row's history, shape (G,) bool."""
+    targets, row_of_target = stage_rows.targets_of(np.arange(len(stage_rows)))
+    starts, ends = stage_rows.starts[row_of_target], stage_rows.ends[row_of_target]
     lengths, seen = ends - starts, np.zeros(len(targets), dtype=bool)
     places = np.append(0, np.cumsum(lengths))
     cuts = np.unique(np.searchsorted(places, np.arange(0, places[-1] + 1, PAIRS_PER_CHUNK), side="right") - 1)
@@ -38,22 +37,25 @@ def _is_seen(holdout: Holdout, ends: np.ndarray, targets: np.ndarray) -> np.ndar
     return seen
 
 
-def describe_unreachable(unreachable: Unreachable, users: int, cfg: TrainConfig) -> str | None:
+def describe_unreachable(unreachable: Unreachable, targets: dict[str, int], cfg: TrainConfig) -> str | None:
     """Return a line on the test targets that count as misses, and on validation if it has no others; or None.
+
+    `targets` is their number by stage.
 
     Raises:
         InputError: all test targets are out of reach, and no metric on sampled candidates ranks them.
     """
     lost = {stage: sum(counts.values()) for stage, counts in unreachable.items()}
-    if not users or not any(lost.values()):
+    if not any(lost.values()):
         return None
     reasons = _reasons(unreachable["test" if lost["test"] else "val"], cfg)
-    if lost["test"] == users and (not cfg.evaluation.sampled or unreachable["test"]["outside_catalogue"] == users):
-        raise InputError(f"every test target would be a miss (of {counted(users, 'user')}): {reasons}")
-    parts = [f"{lost['test']:,} of {counted(users, 'test target')} cannot be ranked and are misses"] * (
+    are_out = unreachable["test"]["outside_catalogue"] == targets["test"]
+    if lost["test"] == targets["test"] and (not cfg.evaluation.sampled or are_out):
+        raise InputError(f"every test target would be a miss (of {counted(targets['test'], 'target')}): {reasons}")
+    parts = [f"{lost['test']:,} of {counted(targets['test'], 'test target')} cannot be ranked and are misses"] * (
         lost["test"] > 0
     )
-    if lost["val"] == users:
+    if lost["val"] == targets["val"]:
         parts.append("no validation target can be ranked, so validation cannot choose a checkpoint")
     return f"{'; '.join(parts)}: {reasons}" if parts else None
 

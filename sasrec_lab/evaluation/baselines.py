@@ -14,7 +14,7 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics
 def popularity_metrics(data: SequenceData, evaluation: EvaluationConfig) -> dict[str, float]:
     """Return validation and test metrics of the baseline, for the same users and candidates as the model's."""
     scores = SharedScores(torch.from_numpy(training_counts(data.holdout)))
-    metrics = HoldoutMetrics(len(scores.counts), evaluation)
+    metrics = HoldoutMetrics(len(scores.counts), evaluation, data.cfg.dataset.target)
     values: dict[str, float] = {}
     for stage in ("val", "test"):
         for batch in data.evaluation_dataloader(stage):
@@ -39,6 +39,10 @@ class SharedScores:
     def for_items(self, items: Tensor) -> Tensor:
         """Return the scores of items (any shape), in the same shape."""
         return self.counts[items - 1]
+
+    def rows(self, rows: Tensor) -> "SharedScores":
+        """Return the same scores: they are those of any row."""
+        return self
 
     def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         """Return how many unseen items do not score below each user's target, the target included, (U,) int64."""

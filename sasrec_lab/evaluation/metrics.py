@@ -1,54 +1,78 @@
-"""Ranks of the targets, and NDCG, recall and MRR from ranks. U users, V items, N candidates.
+"""Ranks of the targets, and metrics from ranks. U rows with G targets, V items, N candidates.
 
-With one target per user, recall@k is the hit rate. Rank 1 is the best. Rank 0 means that the target is not among the
-candidates (it is unknown to the model, or excluded as seen): a miss at every k.
+Rank 1 is the best. Rank 0 means that the target is not among the candidates (it is unknown to the model, or excluded as
+seen): a miss at every k.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sasrec_lab.config.schema import GAINS, EvaluationConfig, metric_names
+from sasrec_lab.config.dataset import Target
+from sasrec_lab.config.schema import EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
+from sasrec_lab.evaluation.row_metrics import mean_over_rows
+
+TARGETS_AT_ONCE = 1024  # of rows with several targets: the seen items of a row are repeated for each of them
+
+# By metric: the value of a row with one target, from its rank.
+GAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ndcg": lambda ranks: 1 / torch.log2(ranks + 1),
+    "recall": torch.ones_like,
+    "mrr": lambda ranks: 1 / ranks,
+}
 
 
 class ItemScores(Protocol):
-    """Scores of the catalogue's items for U users, such as ops.ranking.Scores."""
+    """Scores of the catalogue's items for U rows, such as ops.ranking.Scores."""
 
     def for_items(self, items: Tensor) -> Tensor:
         """Return the scores of items (U, n), in the same shape."""
 
+    def rows(self, rows: Tensor, /) -> "ItemScores":
+        """Return the scores of some rows, in their order and as often as they are given."""
+
     def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        """Return how many unseen items do not score below each user's target, the target included, (U,) int64."""
+        """Return how many unseen items do not score below each row's target, the target included, (U,) int64."""
 
 
 class HoldoutMetrics(nn.Module):
-    """Metrics of one pass over the held-out users: of the full ranking, and of the sampled one if it is configured.
+    """Metrics of one pass over the rows of a stage: of the full ranking, and of the sampled one if it is configured.
 
+    `target` says which targets a row has (`DatasetConfig.target`).
     With `only_monitored`, a full ranking is skipped if `evaluation.monitor` is a sampled metric, because the full one
     costs most of the time with a large catalogue and decides nothing then.
     """
 
-    def __init__(self, num_items: int, evaluation: EvaluationConfig, only_monitored: bool = False):
+    def __init__(
+        self,
+        num_items: int,
+        evaluation: EvaluationConfig,
+        target: Target = Target.last,
+        *,
+        only_monitored: bool = False,
+    ):
         super().__init__()
         self.filter_seen = evaluation.filter_seen
         self.suffix = f"-sampled{evaluation.sampled}"
         skips_full = only_monitored and evaluation.sampled and evaluation.monitor.endswith(self.suffix)
-        self.full = None if skips_full else RankMetrics(num_items, evaluation.k)
-        self.sampled = RankMetrics(evaluation.sampled + 1, evaluation.k) if evaluation.sampled else None
+        self.full = None if skips_full else _metrics(num_items, evaluation.k, target)
+        self.sampled = _metrics(evaluation.sampled + 1, evaluation.k, target) if evaluation.sampled else None
 
     def update(self, scores: ItemScores, batch: EvaluationBatch) -> dict[str, Tensor]:
-        """Count the ranks of a batch and return them, each (U,)."""
+        """Add the ranks of a batch and return them, each (G,)."""
         ranks = {}
         if self.full is not None:
             ranks["rank"] = full_ranks(scores, batch, self.filter_seen)
-            self.full.update(ranks["rank"])
+            self.full.update(ranks["rank"], batch)
         if self.sampled is not None:
             ranks["sampled_rank"] = sampled_ranks(scores, batch)
-            self.sampled.update(ranks["sampled_rank"])
+            self.sampled.update(ranks["sampled_rank"], batch)
         return ranks
 
     def compute_and_reset(self, stage: str) -> dict[str, float]:
@@ -62,21 +86,39 @@ class HoldoutMetrics(nn.Module):
 
 
 def full_ranks(scores: ItemScores, batch: EvaluationBatch, filter_seen: bool) -> Tensor:
-    """Return the target's rank in the full catalogue: 1 + the number of other candidates that score at least as high.
+    """Return each target's rank in the full catalogue: 1 + the number of other candidates that score at least as high.
 
     Ties and NaN count against the target, so a model that scores all items alike gets the worst rank. Counting needs no
-    sort, and seen items are subtracted from the count instead of being masked.
+    sort, and seen items are subtracted from the count instead of being masked. Other targets of the same row count like
+    any item, as they do in a list.
     """
-    is_known = batch.targets > 0
     seen = (batch.seen_rows, batch.seen_items) if filter_seen else (batch.seen_rows[:0], batch.seen_items[:0])
+    if len(batch.targets) == len(batch.rows):  # one target per row
+        return _ranks(scores, batch.targets, *seen)
+    parts = zip(batch.target_rows.split(TARGETS_AT_ONCE), batch.targets.split(TARGETS_AT_ONCE), strict=True)
+    return torch.cat([_ranks(scores.rows(rows), targets, *_repeat_seen(rows, *seen)) for rows, targets in parts])
+
+
+def _ranks(scores: ItemScores, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    """Return the rank of one target for each row of the scores."""
+    is_known = targets > 0
     # the count includes the target, so no "+ 1"
-    ranks = scores.count_not_below_target(batch.targets.clamp(min=1), *seen)  # (U,) int64
-    is_known[seen[0][seen[1] == batch.targets[seen[0]]]] = False
+    ranks = scores.count_not_below_target(targets.clamp(min=1), seen_rows, seen_items)  # (U,) int64
+    is_known[seen_rows[seen_items == targets[seen_rows]]] = False
     return torch.where(is_known, ranks, 0)
 
 
+def _repeat_seen(rows: Tensor, seen_rows: Tensor, seen_items: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the seen items of `rows` (R,), which may repeat a row, and for each the index in `rows`."""
+    starts, ends = (torch.searchsorted(seen_rows, rows, right=right) for right in (False, True))
+    lengths = ends - starts
+    repeated = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths)
+    places = torch.arange(len(repeated), device=rows.device) + (ends - lengths.cumsum(0))[repeated]
+    return repeated, seen_items[places]
+
+
 def sampled_ranks(scores: ItemScores, batch: EvaluationBatch) -> Tensor:
-    """Return the target's rank among itself and the sampled candidates; a candidate equal to it does not count."""
+    """Return the rank of a row's one target among itself and the sampled candidates, not counting itself again."""
     assert batch.candidates is not None
     targets = batch.targets.clamp(min=1)[:, None]
     candidate_scores = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
@@ -125,8 +167,14 @@ class IntegerConcat(Metric):
         return dim_zero_cat(self.parts)
 
 
+def _metrics(worst_rank: int, k: list[int], target: Target) -> "RankMetrics | RowMetrics":
+    """Return an empty metric for rows with these targets."""
+    has_one_row_and_target = target in (Target.first, Target.last)
+    return RankMetrics(worst_rank, k) if has_one_row_and_target else RowMetrics(k, target)
+
+
 class RankMetrics(Metric):
-    """Metrics from the number of times that each rank occurred.
+    """Metrics of rows with one target each, from the number of times that each rank occurred.
 
     The counts are integers, so their sum over several processes is exact in any order.
     """
@@ -139,7 +187,7 @@ class RankMetrics(Metric):
         self.k = k
         self.add_state("counts", torch.zeros(worst_rank + 1, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, ranks: Tensor) -> None:
+    def update(self, ranks: Tensor, batch: EvaluationBatch | None = None) -> None:
         """Count the ranks (U,) of a batch."""
         self.counts += torch.bincount(ranks, minlength=len(self.counts))
 
@@ -149,13 +197,40 @@ class RankMetrics(Metric):
 
 
 def metrics_from_counts(counts: Tensor, k: list[int]) -> dict[str, float]:
-    """Return the metrics by name, where `counts[r]` users have rank r and `counts[0]` are misses."""
-    users = counts.sum().clamp(min=1)
+    """Return the metrics by name, where `counts[r]` rows have rank r and `counts[0]` are misses."""
+    rows = counts.sum().clamp(min=1)
     ranks = torch.arange(1, len(counts), dtype=torch.double)
     hits = counts[1:]
-    gains = {name: gain(torch, ranks) for name, gain in GAINS.items()}
-    values = {"mrr": (hits * gains["mrr"]).sum() / users}
+    gains = {name: gain(ranks) for name, gain in GAINS.items()}
+    values = {"mrr": (hits * gains["mrr"]).sum() / rows}
     for cut in k:
         for name, gain in gains.items():
-            values[f"{name}@{cut}"] = (hits[:cut] * gain[:cut]).sum() / users
+            values[f"{name}@{cut}"] = (hits[:cut] * gain[:cut]).sum() / rows
     return {name: float(values[name]) for name in metric_names(k, sampled=0)}
+
+
+class RowMetrics(Metric):
+    """Metrics of rows with several targets, or of users with several rows, from the ranks of all targets.
+
+    Ranks of several processes are gathered and ordered by row before anything is added up, so that the sums are the
+    same as those of one process.
+    """
+
+    full_state_update = False
+    parts: list[Tensor]
+
+    def __init__(self, k: list[int], target: Target):
+        super().__init__()
+        self.names = metric_names(k, 0, target)
+        self.add_state("parts", [], dist_reduce_fx="cat")
+
+    def update(self, ranks: Tensor, batch: EvaluationBatch) -> None:
+        """Add the ranks (G,) of a batch."""
+        rows = batch.target_rows
+        self.parts.append(torch.stack([batch.rows[rows], batch.users[rows], ranks], 1))  # (G, 3) int64
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics by name, without `val/` or `test/`."""
+        rows, users, ranks = dim_zero_cat(self.parts).cpu().numpy().T if len(self.parts) else np.zeros((3, 0), np.int64)
+        order = np.argsort(rows, kind="stable")
+        return mean_over_rows(self.names, rows[order], users[order], ranks[order])

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec_lab.config.schema import GAINS
+from sasrec_lab.config.schema import BY_USER
+from sasrec_lab.evaluation.row_metrics import RankedRows, is_row_metric, user_values
 from sasrec_lab.report.records import Run
 from sasrec_lab.report.rows import Row
 from sasrec_lab.run.folder import read_arrays
@@ -70,19 +71,18 @@ def compare(
 
 
 def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
-    """Return a test metric of each user in ascending order, shape (U,); NaN if the run lacks the metric.
+    """Return a test metric of each user, in ascending order, shape (U,); NaN if the run lacks the metric.
 
-    The mean over users is the metric: of a user with several targets it is their sum over the mean number of targets.
+    `ranks` has the columns of a ranks.npz. The mean over users is the metric.
     """
-    users, user_of_target = np.unique(ranks["user"], return_inverse=True)
     name, _, sampled = metric.removeprefix("test/").partition("-sampled")
-    column = ranks.get("sampled_rank" if sampled else "rank")
-    kind, _, cutoff = name.partition("@")
-    if metric not in run.metrics or not metric.startswith("test/") or column is None or kind not in GAINS:
-        return np.full(len(users), math.nan)
-    hit = (column > 0) & (column <= (int(cutoff) if cutoff else np.inf))
-    gains = np.where(hit, GAINS[kind](np, np.where(hit, column, 1)), 0.0)
-    return np.bincount(user_of_target, gains, len(users)) * (len(users) / len(gains))
+    column, base = ranks.get("sampled_rank" if sampled else "rank"), name.removesuffix(BY_USER)
+    if metric not in run.metrics or not metric.startswith("test/") or column is None or not is_row_metric(base):
+        return np.full(len(np.unique(ranks["user"])), math.nan)
+    _, firsts, rows = np.unique(ranks.get("row", np.arange(len(column))), return_index=True, return_inverse=True)
+    order = np.argsort(rows, kind="stable")
+    values = RankedRows(rows[order], column[order].astype(np.int64)).values(base)
+    return user_values(name, values, ranks["user"][firsts])
 
 
 def sign_flip_p(differences: np.ndarray, flips: int = FLIPS) -> np.ndarray:
@@ -183,7 +183,7 @@ def _read_ranks(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}")
     if len({column.shape for column in columns.values()}) > 1 or columns["user"].ndim != 1:
         raise ValueError(f"{path} has columns of different lengths")
-    kinds = {"user": "iuU", "target": "iuU", "rank": "iu", "sampled_rank": "iu"}
+    kinds = {"user": "iuU", "target": "iuU", "rank": "iu", "sampled_rank": "iu", "row": "iu"}
     if malformed := [name for name in kinds if name in columns and columns[name].dtype.kind not in kinds[name]]:
         raise ValueError(f"{path} has malformed columns: {', '.join(malformed)}")
     return columns

@@ -36,7 +36,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "filters": {key: dataset[key] for key in _FILTERS},
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
         "holdout": "none: all is trained on" if cfg.dataset.holdout is HoldoutMode.none else last,
-        "held_out_users": len(holdout.users),
+        "held_out_users": holdout.test.num_users,
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
         "candidates": {"full": holdout.num_items},

@@ -30,6 +30,7 @@ from sasrec_lab.run.lock import is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
 if TYPE_CHECKING:
+    from sasrec_lab.data.holdout import EvaluationRows
     from sasrec_lab.data.sequences import Sequences
 
 log = logging.getLogger(__name__)
@@ -132,16 +133,17 @@ def _empty_results() -> dict[str, Any]:
     return {"status": "failed", "error": None} | nothing
 
 
-def write_ranks(folder: Path, ranks: dict[str, Any], sequences: "Sequences") -> None:
-    """Write ranks.npz: per test user the raw ids of user and target, and the target's rank (0: a miss).
+def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", sequences: "Sequences") -> None:
+    """Write ranks.npz: per test target the raw ids of user and target, and the target's rank (0: a miss).
 
-    `ranks` has the columns `user` (indices), `rank` and, if asked for, `sampled_rank`.
+    `ranks` has the columns `row` and `user` (indices), `rank` and, if asked for, `sampled_rank`, one entry per target
+    of the test's rows, in their order. The row is written too if a user may have several targets.
     """
     columns = {name: np.asarray(column) for name, column in ranks.items()}
-    users = columns["user"]
-    targets = sequences.items[sequences.offsets[users + 1] - 1]  # the model may not know them
-    columns["user"] = sequences.user_ids[users]
-    columns["target"] = sequences.item_ids[targets - 1]
+    if len(rows.targets) == rows.num_users:
+        del columns["row"]
+    columns["user"] = sequences.user_ids[columns["user"]]
+    columns["target"] = sequences.item_ids[sequences.items[rows.places] - 1]  # the model may not know them
     with atomic_write(folder / RANKS, locked=True) as draft:
         np.savez(draft, **columns)  # type: ignore[arg-type] # no column is called allow_pickle
 

@@ -30,7 +30,7 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
     return (
         f"data   {printable(sequences.file)}: {users}, {items}, {counted(len(sequences.items), 'interaction')}\n"
         f"       interactions per user: mean {lengths.mean():.1f}, median {_median(lengths)}, max {lengths.max():,};"
-        f" {counted(len(holdout.users), 'user')} held out{known}{_unit_line(sequences.times)}"
+        f" {counted(holdout.test.num_users, 'user')} held out{known}{_unit_line(sequences.times)}"
     )
 
 

@@ -39,13 +39,14 @@ class SequentialRecommender(pl.LightningModule):
         self.is_sparse = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just a batch's rows
         self.encoder.input_items.sparse = self.is_sparse
         self.train_loss = MeanLoss()
-        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, only_monitored=True)
-        self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation)
+        target = cfg.dataset.target
+        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True)
+        self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation, target)
         self.validation: dict[str, float] = {}  # of this epoch, empty without a validation in it
         self.tested: dict[str, float] = {}
         self.epoch_line = ""  # what the checkpoints' callback prints once the epoch is saved
-        self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("user", "target", "rank", "sampled_rank")})
-        self.test_ranks: dict[str, Tensor] = {}  # per tested user, ordered by user index
+        self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("row", "user", "rank", "sampled_rank")})
+        self.test_ranks: dict[str, Tensor] = {}  # per target, in the order of the test's rows
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -126,7 +127,8 @@ class SequentialRecommender(pl.LightningModule):
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Rank the targets of a batch of held-out users, and keep the ranks."""
         ranks = self.test_metrics.update(self.scores(batch), batch)
-        for name, column in {"user": batch.users, "target": batch.targets, **ranks}.items():
+        rows = batch.target_rows
+        for name, column in {"row": batch.rows[rows], "user": batch.users[rows], **ranks}.items():
             cast(IntegerConcat, self.ranks[name]).update(column)
 
     def on_test_epoch_end(self) -> None:
@@ -135,7 +137,7 @@ class SequentialRecommender(pl.LightningModule):
         ranks = cast(dict[str, IntegerConcat], self.ranks)
         # torchmetrics makes a scalar of a column with a single user
         columns = {name: column.compute().reshape(-1) for name, column in ranks.items() if column.update_called}
-        order = columns["user"].argsort()
+        order = columns["row"].argsort(stable=True)
         self.test_ranks = {name: column[order].cpu() for name, column in columns.items()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -83,13 +83,14 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
 
 
 def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
-    """Return the memory of negatives that a batch shares, and of the candidates of all held-out users."""
+    """Return the memory of negatives that a batch shares, and of the candidates of all rows to rank."""
     shared = cfg.loss.negatives if _draws_per(cfg) == "batch" else 0
-    candidates = len(holdout.users) * cfg.evaluation.sampled
+    rows = max(len(holdout.val), len(holdout.test))
+    candidates = rows * cfg.evaluation.sampled
     each = 3 * _INT + 4  # user, item and place while the second of two sets is drawn, next to the first set
     return [
         Need("the negatives of a batch", (_key(cfg, "loss.negatives"),), 2 * _INT * shared),
-        Need(f"the candidates of {len(holdout.users):,} users", (_key(cfg, "evaluation.sampled"),), each * candidates),
+        Need(f"the candidates of {rows:,} rows", (_key(cfg, "evaluation.sampled"),), each * candidates),
     ]
 
 

@@ -75,7 +75,7 @@ def write_extras(
     names = ids if titles is None else np.where(titles == "", ids, titles)
     if cfg.tensorboard.attention_users and encoder.blocks:
         rows = pick_users_by_length(holdout, cfg.tensorboard.attention_users)
-        users = {row: str(user_ids[holdout.users[row]]) for row in rows}
+        users = {row: str(user_ids[holdout.test.users[row]]) for row in rows}
         objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
         write_attention(writer, encoder, holdout, objective, users, names)
     if cfg.tensorboard.projector:
@@ -92,7 +92,7 @@ def write_attention(
 ) -> None:
     """Write one figure per user: the attention among the newest items, in every block and head.
 
-    `users` has rows of `holdout.users` and their labels, `names` (num_items,) the labels of the items.
+    `users` has rows of `holdout.test` and the labels of their users, `names` (num_items,) the labels of the items.
     """
     for row, user in users.items():
         inputs = evaluation_batch(holdout, np.array([row]), "test", objective, None).inputs
@@ -113,11 +113,10 @@ def write_projector(
 
 
 def pick_users_by_length(holdout: Holdout, count: int) -> list[int]:
-    """Return rows of `holdout.users` from short to long histories, the same for every run on the data."""
-    lengths = (holdout.val_ends - holdout.starts)[holdout.users]
-    order = np.argsort(lengths, kind="stable")[
-        np.searchsorted(np.sort(lengths), 2) :
-    ]  # a single item attends to itself
+    """Return test rows of users from short to long histories, the same for every run on the data."""
+    users, lengths = holdout.test.users, holdout.test.ends - holdout.test.starts
+    rows = np.flatnonzero((np.diff(users, append=-1) != 0) & (lengths >= 2))  # one item attends to itself
+    order = rows[np.argsort(lengths[rows], kind="stable")]
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return order[places].tolist()
 

@@ -78,12 +78,12 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     rates.append(product_rate(cfg, device, holdout.num_items))  # measured twice, because other work comes and goes
 
     labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions per window
-    known = (holdout.train_ends - holdout.starts)[ranked.users].clip(max=cfg.model.maxlen)
+    known = (ranked.val.ends - ranked.val.starts).clip(max=cfg.model.maxlen)
     flops = flops_per_position(cfg.model, model.loss.compared_items(cfg.loss, holdout.num_items), labels)
     positions_per_s = training.positions / training.seconds
     return {
         "positions_per_s": positions_per_s,
-        "users_per_s": len(ranked.users) / ranking_seconds,
+        "users_per_s": len(ranked.val) / ranking_seconds,
         "peak_rss_mb": training_peak["rss"],
         "roofline_positions_per_s": max(rates) / flops,
         "fraction_of_roofline": positions_per_s * flops / max(rates),
@@ -96,7 +96,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "epoch_seconds": labels.sum() / positions_per_s,
         "steps": steps,
         "step_ms": 1000 * training.seconds / steps,
-        "ranked_users": len(ranked.users),
+        "ranked_users": len(ranked.val),
         "users": len(holdout.starts),
         "items": holdout.num_items,
         "device": info["device"],
@@ -152,13 +152,18 @@ def rank(model: SequentialRecommender, holdout: Holdout, cfg: TrainConfig, folde
 
 
 def first_users(holdout: Holdout, count: int) -> Holdout:
-    """Return the holdout with its first `count` users to rank; their histories are as long as those of all users."""
-    return replace(
-        holdout,
-        users=holdout.users[:count],
-        val_targets=holdout.val_targets[:count],
-        test_targets=holdout.test_targets[:count],
+    """Return the holdout with its first `count` rows of validation; their histories are as long as those of all."""
+    val, first = holdout.val, slice(count)
+    rows = replace(
+        val,
+        users=val.users[first],
+        starts=val.starts[first],
+        ends=val.ends[first],
+        target_offsets=val.target_offsets[: count + 1],
+        targets=val.targets[first],
+        places=val.places[first],
     )
+    return replace(holdout, val=rows)
 
 
 def product_rate(cfg: TrainConfig, device: torch.device, items: int) -> float:

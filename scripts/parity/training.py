@@ -100,8 +100,8 @@ def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     file, out = folder / "interactions.npz", folder / "rectools.npz"
     user, item = rows_of(holdout, holdout.window_users, holdout.window_starts, holdout.window_ends)
-    starts, ends = holdout.starts[holdout.users], holdout.val_ends[holdout.users]
-    history_user, history_item = rows_of(holdout, holdout.users, starts, ends)
+    test = holdout.test
+    history_user, history_item = rows_of(holdout, test.users, test.starts, test.ends)
     np.savez(file, user=user, item=item, history_user=history_user, history_item=history_item)
     epochs = cfg.trainer["max_epochs"]
     paths = {"interactions": str(file), "out": str(out)}

@@ -120,7 +120,9 @@ def test_what_validation_and_test_read():
     val = evaluation_batch(holdout, rows, "val", next_item(3), candidates)
     assert listed(val) == {
         "ranked": [0, 1],
+        "rows": [1, 0],
         "users": [2, 0],
+        "target_rows": [0, 1],
         "targets": [2, 4],
         "seen_rows": [0, 1, 1, 1],  # each pair once, also items older than maxlen
         "seen_items": [7, 1, 2, 3],
@@ -133,7 +135,9 @@ def test_what_validation_and_test_read():
     test = evaluation_batch(holdout, rows, "test", next_item(3), None)
     assert listed(test) == {
         "ranked": [0, 1],
+        "rows": [1, 0],
         "users": [2, 0],
+        "target_rows": [0, 1],
         "targets": [7, 5],
         "seen_rows": [0, 0, 1, 1, 1, 1],
         "seen_items": [2, 7, 1, 2, 3, 4],
@@ -173,17 +177,17 @@ def test_users_without_a_known_item():
 def test_an_evaluation_batch_against_a_loop(users, stage, catalogue, maxlen, rows):
     holdout = holdout_of(users, maxlen=maxlen, catalogue=catalogue)
     number = {raw_id // 10: place + 1 for place, raw_id in enumerate(holdout.item_ids.tolist())}
-    rows = np.array(rows) % len(holdout.users)
+    rows = np.array(rows) % len(holdout.test)
     batch = evaluation_batch(holdout, rows, stage, next_item(maxlen), None)
     targets, pairs, inputs, ranked = [], [], [], []
-    for place, user in enumerate(holdout.users[rows]):
+    for place, user in enumerate(holdout.test.users[rows]):
         *history, target = users[user][:-1] if stage == "val" else users[user]
         known = [number[item] for item in history if item in number]
         targets.append(number.get(target, 0))
         pairs += [(place, item) for item in sorted(set(known))]
         inputs += [known[-maxlen:]] if known else []
         ranked += [place] if known else []
-    assert batch.users.tolist() == holdout.users[rows].tolist()
+    assert batch.users.tolist() == holdout.test.users[rows].tolist()
     assert batch.targets.tolist() == targets
     assert sorted(zip(batch.seen_rows.tolist(), batch.seen_items.tolist(), strict=True)) == pairs
     assert batch.seen_rows.tolist() == [row for row, _ in pairs]
@@ -217,7 +221,7 @@ def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
     training = training_batch(holdout, np.arange(3), Draws(np.ones((5, 2), dtype=int)))
     evaluation = evaluation_batch(holdout, np.arange(2), "test", next_item(3), np.ones((2, 4), dtype=int))
-    for batch, count in ((training, 6), (evaluation, 9)):
+    for batch, count in ((training, 6), (evaluation, 11)):
         moved = tensors(batch.to("meta"))
         assert len(moved) == count
         assert {tensor.device.type for tensor in moved} == {"meta"}

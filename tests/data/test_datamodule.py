@@ -173,7 +173,7 @@ def expected_batches(epochs: range) -> list[tuple[int, list]]:
 def test_the_trainer_shuffles_in_each_epoch(tmp_path):
     model = record(tmp_path, epochs=2)
     assert model.seen == expected_batches(range(2))
-    assert sorted(model.users) == sorted(2 * HOLDOUT.users.tolist())
+    assert sorted(model.users) == sorted(2 * HOLDOUT.test.users.tolist())
 
 
 def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path):
@@ -194,23 +194,23 @@ def test_processes_share_the_held_out_users(stage, processes):
             assert 1 <= len(batch.users) <= 6
             users += batch.users.tolist()
             targets |= zip(batch.users.tolist(), batch.targets.tolist(), strict=True)
-    assert sorted(users) == HOLDOUT.users.tolist()  # each once
-    expected = HOLDOUT.val_targets if stage == "val" else HOLDOUT.test_targets
-    assert [targets[user] for user in HOLDOUT.users.tolist()] == expected.tolist()
+    assert sorted(users) == HOLDOUT.test.users.tolist()  # each once
+    expected = HOLDOUT.rows(stage).targets
+    assert [targets[user] for user in HOLDOUT.test.users.tolist()] == expected.tolist()
 
 
 @pytest.mark.parametrize("processes", [2, 5, 16])
 def test_every_process_has_users_to_rank(processes):
     """Lightning rejects a loader without batches, so even a few users are split."""
     cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, batch_size=1000))
-    assert len(HOLDOUT.users) >= processes
+    assert len(HOLDOUT.test.users) >= processes
     assert all(len(data_of(cfg, process, processes).val_dataloader()) >= 1 for process in range(processes))
 
 
 def test_users_of_similar_history_lengths_share_a_batch():
     data = EvaluationData(HOLDOUT, "val", next_item(5), None)
     rows = data.rows_by_length(5, 6, 1000, 0, 1)
-    lengths = (HOLDOUT.train_ends - HOLDOUT.starts)[HOLDOUT.users]
+    lengths = HOLDOUT.val.ends - HOLDOUT.val.starts
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
 
 
@@ -223,7 +223,7 @@ def test_candidates_stay_with_their_users():
     cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, sampled=9))
     data = data_of(cfg)
     for stage, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
-        row_of = {user: row for row, user in enumerate(HOLDOUT.users.tolist())}
+        row_of = {user: row for row, user in enumerate(HOLDOUT.test.users.tolist())}
         for batch in loader:
             rows = [row_of[user] for user in batch.users.tolist()]
             assert batch.candidates.tolist() == data.candidates[stage][rows].tolist()

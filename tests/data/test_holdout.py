@@ -31,7 +31,7 @@ def test_windows_and_targets_against_a_loop(users, windows, mode, maxlen):
         return
     cuts = zip(holdout.window_starts, holdout.window_ends, strict=True)
     assert sorted(holdout.items[start:end].tolist() for start, end in cuts) == sorted(spans)
-    assert [list(pair) for pair in zip(holdout.val_targets, holdout.test_targets, strict=True)] == targets
+    assert [list(pair) for pair in zip(holdout.val.targets, holdout.test.targets, strict=True)] == targets
     trained = [item for items in users for item in _training(items, mode)]
     assert training_counts(holdout).tolist() == [trained.count(item) for item in range(1, holdout.num_items + 1)]
 

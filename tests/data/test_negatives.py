@@ -236,14 +236,14 @@ def test_popularity_draws_training_items_that_are_unseen(stage):
 def test_candidates_against_a_loop(users, how, stage, catalogue, seed):
     holdout = holdout_of(users, catalogue=catalogue)
     drawn = draw_candidates(holdout, how, 6, seed, stage)
-    assert drawn.shape == (len(holdout.users), 6)
+    assert drawn.shape == (len(holdout.test), 6)
     counts = training_counts(holdout)
     possible = {item for item in range(1, holdout.num_items + 1) if how is not Draw.popularity or counts[item - 1]}
-    for row, user in enumerate(holdout.users):
-        end = (holdout.train_ends if how is Draw.paper else holdout.val_ends)[user]
+    for row, user in enumerate(holdout.test.users):
+        end = holdout.train_ends[user] if how is Draw.paper else holdout.test.ends[row]
         seen = set(holdout.items[holdout.starts[user] : end].tolist())
         if how is not Draw.paper:
-            seen |= {int(holdout.val_targets[row]), int(holdout.test_targets[row])}
+            seen |= {int(holdout.val.targets[row]), int(holdout.test.targets[row])}
         assert set(drawn[row].tolist()) <= (possible - seen or possible)  # anything if all is seen
 
 
@@ -261,7 +261,7 @@ def test_seed_and_stage_decide_the_candidates(how):
 
 def test_draw_paper_does_not_depend_on_test_items():
     holdout = holdout_of(random_users(0, items=40))
-    other = replace(holdout, test_targets=holdout.val_targets)
+    other = replace(holdout, test=replace(holdout.test, targets=holdout.val.targets))
     for stage in ("val", "test"):
         one, two = (draw_candidates(each, Draw.paper, 20, 0, stage) for each in (holdout, other))
         np.testing.assert_array_equal(one, two)

@@ -35,6 +35,9 @@ def test_unreachable_targets_against_a_loop(catalogue, chunk, monkeypatch):
         assert [unfiltered[stage]["outside_catalogue"] for stage in expected] == [n for n, _ in expected.values()]
 
 
+NINE = {"val": 9, "test": 9}  # targets by stage
+
+
 def counts(val: tuple[int, int], test: tuple[int, int]) -> dict[str, dict[str, int]]:
     names = ("outside_catalogue", "seen_before")
     return {"val": dict(zip(names, val, strict=True)), "test": dict(zip(names, test, strict=True))}
@@ -42,29 +45,31 @@ def counts(val: tuple[int, int], test: tuple[int, int]) -> dict[str, dict[str, i
 
 def test_line_names_counts_reasons_and_keys():
     cfg, train = load([]), load(["dataset.catalogue=train", "dataset.repeats=drop"])
-    assert describe_unreachable(counts((0, 0), (0, 0)), 9, cfg) is None
-    assert describe_unreachable(counts((0, 3), (0, 0)), 9, cfg) is None
-    assert describe_unreachable(counts((0, 3), (0, 2)), 9, cfg) == (
+    assert describe_unreachable(counts((0, 0), (0, 0)), NINE, cfg) is None
+    assert describe_unreachable(counts((0, 3), (0, 0)), NINE, cfg) is None
+    assert describe_unreachable(counts((0, 3), (0, 2)), NINE, cfg) == (
         "2 of 9 test targets cannot be ranked and are misses: 2 already seen by the user (set dataset.repeats=drop or"
         " evaluation.filter_seen=false)"
     )
-    assert describe_unreachable(counts((0, 0), (1, 2)), 9, train) == (
+    assert describe_unreachable(counts((0, 0), (1, 2)), NINE, train) == (
         "3 of 9 test targets cannot be ranked and are misses: 1 outside the catalogue (set dataset.catalogue=all),"
         " 2 already seen by the user (set evaluation.filter_seen=false)"
     )
-    assert describe_unreachable(counts((4, 5), (0, 0)), 9, train) == (
+    assert describe_unreachable(counts((4, 5), (0, 0)), NINE, train) == (
         "no validation target can be ranked, so validation cannot choose a checkpoint: 4 outside the catalogue (set"
         " dataset.catalogue=all), 5 already seen by the user (set evaluation.filter_seen=false)"
     )
 
 
 def test_all_targets_out_of_reach_is_an_error_unless_sampled():
-    with pytest.raises(InputError, match=r"^every test target would be a miss \(of 9 users\): 9 already seen by"):
-        describe_unreachable(counts((0, 0), (0, 9)), 9, load([]))
+    with pytest.raises(InputError, match=r"^every test target would be a miss \(of 9 targets\): 9 already seen by"):
+        describe_unreachable(counts((0, 0), (0, 9)), NINE, load([]))
     sampled = load(["evaluation.sampled=5"])
-    assert describe_unreachable(counts((0, 0), (0, 9)), 9, sampled).startswith("9 of 9 test targets cannot be ranked")
+    assert describe_unreachable(counts((0, 0), (0, 9)), NINE, sampled).startswith(
+        "9 of 9 test targets cannot be ranked"
+    )
     with pytest.raises(InputError, match=r": 9 outside the catalogue$"):
-        describe_unreachable(counts((0, 0), (9, 0)), 9, sampled)
+        describe_unreachable(counts((0, 0), (9, 0)), NINE, sampled)
 
 
 def test_rows_that_come_twice_are_reported_before_training(tmp_path, train_here):
@@ -75,8 +80,8 @@ def test_rows_that_come_twice_are_reported_before_training(tmp_path, train_here)
     done = train_here(*words)
     assert (done.returncode, done.stdout.count("epoch")) == (1, 0)
     assert done.stderr == (
-        "error: every test target would be a miss (of 9 users): 9 already seen by the user (set dataset.repeats=drop or"
-        " evaluation.filter_seen=false)\n"
+        "error: every test target would be a miss (of 9 targets): 9 already seen by the user (set dataset.repeats=drop"
+        " or evaluation.filter_seen=false)\n"
     )
     dropped = train_here(*words, "dataset.repeats=drop", "hydra.run.dir=dropped")
     assert dropped.returncode == 0, dropped.stderr

@@ -50,10 +50,13 @@ def inputs_and_targets(holdout: Holdout) -> list[tuple[list, list]]:
 def split(holdout: Holdout, user: int) -> tuple[list[int], list[int], list[int]]:
     """Return a user's training items, the items that the test reads, and the validation and test targets if any."""
     start = holdout.starts[user]
-    row = np.flatnonzero(holdout.users == user)
-    targets = [int(target[row[0]]) for target in (holdout.val_targets, holdout.test_targets)] if len(row) else []
-    read = [holdout.items[start:end].tolist() for end in (holdout.train_ends[user], holdout.val_ends[user])]
-    return read[0], read[1], targets
+    training = holdout.items[start : holdout.train_ends[user]].tolist()
+    row = np.flatnonzero(holdout.test.users == user)
+    if not len(row):
+        return training, training, []
+    end = holdout.test.ends[row[0]]
+    targets = [int(rows.targets[row[0]]) for rows in (holdout.val, holdout.test)]
+    return training, holdout.items[start:end].tolist(), targets
 
 
 # The tutorial's example
@@ -113,9 +116,9 @@ def test_the_tutorial_from_a_file_behind_a_holdout(tmp_path, more, third):
     table = read_tutorial(tmp_path, HELD_OUT + more)
     holdout = hold_out(table, Windows.last, Catalogue.all, maxlen=5)
     assert inputs_and_targets(holdout) == [(["i2", "i3"], ["i3", "i1"]), (["i3"], ["i1"]), *third]
-    assert table.user_ids[holdout.users].tolist() == ["u1", "u2"]
-    assert holdout.item_ids[holdout.val_targets - 1].tolist() == ["i3", "i2"]
-    assert holdout.item_ids[holdout.test_targets - 1].tolist() == ["i5", "i4"]
+    assert table.user_ids[holdout.test.users].tolist() == ["u1", "u2"]
+    assert holdout.item_ids[holdout.val.targets - 1].tolist() == ["i3", "i2"]
+    assert holdout.item_ids[holdout.test.targets - 1].tolist() == ["i5", "i4"]
 
 
 def test_tutorial_sessions_keep_the_newest_maxlen_items(tmp_path):
@@ -130,7 +133,7 @@ def test_tutorial_sessions_keep_the_newest_maxlen_items(tmp_path):
 def test_training_validation_and_test_are_everything_in_order(seed):
     users = random_users(seed)
     holdout = holdout_of(users, maxlen=4)
-    assert holdout.users.tolist() == [user for user, items in enumerate(users) if len(items) >= 3]
+    assert holdout.test.users.tolist() == [user for user, items in enumerate(users) if len(items) >= 3]
     for user, items in enumerate(users):
         training, known_to_test, targets = split(holdout, user)
         assert training + targets == (items if len(items) >= 2 else [])
@@ -169,7 +172,7 @@ def test_catalogue_train_knows_the_windows_items_only():
     holdout = holdout_of(USERS, maxlen=1, catalogue=Catalogue.train, weights=[[float(i) for i in u] for u in USERS])
     assert holdout.item_ids.tolist() == [10, 20, 30, 60, 70]  # now items 1 to 5
     assert sessions(holdout) == [[20, 30], [20, 60], [30, 70], [10, 30]]
-    assert holdout.users.tolist() == [0, 1, 4, 5]
+    assert holdout.test.users.tolist() == [0, 1, 4, 5]
     assert [split(holdout, user) for user in range(6)] == [
         ([1, 2, 3], [1, 2, 3], [0, 0]),  # its validation item 4 is not read by the test either
         ([2, 4], [2, 4], [0, 1]),
@@ -185,8 +188,8 @@ def test_catalogue_all_knows_every_item():
     holdout = holdout_of(USERS, maxlen=1)
     assert holdout.item_ids.tolist() == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     assert [split(holdout, user)[0] for user in range(6)] == [[1, 2, 3], [2, 6], [3, 7], [], [9], [8, 1, 3]]
-    assert holdout.val_targets.tolist() == [4, 4, 2, 2]
-    assert holdout.test_targets.tolist() == [5, 1, 6, 7]
+    assert holdout.val.targets.tolist() == [4, 4, 2, 2]
+    assert holdout.test.targets.tolist() == [5, 1, 6, 7]
 
 
 @pytest.mark.parametrize("windows", list(Windows))
@@ -205,9 +208,9 @@ def test_catalogue_train_drops_only_items_of_no_window(seed, windows):
     for user in range(len(users)):
         for mine, all_of_them in zip(split(known, user)[:2], split(whole, user)[:2], strict=True):
             assert ids(known, mine) == [item for item in ids(whole, all_of_them) if item in trained]
-    for name in ("val_targets", "test_targets"):
-        assert ids(known, getattr(known, name)) == [
-            item * (item in trained) for item in ids(whole, getattr(whole, name))
+    for stage in ("val", "test"):
+        assert ids(known, known.rows(stage).targets) == [
+            item * (item in trained) for item in ids(whole, whole.rows(stage).targets)
         ]
 
 
@@ -547,7 +550,7 @@ def test_a_holdout_without_training_windows_is_an_error(windows, catalogue):
 def test_without_a_holdout_all_is_trained_on():
     users = sequences_of([[1, 2, 3, 4], [5], [6, 1], [2, 7, 8]])
     held = hold_out(users, Windows.last, Catalogue.train, 2, HoldoutMode.none)
-    assert len(held.users) == len(held.val_targets) == len(held.test_targets) == 0
+    assert len(held.val) == len(held.test) == len(held.test.targets) == 0
     assert held.item_ids.tolist() == [10, 20, 30, 40, 60, 70, 80]  # 50 is of a user with one interaction
     windows = zip(held.window_starts, held.window_ends, held.window_users, strict=True)
     cut = {user: held.item_ids[held.items[start:end] - 1].tolist() for start, end, user in windows}

@@ -16,13 +16,14 @@ from small_data import holdout_of, random_users
 from torch import Tensor
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.dataset import Catalogue, Target, Windows
+from sasrec_lab.config.schema import TrainConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
-from sasrec_lab.evaluation.baselines import popularity_metrics
+from sasrec_lab.evaluation import metrics as metrics_module
+from sasrec_lab.evaluation.baselines import SharedScores, popularity_metrics
 from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
     IntegerConcat,
@@ -32,6 +33,7 @@ from sasrec_lab.evaluation.metrics import (
     metrics_from_counts,
     sampled_ranks,
 )
+from sasrec_lab.evaluation.row_metrics import mean_over_rows
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops import ranking
 from sasrec_lab.ops.ranking import Scores
@@ -43,14 +45,17 @@ CONFIG = load(["dataset=csv", "dataset.path=x.csv", "evaluation.k=[1,5,10]"])
 
 
 def batch_of(
-    targets: list[int], seen: list[list[int]] | None = None, candidates: list | None = None
+    targets: list[int] | list[list[int]], seen: list[list[int]] | None = None, candidates: list | None = None
 ) -> EvaluationBatch:
     pairs = [(row, item) for row, items in enumerate(seen or []) for item in sorted(set(items))]
+    of_rows = [each if isinstance(each, list) else [each] for each in targets]
     return EvaluationBatch(
         inputs=None,
         ranked=torch.empty(0, dtype=torch.long),
+        rows=torch.arange(len(targets)),
         users=torch.arange(len(targets)),
-        targets=torch.tensor(targets, dtype=torch.long),
+        target_rows=torch.tensor([row for row, items in enumerate(of_rows) for _ in items], dtype=torch.long),
+        targets=torch.tensor([item for items in of_rows for item in items], dtype=torch.long),
         seen_rows=torch.tensor([row for row, _ in pairs], dtype=torch.long),
         seen_items=torch.tensor([item for _, item in pairs], dtype=torch.long),
         candidates=None if candidates is None else torch.tensor(candidates),
@@ -129,7 +134,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, EvaluationBatch]:
 
 def sorted_ranks(scores: Tensor, batch: EvaluationBatch, filter_seen: bool) -> list[int]:
     ranks = []
-    for row, target in enumerate(batch.targets.tolist()):
+    for row, target in zip(batch.target_rows.tolist(), batch.targets.tolist(), strict=True):
         left_out = seen_of(batch, row) if filter_seen else set()
         candidates = [item for item in range(1, scores.shape[1] + 1) if item not in left_out]
         ranks.append(sorted_rank(scores[row].tolist(), target, candidates))
@@ -366,19 +371,80 @@ def test_two_parts_add_up_to_the_whole():
     assert metrics_from_counts((one.counts + other.counts).double(), [10]) == whole.compute()
 
 
+# Several targets
+
+
+def several_targets(seed: int) -> tuple[Tensor, EvaluationBatch]:
+    """Return the scores of `random_case` and rows of one to six different targets, 0 and seen ones among them."""
+    scores, batch = random_case(seed)
+    random = np.random.default_rng(seed)
+    rows = [random.permutation(scores.shape[1] + 1)[: random.integers(1, 7)].tolist() for _ in scores]
+    return scores, batch_of(rows, [sorted(seen_of(batch, row)) for row in range(len(scores))])
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_ranks_of_several_targets_against_a_sort(filter_seen, at_once, monkeypatch):
+    monkeypatch.setattr(metrics_module, "TARGETS_AT_ONCE", at_once)
+    for seed in range(3):
+        scores, batch = several_targets(seed)
+        assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)
+
+
+def test_states_and_popularity_rank_several_targets():
+    counts = torch.randint(0, 9, (30,), generator=torch.Generator().manual_seed(0))
+    _, batch = several_targets(0)
+    table = torch.stack([counts.float(), torch.zeros(30)], 1)
+    states = Scores(torch.tensor([[1.0, 0.0]]).repeat(len(batch.rows), 1), table)
+    expected = sorted_ranks(counts.float().repeat(len(batch.rows), 1), batch, filter_seen=True)
+    assert full_ranks(SharedScores(counts), batch, filter_seen=True).tolist() == expected
+    assert full_ranks(states, batch, filter_seen=True).tolist() == expected
+
+
+def test_targets_of_equal_scores_share_the_worst_rank():
+    batch = batch_of([[1, 2], [3]])
+    assert full_ranks(Given(torch.tensor([[5.0, 5.0, 1.0], [1.0, 1.0, 5.0]])), batch, False).tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize("target", [Target.all, Target.successive])
+def test_metrics_of_rows_do_not_depend_on_the_batches(target):
+    scores, batch = several_targets(0)
+    batch = replace(batch, users=batch.rows // 3)  # three rows a user
+    whole, parts = (HoldoutMetrics(30, CONFIG.evaluation, target) for _ in range(2))
+    whole.update(Given(scores), batch)
+    ranks = full_ranks(Given(scores), batch, filter_seen=True)
+    for rows in (torch.arange(25, 40), torch.arange(25)):
+        is_here = torch.isin(batch.target_rows, rows)
+        parts.full.update(ranks[is_here], replace(batch, target_rows=batch.target_rows[is_here]))
+    values = whole.compute_and_reset("test")
+    assert values == parts.compute_and_reset("test")
+    names = metric_names(CONFIG.evaluation.k, 0, target)
+    expected = mean_over_rows(names, *(x.numpy() for x in (batch.target_rows, batch.target_rows // 3, ranks)))
+    assert values == {f"test/{name}": value for name, value in expected.items()}
+
+
 TWO_PROCESSES = """
 import json, sys
 import torch
-from sasrec_lab.evaluation.metrics import IntegerConcat, RankMetrics
+from types import SimpleNamespace
+from sasrec_lab.config.dataset import Target
+from sasrec_lab.evaluation.metrics import IntegerConcat, RankMetrics, RowMetrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 metrics = RankMetrics(30, [5, 10])
 ranks = torch.arange(101) * 7 % 31
 metrics.update(ranks[:70] if rank == 0 else ranks[70:])
+several = RowMetrics([5], Target.all)
+rows = torch.arange(101) // 3
+for row in range(rank, 34, 2):
+    own = rows == row
+    indices = torch.zeros(int(own.sum()), dtype=torch.long)
+    batch = SimpleNamespace(target_rows=indices, rows=torch.tensor([row]), users=torch.tensor([row // 2]))
+    several.update(ranks[own], batch)
 numbers = IntegerConcat()
 numbers.update(torch.tensor([2**24 + 1, 5] if rank == 0 else [], dtype=torch.long))
 numbers.update(torch.tensor([rank]))
-print(json.dumps([metrics.compute(), len(metrics.counts), numbers.compute().tolist()]))
+print(json.dumps([metrics.compute(), len(metrics.counts), numbers.compute().tolist(), several.compute()]))
 torch.distributed.destroy_process_group()
 """
 
@@ -399,10 +465,12 @@ def test_two_processes_have_the_metrics_of_one(tmp_path):
     single = RankMetrics(30, [5, 10])
     single.update(torch.arange(101) * 7 % 31)
     for line in printed:
-        values, size, numbers = json.loads(line)
+        values, size, numbers, several = json.loads(line)
         assert numbers == [2**24 + 1, 5, 0, 1]
         assert values == single.compute()
         assert size == 31
+        rows, ranks = np.arange(101) // 3, np.arange(101) * 7 % 31
+        assert several == mean_over_rows(metric_names([5], 0, Target.all), rows, rows // 2, ranks)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -453,14 +521,11 @@ def popularity_by_loop(cfg: TrainConfig, data: SequenceData, stage: str) -> dict
         counts.update(holdout.items[start:end].tolist())
     scores = [counts[item] for item in range(1, holdout.num_items + 1)]
     full, sampled = [], []
-    for row, user in enumerate(holdout.users):
-        end, targets = {
-            "val": (holdout.train_ends, holdout.val_targets),
-            "test": (holdout.val_ends, holdout.test_targets),
-        }[stage]
-        seen = set(holdout.items[holdout.starts[user] : end[user]].tolist()) if cfg.evaluation.filter_seen else set()
+    rows = holdout.rows(stage)
+    for row, (start, end) in enumerate(zip(rows.starts, rows.ends, strict=True)):
+        seen = set(holdout.items[start:end].tolist()) if cfg.evaluation.filter_seen else set()
         candidates = [item for item in range(1, holdout.num_items + 1) if item not in seen]
-        target = int(targets[row])
+        target = int(rows.targets[row])
         full.append(sorted_rank(scores, target, candidates))
         others = [item for item in data.candidates[stage][row].tolist() if item != target]
         sampled.append(sorted_rank(scores, target, [*others, target] if target else []))
@@ -492,7 +557,7 @@ def test_popularity_on_movielens_is_the_published_one(data_root, tmp_path):
     (tmp_path / "sasrec-ml-1m").symlink_to(data_root / "sasrec-ml-1m")  # the cache stays in the test's own folder
     cfg = load(["dataset=sasrec_ml_1m", "evaluation.sampled=100", "evaluation.k=[10]", "evaluation.batch_size=512"])
     holdout = hold_out(load_sequences(cfg.dataset, str(tmp_path)), Windows.last, Catalogue.all, maxlen=200)
-    assert (len(holdout.users), holdout.num_items, len(holdout.items)) == (6040, 3416, 999_611)
+    assert (len(holdout.test.users), holdout.num_items, len(holdout.items)) == (6040, 3416, 999_611)
     values = popularity_metrics(SequenceData(holdout, cfg), cfg.evaluation)
     assert values["test/recall@10-sampled100"] == pytest.approx(0.4329, abs=0.01)
     assert values["test/ndcg@10-sampled100"] == pytest.approx(0.2377, abs=0.005)

@@ -259,18 +259,31 @@ def test_users_are_matched_by_id_and_averaged_over_seeds(tmp_path):
     assert test.p == test.p_holm == sign_flip_p(differences[None])[0]
 
 
-def test_a_user_with_several_targets_is_one_difference(tmp_path):
-    """Users 7 and 8 have two targets each, in any order of the file; the mean over users is the metric."""
+GAIN = [0, 1, 1 / math.log2(3), 1 / 2, 0, 0, 0, 1 / 3]  # by rank; log2(1 + 7) is 3
+BOTH = GAIN[1] + GAIN[2]  # the ideal of two targets
+
+
+@pytest.mark.parametrize(
+    ("metric", "row", "differences"),  # the mean over the users 7, 8 and 9 is the difference of the metric
+    [
+        ("ndcg@10", [0, 1, 2, 3, 4], [(GAIN[3] - GAIN[1]) * 3 / 5, GAIN[1] * 3 / 5, -GAIN[7] * 3 / 5]),
+        ("ndcg@10-by-user", [0, 1, 2, 3, 4], [(GAIN[3] - GAIN[1]) / 2, GAIN[1] / 2, -GAIN[7]]),
+        ("ndcg@10", [0, 0, 1, 1, 2], [(GAIN[3] - GAIN[1]) / BOTH, GAIN[1] / BOTH, -GAIN[7]]),
+        ("mrr", [0, 0, 1, 1, 2], [1 / 3 - 1, 0, -1 / 7]),
+        ("recall@1", [0, 0, 1, 1, 2], [-1 / 2, 1 / 2, 0]),
+    ],
+)
+def test_a_user_with_several_targets_is_one_difference(tmp_path, metric, row, differences):
     for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [4, 2, 0, 3, 1])):
         folder = write_run(tmp_path / name, *(["model.dim=8"] if name == "b" else []))
-        columns = {"user": [7, 7, 8, 8, 9], "target": [1, 2, 1, 3, 3]}
+        results = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(results | {"metrics": {f"test/{metric}": 0.5}}))
+        columns = {"user": [7, 7, 8, 8, 9], "target": [1, 2, 1, 3, 3], "row": row}
         columns["rank"] = [1, 3, 0, 1, 7] if name == "a" else [3, 3, 1, 1, 0]
         np.savez(folder / "ranks.npz", **{key: np.array(values)[order] for key, values in columns.items()})
-    gain = np.array([0, 1, 0, 1 / 2, 0, 0, 0, 1 / 3])  # by rank; log2(1 + 7) is 3
-    differences = np.array([2 * gain[3] - (gain[1] + gain[3]), gain[1], -gain[7]]) / (5 / 3)
-    test = only_part(tmp_path).tests["model.dim=8", "default", "test/ndcg@10"]
-    assert test.difference == pytest.approx(differences.mean())
-    assert test.margin == pytest.approx(1.96 * differences.std(ddof=1) / math.sqrt(3))
+    test = only_part(tmp_path, wanted=(f"test/{metric}",)).tests["model.dim=8", "default", f"test/{metric}"]
+    assert test.difference == pytest.approx(np.mean(differences))
+    assert test.margin == pytest.approx(1.96 * np.std(differences, ddof=1) / math.sqrt(3))
 
 
 def test_users_with_other_targets_are_not_compared(tmp_path):

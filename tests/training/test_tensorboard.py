@@ -161,7 +161,7 @@ def test_attention_maps_are_the_models_own_weights(heads):
 def test_users_are_picked_from_short_to_long_histories():
     """A history of one item is never picked, as its map has a single cell."""
     holdout = holdout_of([[1, 2, 3] * n + [4] for n in (5, 1, 3, 2, 4)] + [[5, 6, 7]])
-    lengths = (holdout.val_ends - holdout.starts)[holdout.users]
+    lengths = holdout.test.ends - holdout.test.starts
     assert lengths[tensorboard.pick_users_by_length(holdout, 3)].tolist() == [2, 6, 15]
     assert len(tensorboard.pick_users_by_length(holdout, 50)) == 6
 

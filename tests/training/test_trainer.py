@@ -115,7 +115,7 @@ def limits_of(word: str, *words: str) -> tuple:
     holdout = holdout_of(random_users(0, users=60)[-50:])
     cfg = load(["dataset=csv", "dataset.path=x.csv", "batch_size=10", "evaluation.batch_size=20", word, *words])
     cfg = replace(cfg, batch_size=-(-len(holdout.window_users) // 5))
-    cfg = replace(cfg, evaluation=replace(cfg.evaluation, batch_size=-(-len(holdout.users) // 3)))
+    cfg = replace(cfg, evaluation=replace(cfg.evaluation, batch_size=-(-len(holdout.test) // 3)))
     return cfg, SequenceData(holdout, cfg)
 
 
