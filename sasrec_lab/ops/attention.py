@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention, newest_attention
-from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.buckets import Buckets, bucketed_attention, by_offset, fused_attention, newest_attention, past_of
+from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
 from sasrec_lab.ops.steps import Steps
 
 
@@ -57,6 +57,11 @@ class BatchLayout:
         return int(self._known_offsets[-1])
 
     @cached_property
+    def longest(self) -> int:
+        """Return the number of tokens of the longest sequence."""
+        return int(np.diff(self._known_offsets).max())
+
+    @cached_property
     def buckets(self) -> Buckets:
         """Return the sequences in buckets of similar length."""
         return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
@@ -73,22 +78,33 @@ class BatchLayout:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, *, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BatchLayout,
+    heads: int,
+    rate: float,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q k' / sqrt(D / H)) v within each sequence.
+    """Return softmax(q k' / sqrt(D / H) + bias) v within each sequence.
 
     A token attends to itself and earlier ones if `causal`, else to all tokens of its sequence. `rate` is the dropout on
     the weights. Dummy tokens after the last sequence get zeros.
+
+    Column i - j of `bias` (H or 1, n) is added to the scores of query i and key j if `causal`, else column
+    i - j + n - 1 of `bias` (H or 1, 2n - 1). A single row is for all heads. No sequence may be longer than n.
     """  # all (T, D)
     if torch.compiler.is_exporting():
-        return attend_single_sequence(q, k, v, heads, causal=causal)
+        return attend_single_sequence(q, k, v, heads, causal=causal, bias=bias)
     if q.is_cuda:
-        return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal)
+        return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
     if q.dtype == torch.bfloat16:  # under autocast: float32 is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()
     if library.supports(q):
-        return compiled_attention(q, k, v, layout, heads, rate, causal=causal)
-    return bucketed_attention(q, k, v, layout.buckets, heads, rate, causal=causal)
+        return compiled_attention(q, k, v, layout, heads, rate, causal=causal, bias=bias)
+    return bucketed_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
 
 
 def attend_with_padding(
@@ -101,14 +117,23 @@ def attend_with_padding(
 
 
 def attend_newest(
-    q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, layout: BatchLayout, heads: int, pad_keys: bool
+    q: Tensor,
+    x: Tensor,
+    key: nn.Linear,
+    value: nn.Linear,
+    layout: BatchLayout,
+    heads: int,
+    pad_keys: bool,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return what `attend` gives each sequence's newest token, for its query q (B, D), k = key(x) and v = value(x).
 
     As keys and values are linear in the tokens' states x (T, D), the states themselves are compared and averaged, and
     the two matrices applied to the query and to the average: two products less for each token. The key's bias adds the
-    same to all scores of a query, which the softmax ignores. The newest token attends to all others, so causal and
-    bidirectional attention do not differ. With `pad_keys` as in `attend_with_padding`, where the padding's states are
+    same to all scores of a query, which the softmax ignores. The newest token attends to all others, so `causal` only
+    tells what the columns of `bias` are. With `pad_keys` as in `attend_with_padding`, where the padding's states are
     zero. Without dropout.
     """  # (B, D)
     if pad_keys:
@@ -117,35 +142,56 @@ def attend_newest(
     q = q.unflatten(1, shape)  # (B, H, D / H)
     q = torch.einsum("bhd,hde->bhe", q, key.weight.unflatten(0, shape))  # (B, H, D)
     x = x.to(q.dtype)
-    mean = _attend_newest(q.contiguous()[:, None], x, x, layout, 1 / sqrt(shape[1]))[:, 0]  # (B, H, D)
+    past = None if bias is None else past_of(bias, causal)
+    mean = _attend_newest(q.contiguous()[:, None], x, x, layout, 1 / sqrt(shape[1]), past)[:, 0]  # (B, H, D)
     values = torch.einsum("bhe,hde->bhd", mean, value.weight.unflatten(0, shape))  # (B, H, D / H)
     return values.flatten(1) + value.bias
 
 
-def attend_newest_to(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int) -> Tensor:
+def attend_newest_to(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BatchLayout,
+    heads: int,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Return what `attend` gives each sequence's newest token, for its query q (B, D), keys and values (T, D).
 
     For keys that `attend_newest` cannot make from the states, such as rotated ones. Without dropout.
     """  # (B, D)
     q = q.unflatten(1, (heads, 1, -1))  # (B, H, 1, D / H)
-    return _attend_newest(q, k.to(q.dtype), v.to(q.dtype), layout, 1 / sqrt(q.shape[-1])).flatten(1)
+    past = None if bias is None else past_of(bias, causal)
+    return _attend_newest(q, k.to(q.dtype), v.to(q.dtype), layout, 1 / sqrt(q.shape[-1]), past).flatten(1)
 
 
-def _attend_newest(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, scale: float) -> Tensor:
-    """Return softmax(scale q k') v (B, G, Q, E): Q queries (B, G, Q, E) per sequence in each of G groups of columns.
-
-    Keys and values are (T, G E).
-    """
+def _attend_newest(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, scale: float, past: Tensor | None) -> Tensor:
+    """Return `newest_attention`, in an export for the tokens of a single sequence."""
     if torch.compiler.is_exporting():
         k, v = (x.unflatten(1, (q.shape[1], -1)).transpose(0, 1) for x in (k, v))  # (G, T, E)
-        return F.scaled_dot_product_attention(q[0], k, v, scale=scale)[None]
-    return newest_attention(q, k, v, layout.buckets, scale)
+        biases = None
+        if past is not None:
+            ages = torch.arange(k.shape[1], device=q.device).flip(0)
+            biases = past.index_select(1, ages).expand(q.shape[1] * q.shape[2], -1).unflatten(0, q.shape[1:3])
+        return F.scaled_dot_product_attention(q[0], k, v, biases, scale=scale)[None]
+    return newest_attention(q, k, v, layout.buckets, scale, past)
 
 
-def attend_single_sequence(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = True) -> Tensor:
+def attend_single_sequence(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = True, bias: Tensor | None = None
+) -> Tensor:
     """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file."""
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, D / H)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
+    places = torch.arange(q.shape[1], device=q.device)
+    distances = places[:, None] - places  # (T, T)
+    biases = bias[:, distances.clamp(min=0) if causal else distances + bias.shape[1] // 2]
+    if causal:
+        biases = biases.masked_fill(distances < 0, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, biases).transpose(0, 1).flatten(1)
 
 
 class PaddedRows:
@@ -184,20 +230,46 @@ class PaddedRows:
 
 
 def compiled_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, *, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BatchLayout,
+    heads: int,
+    rate: float,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return `attend` by the kernel: one sequence and head at a time in a core's own cache.
 
     Nothing is computed for tokens that a token does not attend to, and nothing is copied into another shape. Reference:
     `bucketed_attention`.
     """
-    return _CompiledAttention.apply(q, k, v, layout, heads, rate, causal)
+    biases = None if bias is None else _bias_rows(bias, causal, layout.longest, heads, sqrt(q.shape[1] // heads))
+    return _CompiledAttention.apply(q, k, v, layout, heads, rate, causal, biases)
+
+
+def _bias_rows(bias: Tensor, causal: bool, longest: int, heads: int, unit: float) -> Tensor:
+    """Return the rows (H, columns) that cpp/attention.cpp reads, for a bias as in `attend`, times `unit`."""
+    width = bias.shape[1] if causal else (bias.shape[1] + 1) // 2
+    if longest > width or bias.shape[0] not in (1, heads):
+        raise ValueError(f"a bias {tuple(bias.shape)} does not fit {heads} heads and sequences of {longest} tokens")
+    rows = by_offset(bias.float() * unit, causal, width)
+    return F.pad(rows, (0, ROW_MULTIPLE)).expand(heads, -1).contiguous()  # the kernel reads a register beyond the last
 
 
 class _CompiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, causal: bool
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: BatchLayout,
+        heads: int,
+        rate: float,
+        causal: bool,
+        biases: Tensor | None,
     ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         for name, x in (("q", q), ("k", k), ("v", v)):
@@ -205,13 +277,14 @@ class _CompiledAttention(torch.autograd.Function):
         offsets, sequences = layout.offsets_tensor, layout.num_sequences
         ctx.layout = layout
         ctx.sizes = sequences, q.shape[1], heads, int(causal), 1 / sqrt(q.shape[1] // heads), float(rate)
+        ctx.bias_sizes = (0, 0) if biases is None else (biases.shape[1], (biases.shape[1] - ROW_MULTIPLE) // 2)
         out = torch.empty_like(q)
         out[layout.num_real_tokens :] = 0
         weights = None  # only a backward pass uses them
         if any(ctx.needs_input_grad):
             weights = q.new_empty(heads * _weights_size_kernel(offsets, sequences))
         seed = int(torch.randint(2**62, ())) if rate else 0  # follows torch's own seed
-        _attention_kernel(q, k, v, offsets, *ctx.sizes, seed, out, weights)
+        _attention_kernel(q, k, v, offsets, *ctx.sizes, biases, *ctx.bias_sizes, seed, out, weights)
         ctx.save_for_backward(q, k, v, out, weights)
         return out
 
@@ -221,9 +294,11 @@ class _CompiledAttention(torch.autograd.Function):
         grads = [torch.empty_like(x) for x in (q, k, v)]
         for x in grads:
             x[ctx.layout.num_real_tokens :] = 0
-        grad = grad.contiguous()
-        _attention_backward_kernel(q, k, v, out, grad, weights, ctx.layout.offsets_tensor, *ctx.sizes, *grads)
-        return *grads, None, None, None, None
+        heads, scale, columns = ctx.sizes[2], ctx.sizes[4], ctx.bias_sizes[0]
+        biases = q.new_zeros(heads, columns) if columns else None
+        offsets, grad = ctx.layout.offsets_tensor, grad.contiguous()
+        _attention_backward_kernel(q, k, v, out, grad, weights, offsets, *ctx.sizes, biases, *ctx.bias_sizes, *grads)
+        return *grads, None, None, None, None, None if biases is None else biases.mul_(scale)
 
 
 @kernel
@@ -243,6 +318,9 @@ def _attention_kernel(
     causal: int,
     scale: float,
     rate: float,
+    biases: Floats | None,
+    columns: int,
+    reach: int,
     seed: int,
     out: Floats,
     weights: Floats | None,
@@ -265,8 +343,11 @@ def _attention_backward_kernel(
     causal: int,
     scale: float,
     rate: float,
+    biases_grad: Floats | None,
+    columns: int,
+    reach: int,
     q_grad: Floats,
     k_grad: Floats,
     v_grad: Floats,
 ) -> None:
-    """Write the gradients of q, k and v."""
+    """Write the gradients of q, k and v, and add those of the biases."""

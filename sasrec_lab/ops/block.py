@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from sasrec_lab.ops import library
 from sasrec_lab.ops.attention import BatchLayout
-from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
 
 NORMS = ("sasrec", "pre", "post")  # in the order of cpp/block.cpp
-ROW_MULTIPLE = 16  # floats; rows of parameters are padded to whole registers of any processor
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class BlockLayers:
     inner: nn.Linear
     outer: nn.Linear
     causal: bool = True  # False: a token also attends to later ones
+    has_bias: bool = False  # whether scores have a bias by distance
 
 
 class KernelBlock(Protocol):
@@ -51,7 +51,8 @@ def apply_block(block: KernelBlock, x: Tensor, layout: BatchLayout, newest: Tens
     """Return `block.transform(x, layout, newest)`, by the kernel if it can; `block.layers()` gives its BlockLayers."""
     if not (block.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
         layers = block.layers()
-        has_kernel = layers.heads == 1 and layers.is_relu and layers.causal and not layers.pad_keys
+        has_kernel = layers.heads == 1 and layers.is_relu and layers.causal
+        has_kernel &= not layers.pad_keys and not layers.has_bias and layout.rotations is None
         if has_kernel and library.supports(x, layers.query.weight):
             return _block_compiled(layers, x, layout, newest is not None)
     return block.transform(x, layout, newest)

@@ -4,7 +4,6 @@ Hardly anything is computed for positions that do not exist. Causal attention ne
 sees the cells after a sequence's newest item. B sequences, T tokens, D dim, H heads, C cells of all buckets.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -86,39 +85,96 @@ class Buckets:
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, *, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buckets: Buckets,
+    heads: int,
+    rate: float,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return attention's output (T, D) by torch's fused kernels, one call per bucket: the form for GPUs.
 
     As of 2.13, torch's attention over sequences of different lengths (varlen_attn) has neither dropout nor single
     precision, and its flex attention has no dropout.
     """
-    masks = [None] * len(buckets.sizes) if causal else [mask[:, None, None] for mask in buckets.key_masks]
-    inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), masks, strict=True)
-    return buckets.scatter(
-        [F.scaled_dot_product_attention(q, k, v, mask, dropout_p=rate, is_causal=causal) for q, k, v, mask in inputs]
-    )
+    out = []
+    inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), strict=True)
+    for i, (queries, keys, values) in enumerate(inputs):
+        mask = None if causal else buckets.key_masks[i][:, None, None]  # (n, 1, 1, L)
+        if bias is not None:
+            length = slice(queries.shape[2])
+            future = torch.ones(queries.shape[2], queries.shape[2], dtype=torch.bool, device=q.device).triu(1)
+            biases = bias_scores(bias, causal, length, length)[None].to(queries.dtype)  # (1, H, L, L)
+            mask = biases.masked_fill(future if mask is None else ~mask, float("-inf"))
+        is_causal = mask is None
+        out.append(F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=rate, is_causal=is_causal))
+    return buckets.scatter(out)
 
 
-def newest_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, scale: float) -> Tensor:
-    """Return softmax(scale q k') v (B, G, Q, E) within each sequence, for Q queries (B, G, Q, E) in each of G groups.
+def bias_scores(bias: Tensor, causal: bool, queries: slice, keys: slice) -> Tensor:
+    """Return the biases (H or 1, queries, keys) of these positions in a sequence, the later ones of zero if `causal`.
 
-    Keys and values (T, G E) may be the same tensor.
+    `bias` is as in `attend`. Positions further apart than it reaches get zeros too.
+    """
+    begin, end, count = queries.start or 0, queries.stop, keys.stop
+    table = by_offset(bias, causal, max(end, count))
+    width = table.shape[1] // 2 + 1
+    # a row for each offset of key 0, and the last query has the lowest
+    return table.unfold(1, count, 1)[:, width - end : width - begin].flip(1)
+
+
+def by_offset(bias: Tensor, causal: bool, width: int) -> Tensor:
+    """Return the biases (H or 1, 2 width - 1) by j - i + width - 1, for a query i and a key j below `width`."""
+    if causal:
+        bias = F.pad(bias, (bias.shape[1] - 1, 0))
+    surplus = width - (bias.shape[1] + 1) // 2
+    return F.pad(bias, (surplus, surplus)).flip(1)
+
+
+def past_of(bias: Tensor, causal: bool) -> Tensor:
+    """Return the biases (H or 1, n) of keys at the distances 0 .. n - 1 before a query."""
+    return bias if causal else bias[:, bias.shape[1] // 2 :]
+
+
+def newest_attention(
+    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, scale: float, past: Tensor | None = None
+) -> Tensor:
+    """Return softmax(scale q k' + bias) v (B, G, Q, E) within each sequence, for Q queries in each of G groups.
+
+    Keys and values (T, G E) may be the same tensor. `past` is the bias (G Q or 1, n) by distance from the newest token.
     """
     out, groups = torch.empty_like(q), q.shape[1]
     keys = buckets.gather(k, groups)
     values = keys if v is k else buckets.gather(v, groups)
-    for key, value, members, mask in zip(keys, values, buckets.members, buckets.key_masks, strict=True):
+    for key, value, members, lengths, mask in zip(
+        keys, values, buckets.members, buckets.lengths, buckets.key_masks, strict=True
+    ):
         rows, n = torch.from_numpy(members).to(q.device), len(members)
         k, v = key[:n].flatten(0, 1), value[:n].flatten(0, 1)  # (n G, L, E)
         visible = mask[:n, None].repeat_interleave(groups, 0)  # (n G, 1, L)
+        if past is not None:
+            ages = np.maximum(lengths[:, None] - 1 - np.arange(k.shape[1]), 0)  # (n, L)
+            biases = past[:, torch.from_numpy(ages).to(q.device)].expand(groups * q.shape[2], -1, -1)  # (G Q, n, L)
+            biases = biases.transpose(0, 1).reshape(n * groups, -1, k.shape[1]).to(q.dtype)
+            visible = biases.masked_fill(~visible, float("-inf"))
         mean = F.scaled_dot_product_attention(q[rows].flatten(0, 1), k, v, attn_mask=visible, scale=scale)
         out[rows] = mean.unflatten(0, (n, groups))
     return out
 
 
 def bucketed_attention(
-    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, *, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buckets: Buckets,
+    heads: int,
+    rate: float,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return attention's output (T, D) by matrix products: the form for CPUs without a kernel.
 
@@ -126,13 +182,25 @@ def bucketed_attention(
     written by hand: autograd's would keep five (n, L, L) tensors instead of two, and would add up by index although
     cells and tokens match one to one. Reference: tests/reference_model.py.
     """
-    return _BucketedAttention.apply(q, k, v, buckets, heads, rate, causal)
+    biases = []  # of each piece, (H or 1, rows, keys); autograd leads their gradients to the table
+    if bias is not None:
+        pieces = _pieces(buckets, causal)
+        biases = [bias_scores(bias, causal, rows, seen) for _, rows, seen in pieces]
+    return _BucketedAttention.apply(q, k, v, buckets, heads, rate, causal, *biases)
 
 
 class _BucketedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, heads: int, rate: float, causal: bool
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        buckets: Buckets,
+        heads: int,
+        rate: float,
+        causal: bool,
+        *biases: Tensor,
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             # of the queries instead of the scores, and of the values instead of the weights
@@ -142,22 +210,25 @@ class _BucketedAttention(torch.autograd.Function):
             values = buckets.gather(v * ctx.scales[1] if rate else v, heads)
             out = [torch.empty_like(x) for x in queries]
             weights, kept = [], []  # per piece; kept: after dropout
-            for bucket, rows, seen in _pieces(queries, causal):
+            pieces = _pieces(buckets, causal)
+            for i, (bucket, rows, seen) in enumerate(pieces):
                 scores = queries[bucket][:, :, rows] @ keys[bucket][:, :, seen].mT
+                if biases:
+                    scores = scores + biases[i]
                 weights.append(
                     _softmax_of_past(scores, rows.start) if causal else _softmax(scores, buckets.key_masks[bucket])
                 )
                 kept.append(weights[-1] * keep_mask(weights[-1], rate) if rate else weights[-1])
-                out[bucket][:, :, rows] = kept[-1].to(scores.dtype) @ values[bucket][:, :, seen]
+                out[bucket][:, :, rows] = kept[-1].to(v.dtype) @ values[bucket][:, :, seen]
         ctx.save_for_backward(*queries, *keys, *values, *out, *weights, *kept)
-        ctx.buckets, ctx.heads, ctx.causal = buckets, heads, causal
+        ctx.buckets, ctx.heads, ctx.pieces, ctx.bias_heads = buckets, heads, pieces, [len(x) for x in biases]
         return buckets.scatter(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         buckets, n = ctx.buckets, len(ctx.buckets.sizes)
         q, k, v, out = (ctx.saved_tensors[i : i + n] for i in range(0, 4 * n, n))
-        pieces = _pieces(q, ctx.causal)
+        pieces, biases_grads = ctx.pieces, []
         weights, kept = ctx.saved_tensors[4 * n :][: len(pieces)], ctx.saved_tensors[4 * n + len(pieces) :]
         cells = q[0].new_zeros(len(buckets.cells), grad.shape[1])
         cells.index_copy_(0, buckets.places, grad[: len(buckets.places)].to(cells.dtype))
@@ -171,20 +242,23 @@ class _BucketedAttention(torch.autograd.Function):
             if used is not weight:
                 scores_grad = torch.ops.aten.threshold_backward(scores_grad, used, 0)  # 0 where the weight was dropped
             scores_grad.sub_((row_grads * out[i][:, :, rows]).sum(-1, keepdim=True)).mul_(weight)
+            if ctx.bias_heads:
+                of_heads = scores_grad.sum(0)
+                biases_grads.append(of_heads if len(of_heads) == ctx.bias_heads[0] else of_heads.sum(0, keepdim=True))
             scores_grad = scores_grad.to(row_grads.dtype)
             q_grads[i][:, :, rows] = scores_grad @ k[i][:, :, seen]
             k_grads[i][:, :, seen] += scores_grad.mT @ q[i][:, :, rows]
         q_grad, k_grad, v_grad = (buckets.scatter(x) for x in (q_grads, k_grads, v_grads))
-        return q_grad.mul_(ctx.scales[0]), k_grad, v_grad.mul_(ctx.scales[1]), None, None, None, None
+        return q_grad.mul_(ctx.scales[0]), k_grad, v_grad.mul_(ctx.scales[1]), None, None, None, None, *biases_grads
 
 
-def _pieces(buckets: Sequence[Tensor], causal: bool) -> list[tuple[int, slice, slice]]:
+def _pieces(buckets: Buckets, causal: bool) -> list[tuple[int, slice, slice]]:
     """Return (bucket, queries, the keys that they meet) of each product."""
     pieces = []
-    for i, x in enumerate(buckets):
-        for begin in range(0, x.shape[2], QUERIES_PER_PRODUCT):
-            end = min(begin + QUERIES_PER_PRODUCT, x.shape[2])
-            pieces.append((i, slice(begin, end), slice(end) if causal else slice(None)))
+    for i, (_, length) in enumerate(buckets.sizes):
+        for begin in range(0, length, QUERIES_PER_PRODUCT):
+            end = min(begin + QUERIES_PER_PRODUCT, length)
+            pieces.append((i, slice(begin, end), slice(end if causal else length)))
     return pieces
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd"]
 COMPILE_SECONDS = 300  # at most
+ROW_MULTIPLE = 16  # floats; rows of parameters are padded to whole registers of any processor
 
 # Argument types of kernels, next to int (int64_t, uint64_t) and float (double)
 Floats = Annotated[Tensor, torch.float32]  # float*

@@ -15,7 +15,6 @@ from sasrec_lab.ops.attention import (
     attend,
     attend_newest,
     attend_newest_to,
-    attend_single_sequence,
     compiled_attention,
 )
 from sasrec_lab.ops.backend import round_up_size
@@ -34,17 +33,36 @@ def layout_of(lengths: list[int]) -> tuple[BatchLayout, int]:
     return BatchLayout(batch.offsets, len(batch.items), batch.items.device), len(batch.items)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, *, causal: bool = True) -> Tensor:
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    heads: int,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
+) -> Tensor:
     out = torch.zeros_like(q)
     begin = 0
     for length in lengths:
-        for columns in torch.arange(q.shape[1]).view(heads, -1):
+        for head, columns in enumerate(torch.arange(q.shape[1]).view(heads, -1)):
             for token in range(begin, begin + length):
                 seen = slice(begin, token + 1 if causal else begin + length)
                 scores = k[seen][:, columns] @ q[token, columns] / sqrt(len(columns))
+                if bias is not None:
+                    zero = 0 if causal else bias.shape[1] // 2
+                    distances = [token - other for other in range(seen.start, seen.stop)]
+                    scores = scores + bias[head % len(bias), [zero + distance for distance in distances]]
                 out[token, columns] = scores.softmax(0) @ v[seen][:, columns]
         begin += length
     return out
+
+
+def bias_of(rows: int, reach: int, causal: bool) -> Tensor:
+    """Return a bias of a few units for distances below `reach`."""
+    random = torch.Generator().manual_seed(4)
+    return (2 * torch.randn(rows, reach if causal else 2 * reach - 1, generator=random)).requires_grad_()
 
 
 def inputs(tokens: int, dim: int, seed: int = 0) -> list[Tensor]:
@@ -72,6 +90,46 @@ def test_attention_equals_the_plain_loop(lengths, dim, heads, causal, compiled, 
     torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
 
 
+@directions
+@pytest.mark.parametrize(("dim", "heads", "rows"), [(12, 1, 1), (64, 2, 1), (64, 2, 2), (10, 5, 5)])
+@pytest.mark.parametrize("lengths", [[1], [200], *LENGTHS[3:5]], ids=str)
+@pytest.mark.parametrize("form", ["bucketed", "fused", pytest.param("compiled", marks=needs_compiler)])
+def test_biased_attention_equals_the_plain_loop(lengths, dim, heads, rows, causal, form):
+    layout, tokens = layout_of(lengths)
+    x = [*inputs(tokens, dim), bias_of(rows, max(lengths) + 3, causal)]
+    if form == "compiled":
+        out = compiled_attention(*x[:3], layout, heads, 0.0, causal=causal, bias=x[3])
+    else:
+        function = {"bucketed": bucketed_attention, "fused": fused_attention}[form]
+        out = function(*x[:3], layout.buckets, heads, 0.0, causal=causal, bias=x[3])
+    expected = plain_attention(*x[:3], lengths, heads, causal=causal, bias=x[3])
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(out, x, tokens), gradients(expected, x, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_selects_a_distance():
+    """Scores are equal but for the bias: each token takes the value of the one two places before, or behind."""
+    layout, tokens = layout_of([4, 3])
+    q, v = torch.zeros(tokens, 2), torch.arange(2.0 * tokens).view(-1, 2)
+    for causal, column, expected in (
+        (True, 2, [0.0, 1.0, 0.0, 2.0, 8.0, 9.0, 8.0]),  # the mean of all where there is no such token
+        (False, 5, [3.0, 3.0, 0.0, 2.0, 10.0, 10.0, 8.0]),
+        (False, 1, [4.0, 6.0, 3.0, 3.0, 12.0, 10.0, 10.0]),
+    ):
+        bias = torch.zeros(1, 4 if causal else 7)
+        bias[0, column] = 100
+        out = attend(q, q, v, layout, 1, 0.0, causal=causal, bias=bias)
+        assert out[:7, 0].tolist() == pytest.approx(expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rows", "columns"), [(2, 6), (3, 7), (1, 6)])
+def test_a_bias_that_does_not_fit_is_an_error(rows, columns):
+    layout, tokens = layout_of([7, 2])
+    with pytest.raises(ValueError, match=f"bias \\({rows}, {columns}\\) does not fit 2 heads and .* 7 tokens"):
+        attend(*inputs(tokens, 8), layout, 2, 0.0, bias=torch.zeros(rows, columns))
+
+
 @pytest.mark.parametrize(("dim", "heads"), SIZES[:4])
 @pytest.mark.parametrize("lengths", LENGTHS[:5], ids=str)
 def test_attention_of_the_newest_tokens_equals_the_plain_loop(lengths, dim, heads):
@@ -81,12 +139,16 @@ def test_attention_of_the_newest_tokens_equals_the_plain_loop(lengths, dim, head
     newest = layout.offsets_tensor[1:] - 1
     torch.manual_seed(0)
     key, value = torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim)
-    with torch.no_grad():
-        expected = plain_attention(q, key(x), value(x), lengths, heads)[newest]
-        given = attend_newest_to(q[newest], key(x), value(x), layout, heads)
-        made = attend_newest(q[newest], x, key, value, layout, heads, pad_keys=False)
-    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+    reach = max(lengths) + 3
+    biases = [None, bias_of(1, reach, True), bias_of(heads, reach, True), bias_of(heads, reach, False)]
+    for causal, bias in zip((True, True, True, False), biases, strict=True):
+        kind = {"causal": causal, "bias": bias}
+        with torch.no_grad():
+            expected = plain_attention(q, key(x), value(x), lengths, heads, **kind)[newest]
+            given = attend_newest_to(q[newest], key(x), value(x), layout, heads, **kind)
+            made = attend_newest(q[newest], x, key, value, layout, heads, pad_keys=False, **kind)
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
@@ -149,11 +211,37 @@ def test_fused_attention_equals_the_bucketed_one(dim, heads, causal):
     torch.testing.assert_close(gradients(fused, x, tokens), gradients(bucketed, x, tokens), rtol=1e-4, atol=1e-4)
 
 
+class Exported(torch.nn.Module):
+    """All forms of attention of a single sequence: all tokens, and the newest with its keys given and made."""
+
+    def __init__(self, causal: bool, bias: Tensor | None):
+        super().__init__()
+        self.key, self.value, self.kind = torch.nn.Linear(12, 12), torch.nn.Linear(12, 12), (causal, bias)
+
+    def forward(self, q: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        layout = BatchLayout(None, x.shape[0], x.device)
+        k, v, kind = self.key(x), self.value(x), dict(zip(("causal", "bias"), self.kind, strict=True))
+        newest = attend_newest(q[-1:], x, self.key, self.value, layout, 2, pad_keys=False, **kind)
+        return attend(q, k, v, layout, 2, 0.0, **kind), newest, attend_newest_to(q[-1:], k, v, layout, 2, **kind)
+
+
 @directions
-def test_an_export_attends_within_its_one_sequence(causal):
-    x = [one.detach() for one in inputs(7, 12)]
-    expected = plain_attention(*x, [7], heads=2, causal=causal)
-    torch.testing.assert_close(attend_single_sequence(*x, 2, causal=causal), expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_an_export_attends_within_its_one_sequence(causal, rows):
+    torch.manual_seed(0)
+    bias = bias_of(rows, 9, causal).detach() if rows else None
+    module, (q, x, _) = Exported(causal, bias), (x.detach() for x in inputs(9, 12))
+    tokens = {0: torch.export.Dim("tokens", min=1, max=9)}
+    exported = torch.export.export(module, (q[:5], x[:5]), dynamic_shapes=(tokens, tokens)).module()
+    for count in (1, 7, 9):
+        with torch.no_grad():
+            states, *newest = exported(q[:count], x[:count])
+            expected = plain_attention(
+                q[:count], module.key(x[:count]), module.value(x[:count]), [count], 2, causal=causal, bias=bias
+            )
+        torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
+        for one in newest:
+            torch.testing.assert_close(one, expected[-1:], rtol=1e-5, atol=1e-5)
 
 
 @directions
@@ -162,8 +250,12 @@ def test_under_autocast_the_sums_are_in_full_precision(causal):
     x = [one.detach().bfloat16() for one in inputs(tokens, 16)]
     with torch.autocast("cpu", torch.bfloat16):
         out = attend(*x, layout, 2, 0.0, causal=causal)
-    expected = plain_attention(*(one.float() for one in x), [30, 7], heads=2, causal=causal)
+        biased = attend(*x, layout, 2, 0.0, causal=causal, bias=bias_of(1, 30, causal))
+    x = [one.float() for one in x]
+    expected = plain_attention(*x, [30, 7], heads=2, causal=causal)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    expected = plain_attention(*x, [30, 7], heads=2, causal=causal, bias=bias_of(1, 30, causal))
+    torch.testing.assert_close(biased, expected, rtol=1e-5, atol=1e-5)
 
 
 FORMS = pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=needs_compiler)], ids=str)
@@ -171,10 +263,17 @@ FORMS = pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.floa
 
 @directions
 @pytest.mark.parametrize("heads", [1, 2])
-def test_the_gradients_of_the_bucketed_form_are_its_derivatives(heads, causal):
+def test_the_gradients_of_torchs_forms_are_their_derivatives(heads, causal):
     layout, tokens = layout_of([3, 1, 6])
     x = [one.detach().double().requires_grad_() for one in inputs(tokens, 4)]
     assert torch.autograd.gradcheck(lambda *x: attend(*x, layout, heads, 0.0, causal=causal), x)
+    for rows in {1, heads}:
+        bias = bias_of(rows, 6, causal).detach().double().requires_grad_()
+        for function in (
+            lambda *x: attend(*x[:3], layout, heads, 0.0, causal=causal, bias=x[3]),
+            lambda *x: fused_attention(*x[:3], layout.buckets, heads, 0.0, causal=causal, bias=x[3]),
+        ):
+            assert torch.autograd.gradcheck(function, [*x, bias])
 
 
 @directions
@@ -184,6 +283,7 @@ def test_a_sequence_is_not_changed_by_others_or_its_place(causal, dtype):
     lengths = [19, 6, 33]
     x = [one.detach().to(dtype) for one in inputs(sum(lengths), 12)]
     parts = list(zip(*(one.split(lengths) for one in x), strict=True))
+    bias = bias_of(2, 40, causal).detach().to(dtype)
 
     def last_of(order: list[int], dummies: int) -> list[Tensor]:
         """Return the outputs and gradients of sequence 2."""
@@ -191,7 +291,7 @@ def test_a_sequence_is_not_changed_by_others_or_its_place(causal, dtype):
         layout = BatchLayout(offsets, int(offsets[-1]) + dummies, torch.device("cpu"))
         given = [torch.cat([*(parts[i][n] for i in order), torch.ones(dummies, 12, dtype=dtype)]) for n in range(3)]
         given = [one.requires_grad_() for one in given]
-        out = attend(*given, layout, 2, 0.0, causal=causal)
+        out = attend(*given, layout, 2, 0.0, causal=causal, bias=bias)
         begin = offsets[order.index(2)]
         return [one[begin : begin + lengths[2]] for one in (out, *torch.autograd.grad(out.square().sum(), given))]
 
@@ -222,8 +322,8 @@ def test_one_and_two_threads_give_the_same_bits(causal):
         for count in (1, 2):
             torch.set_num_threads(count)
             torch.manual_seed(0)
-            x = inputs(tokens, 24)
-            out = attend(*x, layout, 3, 0.2, causal=causal)
+            x = [*inputs(tokens, 24), bias_of(1, 64, causal)]
+            out = attend(*x[:3], layout, 3, 0.2, causal=causal, bias=x[3])
             found.append((out, *gradients(out, x, tokens)))
     finally:
         torch.set_num_threads(threads)
@@ -272,13 +372,15 @@ def test_masks_of_sequences_and_heads_are_independent(heads):
 
 @needs_compiler
 @directions
-def test_compiled_dropout_has_the_gradients_of_its_mask(causal):
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+def test_compiled_dropout_has_the_gradients_of_its_mask(causal, biased):
     """The identity as v reveals the mask, with which a plain form in double precision is differentiated."""
     lengths, rate = [9, 4, 21], 0.3
     layout, tokens = layout_of(lengths)
-    x = inputs(tokens, 8)
+    x = [*inputs(tokens, 8), bias_of(1, 21, causal)]
+    bias = x[3] if biased else None
     torch.manual_seed(5)
-    found = gradients(attend(*x, layout, 1, rate, causal=causal), x, tokens)
+    found = gradients(attend(*x[:3], layout, 1, rate, causal=causal, bias=bias), x[: 3 + biased], tokens)
     torch.manual_seed(5)
     eye = torch.zeros(tokens, tokens)
     eye[: layout.num_real_tokens, : layout.num_real_tokens] = torch.eye(layout.num_real_tokens)
@@ -286,15 +388,18 @@ def test_compiled_dropout_has_the_gradients_of_its_mask(causal):
     for part in eye.split(8, dim=1):  # the output is the used weights, a few columns at a time
         torch.manual_seed(5)
         values = torch.nn.functional.pad(part, (0, 8 - part.shape[1]))
-        columns.append(attend(x[0], x[1], values, layout, 1, rate, causal=causal))
+        columns.append(attend(x[0], x[1], values, layout, 1, rate, causal=causal, bias=bias))
     used = torch.cat(columns, 1)[:, :tokens].detach()
-    q, k, v = (one.detach().double().requires_grad_() for one in x)
+    q, k, v, table = (one.detach().double().requires_grad_() for one in x)
+    places = torch.arange(tokens)
+    distances = places[:, None] - places + (0 if causal else 20)
+    scores = q @ k.T / sqrt(8) + biased * table[0, distances.clamp(0, table.shape[1] - 1)]
     seen = torch.zeros(tokens, tokens, dtype=torch.bool)
     for begin, end in zip(layout.offsets_tensor[:-1], layout.offsets_tensor[1:], strict=True):
         ones = torch.ones(end - begin, end - begin, dtype=torch.bool)
         seen[begin:end, begin:end] = ones.tril() if causal else ones
-    weights = (q @ k.T / sqrt(8)).masked_fill(~seen, -1e30).softmax(1) * seen
-    expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v], tokens)
+    weights = scores.masked_fill(~seen, -1e30).softmax(1) * seen
+    expected = gradients((weights * (used > 0) / (1 - rate)) @ v, [q, k, v, table][: 3 + biased], tokens)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
 

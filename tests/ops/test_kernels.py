@@ -27,6 +27,7 @@ COMPARISONS = (
     "ops/test_dropout.py::test_dropout_keeps_the_mean_and_drops_at_its_rate",
     "ops/test_dropout.py::test_dropouts_gradient_has_its_mask_on_any_thread_count",
     "ops/test_attention.py::test_compiled_attention_equals_the_bucketed_one",
+    "ops/test_attention.py::test_biased_attention_equals_the_plain_loop",
     "model/test_model.py::test_a_compiled_block_equals_the_plain_one",
     "model/test_model.py::test_nan_in_a_compiled_block_stays_in_its_sequence",
     "ops/test_attention.py::test_compiled_dropout_has_its_rate_and_follows_the_seed",

@@ -25,6 +25,11 @@ static void mark_dropped(float* row, int64_t count, uint32_t threshold, Random& 
     }
 }
 
+// Adds x (count,) to the row, and whatever follows there in the last register.
+static void add_row(const float* x, int64_t count, float* row) {
+    for (int64_t j = 0; j < count; j += W) store(row + j, load(row + j) + load(x + j));
+}
+
 // Floats of one sequence's weights in one head.
 static inline int64_t weights_of(int64_t L) { return L * round_up(L, W); }
 
@@ -38,9 +43,11 @@ int64_t weights_size(const int64_t* offsets, int64_t B) {
 }
 
 // out (T, D) = dropout(softmax(scale * q k')) v over the past if `causal`, else over the sequence. `weights` stores the
-// softmax for the backward pass, negative if dropped; it may be null.
+// softmax for the backward pass, negative if dropped; it may be null. So may `biases` (heads, columns), of which element
+// reach + j - i is added to the product of query i and key j; rows are a register longer than that needs.
 void attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
-               int64_t heads, int64_t causal, double scale, double rate, uint64_t seed, float* out, float* weights) {
+               int64_t heads, int64_t causal, double scale, double rate, const float* biases, int64_t columns, int64_t reach,
+               uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     const uint32_t threshold = threshold_of(rate);
@@ -61,7 +68,10 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
                 rows_product(rows, seen, d, q + start + i * D, D, 1, k_columns.data(), ld, P, ld);
                 const float* used = P;
                 const auto count = [&](int64_t m) { return causal ? i + m + 1 : L; };
-                for (int64_t m = 0; m < rows; m++) softmax_row(P + m * ld, count(m), round_up(seen, W), scale);
+                for (int64_t m = 0; m < rows; m++) {
+                    if (biases) add_row(biases + h * columns + reach - i - m, count(m), P + m * ld);
+                    softmax_row(P + m * ld, count(m), round_up(seen, W), scale);
+                }
                 if (threshold) {
                     for (int64_t m = 0; m < rows; m++) {
                         float* row = P + m * ld;
@@ -78,14 +88,20 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
     });
 }
 
-// Gradients of q, k and v from that of `out`.
+// Gradients of q, k and v from that of `out`, and if not null those of scale * biases, which are added to `biases_grad`.
 void attention_backward(const float* q, const float* k, const float* v, const float* out, const float* grad,
                         const float* weights, const int64_t* offsets, int64_t B, int64_t D, int64_t heads, int64_t causal,
-                        double scale, double rate, float* q_grad, float* k_grad, float* v_grad) {
+                        double scale, double rate, float* biases_grad, int64_t columns, int64_t reach, float* q_grad,
+                        float* k_grad, float* v_grad) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     std::vector<int64_t> first(B + 1, 0);
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
+    // for each task, by j - i + L - 1: added up in the order of tasks, whichever threads had them
+    const auto sums_of = [&](int64_t s, int64_t h) {
+        return heads * (2 * offsets[s] + W * s) + h * (2 * (offsets[s + 1] - offsets[s]) + W);
+    };
+    std::vector<float> sums(biases_grad ? heads * (2 * offsets[B] + W * B) : 0, 0.0f);
     parallel([&](const Team& team) {
         std::vector<float> v_columns, q_rows, k_rows, grad_rows, used, scores, tile_out(MR * wide);
         team.take_turns(B * heads, 1, [&](int64_t task) {
@@ -111,6 +127,10 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                         store(&used[(i + m) * ld + j], used_p);
                         store(S + m * ld + j, used_p * load(S + m * ld + j) - size * mean);
                     }
+                    if (biases_grad) {
+                        float* sum = &sums[sums_of(s, h) + L - 1 - i - m];
+                        for (int64_t j = 0; j < seen; j += W) store(sum + j, load(sum + j) + load(S + m * ld + j));
+                    }
                 }
                 rows_product(rows, wide, seen, S, ld, 1, k_rows.data(), wide, tile_out.data(), wide);
                 unpack_rows(tile_out.data(), rows, d, wide, float(scale), q_grad + start + i * D, D);
@@ -126,5 +146,10 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
             }
         });
     });
+    for (int64_t task = 0; biases_grad && task < B * heads; task++) {
+        const int64_t s = task / heads, h = task % heads, L = offsets[s + 1] - offsets[s];
+        float* total = biases_grad + h * columns + reach - L + 1;
+        for (int64_t t = 0; t < 2 * L - 1; t++) total[t] += sums[sums_of(s, h) + t];
+    }
 }
 }
