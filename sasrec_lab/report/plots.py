@@ -5,6 +5,7 @@ Each returns a canvas whose axes keep their size whatever its title and legend n
 
 import math
 import re
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from sasrec_lab.report.rows import Row
 from sasrec_lab.report.tables import SIGNIFICANT, ProtocolReport, mean_and_std
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
-BASELINE, PUBLISHED, POPULARITY = "#222222", "#9aa3ad", "#7d8791"
+BASELINE, PUBLISHED, UNTRAINED = "#222222", "#9aa3ad", "#7d8791"
 _WIDTH, _HEIGHT = 6.0, 3.2  # inches, of figures that share a line of a page
 _MAX_BARS = 30
 _MAX_TICKS = 12
@@ -31,7 +32,7 @@ _MIN_SEEDS_FOR_SPREAD = 3  # a band or a bar over two seeds would look like cert
 
 
 def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: str) -> Canvas:
-    """Draw the metric over one numeric key: seeds, mean and spread, popularity, and the published values."""
+    """Draw the metric over one numeric key: seeds, mean and spread, baselines, and the published values."""
     key = keys[0]
     canvas, axes = new_canvas(_WIDTH, _HEIGHT)
     at = {row.label: value for row in rows if isinstance(value := setting(row, key), float)}
@@ -55,7 +56,7 @@ def line(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metric: s
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
     axes.set(xlabel=printable(key), ylabel=printable(metric))
-    _draw_popularity(axes, part, metric)
+    _draw_untrained(axes, part, metric)
     add_legend(canvas, axes)
     return canvas
 
@@ -95,26 +96,25 @@ def heat_map(part: ProtocolReport, rows: list[Row], keys: tuple[str, ...], metri
             box = Rectangle((column - 0.46, line_ - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], linewidth=2)
             box.set_label("best on validation")
             axes.add_patch(box)
-    popularity = part.popularity(metric)
-    label = printable(metric) + ("" if popularity is None else f"\n(popularity: {popularity:.4f})")
-    canvas.colorbar(image, label=label)
+    untrained = [f"{name}: {value:.4f}" for name, value in part.untrained(metric).items()]
+    canvas.colorbar(image, label=printable(metric) + (f"\n({', '.join(untrained)})" if untrained else ""))
     add_legend(canvas, axes)
     return canvas
 
 
 def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
-    """Draw a bar per row, next to its published value, and one of popularity; of many rows the best on validation."""
+    """Draw a bar per row, next to its published value, and one per baseline; of many rows the best on validation."""
     if len(rows) > _MAX_BARS:
         best = part.by_validation(rows)[:_MAX_BARS]
         rows = [row for row in rows if row in best or row is part.baseline]
     has_published = any(metric in row.published for row in rows)
-    popularity = part.popularity(metric)
-    names = [_name(part, row) for row in rows] + ["popularity"] * (popularity is not None)
+    untrained = part.untrained(metric)
+    names = [*(_name(part, row) for row in rows), *map(printable, untrained)]
     lines = 1 + max(name.count("\n") for name in names)
     place_inches = max(0.5 if has_published else 0.3, 0.15 * lines, (_HEIGHT - 0.7) / len(names))
     canvas, axes = new_canvas(_WIDTH, 0.7 + len(names) * place_inches)
     height = min(0.38 if has_published else 0.64, 0.3 / place_inches)
-    longest = max([popularity or 0.0, *(_end(row, metric) for row in rows)]) or 1.0
+    longest = max(*untrained.values(), *(_end(row, metric) for row in rows), 0.0) or 1.0
     for place, row in enumerate(rows):
         value = row.published.get(metric)
         shift = 0.0 if value is None else 0.52 * height
@@ -123,9 +123,9 @@ def bars(part: ProtocolReport, rows: list[Row], metric: str) -> Canvas:
             axes.barh(place + shift, value, height, color="#d5dae0", label="published")
             end = value + 0.015 * longest
             axes.text(end, place + shift, f"{value:.4f}", va="center", fontsize=7.5, color="#667077")
-    if popularity is not None:
-        axes.barh(len(rows), popularity, height, color=GRAY)
-        axes.text(popularity + 0.015 * longest, len(rows), f"{popularity:.4f}", va="center", fontsize=7.5)
+    for place, value in enumerate(untrained.values(), len(rows)):
+        axes.barh(place, value, height, color=GRAY)
+        axes.text(value + 0.015 * longest, place, f"{value:.4f}", va="center", fontsize=7.5)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
@@ -172,7 +172,7 @@ def learning_curves(part: ProtocolReport, rows: list[Row], colors: dict[str, str
         curves[row.label].draw(axes, colors[row.label], _name(part, row))
     axes.set(xlabel="epoch", ylabel=printable(metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _draw_popularity(axes, part, metric)
+    _draw_untrained(axes, part, metric)
     add_legend(canvas, axes, others=len(rows) - len(named))
     return canvas
 
@@ -217,7 +217,7 @@ def _curves_in_frames(
         curves[row.label].draw(axes, colors[row.label])
         axes.set_title(_name(part, row), fontsize=8.5, loc="left", color=colors[row.label], fontweight="bold")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _draw_popularity(axes, part, part.monitor)
+        _draw_untrained(axes, part, part.monitor)
     for axes in frames[len(named) :]:
         axes.remove()
     for axes in frames[max(0, len(named) - _FRAMES_PER_LINE) : len(named)]:
@@ -253,7 +253,7 @@ def by_time(part: ProtocolReport, rows: list[Row], colors: dict[str, str], metri
     else:
         axes.set_xlim(0, 1.05 * longest / seconds or 1)  # leaves room for the last marker
     axes.set(xlabel=f"training time per run in {unit}", ylabel=printable(metric))
-    _draw_popularity(axes, part, metric)
+    _draw_untrained(axes, part, metric)
     add_legend(canvas, axes, others=len(rows) - len(colors))
     return canvas
 
@@ -296,10 +296,10 @@ def _draw_seeds(axes: Axes, x: list[float], y: list[float], color: str, label: s
     axes.plot(x, y, "o", color=color, markersize=3, markeredgecolor="white", markeredgewidth=0.4, label=label)
 
 
-def _draw_popularity(axes: Axes, part: ProtocolReport, metric: str) -> None:
-    """Draw the popularity baseline as a line across, if it was measured."""
-    if (value := part.popularity(metric)) is not None:
-        axes.axhline(value, color=POPULARITY, linestyle=":", linewidth=1.2, label="popularity")
+def _draw_untrained(axes: Axes, part: ProtocolReport, metric: str) -> None:
+    """Draw popularity and other baselines without training as lines across, each in a style of its own."""
+    for (name, value), style in zip(part.untrained(metric).items(), cycle((":", "-.", "--"))):
+        axes.axhline(value, color=UNTRAINED, linestyle=style, linewidth=1.2, label=printable(name))
 
 
 def _name(part: ProtocolReport, row: Row, metric: str | None = None) -> str:

@@ -30,7 +30,7 @@ class Run:
     config: dict[str, Any]
     protocol: dict[str, Any]
     metrics: dict[str, float]
-    popularity: dict[str, float]
+    baselines: dict[str, dict[str, float]]  # popularity and others that are measured beside every model
     epochs: int
     best_epoch: int | None
     seconds: float  # of training, including the earlier parts of a resumed run
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         protocol=_read_protocol(results, has_sampled=any("-sampled" in name for name in metrics)),
         metrics=metrics,
-        popularity=results["baselines"].get("popularity", {}),
+        baselines=results["baselines"],
         epochs=results["epochs"],
         best_epoch=results["best_epoch"],
         seconds=sum(part["seconds"].get("fit", 0.0) for part in [*info.get("earlier", []), info]),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
@@ -72,9 +72,12 @@ class ProtocolReport:
         mean = row.spread(self.monitor).mean
         return -math.inf if math.isnan(mean) else mean
 
-    def popularity(self, metric: str) -> float | None:
-        """Return the metric of the popularity baseline, which is the same for all rows."""
-        return self.comparison.rows[0].runs[0].popularity.get(metric)
+    def untrained(self, metric: str) -> dict[str, float]:
+        """Return the metric of popularity and other baselines without training, which are the same for all rows."""
+        values: dict[str, float] = {}
+        for run in chain.from_iterable(row.runs for row in self.comparison.rows):
+            values = {name: each[metric] for name, each in run.baselines.items() if metric in each} | values
+        return values
 
     def test(self, row: Row, metric: str) -> PairedTest | None:
         """Return the test of the row against the baseline, if there is one."""
@@ -108,11 +111,10 @@ class ProtocolReport:
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
         if self.tests:
-            difference = "mean difference over users, ± half its 95% interval"
+            compared = f"baseline: {self.baseline.label}; vs baseline" if self.baseline else "pairs"
             lines.append(
-                (f"baseline: {self.baseline.label}; vs baseline: {difference};" if self.baseline else f"{difference};")
-                + f" p: paired sign-flip test over users ({FLIPS:,} flips), seeds averaged, with Holm's correction;"
-                f" *: p ≤ {SIGNIFICANT}"
+                f"{compared}: mean difference over users, ± half its 95% interval; p: paired sign-flip test over users"
+                f" ({FLIPS:,} flips), seeds averaged, with Holm's correction; *: p ≤ {SIGNIFICANT}"
             )
         return lines
 
@@ -262,10 +264,10 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
         columns["vs baseline ± 95% over users"] = lambda row: _format_difference(tests.get(row.label))
         columns["p"] = lambda row: _format_p(tests.get(row.label))
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
-    popularity = part.popularity(metric)
-    if popularity is not None:
-        numbers = [_format_number(part.popularity(part.monitor))] * has_validation + [_format_number(popularity)]
-        rows.append(["popularity", EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
+    validation = part.untrained(part.monitor)
+    for name, value in part.untrained(metric).items():
+        numbers = [_format_number(validation.get(name))] * has_validation + [_format_number(value)]
+        rows.append([name, EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
 
 
@@ -282,7 +284,7 @@ def _pairs_table(part: ProtocolReport) -> list[Table]:
 
 
 def short_table(part: ProtocolReport, limit: int) -> Table | None:
-    """Return the first metric's means of the rows best on validation, and of popularity; None without a metric."""
+    """Return the first metric's means of the rows best on validation, and of baselines; None without a metric."""
     if not part.metrics:
         return None
     names, rows = [part.monitor, part.metrics[0]], part.by_validation(part.comparison.rows)
@@ -290,7 +292,10 @@ def short_table(part: ProtocolReport, limit: int) -> Table | None:
         [row.label, str(len(row.runs)), *(_format_number(row.spread(name).mean) for name in names)]
         for row in rows[:limit]
     ]
-    cells.append(["popularity", EMPTY_CELL, *(_format_number(part.popularity(name)) for name in names)])
+    validation, test = map(part.untrained, names)
+    cells += [
+        [name, EMPTY_CELL, _format_number(validation.get(name)), _format_number(value)] for name, value in test.items()
+    ]
     rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
     title = f"{part.dataset}: mean over seeds, the rows best on {part.monitor} first{rest}"
     return Table(title, ["row", "n", *names], cells)

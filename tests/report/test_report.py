@@ -67,6 +67,25 @@ test/ndcg@10: all 9 items except those already seen
     assert re.search(r"default +0,1,2 +3 +2 +1:00 +100\n", done.stdout)
 
 
+def test_every_baseline_without_training_has_a_line_and_a_bar(tmp_path, report_here):
+    """A run of an older version, which measured popularity only, shares the table."""
+    from sasrec_lab.report.figures import draw_figures
+
+    write_run(tmp_path / "x/a", seed=0)
+    for name, words in (("b", []), ("c", ["model.dim=8"])):
+        folder = write_run(tmp_path / "x" / name, *words, seed=1)
+        results = json.loads((folder / "metrics.json").read_text())
+        results["baselines"] |= {"markov": {"test/ndcg@10": 0.2}}
+        (folder / "metrics.json").write_text(json.dumps(results))
+    lines = report_here("x").stdout.splitlines()
+    table = lines[lines.index("test/ndcg@10: all 9 items except those already seen") :]
+    assert [line.split()[:3] for line in table[4:6]] == [["popularity", "-", "0.1000"], ["markov", "-", "0.2000"]]
+    figure = draw_figures(build_report(find_runs([tmp_path / "x"]), [], None))[0]
+    assert figure.name == "rows"
+    assert [label.get_text() for label in figure.canvas.axes[0].get_yticklabels()][2:] == ["popularity", "markov"]
+    assert [bar.get_width() for bar in figure.canvas.axes[0].patches][2:] == [0.1, 0.2]
+
+
 def test_published_results_apply_only_to_their_data_set(tmp_path):
     write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
     assert only_part(tmp_path).comparison.rows[0].published == {}
@@ -397,7 +416,10 @@ def test_few_rows_without_a_default_one_are_tested_in_pairs(tmp_path, report_her
         ["model.dim=16", "minus", "model.dim=4"],
     ]
     assert lines[1].endswith(f"+{differences[0].mean():.4f} ± {tests[names[0]].margin:.4f}  * <0.0001")
-    assert "mean difference over users, ± half its 95% interval; p: paired sign-flip test over users" in done.stdout
+    assert (
+        "  pairs: mean difference over users, ± half its 95% interval; p: paired sign-flip test over users"
+        in done.stdout
+    )
     assert f"<h3>{title}</h3>" in (tmp_path / "a.html").read_text()
     labels = re.findall(r"label{(.*)}", (tmp_path / "a.tex").read_text())
     assert labels[:2] == ["tab:small-test-ndcg-10", "tab:small-test-ndcg-10-in-pairs"]
