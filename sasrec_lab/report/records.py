@@ -30,7 +30,7 @@ class Run:
     config: dict[str, Any]
     protocol: dict[str, Any]
     metrics: dict[str, float]
-    baselines: dict[str, dict[str, float]]  # popularity and others that are measured beside every model
+    baselines: dict[str, dict[str, float]]  # popularity and others that need no training
     epochs: int
     best_epoch: int | None
     seconds: float  # of training, including the earlier parts of a resumed run
