@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb
+from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb, PositionsFrom
 
 
 def no_dropout(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def no_dropout(x: Tensor) -> Tensor:
 
 
 class PaddedSASRec(nn.Module):
-    """The whole encoder. Item 0 is the padding, a vector of zeros; learned position p is the p-th column of a row."""
+    """The whole encoder. Item 0 is the padding, a vector of zeros."""
 
     def __init__(self, num_items: int, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = no_dropout):
         super().__init__()
@@ -40,16 +40,22 @@ class PaddedSASRec(nn.Module):
         x = self.input_items(rows)
         if self.cfg.scale_embeddings:
             x = x * sqrt(self.cfg.dim)
-        if self.cfg.pos_emb is PosEmb.learned:
-            x = x + self.positions(torch.arange(rows.shape[1]))
-        elif self.cfg.pos_emb is PosEmb.sinusoidal:
-            x = x + torch.tensor(
-                [sinusoid(rows.shape[1] - 1 - place, self.cfg.dim) for place in range(rows.shape[1])], dtype=x.dtype
-            )
+        if self.cfg.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):
+            x = x + self.position_vectors(real)
         x = self.dropout(x) * real[..., None]
         for block in self.blocks:
             x = block(x, real) * real[..., None]
         return self.final_norm(x) if self.cfg.final_norm else x
+
+    def position_vectors(self, real: Tensor) -> Tensor:  # (B, L) -> (B, L, D)
+        places = torch.arange(real.shape[1]).expand_as(real)
+        from_newest = real.shape[1] - 1 - places
+        padding = (~real).sum(1, keepdim=True)
+        numbers = from_newest if self.cfg.positions_from is PositionsFrom.newest else (places - padding).clamp(min=0)
+        if self.cfg.pos_emb is PosEmb.learned:
+            return self.positions(numbers)
+        vectors = [[sinusoid(number, self.cfg.dim) for number in row] for row in numbers.tolist()]
+        return torch.tensor(vectors, dtype=self.input_items.weight.dtype)
 
     def scores(self, states: Tensor) -> Tensor:  # (..., D) -> (..., V), column i is item i + 1
         return states @ (self.input_items if self.cfg.share_items else self.output_items).weight[1:].T
@@ -86,11 +92,14 @@ class PaddedBlock(nn.Module):
 
     def attention(self, queries: Tensor, others: Tensor, real: Tensor) -> Tensor:
         length = queries.shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool).tril()
+        visible = torch.ones(length, length, dtype=torch.bool)
+        visible = visible.tril() if self.cfg.causal else visible
         visible = visible if self.cfg.pad_keys else visible & real[:, None, :]  # (L, L) or (B, L, L)
         heads = []
         projected = [self.query(queries), self.key(others), self.value(others)]
         for q, k, v in zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True):  # each (B, L, D / H)
+            if self.cfg.pos_emb is PosEmb.rope:
+                q, k = rotated(q), rotated(k)
             scores = torch.einsum("bqd,bkd->bqk", q, k) / sqrt(self.cfg.dim // self.cfg.heads)
             weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # the padding's own row is uniform
             heads.append(torch.einsum("bqk,bkd->bqd", self.dropout(weights), v))
@@ -101,6 +110,16 @@ class PaddedBlock(nn.Module):
         activation = {Activation.relu: F.relu, Activation.gelu: F.gelu}[self.cfg.activation]
         inner = self.dropout(activation(self.feed_forward["inner"](x)))
         return self.dropout(self.feed_forward["outer"](inner))
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Return the rows (B, L, W) with each pair of neighboring columns rotated by an angle that rises with the place."""
+    columns = []
+    for pair in range(x.shape[2] // 2):
+        angles = torch.arange(x.shape[1], dtype=x.dtype) / 10000 ** (2 * pair / x.shape[2])
+        one, other = x[:, :, 2 * pair], x[:, :, 2 * pair + 1]
+        columns += [one * angles.cos() - other * angles.sin(), one * angles.sin() + other * angles.cos()]
+    return torch.stack(columns, 2)
 
 
 def sinusoid(position: int, dim: int) -> list[float]:
@@ -115,9 +134,7 @@ def left_padded(users: list[list[int]], maxlen: int) -> Tensor:
 
 def to_padded(name: str, value: Tensor) -> Tensor:
     """Return a parameter of the packed encoder, or its gradient, in the reference model's form."""
-    if name.endswith("items.weight"):
-        return F.pad(value, (0, 0, 1, 0))  # the padding's row
-    return value.flip(0) if name == "positions.weight" else value  # the encoder counts from the newest item
+    return F.pad(value, (0, 0, 1, 0)) if name.endswith("items.weight") else value  # the padding's row
 
 
 def reference_of(

@@ -26,7 +26,8 @@ _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
 BlockName = Enum("BlockName", ["transformer", "ligr", "gru"])
-PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "none"])
+PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "none"])
+PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
@@ -48,6 +49,7 @@ _UNUSED_BY_GRU: dict[str, Any] = {
     "activation": Activation.relu,
     "output_projection": False,
     "pad_keys": False,
+    "causal": True,
 }
 
 
@@ -67,6 +69,8 @@ class ModelConfig(ModelSection):
     maxlen: int = MISSING
     dropout: float = MISSING
     pos_emb: PosEmb = MISSING
+    positions_from: PositionsFrom = PositionsFrom.newest
+    causal: bool = True
     norm: Norm = MISSING
     norm_eps: float = MISSING
     final_norm: bool = MISSING
@@ -95,6 +99,8 @@ class ModelConfig(ModelSection):
                 raise InputError(f"model.{key}={eps} must be above 0")
         if self.pad_keys and self.norm is not Norm.sasrec:
             raise InputError(f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}")
+        if self.pad_keys and not self.causal:
+            raise InputError("model.pad_keys=true requires model.causal=true")
         if self.block is BlockName.ligr and self.norm is not Norm.pre:
             raise InputError(f"model.block=ligr requires model.norm=pre, not {self.norm.name}; use model=ligr")
         if self.block is BlockName.gru:
@@ -110,6 +116,23 @@ class ModelConfig(ModelSection):
             )
         if not self.temperature > 0:
             raise InputError(f"model.temperature={self.temperature} must be above 0")
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        if self.pos_emb is PosEmb.rope:
+            if self.block is BlockName.gru or self.pad_keys:
+                raise InputError("model.pos_emb=rope requires attention, without pad_keys=true")
+            if self.dim // self.heads % 2:
+                sizes = f"model.dim={self.dim} / model.heads={self.heads}"
+                raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
+        if self.positions_from is PositionsFrom.oldest:
+            if self.pos_emb not in (PosEmb.learned, PosEmb.sinusoidal):
+                raise InputError(
+                    "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for"
+                    f" pos_emb={self.pos_emb.name}"
+                )
+            if self.pad_keys:
+                raise InputError("model.positions_from=oldest requires model.pad_keys=false")
 
     def _check_gru(self) -> None:
         for key, value in _UNUSED_BY_GRU.items():
@@ -288,6 +311,11 @@ class TrainConfig:
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
+        if self.objective.name is ObjectiveName.next_item and not getattr(self.model, "causal", True):
+            raise InputError(
+                "model.causal=false lets an item attend to the next one, which objective=next_item predicts;"
+                " set it to true"
+            )
         if self.tensorboard.attention_users and getattr(self.model, "block", None) is BlockName.gru:
             raise InputError(
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"

@@ -35,6 +35,14 @@ class PackedBatch:
     offsets: np.ndarray | None  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to
     # offsets[s + 1] - 1; None in an export, where all tokens are one sequence
 
+    def positions_from_oldest(self) -> Tensor:
+        """Return the positions (T,) counted from the sequence's oldest item in the batch, which is 0."""
+        if self.offsets is None:
+            return self.last - self.positions
+        places = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        dummies = len(self.positions) - len(places)
+        return torch.from_numpy(np.pad(places, (0, dummies))).to(self.positions.device)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch on `device`; Lightning calls this."""
         return _moved(self, device, non_blocking)

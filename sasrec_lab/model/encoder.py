@@ -6,24 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb
+from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.rotary import rotations
 
 
 class Encoder(nn.Module):
     """Embeddings, blocks, a last norm, a head. A headed state dotted with an item's vector is the item's score.
 
     A state describes the user after that token's item. Row i of the item tables is item i + 1; padding has no row.
-    Positions are counted from the newest item, as the left-padded original's positions amount to. Source: Kang and
-    McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there is a config key.
+    Positions are counted from the newest item, as the left-padded original's positions amount to, unless the config
+    says oldest. Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there
+    is a config key.
     """
 
-    sinusoids: Tensor  # (L, D) only if the positions are not learned
+    sinusoids: Tensor  # (L, D) only if the positions are sinusoidal
+    rotations: Tensor  # (L, D / H / 2, 2) only if they are rotary: real and imaginary parts
 
     def __init__(self, num_items: int, cfg: ModelConfig):
         super().__init__()
@@ -35,7 +38,10 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(cfg.maxlen, cfg.dim) if cfg.pos_emb is PosEmb.learned else None
         if cfg.pos_emb is PosEmb.sinusoidal:
             self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
-        self.pos_emb = cfg.pos_emb
+        if cfg.pos_emb is PosEmb.rope:
+            factors = rotations(torch.arange(cfg.maxlen), cfg.dim // cfg.heads)
+            self.register_buffer("rotations", torch.view_as_real(factors), persistent=False)
+        self.pos_emb, self.positions_from = cfg.pos_emb, cfg.positions_from
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = Head(num_items, cfg)
@@ -68,16 +74,22 @@ class Encoder(nn.Module):
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         x = self.input_items(batch.items - 1)  # (T, D)
-        if self.pos_emb is PosEmb.none:
-            x = x * self.scale
-        else:  # scaling and addition in one pass
+        if self.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):  # scaling and addition in one pass
             table = self.sinusoids if self.positions is None else self.positions.weight
-            x = torch.add(F.embedding(batch.positions, table), x, alpha=self.scale)
+            from_oldest = self.positions_from is PositionsFrom.oldest
+            positions = batch.positions_from_oldest() if from_oldest else batch.positions
+            x = torch.add(F.embedding(positions, table), x, alpha=self.scale)
+        else:
+            x = x * self.scale
         return dropout(x, self.rate if self.training else 0.0)
 
     def _layout(self, batch: PackedBatch) -> BatchLayout:
+        factors = None
+        if self.pos_emb is PosEmb.rope:
+            factors = torch.view_as_complex(self.rotations.index_select(0, batch.positions))
         # not len(items), which torch.export would fix to the example's length
-        return BatchLayout(batch.offsets, batch.items.shape[0], batch.items.device, batch.positions, self.maxlen)
+        tokens, device = batch.items.shape[0], batch.items.device
+        return BatchLayout(batch.offsets, tokens, device, batch.positions, self.maxlen, factors)
 
 
 def _initialize(module: nn.Module, init: Init) -> None:

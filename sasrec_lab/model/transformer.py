@@ -4,9 +4,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.config.schema import Activation, ModelConfig, Norm
-from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_with_padding
+from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_newest_to, attend_with_padding
 from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.rotary import rotate
 
 
 class TransformerBlock(nn.Module):
@@ -19,7 +20,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
-        self.pad_keys = cfg.pad_keys
+        self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
         self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.query = nn.Linear(cfg.dim, cfg.dim)
         self.key = nn.Linear(cfg.dim, cfg.dim)
@@ -33,7 +34,7 @@ class TransformerBlock(nn.Module):
 
         The states of the newest tokens are all that ranking needs of the last block.
         """
-        if isinstance(self.feed_forward, SwiGLU):  # which no kernel computes
+        if isinstance(self.feed_forward, SwiGLU) or layout.rotations is not None:  # no kernel computes these
             return self.transform(x, layout, newest)
         return apply_block(self, x, layout, newest)
 
@@ -53,15 +54,20 @@ class TransformerBlock(nn.Module):
         return self._add(normed, self.feed_forward(normed))
 
     def _attend(self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None) -> Tensor:
-        q = self.query(queries)
-        if newest is not None:
+        q, rotations = self.query(queries), layout.rotations
+        if newest is not None and rotations is None:
             return self.output(attend_newest(q, others, self.key, self.value, layout, self.heads, self.pad_keys))
         k, v = self.key(others), self.value(others)
+        if rotations is not None:
+            k = rotate(k, rotations, self.heads)
+            if newest is not None:  # their position is 0, which leaves their queries as they are
+                return self.output(attend_newest_to(q, k, v, layout, self.heads))
+            q = rotate(q, rotations, self.heads)
         rate = self.rate if self.training else 0.0
         if self.pad_keys:
             pads = self.key.bias, self.value.bias
             return self.output(attend_with_padding(q, k, v, layout, self.heads, rate, *pads))
-        return self.output(attend(q, k, v, layout, self.heads, rate))
+        return self.output(attend(q, k, v, layout, self.heads, rate, causal=self.causal))
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change
@@ -74,6 +80,7 @@ class TransformerBlock(nn.Module):
             has_residual=self.residual,
             heads=self.heads,
             pad_keys=self.pad_keys,
+            causal=self.causal,
             is_relu=self.feed_forward.activation is F.relu,
             attention_norm=self.attention_norm,
             query=self.query,

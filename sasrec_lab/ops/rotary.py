@@ -27,5 +27,5 @@ def rotations(positions: Tensor, width: int) -> Tensor:
 
 def rotate(x: Tensor, factors: Tensor, heads: int) -> Tensor:
     """Return queries or keys x (T, D) with neighboring columns rotated, in each head, by `rotations` (T, D / H / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(1, (heads, -1, 2)))  # (T, H, D / H / 2)
+    pairs = torch.view_as_complex(x.to(factors.real.dtype).unflatten(1, (heads, -1, 2)))  # (T, H, D / H / 2)
     return torch.view_as_real(pairs * factors[:, None]).flatten(1).to(x.dtype)

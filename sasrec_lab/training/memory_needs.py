@@ -41,12 +41,13 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
     copies = 4 + (cfg.optimizer.ema is not None)
     # rows that no batch touches have no gradient
     item_copies = copies - (cfg.optimizer.name is OptimizerName.rowwise_adam)
-    position_copies = {PosEmb.learned: copies, PosEmb.sinusoidal: 1, PosEmb.none: 0}[model.pos_emb]
+    per_position = {PosEmb.learned: copies * model.dim, PosEmb.sinusoidal: model.dim, PosEmb.none: 0}
+    per_position[PosEmb.rope] = model.dim // model.heads
     tables = 1 if model.share_items else 2
     blocks = (dim, _key(cfg, "model.blocks"), *([_key(cfg, "model.ff_dim")] if model.ff_dim else []))
     return [
         Need(f"the vectors of {num_items:,} items", (dim,), item_copies * tables * num_items * model.dim * _FLOAT),
-        Need("positions", (_key(cfg, "model.maxlen"), dim), position_copies * model.maxlen * model.dim * _FLOAT),
+        Need("positions", (_key(cfg, "model.maxlen"), dim), per_position[model.pos_emb] * model.maxlen * _FLOAT),
         Need("blocks", blocks, copies * model.blocks * block_parameters(model) * _FLOAT),
     ]
 

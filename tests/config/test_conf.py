@@ -105,7 +105,19 @@ MISTAKES = {
     "+model.head=2": "unknown key 'model.head'; did you mean model.heads?",
     "modle.dim=2": "unknown key 'modle.dim'; did you mean model.dim?",
     "model.dim=abc": "model.dim=abc must be an integer",
-    "model.pos_emb=learnt": "model.pos_emb=learnt is not one of learned, sinusoidal, none; did you mean learned?",
+    "model.pos_emb=learnt": "model.pos_emb=learnt is not one of learned, sinusoidal, rope, none; did you mean learned?",
+    "model.causal=false": (
+        "model.causal=false lets an item attend to the next one, which objective=next_item predicts; set it to true"
+    ),
+    "model.block=ligr": "model.block=ligr requires model.norm=pre, not sasrec; use model=ligr",
+    "model={pos_emb: rope, heads: 64}": (
+        "model.pos_emb=rope rotates pairs of columns, so model.dim=64 / model.heads=64 must be even"
+    ),
+    "model={pos_emb: rope, pad_keys: true}": "model.pos_emb=rope requires attention, without pad_keys=true",
+    "model={pos_emb: none, positions_from: oldest}": (
+        "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for pos_emb=none"
+    ),
+    "model={positions_from: oldest, pad_keys: true}": "model.positions_from=oldest requires model.pad_keys=false",
     "model.heads=3": "model.dim=64 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16, 32, 64",
     "model.maxlen=0": "model.maxlen=0 must be at least 1",
     "model.dropout=1": "model.dropout=1.0 must be at least 0 and below 1",

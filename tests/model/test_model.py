@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb
+from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import Labels, pack
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library
@@ -72,7 +72,7 @@ def combinations() -> list[dict]:
     """Return every norm with every kind of position, heads and blocks; the other keys one by one, and at random."""
     grid = [
         {"norm": norm, "pos_emb": pos_emb, "heads": heads, "blocks": count}
-        for norm, pos_emb, heads, count in product(Norm, PosEmb, (1, 4), range(4))
+        for norm, pos_emb, heads, count in product(Norm, PosEmb, (1, 2), range(4))
     ]
     switches = {
         "output_projection": True,
@@ -81,17 +81,21 @@ def combinations() -> list[dict]:
         "final_norm": False,
         "share_items": False,
         "activation": Activation.gelu,
+        "causal": False,
         "ff_dim": 5,
         "norm_eps": 1e-3,
         "final_norm_eps": 1e-3,
     }
     grid += [{key: value, "norm": norm} for (key, value), norm in product(switches.items(), Norm)]
     grid += [{"pad_keys": True, "heads": heads, "blocks": count} for heads, count in product((1, 4), (1, 3))]
-    random = np.random.default_rng(0)
     grid += [
-        {**grid[random.integers(72)], **{key: value for key, value in switches.items() if random.random() < 0.5}}
-        for _ in range(40)
+        {"positions_from": PositionsFrom.oldest, "pos_emb": pos_emb, "causal": causal}
+        for pos_emb, causal in product((PosEmb.learned, PosEmb.sinusoidal), (True, False))
     ]
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        chosen = {key: value for key, value in switches.items() if random.random() < 0.5}
+        grid.append({**grid[random.integers(3 * len(PosEmb) * 2 * 4)], **chosen})
     return grid
 
 
@@ -110,6 +114,8 @@ def assert_same_states(
     states = states[: len(expected)]
     torch.testing.assert_close(states, expected, rtol=within, atol=within)
     torch.testing.assert_close(states[batch.last], padded[:, -1], rtol=within, atol=within)
+    if dropout is no_dropout:
+        torch.testing.assert_close(model.newest(batch), padded[:, -1], rtol=within, atol=within)
     return states, expected, reference
 
 
@@ -207,6 +213,18 @@ def test_positions_count_from_the_newest_item():
     assert not torch.isclose(long[:3], prefix).any()
 
 
+def test_positions_from_the_oldest_keep_the_states_of_a_prefix():
+    batch = packed([[7], [1, 2, 3, 4, 5], [3, 4, 5]])
+    assert batch.positions_from_oldest()[:9].tolist() == [0, 0, 1, 2, 3, 4, 0, 1, 2]
+    assert not batch.positions_from_oldest()[9:].any()
+    model = random_encoder(replace(SMALL, positions_from=PositionsFrom.oldest))
+    users = [[1, 2, 3, 4, 5], [3, 4, 5], [1, 2, 3]]
+    with torch.no_grad():
+        long, suffix, prefix = states_of_users(model(packed(users)), users)
+    torch.testing.assert_close(long[:3], prefix, rtol=0, atol=1e-12)
+    assert not torch.isclose(long[2:], suffix).any()
+
+
 @pytest.mark.parametrize("norm", list(Norm))
 def test_without_positions_a_prefix_keeps_its_states(norm):
     model = random_encoder(replace(SMALL, norm=norm, pos_emb=PosEmb.none))
@@ -273,7 +291,17 @@ def test_a_compiled_block_equals_the_plain_one(dim, norm, changes, monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "changes", [{"heads": 4}, {"activation": Activation.gelu}, {"pad_keys": True}, {"dropout": 0.5}], ids=name
+    "changes",
+    [
+        {"heads": 4},
+        {"activation": Activation.gelu},
+        {"activation": Activation.swiglu},
+        {"pad_keys": True},
+        {"dropout": 0.5},
+        {"causal": False},
+        {"pos_emb": PosEmb.rope},
+    ],
+    ids=name,
 )
 def test_other_blocks_are_computed_without_the_kernel(changes, monkeypatch):
     calls = block_calls(monkeypatch)
