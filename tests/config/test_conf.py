@@ -23,7 +23,7 @@ def names_in(group: str) -> list[str]:
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
-GROUPS = ("model", "loss", "trainer", "experiment", "ablation", "sweep")
+GROUPS = ("objective", "model", "loss", "trainer", "experiment", "ablation", "sweep")
 
 
 @pytest.mark.parametrize(
