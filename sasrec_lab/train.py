@@ -107,7 +107,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             log.warning(warning)
 
         if has_test:
-            measure_popularity(run, data)
+            measure_baselines(run, data, sequences)
         backend.keep_freed_memory()
         fit(run, trainer, model, data, resumed)
         if has_test:
@@ -174,12 +174,12 @@ def build_model(cfg: TrainConfig, num_items: int) -> "SequentialRecommender":
     return SequentialRecommender(num_items, cfg)
 
 
-def measure_popularity(run: RunRecord, data: "SequenceData") -> None:
-    """Measure the popularity baseline on the held-out users."""
-    from sasrec_lab.evaluation.baselines import popularity_metrics
+def measure_baselines(run: RunRecord, data: "SequenceData", sequences: "Sequences") -> None:
+    """Measure popularity and a Markov chain on the held-out users."""
+    from sasrec_lab.evaluation.baselines import baseline_metrics
 
-    with run.phase("popularity"):
-        run.results["baselines"] = {"popularity": popularity_metrics(data, data.cfg.evaluation)}
+    with run.phase("baselines"):
+        run.results["baselines"] = baseline_metrics(data, sequences)
 
 
 def fit(

@@ -17,6 +17,7 @@ _BOOKKEEPING_KEYS = (
     "data_dir",
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
     "dataset.sources",
+    "evaluation.recent_days",  # of a baseline only; older runs lack it
     "published",
     "tensorboard",
     "trainer.enable_progress_bar",

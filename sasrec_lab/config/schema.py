@@ -237,6 +237,7 @@ class EvaluationConfig:
     batch_size: int = MISSING
     monitor: str = MISSING
     patience: Optional[int] = MISSING
+    recent_days: Optional[int] = None  # older runs lack it
 
     def __post_init__(self) -> None:
         self.k = self.k if isinstance(self.k, list) else [self.k]
@@ -253,6 +254,8 @@ class EvaluationConfig:
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.patience is not None:
             check_at_least("evaluation.patience", self.patience, 1)
+        if self.recent_days is not None:
+            check_at_least("evaluation.recent_days", self.recent_days, 1)
 
 
 @dataclass

@@ -83,6 +83,15 @@ def describe_span(times: pd.Series | np.ndarray, unit: str) -> str:
     return f"from {_describe_time(times.min(), unit)} to {_describe_time(times.max(), unit)}"
 
 
+def days_before(times: np.ndarray, days: int) -> int | float | None:
+    """Return the time `days` days before the newest one, in the unit of the times; None if they are not dates.
+
+    Smaller numbers than those of dates may count anything, such as a user's actions.
+    """
+    unit, newest = time_unit(times), times.max().item()
+    return newest - days * _DAY * UNITS[unit] if newest >= _FIRST_SECOND * UNITS[unit] else None
+
+
 def _describe_time(time: float, unit: str) -> str:
     seconds = float(time) / UNITS[unit]
     if abs(seconds) < _FIRST_SECOND:

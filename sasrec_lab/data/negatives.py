@@ -166,10 +166,15 @@ def _draw(count: int, num_items: int, rng: np.random.Generator, cumulative: np.n
 
 def training_counts(holdout: Holdout) -> np.ndarray:
     """Return how often each item occurs in training, shape (V,) int64."""
+    return np.bincount(holdout.items[in_training(holdout)], minlength=holdout.num_items + 1)[1:]
+
+
+def in_training(holdout: Holdout) -> np.ndarray:
+    """Return which of the holdout's items are training interactions, shape (N,) bool."""
     depth = np.zeros(len(holdout.items) + 1, dtype=np.int64)
     np.add.at(depth, holdout.starts, 1)
     np.add.at(depth, holdout.train_ends, -1)
-    return np.bincount(holdout.items[np.cumsum(depth)[:-1] > 0], minlength=holdout.num_items + 1)[1:]
+    return np.cumsum(depth)[:-1] > 0
 
 
 def training_items(holdout: Holdout) -> UserItems:

@@ -1,52 +1,89 @@
-"""Popularity baseline, reported with every run: items ranked by training count, for all users alike."""
+"""Baselines, measured with every run for the same users and candidates as its model's. V items.
 
-from functools import cached_property
+popularity: items by training count. recent_popularity: by their count in the last days of training. markov: by how
+often they follow the user's newest item in training.
+"""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.config.schema import EvaluationConfig
+from sasrec_lab.data.cleaning import days_before
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.negatives import training_counts
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.negatives import in_training, training_counts
+from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
+from sasrec_lab.ops.sparse_scores import SparseScores, SparseTable, shared_by_all
+
+POPULARITY, RECENT_POPULARITY, MARKOV = "popularity", "recent_popularity", "markov"
 
 
-def popularity_metrics(data: SequenceData, evaluation: EvaluationConfig) -> dict[str, float]:
-    """Return validation and test metrics of the baseline, for the same users and candidates as the model's."""
-    scores = SharedScores(torch.from_numpy(training_counts(data.holdout)))
-    metrics = HoldoutMetrics(len(scores.counts), evaluation, data.cfg.dataset.target)
-    values: dict[str, float] = {}
+def baseline_metrics(data: SequenceData, sequences: Sequences) -> dict[str, dict[str, float]]:
+    """Return validation and test metrics by baseline."""
+    evaluation, holdout = data.cfg.evaluation, data.holdout
+    counts = training_counts(holdout)
+    tables = {POPULARITY: shared_by_all(torch.from_numpy(counts))}
+    recent = recent_counts(sequences, holdout, evaluation.recent_days)
+    if recent is not None:
+        tables[RECENT_POPULARITY] = shared_by_all(torch.from_numpy(recent))
+    tables[MARKOV] = markov_table(holdout, counts)
+    metrics = {name: HoldoutMetrics(holdout.num_items, evaluation, data.cfg.dataset.target) for name in tables}
+    values: dict[str, dict[str, float]] = {name: {} for name in tables}
     for stage in ("val", "test"):
         for batch in data.evaluation_dataloader(stage):
-            metrics.update(scores, batch)
-        values |= metrics.compute_and_reset(stage)
+            newest = newest_items(holdout, stage, batch.rows)
+            for name, table in tables.items():
+                rows = newest if name == MARKOV else torch.zeros_like(newest)
+                metrics[name].update(SparseScores(table, rows), batch)
+        for name, measured in metrics.items():
+            values[name] |= measured.compute_and_reset(stage)
     return values
 
 
-class SharedScores:
-    """One score per item for all users, as evaluation.metrics.ItemScores.
+def recent_counts(sequences: Sequences, holdout: Holdout, days: int | None) -> np.ndarray | None:
+    """Return how often each item occurs in the last days of training (V,); None without days or without dates.
 
-    A binary search in the sorted scores counts what would be V comparisons per user.
+    Training ends with its newest interaction.
     """
+    if days is None or sequences.times is None:
+        return None
+    times, items = sequences.times, holdout.items
+    if len(items) < len(times):  # the catalogue lacks some of the items
+        known = np.flatnonzero(np.isin(sequences.item_ids, holdout.item_ids)) + 1
+        times = times[np.isin(sequences.items, known)]
+    trained = in_training(holdout)
+    items, times = items[trained], times[trained]
+    since = days_before(times, days)
+    return None if since is None else np.bincount(items[times > since], minlength=holdout.num_items + 1)[1:]
 
-    def __init__(self, counts: Tensor):
-        self.counts = counts  # (V,)
 
-    @cached_property
-    def _ascending(self) -> Tensor:
-        return self.counts.sort().values
+def markov_table(holdout: Holdout, counts: np.ndarray) -> SparseTable:
+    """Return the scores of a first-order Markov chain in training, a row per newest item; row 0 is for no item.
 
-    def for_items(self, items: Tensor) -> Tensor:
-        """Return the scores of items (any shape), in the same shape."""
-        return self.counts[items - 1]
+    The score of item j after item i is (C_ij + p_j) / (C_i + 1): C_ij counts how often j follows i directly, C_i is its
+    sum over j, and p_j is j's share of all interactions, of which each row gets one more transition (a Dirichlet prior
+    of weight 1). So followers come before other items, and popularity orders equal counts and all other items. Division
+    by C_i + 1 is omitted: it does not change the order of a row.
+    """
+    items, size = holdout.items, holdout.num_items + 1
+    trained = in_training(holdout)
+    follows = trained[1:] & trained[:-1]
+    follows[holdout.starts[(holdout.starts > 0) & (holdout.starts < len(items))] - 1] = False  # of another user
+    first = np.flatnonzero(follows)
+    pairs, times = np.unique(items[first].astype(np.int64) * size + items[first + 1], return_counts=True)
+    shared = counts / max(1, counts.sum())
+    rows, followers = np.divmod(pairs, size)
+    return SparseTable(
+        shared=torch.from_numpy(shared),
+        offsets=torch.from_numpy(np.searchsorted(rows, np.arange(size + 1))),
+        items=torch.from_numpy(followers),
+        values=torch.from_numpy(times + shared[followers - 1]),
+    )
 
-    def rows(self, rows: Tensor) -> "SharedScores":
-        """Return the same scores: they are those of any row."""
-        return self
 
-    def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        """Return how many unseen items do not score below each user's target, the target included, (U,) int64."""
-        bounds = self.for_items(targets)
-        seen = self.for_items(seen_items) >= bounds[seen_rows]
-        not_below = len(self.counts) - torch.searchsorted(self._ascending, bounds)
-        return not_below.index_add_(0, seen_rows, -seen.long())
+def newest_items(holdout: Holdout, stage: str, rows: Tensor) -> Tensor:
+    """Return the newest item of each row's history that the model knows, 0 without one, (U,) int64."""
+    starts, ends = holdout.rows(stage).starts[rows.numpy()], holdout.rows(stage).ends[rows.numpy()]
+    newest = holdout.items[np.maximum(ends, 1) - 1]
+    return torch.from_numpy(np.where(ends > starts, newest, 0).astype(np.int64))

@@ -72,7 +72,7 @@ def kernel_change_warning(previous: dict[str, Any], now: dict[str, Any]) -> str 
 
 
 def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
-    """Return NDCG, recall and MRR of model and popularity, and where the files are; `results` is of metrics.json."""
+    """Return NDCG, recall and MRR of model and baselines, and where the files are; `results` is of metrics.json."""
     if cfg.dataset.holdout is HoldoutMode.none:
         lines = ["", "No holdout (dataset.holdout=none), so there are no test metrics."]
     else:
@@ -91,9 +91,9 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
 def job_line(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     """Return one line on a finished job of a sweep; the end of the sweep compares the jobs."""
     metric = f"test/ndcg@{_cutoff(cfg)}"
-    popularity = results["baselines"].get("popularity", {}).get(metric)
     measured = [f"{metric} {results['metrics'][metric]:.4f}"] if metric in results["metrics"] else []
-    measured += [] if popularity is None else [f"popularity {popularity:.4f}"]
+    for name, values in results["baselines"].items():
+        measured += [f"{name} {values[metric]:.4f}"] if metric in values else []
     return printable(f"job {folder.name}: {', '.join([*measured, _describe_checkpoint(results)])}")
 
 
@@ -112,14 +112,15 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     protocol = results["protocol"]
     cut = _cutoff(cfg)
     columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
-    rows = {MODEL_NAMES[cfg.model.block]: results["metrics"], "popularity": results["baselines"].get("popularity", {})}
+    rows = {MODEL_NAMES[cfg.model.block]: results["metrics"], **results["baselines"]}
+    width = max(12, *map(len, rows))
     candidates = describe_candidates(protocol, suffix)
     lines = [
         "",
         f"Test: last item of {counted(protocol['held_out_users'], 'user')}, ranked among {candidates}",
-        " " * 14 + "".join(f"{title:>12}" for title in columns),
+        " " * (width + 2) + "".join(f"{title:>12}" for title in columns),
     ]
     for row, metrics in rows.items():
         cells = (metrics.get(f"test/{name}{suffix}") for name in columns.values())
-        lines.append(f"  {row:<12}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+        lines.append(f"  {row:<{width}}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
     return lines

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import holdout_of, random_users
+from small_data import holdout_of, random_users, sequences_of
 from torch import Tensor
 
 from sasrec_lab.config.command_line import load
@@ -23,7 +23,7 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.evaluation import metrics as metrics_module
-from sasrec_lab.evaluation.baselines import SharedScores, popularity_metrics
+from sasrec_lab.evaluation.baselines import baseline_metrics
 from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
     IntegerConcat,
@@ -37,6 +37,7 @@ from sasrec_lab.evaluation.row_metrics import mean_over_rows
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops import ranking
 from sasrec_lab.ops.ranking import Scores
+from sasrec_lab.ops.sparse_scores import SparseScores, shared_by_all
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 NAN = float("nan")
@@ -397,7 +398,8 @@ def test_states_and_popularity_rank_several_targets():
     table = torch.stack([counts.float(), torch.zeros(30)], 1)
     states = Scores(torch.tensor([[1.0, 0.0]]).repeat(len(batch.rows), 1), table)
     expected = sorted_ranks(counts.float().repeat(len(batch.rows), 1), batch, filter_seen=True)
-    assert full_ranks(SharedScores(counts), batch, filter_seen=True).tolist() == expected
+    shared = SparseScores(shared_by_all(counts), torch.zeros(len(batch.rows), dtype=torch.long))
+    assert full_ranks(shared, batch, filter_seen=True).tolist() == expected
     assert full_ranks(states, batch, filter_seen=True).tolist() == expected
 
 
@@ -536,7 +538,8 @@ def popularity_by_loop(cfg: TrainConfig, data: SequenceData, stage: str) -> dict
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("catalogue", list(Catalogue))
 def test_popularity_against_a_loop(catalogue, filter_seen):
-    holdout = holdout_of(random_users(0, users=60, items=40), maxlen=3, catalogue=catalogue)
+    users = random_users(0, users=60, items=40)
+    holdout = holdout_of(users, maxlen=3, catalogue=catalogue)
     evaluation = replace(CONFIG.evaluation, sampled=7, filter_seen=filter_seen, batch_size=16)
     cfg = replace(CONFIG, evaluation=evaluation)
     data = SequenceData(holdout, cfg)
@@ -545,7 +548,7 @@ def test_popularity_against_a_loop(catalogue, filter_seen):
         for stage in ("val", "test")
         for name, value in popularity_by_loop(cfg, data, stage).items()
     }
-    assert popularity_metrics(data, evaluation) == pytest.approx(expected, rel=1e-9)
+    assert baseline_metrics(data, sequences_of(users))["popularity"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -556,9 +559,10 @@ def test_popularity_on_movielens_is_the_published_one(data_root, tmp_path):
         pytest.skip("SASREC_LAB_DATA has no sasrec-ml-1m")
     (tmp_path / "sasrec-ml-1m").symlink_to(data_root / "sasrec-ml-1m")  # the cache stays in the test's own folder
     cfg = load(["dataset=sasrec_ml_1m", "evaluation.sampled=100", "evaluation.k=[10]", "evaluation.batch_size=512"])
-    holdout = hold_out(load_sequences(cfg.dataset, str(tmp_path)), Windows.last, Catalogue.all, maxlen=200)
+    sequences = load_sequences(cfg.dataset, str(tmp_path))
+    holdout = hold_out(sequences, Windows.last, Catalogue.all, maxlen=200)
     assert (len(holdout.test.users), holdout.num_items, len(holdout.items)) == (6040, 3416, 999_611)
-    values = popularity_metrics(SequenceData(holdout, cfg), cfg.evaluation)
+    values = baseline_metrics(SequenceData(holdout, cfg), sequences)["popularity"]
     assert values["test/recall@10-sampled100"] == pytest.approx(0.4329, abs=0.01)
     assert values["test/ndcg@10-sampled100"] == pytest.approx(0.2377, abs=0.005)
     assert values["test/recall@10"] == pytest.approx(0.037, abs=0.004)
