@@ -5,18 +5,16 @@ labels, N negatives.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
-
-if TYPE_CHECKING:
-    from sasrec_lab.data.objectives import Objective
 
 _Batch = TypeVar("_Batch", bound="PackedBatch | Labels | Negatives | TrainingBatch | EvaluationBatch")
 
@@ -87,6 +85,18 @@ class TrainingBatch:
         return _moved(self, device, non_blocking)
 
 
+class Objective(Protocol):
+    """A way to make labels of a window, and to ask the trained model for the item after a history (objectives.py)."""
+
+    def __init__(self, cfg: ObjectiveConfig, model: ModelConfig): ...
+
+    def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
+        """Return inputs and labels of training windows, given by their indices."""
+
+    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
+        """Return inputs whose newest states predict the item after each history items[start:end], none empty."""
+
+
 @dataclass(frozen=True)
 class EvaluationBatch:
     """Rows to rank the catalogue for: U rows with G targets, at least one per row."""
@@ -128,7 +138,7 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
 
 
 def evaluation_batch(
-    holdout: Holdout, rows: np.ndarray, stage: str, objective: "Objective", candidates: np.ndarray | None
+    holdout: Holdout, rows: np.ndarray, stage: str, objective: Objective, candidates: np.ndarray | None
 ) -> EvaluationBatch:
     """Pack the newest known items of some rows of "val" or "test" to predict from, with what ranking needs."""
     stage_rows = holdout.rows(stage)

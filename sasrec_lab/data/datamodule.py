@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch, evaluation_batch
+from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates
-from sasrec_lab.data.objectives import OBJECTIVES, Objective
+from sasrec_lab.data.objectives import OBJECTIVES
 
 # Limit on the states (T, D) of rows that are ranked together, 16 MiB: smaller batches are slower, with and without
 # compiled kernels, and larger ones leave the cache in the torch code.

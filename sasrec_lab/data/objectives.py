@@ -1,28 +1,14 @@
-"""What a model is trained to predict: training windows -> packed inputs and labels, histories -> inputs to rank from.
+"""Objectives, which say what a model is trained to predict, and how it is asked for the item after a history.
 
 B sequences, T tokens, R labels.
 """
-
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName
-from sasrec_lab.data.batches import Labels, PackedBatch, as_tensor, pack
+from sasrec_lab.data.batches import Labels, Objective, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import Holdout
-
-
-class Objective(Protocol):
-    """A way to make labels of a window, and to ask the trained model for the item after a history."""
-
-    def __init__(self, cfg: ObjectiveConfig, model: ModelConfig): ...
-
-    def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
-        """Return inputs and labels of training windows, given by their indices."""
-
-    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
-        """Return inputs whose newest states predict the item after each history items[start:end], none empty."""
 
 
 class NextItem:

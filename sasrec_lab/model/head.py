@@ -1,4 +1,4 @@
-"""What comes between states and item vectors, and their dot products, which are the scores. D dim, V items."""
+"""The head, between states and item vectors and their dot products, which are the scores. D dim, V items."""
 
 import torch
 from torch import Tensor, nn

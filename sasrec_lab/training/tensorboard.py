@@ -15,9 +15,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_plain
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import PackedBatch, evaluation_batch
+from sasrec_lab.data.batches import Objective, PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.objectives import OBJECTIVES, Objective
+from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.transformer import TransformerBlock
 
