@@ -10,6 +10,7 @@ from typing import Any
 from sasrec_lab.config.convert import flatten, is_bookkeeping
 from sasrec_lab.errors import first_few
 from sasrec_lab.report.records import Run
+from sasrec_lab.run.protocol import LEAK
 
 DEFAULT = "default"  # the label of the row that overrides nothing
 _CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that choose a published result
@@ -84,7 +85,7 @@ def comparisons(runs: list[Run], baseline: str | None, jobs: list[dict[str, str]
     `jobs` are the overrides of all jobs of the sweeps. Rows that they will add count when rows are named, so that a
     row has its final label when it is the only one finished.
     """
-    by_protocol = _group(runs, lambda run: json.dumps(run.protocol, sort_keys=True))
+    by_protocol = _group(runs, lambda run: json.dumps(run.protocol | {LEAK: None}, sort_keys=True))
     parts = [_comparison(members, baseline or DEFAULT, jobs) for members in by_protocol]
     unnamed = [(part, row) for part in parts for row in part.rows if row.label == DEFAULT]
     datasets = [part.protocol.get("dataset") for part, _ in unnamed]
@@ -126,7 +127,7 @@ def _comparison(runs: list[Run], first: str, jobs: list[dict[str, str]]) -> Comp
     published = [run.config["published"] for run in runs if _is_published_for(run)]
     cells = [cell for each in published for cell in each.get("cells", {})]
     return Comparison(
-        protocol=runs[0].protocol,
+        protocol={key: value for run in runs for key, value in run.protocol.items()},  # some lack LEAK
         rows=sorted(rows, key=lambda row: first not in (row.label, row.exact_label)),
         shared=shared,
         source=published[0].get("source") if published else None,

@@ -19,7 +19,7 @@ from sasrec_lab.report.rows import (
 )
 from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
-from sasrec_lab.run.protocol import describe_candidates
+from sasrec_lab.run.protocol import LEAK, describe_candidates
 
 EMPTY_CELL = "-"
 _MAX_PAIRED = 8  # rows that are tested in pairs; more would make an unreadable table and weak tests
@@ -108,6 +108,8 @@ class ProtocolReport:
             changed = [f"{key}={value}" for key, value in changed_overrides(self.comparison.shared).items()]
             if changed and any(row.published and row.is_named for row in rows):
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")
+        if leak := self.comparison.protocol.get(LEAK):
+            lines.append(f"leak: {leak:.1%} of the test targets are not later than the latest training interaction")
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
         if self.tests:

@@ -135,6 +135,7 @@ _RULES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "protocol.sampled_candidates": _or_null(_OBJECT),
         "protocol.sampled_candidates.draw": _TEXT,
         "protocol.seen_items": _TEXT,
+        "protocol.leak": _POSITIVE,
     },
 }
 _REQUIRED = {"run.json": ("config",), "metrics.json": ("status",)}

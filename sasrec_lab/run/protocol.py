@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.leak import leaked_targets
 from sasrec_lab.errors import counted
 
 if TYPE_CHECKING:  # the report reads protocols without torch and pandas
     from sasrec_lab.data.holdout import Holdout
     from sasrec_lab.data.sequences import Sequences
 
+LEAK = "leak"  # follows from the other keys; earlier versions did not record it
 LAST_EPOCH = "last epoch"  # selected_by, if no validation chose the checkpoint
 
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
@@ -26,6 +28,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
     dataset, evaluation = to_plain(cfg.dataset), to_plain(cfg.evaluation)
     last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
     sampled = {key: evaluation[key] for key in ("sampled", "draw", "seed")} if evaluation["sampled"] else None
+    leak = leaked_targets(sequences, holdout) if cfg.dataset.holdout is HoldoutMode.last else None
     return {
         "dataset": dataset["name"],
         "file": sequences.file,
@@ -45,6 +48,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "ties": "a rank counts every other candidate that does not score below the target",
         "selected_by": evaluation["monitor"] if cfg.has_validation else LAST_EPOCH,
         "validation": _validation(cfg),
+        **({} if leak is None else {LEAK: leak}),
     }
 
 

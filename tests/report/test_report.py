@@ -226,6 +226,26 @@ def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_her
     assert all(f"default: x/{name}\n" in done.stdout for name in "ab")  # which of the two rows of this name
 
 
+def test_two_splits_of_a_data_set_share_no_table(tmp_path):
+    last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
+    for name, holdout in {"a": last, "b": "time: test from 0.9", "c": "time: test from 0.8"}.items():
+        write_run(tmp_path / name, "model.dim=8", protocol={"holdout": holdout})
+    parts = build_report(find_runs([tmp_path]), [], None).parts
+    runs = [[run for row in part.comparison.rows for run in row.runs] for part in parts]
+    assert [[run.folder.name for run in each] for each in runs] == [["a"], ["b"], ["c"]]
+
+
+def test_the_leak_of_a_holdout_is_a_line(tmp_path, report_here):
+    """A run of an older version, which did not record it, shares the table."""
+    write_run(tmp_path / "x/a", seed=0)
+    write_run(tmp_path / "x/b", seed=1, protocol={"leak": 0.9876})
+    assert only_part(tmp_path).comparison.rows[0].spread("test/ndcg@10").n == 2
+    line = "leak: 98.8% of the test targets are not later than the latest training interaction"
+    assert f"  {line}\n" in report_here("x", "--html", "a.html", "--latex", "a.tex").stdout
+    assert f"<li>{line}</li>" in (tmp_path / "a.html").read_text()
+    assert line.replace("%", r"\%") in (tmp_path / "a.tex").read_text()
+
+
 def test_full_and_sampled_ranks_have_separate_tables(sweep):
     titles = [table.title for table in only_part(sweep).tables()]
     assert titles[:2] == [
