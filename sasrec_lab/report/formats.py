@@ -32,7 +32,7 @@ _LATEX_ESCAPES = {
 _MARKDOWN_MARKS = re.compile(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)")
 _MARKDOWN_LINE_START = re.compile(r"^(\s*\d*)([#+\-=.)])")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are wide ones
-_COLUMNS = ["protocol", "dataset", "row", "metric", "n", "seeds", "mean", "std", "published", "difference"]
+_COLUMNS = ["protocol", "dataset", "row", "model", "metric", "n", "seeds", "mean", "std", "published", "difference"]
 _COLUMNS += ["baseline", "vs_baseline", "margin_95", "p", "p_holm"]
 _COLUMNS += ["training_seconds", "parameters", "epochs", "best_epoch", "validation", "best_on_validation"]
 
@@ -83,6 +83,7 @@ def _csv_line(part: ProtocolReport, row: Row, metric: str) -> dict[str, object]:
     line = {
         "dataset": part.dataset,
         "row": row.exact_label,
+        "model": row.runs[0].model,
         "metric": metric,
         "n": spread.n,
         "seeds": " ".join(str(run.seed) for run in row.runs),

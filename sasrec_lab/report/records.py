@@ -10,6 +10,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.files import read_small_text, read_small_yaml
 from sasrec_lab.run.folder import METRICS, RUN, read_json
 from sasrec_lab.run.lock import is_locked
+from sasrec_lab.run.model_name import model_name
 
 OVERRIDES = Path(".hydra", "overrides.yaml")
 
@@ -28,6 +29,7 @@ class Run:
     error: str | None
     overrides: dict[str, str]  # key -> value, in the order of the command
     config: dict[str, Any]
+    model: str  # its name
     protocol: dict[str, Any]
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]  # popularity and others that need no training
@@ -65,7 +67,7 @@ def read_run(folder: Path) -> Run:
     info, results = info or {}, results or {}
     overrides = parse_overrides(read_overrides(folder))
     if status != "finished":
-        return Run(folder, status, results.get("error"), overrides, {}, {}, {}, {}, 0, None, 0.0, 0, None, "")
+        return Run(folder, status, results.get("error"), overrides, {}, "", {}, {}, {}, 0, None, 0.0, 0, None, "")
     config, metrics = info["config"], results["metrics"]
     if missing := [key for key in _CONFIG_KEYS if key not in flatten(config, separator=".")]:
         raise ValueError(f"the config in {RUN} has no {missing[0]}")
@@ -75,6 +77,7 @@ def read_run(folder: Path) -> Run:
         error=None,
         overrides=overrides,
         config=config,
+        model=model_name(config),
         protocol=_read_protocol(results, has_sampled=any("-sampled" in name for name in metrics)),
         metrics=metrics,
         baselines=results["baselines"],

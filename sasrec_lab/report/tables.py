@@ -22,6 +22,7 @@ from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 from sasrec_lab.run.protocol import LEAK, describe_candidates
 
 EMPTY_CELL = "-"
+_MEAN = "mean ± std over seeds"
 _MAX_PAIRED = 8  # rows that are tested in pairs; more would make an unreadable table and weak tests
 SIGNIFICANT = 0.05
 
@@ -249,15 +250,15 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
     comparison = part.comparison
     spreads = {row.label: row.spread(metric) for row in comparison.rows}
     has_validation = part.best is not None and metric != part.monitor
-    columns: dict[str, Callable[[Row], str]] = {
-        "row": lambda row: row.label,
-        "n": lambda row: str(spreads[row.label].n),
-    }
+    columns: dict[str, Callable[[Row], str]] = {"row": lambda row: row.label}
+    if len({row.runs[0].model for row in comparison.rows}) > 1:
+        columns["model"] = lambda row: row.runs[0].model
+    columns["n"] = lambda row: str(spreads[row.label].n)
     if has_validation:
         columns[part.monitor] = lambda row: (
             f"{'best ' * (row is part.best)}{_format_number(row.spread(part.monitor).mean)}"
         )
-    columns["mean ± std over seeds"] = lambda row: mean_and_std(spreads[row.label])
+    columns[_MEAN] = lambda row: mean_and_std(spreads[row.label])
     if any(metric in row.published for row in comparison.rows):
         columns["published"] = lambda row: _format_number(row.published.get(metric))
         columns["difference"] = lambda row: _format_signed(difference_to_published(row, metric))
@@ -268,8 +269,8 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
     validation = part.untrained(part.monitor)
     for name, value in part.untrained(metric).items():
-        numbers = [_format_number(validation.get(name))] * has_validation + [_format_number(value)]
-        rows.append([name, EMPTY_CELL, *numbers, *[EMPTY_CELL] * (len(columns) - 2 - len(numbers))])
+        cells = {"row": name, part.monitor: _format_number(validation.get(name)), _MEAN: _format_number(value)}
+        rows.append([cells.get(column, EMPTY_CELL) for column in columns])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
 
 

@@ -105,6 +105,7 @@ _RULES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "config.published.cells.*.*": _NUMBER,
         "config.dataset": _OBJECT,
         "config.model": _OBJECT,
+        "config.model.block": _TEXT,
         "config.dataset.name": _TEXT,
         "config.dataset.path": _or_null(_TEXT),
         "config.dataset.sources": _or_null(_LIST),

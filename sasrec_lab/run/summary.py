@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.schema import BlockName, OptimizerName, TrainConfig
 from sasrec_lab.data.cleaning import describe_span, time_unit
@@ -14,10 +15,10 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import counted, printable
 from sasrec_lab.files import display_path
+from sasrec_lab.run.model_name import model_name
 from sasrec_lab.run.protocol import describe_candidates
 
-# The model's name in tables, and its parts in the opening lines
-MODEL_NAMES = {BlockName.transformer: "SASRec", BlockName.ligr: "LiGR", BlockName.gru: "GRU4Rec"}
+# The parts of a model in the opening lines
 _PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block", BlockName.gru: "GRU layer"}
 
 
@@ -112,7 +113,7 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     protocol = results["protocol"]
     cut = _cutoff(cfg)
     columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
-    rows = {MODEL_NAMES[cfg.model.block]: results["metrics"], **results["baselines"]}
+    rows = {model_name(to_plain(cfg)): results["metrics"], **results["baselines"]}
     width = max(12, *map(len, rows))
     candidates = describe_candidates(protocol, suffix)
     lines = [

@@ -86,6 +86,20 @@ def test_every_baseline_without_training_has_a_line_and_a_bar(tmp_path, report_h
     assert [bar.get_width() for bar in figure.canvas.axes[0].patches][2:] == [0.1, 0.2]
 
 
+def test_rows_of_several_models_have_their_names(tmp_path, report_here):
+    """A run of an older version has no key of the block; a block of the user's own has its own name."""
+    blocks = {"a": {}, "b": {"block": "transformer", "causal": False}, "c": {"block": "ligr"}, "d": {"block": "my:Own"}}
+    for name, model in blocks.items():
+        write_run(tmp_path / "x" / name, f"experiment={name}", config={"model": model})
+    done = report_here("x", "--csv", "a.csv")
+    names = ["SASRec", "BERT4Rec", "LiGR", "my:Own"]
+    for name, model in zip(blocks, names, strict=True):
+        assert re.search(rf"^  experiment={name} +{model} +1 ", done.stdout, re.M)
+    assert re.search("^  popularity +- +- ", done.stdout, re.M)
+    with open(tmp_path / "a.csv") as file:
+        assert list(dict.fromkeys(row["model"] for row in csv.DictReader(file))) == names
+
+
 def test_published_results_apply_only_to_their_data_set(tmp_path):
     write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
     assert only_part(tmp_path).comparison.rows[0].published == {}

@@ -1,0 +1,14 @@
+"""The name of a run's model in tables, as its paper calls it."""
+
+from typing import Any
+
+_OF_BLOCK = {"transformer": "SASRec", "ligr": "LiGR", "gru": "GRU4Rec"}
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """Return the name of the model that a plain config describes; older configs lack keys that have a default."""
+    model = config["model"]
+    if not model.get("causal", True):
+        return "BERT4Rec"
+    block: str = model.get("block", "transformer")
+    return _OF_BLOCK.get(block, block)
