@@ -69,6 +69,9 @@ class PaddedBlock(nn.Module):
         self.cfg = cfg
         self.dropout = dropout
         self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
+        if cfg.pos_emb is PosEmb.relative:
+            reach = cfg.maxlen if cfg.causal else 2 * cfg.maxlen - 1
+            self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, reach))
         self.query, self.key, self.value = (nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
         if cfg.output_projection:
             self.output = nn.Linear(cfg.dim, cfg.dim)
@@ -97,14 +100,22 @@ class PaddedBlock(nn.Module):
         visible = visible if self.cfg.pad_keys else visible & real[:, None, :]  # (L, L) or (B, L, L)
         heads = []
         projected = [self.query(queries), self.key(others), self.value(others)]
-        for q, k, v in zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True):  # each (B, L, D / H)
+        for head, (q, k, v) in enumerate(zip(*(x.chunk(self.cfg.heads, -1) for x in projected), strict=True)):
+            # each (B, L, D / H)
             if self.cfg.pos_emb is PosEmb.rope:
                 q, k = rotated(q), rotated(k)
             scores = torch.einsum("bqd,bkd->bqk", q, k) / sqrt(self.cfg.dim // self.cfg.heads)
+            if self.cfg.pos_emb is PosEmb.relative:
+                scores = scores + self.biases(length)[head]
             weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # the padding's own row is uniform
             heads.append(torch.einsum("bqk,bkd->bqd", self.dropout(weights), v))
         out = torch.cat(heads, -1)
         return self.output(out) if self.cfg.output_projection else out
+
+    def biases(self, length: int) -> Tensor:  # (H, L, L)
+        first = 0 if self.cfg.causal else 1 - self.cfg.maxlen  # the distance of column 0
+        rows = [[max(i - j - first, 0) for j in range(length)] for i in range(length)]  # later items are not visible
+        return self.relative_bias[:, torch.tensor(rows)]
 
     def point_wise(self, x: Tensor) -> Tensor:
         activation = {Activation.relu: F.relu, Activation.gelu: F.gelu}[self.cfg.activation]

@@ -58,6 +58,7 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
         ("model=tiny", "model.norm=pre", "model.pos_emb=sinusoidal", "model.activation=gelu"),
         ("model=ligr", "model.dim=8", "model.maxlen=12", "model.heads=2", "model.positions_from=oldest"),
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=rope"),
+        ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=relative"),
         ("model=gru4rec", "model.dim=8", "model.maxlen=12", "model.blocks=2"),
     ],
     ids=lambda words: " ".join(words),

@@ -26,7 +26,7 @@ _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
 BlockName = Enum("BlockName", ["transformer", "ligr", "gru"])
-PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "none"])
+PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "relative", "none"])
 PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
@@ -119,12 +119,11 @@ class ModelConfig(ModelSection):
         self._check_positions()
 
     def _check_positions(self) -> None:
-        if self.pos_emb is PosEmb.rope:
-            if self.block is BlockName.gru or self.pad_keys:
-                raise InputError("model.pos_emb=rope requires attention, without pad_keys=true")
-            if self.dim // self.heads % 2:
-                sizes = f"model.dim={self.dim} / model.heads={self.heads}"
-                raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
+        if self.pos_emb in (PosEmb.rope, PosEmb.relative) and (self.block is BlockName.gru or self.pad_keys):
+            raise InputError(f"model.pos_emb={self.pos_emb.name} requires attention, without pad_keys=true")
+        if self.pos_emb is PosEmb.rope and self.dim // self.heads % 2:
+            sizes = f"model.dim={self.dim} / model.heads={self.heads}"
+            raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
         if self.positions_from is PositionsFrom.oldest:
             if self.pos_emb not in (PosEmb.learned, PosEmb.sinusoidal):
                 raise InputError(
@@ -141,6 +140,11 @@ class ModelConfig(ModelSection):
                 raise InputError(
                     f"model.{key}={named[0].lower()} does not apply to model.block=gru; set it to {named[1].lower()}"
                 )
+
+    @property
+    def num_distances(self) -> int:
+        """Return the number of distances from an item to one that it attends to."""
+        return self.maxlen if self.causal else 2 * self.maxlen - 1
 
     @property
     def feed_forward_width(self) -> int:

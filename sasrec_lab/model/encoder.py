@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the state (T, D) of each token, before the head."""
-        x, layout = self._embed(batch), self._layout(batch)
+        x, layout = self._embed(batch), self.layout(batch)
         for block in self.blocks:
             x = block(x, layout)
         return self.final_norm(x)
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
 
         Not for training, because the last block has no dropout on attention weights.
         """
-        x, layout = self._embed(batch), self._layout(batch)
+        x, layout = self._embed(batch), self.layout(batch)
         for block in self.blocks[:-1]:
             x = block(x, layout)
         x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
@@ -83,7 +83,8 @@ class Encoder(nn.Module):
             x = x * self.scale
         return dropout(x, self.rate if self.training else 0.0)
 
-    def _layout(self, batch: PackedBatch) -> BatchLayout:
+    def layout(self, batch: PackedBatch) -> BatchLayout:
+        """Return what the blocks need to know of the batch."""
         factors = None
         if self.pos_emb is PosEmb.rope:
             factors = torch.view_as_complex(self.rotations.index_select(0, batch.positions))

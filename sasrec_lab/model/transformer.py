@@ -1,9 +1,10 @@
 """The transformer block of SASRec, over packed tokens. B sequences, T tokens, D dim, W width of the feed-forward."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Activation, ModelConfig, Norm
+from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb
 from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_newest_to, attend_with_padding
 from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
@@ -14,13 +15,16 @@ class TransformerBlock(nn.Module):
     """Self-attention, then a position-wise feed-forward network. Kang and McAuley 2018, III-B, eq. (2) to (5).
 
     norm=sasrec follows the authors' code, which differs from the paper: only queries are normalized, and residuals are
-    added to the *normalized* input.
+    added to the *normalized* input. pos_emb=relative adds to the scores of each head a learned bias by distance, as T5
+    does for ranges of distances (Raffel et al. 2020, arXiv 1910.10683, 2.1).
     """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
         self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
+        is_relative = cfg.pos_emb is PosEmb.relative
+        self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, cfg.num_distances)) if is_relative else None
         self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.query = nn.Linear(cfg.dim, cfg.dim)
         self.key = nn.Linear(cfg.dim, cfg.dim)
@@ -34,7 +38,7 @@ class TransformerBlock(nn.Module):
 
         The states of the newest tokens are all that ranking needs of the last block.
         """
-        if isinstance(self.feed_forward, SwiGLU) or layout.rotations is not None:  # no kernel computes these
+        if isinstance(self.feed_forward, SwiGLU):  # which no kernel computes
             return self.transform(x, layout, newest)
         return apply_block(self, x, layout, newest)
 
@@ -54,20 +58,25 @@ class TransformerBlock(nn.Module):
         return self._add(normed, self.feed_forward(normed))
 
     def _attend(self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None) -> Tensor:
-        q, rotations = self.query(queries), layout.rotations
-        if newest is not None and rotations is None:
-            return self.output(attend_newest(q, others, self.key, self.value, layout, self.heads, self.pad_keys))
-        k, v = self.key(others), self.value(others)
-        if rotations is not None:
-            k = rotate(k, rotations, self.heads)
-            if newest is not None:  # their position is 0, which leaves their queries as they are
-                return self.output(attend_newest_to(q, k, v, layout, self.heads))
-            q = rotate(q, rotations, self.heads)
+        q = self.query(queries)
+        return self.output(self._all(q, others, layout) if newest is None else self._newest(q, others, layout))
+
+    def _all(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
+        k, v = self.key(x), self.value(x)
+        if layout.rotations is not None:
+            q, k = rotate(q, layout.rotations, self.heads), rotate(k, layout.rotations, self.heads)
         rate = self.rate if self.training else 0.0
         if self.pad_keys:
             pads = self.key.bias, self.value.bias
-            return self.output(attend_with_padding(q, k, v, layout, self.heads, rate, *pads))
-        return self.output(attend(q, k, v, layout, self.heads, rate, causal=self.causal))
+            return attend_with_padding(q, k, v, layout, self.heads, rate, *pads)
+        return attend(q, k, v, layout, self.heads, rate, causal=self.causal, bias=self.relative_bias)
+
+    def _newest(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
+        if layout.rotations is not None:  # the newest token is at position 0, which leaves its query as it is
+            k = rotate(self.key(x), layout.rotations, self.heads)
+            return attend_newest_to(q, k, self.value(x), layout, self.heads)
+        has_pads, bias = self.pad_keys, self.relative_bias
+        return attend_newest(q, x, self.key, self.value, layout, self.heads, has_pads, causal=self.causal, bias=bias)
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change
@@ -81,6 +90,7 @@ class TransformerBlock(nn.Module):
             heads=self.heads,
             pad_keys=self.pad_keys,
             causal=self.causal,
+            has_bias=self.relative_bias is not None,
             is_relu=self.feed_forward.activation is F.relu,
             attention_norm=self.attention_norm,
             query=self.query,

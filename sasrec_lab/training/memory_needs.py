@@ -41,13 +41,16 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
     copies = 4 + (cfg.optimizer.ema is not None)
     # rows that no batch touches have no gradient
     item_copies = copies - (cfg.optimizer.name is OptimizerName.rowwise_adam)
-    per_position = {PosEmb.learned: copies * model.dim, PosEmb.sinusoidal: model.dim, PosEmb.none: 0}
-    per_position[PosEmb.rope] = model.dim // model.heads
+    per_position = {
+        PosEmb.learned: copies * model.dim,
+        PosEmb.sinusoidal: model.dim,
+        PosEmb.rope: model.dim // model.heads,
+    }
     tables = 1 if model.share_items else 2
     blocks = (dim, _key(cfg, "model.blocks"), *([_key(cfg, "model.ff_dim")] if model.ff_dim else []))
     return [
         Need(f"the vectors of {num_items:,} items", (dim,), item_copies * tables * num_items * model.dim * _FLOAT),
-        Need("positions", (_key(cfg, "model.maxlen"), dim), per_position[model.pos_emb] * model.maxlen * _FLOAT),
+        Need("positions", (_key(cfg, "model.maxlen"), dim), per_position.get(model.pos_emb, 0) * model.maxlen * _FLOAT),
         Need("blocks", blocks, copies * model.blocks * block_parameters(model) * _FLOAT),
     ]
 
@@ -62,7 +65,8 @@ def block_parameters(model: ModelConfig) -> int:
     gates = 2 if model.block is BlockName.ligr else 0
     is_gated = model.activation is Activation.swiglu
     feed_forward = 3 * dim * width if is_gated else (dim + 1) * width + (width + 1) * dim
-    return 4 * dim + (projections + gates) * linear + feed_forward
+    biases = model.heads * model.num_distances if model.pos_emb is PosEmb.relative else 0
+    return biases + 4 * dim + (projections + gates) * linear + feed_forward
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:

@@ -20,6 +20,8 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.transformer import TransformerBlock
+from sasrec_lab.ops.buckets import bias_scores
+from sasrec_lab.ops.rotary import rotate
 
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
@@ -97,7 +99,8 @@ def write_attention(
     for row, user in users.items():
         inputs = evaluation_batch(holdout, np.array([row]), "test", objective, None).inputs
         assert inputs is not None  # pick_users_by_length takes users with known items
-        labels = [str(names[item - 1]) for item in inputs.items[: int(inputs.last[-1]) + 1]]
+        items = inputs.items[: int(inputs.last[-1]) + 1]
+        labels = [str(names[item - 1]) if item else "[mask]" for item in items]
         writer.add_figure(f"~attention/user {user}", _figure(attention_weights(encoder, inputs), labels), 0)
 
 
@@ -128,25 +131,34 @@ def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
     blocks = cast(list[TransformerBlock], list(encoder.blocks))
     layers = [layer for block in blocks for layer in (block.query, block.key)]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(out[:tokens])) for layer in layers]
-    training = encoder.training
+    training, batch = encoder.training, batch.to(encoder.item_table.device)
     encoder.eval()
     try:
-        encoder(batch.to(encoder.item_table.device))
+        encoder(batch)
     finally:
         encoder.train(training)
         for hook in hooks:
             hook.remove()
+    rotations = encoder.layout(batch).rotations
+    factors = None if rotations is None else rotations[:tokens]
     return [
-        _weights(q.detach().float(), k.detach().float(), block.heads)
+        _weights(q.detach().float(), k.detach().float(), block, factors)
         for q, k, block in zip(seen[::2], seen[1::2], blocks, strict=True)
     ]
 
 
-def _weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    q, k = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k))  # (T, D) -> (H, T, D / H)
+def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | None) -> Tensor:
+    if rotations is not None:
+        q, k = rotate(q, rotations, block.heads), rotate(k, rotations, block.heads)
+    q, k = (x.unflatten(1, (block.heads, -1)).transpose(0, 1) for x in (q, k))  # (T, D) -> (H, T, D / H)
     scores = q @ k.mT / sqrt(q.shape[-1])
-    future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-    return scores.masked_fill(future, float("-inf")).softmax(-1).cpu()
+    if block.relative_bias is not None:
+        every = slice(q.shape[1])
+        scores = scores + bias_scores(block.relative_bias.detach(), block.causal, every, every)
+    if block.causal:
+        future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(-1).cpu()
 
 
 def _figure(blocks: list[Tensor], items: list[str]) -> Any:

@@ -105,7 +105,9 @@ MISTAKES = {
     "+model.head=2": "unknown key 'model.head'; did you mean model.heads?",
     "modle.dim=2": "unknown key 'modle.dim'; did you mean model.dim?",
     "model.dim=abc": "model.dim=abc must be an integer",
-    "model.pos_emb=learnt": "model.pos_emb=learnt is not one of learned, sinusoidal, rope, none; did you mean learned?",
+    "model.pos_emb=learnt": (
+        "model.pos_emb=learnt is not one of learned, sinusoidal, rope, relative, none; did you mean learned?"
+    ),
     "model.causal=false": (
         "model.causal=false lets an item attend to the next one, which objective=next_item predicts; set it to true"
     ),
@@ -114,6 +116,7 @@ MISTAKES = {
         "model.pos_emb=rope rotates pairs of columns, so model.dim=64 / model.heads=64 must be even"
     ),
     "model={pos_emb: rope, pad_keys: true}": "model.pos_emb=rope requires attention, without pad_keys=true",
+    "model={pos_emb: relative, pad_keys: true}": "model.pos_emb=relative requires attention, without pad_keys=true",
     "model={pos_emb: none, positions_from: oldest}": (
         "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for pos_emb=none"
     ),

@@ -13,6 +13,8 @@ SMALL = ["model.dim=16", "model.maxlen=20", "optimizer.lr=0.01", "trainer=cpu", 
     [
         "model=ligr",
         "model=gru4rec",
+        "model=sasrec model.pos_emb=rope",
+        "model=ligr model.pos_emb=relative model.heads=2",
     ],
 )
 def test_a_model_beats_popularity(model, train_here, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Activation, ModelConfig
+from sasrec_lab.config.schema import Activation, BlockName, ModelConfig, PosEmb
 from sasrec_lab.model import encoder, ligr, transformer
 from sasrec_lab.model.encoder import Encoder
 
@@ -105,6 +105,23 @@ def test_a_gate_of_zero_leaves_the_stream_unchanged():
     batch = packed(SEQUENCES)
     with torch.no_grad():
         assert torch.equal(model(batch)[: batch.last[-1] + 1], model._embed(batch)[: batch.last[-1] + 1])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pos_emb", list(PosEmb))
+def test_open_gates_make_a_pre_norm_transformer(pos_emb, causal):
+    cfg = replace(SMALL, pos_emb=pos_emb, causal=causal, heads=2)
+    model = random_encoder(cfg).eval()
+    for block in model.blocks:
+        for gate in (block.attention_gate, block.feed_forward_gate):
+            gate.weight.data.zero_()
+            gate.bias.data.fill_(1e9)
+    plain = random_encoder(replace(cfg, block=BlockName.transformer, ff_dim=48)).eval()
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if "_gate" not in key})
+    batch = packed(SEQUENCES)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), plain(batch), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model.newest(batch), plain(batch)[batch.last], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("changed", [1, 4, 8])

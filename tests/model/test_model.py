@@ -92,6 +92,10 @@ def combinations() -> list[dict]:
         {"positions_from": PositionsFrom.oldest, "pos_emb": pos_emb, "causal": causal}
         for pos_emb, causal in product((PosEmb.learned, PosEmb.sinusoidal), (True, False))
     ]
+    grid += [
+        {"pos_emb": pos_emb, "causal": False, "heads": heads, "norm": norm}
+        for pos_emb, heads, norm in product((PosEmb.rope, PosEmb.relative), (1, 2), (Norm.pre, Norm.post))
+    ]
     random = np.random.default_rng(0)
     for _ in range(40):
         chosen = {key: value for key, value in switches.items() if random.random() < 0.5}
@@ -300,6 +304,7 @@ def test_a_compiled_block_equals_the_plain_one(dim, norm, changes, monkeypatch):
         {"dropout": 0.5},
         {"causal": False},
         {"pos_emb": PosEmb.rope},
+        {"pos_emb": PosEmb.relative},
     ],
     ids=name,
 )

@@ -41,6 +41,7 @@ def sizes(needs) -> list[int]:
         ["model=gru4rec", "model.blocks=2", "model.pos_emb=learned"],
         ["model=ligr"],
         ["model=ligr", "model.ff_dim=24", "model.activation=relu", "model.output_projection=false"],
+        ["model=ligr", "model.pos_emb=relative", "model.heads=2"],
         ["model.activation=swiglu", "model.pos_emb=rope", "model.heads=2"],
         ["optimizer.name=rowwise_adam", "loss=bce"],
     ],

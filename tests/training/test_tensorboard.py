@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import exp, sqrt
 from pathlib import Path
 
@@ -156,6 +157,26 @@ def test_attention_maps_are_the_models_own_weights(heads):
                 exp(sum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / sqrt(width)) for j in range(i + 1)
             ]
             assert weights[head, i, : i + 1].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-4)
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rope", "relative"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("model", ["sasrec", "ligr"])
+def test_values_weighted_by_a_map_are_attentions_output(model, causal, pos_emb):
+    cfg = load([f"model={model}", "model.dim=16", "model.heads=2", f"model.pos_emb={pos_emb}", "model.maxlen=9"]).model
+    torch.manual_seed(0)
+    encoder = Encoder(30, replace(cfg, causal=causal)).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    batch, _ = pack(np.array([0]), np.array([5]), np.array([3, 7, 7, 29, 1]))
+    values, outputs = [], []
+    for block in encoder.blocks:
+        block.value.register_forward_hook(lambda _layer, _inputs, out: values.append(out[:5]))
+        block.output.register_forward_hook(lambda _layer, inputs, _out: outputs.append(inputs[0][:5]))
+    weights = tensorboard.attention_weights(encoder, batch)
+    for v, out, each in zip(values, outputs, weights, strict=True):
+        heads = each @ v.unflatten(1, (2, -1)).transpose(0, 1)  # (H, T, D / H)
+        torch.testing.assert_close(heads.transpose(0, 1).flatten(1), out, rtol=1e-4, atol=1e-5)
 
 
 def test_users_are_picked_from_short_to_long_histories():
