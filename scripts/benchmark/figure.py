@@ -10,7 +10,7 @@ MEASURES = {  # by field: title, ratio to a peer
     "positions_per_s": ("training: positions/s", "times_faster_training"),
     "users_per_s": ("full ranking: users/s", "times_faster_ranking"),
 }
-COLORS = ["#1b6ca8", "#d9822b", "#8a8a8a"]
+COLORS = {"sasrec_lab": "#1b6ca8", "rectools": "#d9822b", "rectools-flat": "#efc08f", "replay": "#8a8a8a"}
 TEXT = "#76808c"  # legible on white and on dark pages, whose theme an image cannot know
 
 
@@ -21,7 +21,8 @@ def data_of(results: list[dict[str, Any]]) -> str:
 
 def library(value: str) -> str:
     """Return a library's name as it is written."""
-    return {"rectools": "RecTools", "replay": "RePlay"}.get(value, value)
+    names = {"rectools": "RecTools", "rectools-flat": "RecTools, flat network", "replay": "RePlay"}
+    return names.get(value, value)
 
 
 def times(value: float) -> str:
@@ -49,13 +50,15 @@ def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
         for panel, (key, (title, ratio)) in zip(panels, MEASURES.items(), strict=True):
             for place, name in enumerate(names):
                 mine = [x for x in results if x["by"] == name]  # a peer may have failed on a job
-                rows = [jobs.index(x["job"]) + 0.27 * (place - 1) for x in mine]
-                bars = panel.barh(rows, [x[key] for x in mine], 0.25, color=COLORS[place], label=library(name))
+                rows = [jobs.index(x["job"]) + 0.81 / len(names) * (place - (len(names) - 1) / 2) for x in mine]
+                bars = panel.barh(
+                    rows, [x[key] for x in mine], 0.75 / len(names), color=COLORS[name], label=library(name)
+                )
                 labels = [f"{x[key]:,.0f}" + (f"  ({times(x[ratio])})" if place else "") for x in mine]
                 panel.bar_label(bars, labels, padding=3, fontsize=8)
             style_panel(panel, title, labels_of_jobs, 12 * max(x[key] for x in results))
         panels[0].invert_yaxis()
-        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower center", ncols=3)
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower center", ncols=4)
         figure.tight_layout(rect=(0, 0.07, 1, 1))
         file.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None, "Description": description} if svg else None

@@ -69,9 +69,16 @@ JOBS = {
             dataset=("dataset=kion",),
             generated="kion",
         ),
+        Job(
+            name="ligr",
+            about="LiGR on MovieLens-1M, dim 64, maxlen 200",
+            dataset=("dataset=sasrec_ml_1m",),
+            settings=("model=ligr", "model.dim=64", "model.maxlen=200"),
+            steps=94,
+        ),
     )
 }
-LETTERS = dict(zip("abcde", JOBS.values(), strict=True))  # the jobs' earlier names, still accepted
+LETTERS = dict(zip("abcdef", JOBS.values(), strict=True))  # the jobs' earlier names, still accepted
 LOADING = JOBS["loading"]
 
 

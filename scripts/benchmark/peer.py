@@ -20,7 +20,8 @@ class Peer:
     name: str
     script: str
     pins: tuple[str, ...]
-    has_loading: bool  # whether the job `loading` measures it
+    jobs: tuple[str, ...]  # that it can run
+    environment_name: str
 
     @property
     def version(self) -> dict[str, str]:
@@ -39,7 +40,7 @@ class Peer:
 
     def environment(self) -> Path:
         """Return the environment's Python; the first use creates it and downloads some 100 MB (several GB for CUDA)."""
-        folder = FOLDER / "venvs" / self.name
+        folder = FOLDER / "venvs" / self.environment_name
         python = folder / "bin" / "python"
         complete = folder / "complete"
         if not complete.is_file() or complete.read_text() != "\n".join(self.pins):
@@ -55,26 +56,20 @@ class Peer:
         return python
 
 
+SASREC_JOBS = ("ml1m", "sparse", "kion-like")
+RECTOOLS = (
+    "rectools[torch]==0.19.0",
+    "numpy==1.26.4",
+    "pandas==2.3.3",
+    "pytorch-lightning==2.5.2",
+    "torch==2.13.0",
+)
+REPLAY = ("replay-rec[torch]==0.22.0", "lightning==2.6.6", "torch==2.13.0")
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            name="rectools",
-            script="rectools_job.py",
-            pins=(
-                "rectools[torch]==0.19.0",
-                "numpy==1.26.4",
-                "pandas==2.3.3",
-                "pytorch-lightning==2.5.2",
-                "torch==2.13.0",
-            ),
-            has_loading=True,
-        ),
-        Peer(
-            name="replay",
-            script="replay_job.py",
-            pins=("replay-rec[torch]==0.22.0", "lightning==2.6.6", "torch==2.13.0"),
-            has_loading=False,
-        ),
+        Peer("rectools", "rectools_job.py", RECTOOLS, (*SASREC_JOBS, "ligr", "loading"), "rectools"),
+        Peer("rectools-flat", "rectools_flat_job.py", RECTOOLS, SASREC_JOBS, "rectools"),
+        Peer("replay", "replay_job.py", REPLAY, SASREC_JOBS, "replay"),
     )
 }

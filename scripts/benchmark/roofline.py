@@ -1,7 +1,7 @@
 """The roofline: the arithmetic that the model needs at least, at the rate at which this machine multiplies matrices.
 
 It counts the matrix products on existing positions, a multiplication and an addition each: no padding, attention to
-the past only, and nothing for norms, dropout or softmax.
+the past only if it is causal, items for the labels only, and nothing for norms, dropout or softmax.
 """
 
 import time
@@ -12,18 +12,21 @@ import torch
 from sasrec_lab.config.schema import Activation, BlockName, ModelConfig
 
 
-def flops_per_position(model: ModelConfig, compared: int, lengths: np.ndarray) -> float:
+def flops_per_position(
+    model: ModelConfig, compared: int, lengths: np.ndarray, labels_per_position: float = 1.0
+) -> float:
     """Return the FLOPs of a training step per useful position of sequences with these lengths.
 
-    The backward pass takes twice the forward pass. `compared` is the number of items that a state is compared with.
+    The backward pass takes twice the forward pass. `compared` is the number of items that the state of a label is
+    compared with.
     """
-    attended = np.sum(lengths * (lengths + 1) / 2) / np.sum(lengths)  # positions up to each one, on average
+    attended = np.sum(pairs(model, lengths)) / np.sum(lengths)  # positions that each one attends to, on average
     block = token_flops(model) + 4 * model.dim * attended  # scores, and the values weighted by them
-    return 3 * (model.blocks * block + 2 * model.dim * compared)
+    return 3 * (model.blocks * block + labels_per_position * (head_flops(model) + 2 * model.dim * compared))
 
 
 def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float:
-    """Return the FLOPs of ranking all items per user, for users with these numbers of known items.
+    """Return the FLOPs of ranking all items per user, for users with inputs of these numbers of positions.
 
     The last block is needed for the newest position only; there, the matrices of keys and values are applied to the
     query and the result. Adjacent matrices count as one: with one head those of query and key, and of value and output.
@@ -32,8 +35,18 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
     token = token_flops(model) - one
     last, all_but_last = min(model.blocks, 1), max(model.blocks - 1, 0)
     newest = token + 4 * model.dim * model.heads * lengths.mean()
-    block = token * lengths.mean() + 4 * model.dim * np.mean(lengths * (lengths + 1) / 2)
-    return all_but_last * block + last * newest + 2 * model.dim * items
+    block = token * lengths.mean() + 4 * model.dim * np.mean(pairs(model, lengths))
+    return all_but_last * block + last * newest + head_flops(model) + 2 * model.dim * items
+
+
+def pairs(model: ModelConfig, lengths: np.ndarray) -> np.ndarray:
+    """Return the pairs of positions of which one attends to the other, in sequences of these lengths."""
+    return lengths * (lengths + 1) / 2 if model.causal else lengths * lengths
+
+
+def head_flops(model: ModelConfig) -> int:
+    """Return the FLOPs of the layer between a state and its comparison with items."""
+    return 2 * model.dim**2 if model.head_transform else 0
 
 
 def token_flops(model: ModelConfig) -> int:

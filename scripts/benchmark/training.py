@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -23,6 +24,7 @@ from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
@@ -77,9 +79,13 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     ranking_peak = machine.peak_memory_mb()
     rates.append(product_rate(cfg, device, holdout.num_items))  # measured twice, because other work comes and goes
 
-    labels = holdout.window_ends - holdout.window_starts - 1  # (W,) useful positions per window
-    known = (ranked.val.ends - ranked.val.starts).clip(max=cfg.model.maxlen)
-    flops = flops_per_position(cfg.model, model.loss.compared_items(cfg.loss, holdout.num_items), labels)
+    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    windows, _ = objective.training(holdout, np.arange(len(holdout.window_starts)), np.random.default_rng(0))
+    has_items = ranked.val.ends > ranked.val.starts
+    known = objective.inference(holdout.items, ranked.val.starts[has_items], ranked.val.ends[has_items])
+    lengths = np.diff(windows.offsets)  # (W,) useful positions per window
+    compared = model.loss.compared_items(cfg.loss, holdout.num_items)
+    flops = flops_per_position(cfg.model, compared, lengths, training.labels / training.positions)
     positions_per_s = training.positions / training.seconds
     return {
         "positions_per_s": positions_per_s,
@@ -87,13 +93,14 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "peak_rss_mb": training_peak["rss"],
         "roofline_positions_per_s": max(rates) / flops,
         "fraction_of_roofline": positions_per_s * flops / max(rates),
-        "roofline_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, known),
+        "roofline_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, np.diff(known.offsets)),
         "ranking_peak_rss_mb": ranking_peak["rss"],
         "peak_cuda_mb": training_peak.get("cuda"),
         "flops_per_position": flops,
         "matrix_gflops": max(rates) / 1e9,
-        "epoch_positions": int(labels.sum()),
-        "epoch_seconds": labels.sum() / positions_per_s,
+        "labels_per_position": training.labels / training.positions,
+        "epoch_positions": int(lengths.sum()),
+        "epoch_seconds": lengths.sum() / positions_per_s,
         "steps": steps,
         "step_ms": 1000 * training.seconds / steps,
         "ranked_users": len(ranked.val),
@@ -109,25 +116,27 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
 
 
 class TrainingTime(pl.Callback):
-    """Count seconds and useful positions of the steps after the first `warm_up`."""
+    """Count seconds, useful positions and labels of the steps after the first `warm_up`."""
 
     def __init__(self, warm_up: int):
         self.warm_up = warm_up
-        self.positions: int | torch.Tensor = 0
+        self.positions = 0
+        self.labels: int | torch.Tensor = 0
         self.seconds = 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         if trainer.global_step > self.warm_up:
-            self.positions += (batch.labels.targets > 0).sum()
+            self.positions += int(batch.inputs.offsets[-1])
+            self.labels += (batch.labels.targets > 0).sum()
         if trainer.global_step == self.warm_up:
             synchronize(module.device)
             self.start = time.perf_counter()
         if trainer.global_step == trainer.max_steps:
             synchronize(module.device)
             self.seconds = time.perf_counter() - self.start
-            self.positions = int(self.positions)
+            self.labels = int(self.labels)
 
 
 class RankingTime(pl.Callback):

@@ -1,4 +1,4 @@
-"""Measure RecTools' SASRec, or its loading, in its own environment: python rectools_job.py '{"windows": ...}'"""
+"""Measure a model of RecTools, or its loading, in its own environment: python rectools_job.py '{"windows": ...}'"""
 
 import json
 import sys
@@ -13,6 +13,7 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.fast_transformers import build_sequences
 from rectools.models import SASRecModel
+from rectools.models.nn.transformers.base import TransformerModelBase
 from rectools_model import make_model
 from stopwatch import Stopwatch, peak_rss_mb
 
@@ -55,7 +56,7 @@ def train_and_rank(task: dict) -> dict:
     }
 
 
-def train(model: SASRecModel, dataset: Dataset, steps: int) -> float:
+def train(model: TransformerModelBase, dataset: Dataset, steps: int) -> float:
     """Return useful positions per second."""
     step_times = StepTimes()
     model._trainer = Trainer(
@@ -94,7 +95,7 @@ class StepTimes(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Count a step and its positions."""
-        self.stopwatch.step_ended(int((batch["y"] != 0).sum()))
+        self.stopwatch.step_ended(int((batch["x"] != 0).sum()))
 
 
 def load(task: dict) -> dict:

@@ -1,22 +1,30 @@
-"""RecTools' SASRec on ids only, with the sizes of a task."""
+"""RecTools' models on ids only, with the sizes of a task."""
 
-from rectools.models import SASRecModel
+from rectools.models import BERT4RecModel, SASRecModel
 from rectools.models.nn.item_net import IdEmbeddingsItemNet
+from rectools.models.nn.transformers.ligr import LiGRLayers
 
 
-def make_model(task: dict) -> SASRecModel:
-    """Return an untrained model."""
-    return SASRecModel(
-        n_blocks=task["blocks"],
-        n_heads=task["heads"],
-        n_factors=task["dim"],
-        session_max_len=task["maxlen"],
-        dropout_rate=task["dropout"],
-        batch_size=task["batch_size"],
-        lr=task["lr"],
-        epochs=task.get("epochs", 1),
-        use_key_padding_mask=task.get("key_mask", False),
-        loss="softmax",
-        deterministic="epochs" in task,
-        item_net_block_types=(IdEmbeddingsItemNet,),
-    )
+def make_model(task: dict) -> SASRecModel | BERT4RecModel:
+    """Return an untrained model: SASRec, with the blocks of eSASRec if the task's model is ligr, or BERT4Rec."""
+    settings = {
+        "n_blocks": task["blocks"],
+        "n_heads": task["heads"],
+        "n_factors": task["dim"],
+        "session_max_len": task["maxlen"],
+        "dropout_rate": task["dropout"],
+        "batch_size": task["batch_size"],
+        "lr": task["lr"],
+        "epochs": task.get("epochs", 1),
+        "loss": "softmax",
+        "deterministic": "epochs" in task,
+        "item_net_block_types": (IdEmbeddingsItemNet,),
+    }
+    kind = task.get("model", "sasrec")
+    if kind == "bert4rec":
+        return BERT4RecModel(**settings, mask_prob=task["mask_prob"])
+    settings["use_key_padding_mask"] = task.get("key_mask", False)
+    if kind == "ligr":
+        blocks = {"ff_factors_multiplier": task["ff_dim"] // task["dim"]}
+        return SASRecModel(**settings, transformer_layers_type=LiGRLayers, transformer_layers_kwargs=blocks)
+    return SASRecModel(**settings)
