@@ -67,7 +67,7 @@ class Comparison:
     protocol: dict[str, Any]
     rows: list[Row]
     shared: dict[str, str]  # overrides of every run
-    source: str | None  # of the published values
+    sources: list[str]  # of the published values
     notes: list[str]
 
     def row(self, label: str | None) -> Row | None:
@@ -130,7 +130,7 @@ def _comparison(runs: list[Run], first: str, jobs: list[dict[str, str]]) -> Comp
         protocol={key: value for run in runs for key, value in run.protocol.items()},  # some lack LEAK
         rows=sorted(rows, key=lambda row: first not in (row.label, row.exact_label)),
         shared=shared,
-        source=published[0].get("source") if published else None,
+        sources=list(dict.fromkeys(each["source"] for each in published if "source" in each)),
         notes=[*notes, *_notes_on(rows, _published_only(labels, cells))],
     )
 

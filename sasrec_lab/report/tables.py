@@ -105,7 +105,7 @@ class ProtocolReport:
         if any(len(row.runs) == 1 for row in rows):
             lines.append("n = 1: one seed, so no spread")
         if any(metric in row.published for row in rows for metric in self.metrics):
-            lines.append(f"published: {self.comparison.source}; difference: ours minus published")
+            lines.append(f"published: {'; '.join(self.comparison.sources)}; difference: ours minus published")
             changed = [f"{key}={value}" for key, value in changed_overrides(self.comparison.shared).items()]
             if changed and any(row.published and row.is_named for row in rows):
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")

@@ -105,6 +105,15 @@ def test_published_results_apply_only_to_their_data_set(tmp_path):
     assert only_part(tmp_path).comparison.rows[0].published == {}
 
 
+def test_rows_of_two_papers_have_both_as_sources(tmp_path):
+    for name, source in {"a": "Somebody 2018", "b": "Others 2023", "c": "Somebody 2018"}.items():
+        published = PUBLISHED | {"source": source, "cells": {f"experiment={name}": {"test/ndcg@10": 0.5}}}
+        write_run(tmp_path / name, f"experiment={name}", config={"published": published, "n": name})
+    part = only_part(tmp_path)
+    assert [row.published for row in part.comparison.rows] == [{"test/ndcg@10": 0.5}] * 3
+    assert "published: Somebody 2018; Others 2023; difference: ours minus published" in part.legend()
+
+
 def test_a_run_with_overrides_is_not_the_published_default(tmp_path):
     """If only one job of a sweep has finished, all rows share its overrides, and its row is called default."""
     published = {"config": {"published": PUBLISHED}}
