@@ -9,7 +9,7 @@ from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.holdout import Holdout, hold_out
-from sasrec_lab.data.negatives import Draws
+from sasrec_lab.data.negatives import per_label
 from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.sequences import Sequences
 
@@ -58,7 +58,7 @@ def next_item(maxlen: int) -> NextItem:
     return NextItem(ObjectiveConfig(ObjectiveName.next_item), SimpleNamespace(maxlen=maxlen))
 
 
-def training_batch(holdout: Holdout, windows: np.ndarray, draws: Draws | None = None) -> TrainingBatch:
-    """Return training windows as SASRec trains on them, with these negatives."""
+def training_batch(holdout: Holdout, windows: np.ndarray, drawn: np.ndarray | None = None) -> TrainingBatch:
+    """Return training windows as SASRec trains on them, with these negatives of each label."""
     inputs, labels = next_item(0).training(holdout, windows, np.random.default_rng(0))
-    return TrainingBatch(inputs, labels, None if draws is None else draws.negatives(labels))
+    return TrainingBatch(inputs, labels, None if drawn is None else per_label(drawn, labels))

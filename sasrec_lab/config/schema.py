@@ -34,7 +34,7 @@ Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal
 Similarity = Enum("Similarity", ["dot", "cosine"])
 ObjectiveName = Enum("ObjectiveName", ["next_item"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
-SamplerName = Enum("SamplerName", ["usual", "none", "shared", "unseen", "uniform"])
+SamplerName = Enum("SamplerName", ["usual", "none", "shared", "sequence", "unseen", "uniform"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
@@ -162,7 +162,7 @@ class ObjectiveConfig:
 # By loss: the samplers whose negatives it takes. The first is the usual one, and that of records that lack the key.
 _SAMPLERS = {
     LossName.softmax: [SamplerName.none],
-    LossName.sampled_softmax: [SamplerName.shared],
+    LossName.sampled_softmax: [SamplerName.shared, SamplerName.sequence, SamplerName.uniform, SamplerName.unseen],
     LossName.bce: [SamplerName.unseen, SamplerName.uniform],
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],

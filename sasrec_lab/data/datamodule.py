@@ -120,7 +120,7 @@ class TrainingData(Dataset[TrainingBatch]):
         inputs, labels = self.objective.training(self.holdout, windows, rng)
         if self.sampler is None:
             return TrainingBatch(inputs, labels)
-        return TrainingBatch(inputs, labels, self.sampler.draw(windows, labels.counts, rng).negatives(labels))
+        return TrainingBatch(inputs, labels, self.sampler.draw(windows, labels, rng))
 
 
 class EvaluationData(Dataset[EvaluationBatch]):

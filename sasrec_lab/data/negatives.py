@@ -1,7 +1,7 @@
 """Random items: negatives to train against, and candidates to rank among. B windows, R labels, E rows to rank, N draws,
 V items."""
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,29 +15,15 @@ from sasrec_lab.ops.backend import round_up_size
 MAX_REDRAWS = 1000  # rounds of redrawing; a user who has seen nearly every item then keeps the last draw
 
 
-class Draws(NamedTuple):
-    """The draws for one batch: each label has its own, or all labels share one set."""
-
-    items: np.ndarray  # (R, N) int64; shared: (N,), in ascending order
-    log_weights: np.ndarray | None = None  # (N,) float64, shared only: added to the negatives' logits
-
-    def negatives(self, labels: Labels) -> Negatives:
-        """Return the draws as tensors, with those of the last label repeated for labels without a target."""
-        if self.log_weights is not None:
-            return Negatives(as_tensor(self.items), torch.from_numpy(self.log_weights.astype(np.float32)))
-        missing = len(labels.targets) - len(self.items)
-        return Negatives(as_tensor(np.pad(self.items, ((0, missing), (0, 0)), mode="edge")))
-
-
 class NegativeSampler(Protocol):
     """A kind of negatives; `count` is `loss.negatives`."""
 
-    per: str  # "position" or "batch": each one gets `count` draws
+    per: str  # "position", "sequence" or "batch": each one gets `count` draws
 
     def __init__(self, holdout: Holdout, count: int): ...
 
-    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
-        """Return the draws for training windows, given by their indices, that have `counts` (B,) labels."""
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
+        """Return the negatives of training windows, given by their indices, and of their labels."""
 
 
 class UniformSampler:
@@ -48,9 +34,9 @@ class UniformSampler:
     def __init__(self, holdout: Holdout, count: int):
         self.holdout, self.count = holdout, count
 
-    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
-        """Return negatives (R, N) of the windows' R labels."""
-        return Draws(rng.integers(1, self.holdout.num_items + 1, size=(counts.sum(), self.count)))
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
+        """Return the negatives (R, N) of R labels."""
+        return per_label(rng.integers(1, self.holdout.num_items + 1, size=(labels.counts.sum(), self.count)), labels)
 
 
 class UnseenSampler:
@@ -62,10 +48,26 @@ class UnseenSampler:
         self.holdout, self.count = holdout, count
         self.seen = training_items(holdout)
 
-    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
-        """Return negatives (R, N) of the windows' R labels."""
-        users = np.repeat(np.repeat(self.holdout.window_users[windows], counts), self.count)
-        return Draws(draw_excluding(users, self.seen, rng).reshape(-1, self.count))
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
+        """Return the negatives (R, N) of R labels."""
+        users = np.repeat(np.repeat(self.holdout.window_users[windows], labels.counts), self.count)
+        return per_label(draw_excluding(users, self.seen, rng).reshape(-1, self.count), labels)
+
+
+class SequenceSampler:
+    """Draw one set of distinct items for all positions of a window, uniformly from the items that are not in it.
+
+    As for SASRec+ with 3,000 negatives in "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602.
+    """
+
+    per = "sequence"
+
+    def __init__(self, holdout: Holdout, count: int):
+        self.holdout, self.count = holdout, count
+
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
+        """Return the negatives (B, N) of B windows; 0 fills up a window with fewer than N items outside it."""
+        return Negatives(as_tensor(draw_distinct(window_items(self.holdout, windows), len(windows), self.count, rng)))
 
 
 class SharedSampler:
@@ -78,13 +80,15 @@ class SharedSampler:
         # 0.118, with the full softmax 0.145. Each count is raised by one, so that every item can be drawn.
         self.cumulative, self.count = np.cumsum(training_counts(holdout) + 1), count
 
-    def draw(self, windows: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Draws:
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
         """Return the shared negatives (N,); they do not depend on the windows."""
-        return draw_shared(self.cumulative, self.count, rng)
+        items, log_weights = draw_shared(self.cumulative, self.count, rng)
+        return Negatives(as_tensor(items), torch.from_numpy(log_weights.astype(np.float32)))
 
 
 SAMPLERS: dict[SamplerName, type[NegativeSampler]] = {
     SamplerName.shared: SharedSampler,
+    SamplerName.sequence: SequenceSampler,
     SamplerName.unseen: UnseenSampler,
     SamplerName.uniform: UniformSampler,
 }
@@ -95,10 +99,16 @@ def build_sampler(holdout: Holdout, cfg: LossConfig) -> NegativeSampler | None:
     return None if cfg.sampler is SamplerName.none else SAMPLERS[cfg.sampler](holdout, cfg.negatives)
 
 
-def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) -> Draws:
+def per_label(items: np.ndarray, labels: Labels) -> Negatives:
+    """Return each label's negatives (R, N), those of the last one repeated for the dummies at the end."""
+    dummies = len(labels.targets) - len(items)
+    return Negatives(as_tensor(np.pad(items, ((0, dummies), (0, 0)), mode="edge")))
+
+
+def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `count` items with replacement, in proportion to the increments of `cumulative` (V,).
 
-    Return the distinct items in ascending order, each with log(times drawn / times expected) as its weight: a sum over
+    Return the distinct items in ascending order, and log(times drawn / times expected) of each, its weight: a sum over
     them with these weights has the catalogue's sum as its expectation. The last item is repeated with weight 0
     (log weight -inf) until the number of items and the target together is one of few sizes.
     """
@@ -107,7 +117,68 @@ def draw_shared(cumulative: np.ndarray, count: int, rng: np.random.Generator) ->
     share = (cumulative[items] - np.where(items > 0, cumulative[items - 1], 0)) / cumulative[-1]
     surplus = (0, round_up_size(len(items) + 1) - 1 - len(items))
     log_weights = np.log(times) - np.log(count * share)
-    return Draws(np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf))
+    return np.pad(items + 1, surplus, mode="edge"), np.pad(log_weights, surplus, constant_values=-np.inf)
+
+
+def draw_distinct(excluded: "UserItems", rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `count` distinct items for each row, uniformly from those that are not excluded for it, shape (rows, N).
+
+    A row with fewer items to draw from gets them all. Items are in ascending order, with 0 behind them if a row has
+    fewer than the others. Where most of a row's items are wanted, those to omit are drawn: a set is as random as its
+    complement, and is found in few rounds of redrawing.
+    """
+    base = excluded.base
+    owners = excluded.keys // base
+    available = base - 1 - np.bincount(owners, minlength=rows)  # (rows,)
+    wanted = np.minimum(count, available)
+    omits = wanted > available // 2  # (rows,)
+    drawn = _draw_distinct_keys(excluded, np.where(omits, available - wanted, wanted), rng)
+    is_omitted = omits[drawn // base]
+    others = _other_keys(np.concatenate([excluded.keys[omits[owners]], drawn[is_omitted]]), np.flatnonzero(omits), base)
+    return as_rows(np.sort(np.concatenate([drawn[~is_omitted], others])), base, rows)
+
+
+def _draw_distinct_keys(excluded: "UserItems", counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw counts[row] distinct items for each row that are not excluded for it; return row * base + item of each.
+
+    Each round draws as many as are missing, with replacement, and keeps the new ones. So any two sets of as many items
+    that are not excluded are equally probable.
+    """
+    base, missing = excluded.base, counts.copy()
+    taken = [excluded.keys]
+    while missing.any():
+        rows = np.repeat(np.arange(len(counts)), missing)
+        keys = _distinct(rows * base + rng.integers(1, base, size=len(rows)))
+        for earlier in taken:
+            keys = keys[~_contain(earlier, keys)]
+        if len(keys):
+            missing -= np.bincount(keys // base, minlength=len(counts))
+            taken.append(keys)
+    return np.concatenate(taken[1:]) if len(taken) > 1 else np.empty(0, dtype=np.int64)
+
+
+def _other_keys(keys: np.ndarray, rows: np.ndarray, base: int) -> np.ndarray:
+    """Return row * base + item of every item of these rows, ascending, whose key is not among `keys`, of these rows."""
+    is_other = np.ones((len(rows), base), dtype=bool)
+    is_other[:, 0] = False
+    is_other[np.searchsorted(rows, keys // base), keys % base] = False
+    at, items = np.nonzero(is_other)
+    return rows[at] * base + items
+
+
+def window_items(holdout: Holdout, windows: np.ndarray) -> "UserItems":
+    """Return the items of each training window, inputs and targets; its place in `windows` is the user of the pairs."""
+    starts, ends = holdout.window_starts[windows], holdout.window_ends[windows]
+    rows = np.repeat(np.arange(len(windows)), ends - starts)
+    return UserItems(rows, holdout.items[concatenate_ranges(starts, ends)], holdout.num_items)
+
+
+def as_rows(keys: np.ndarray, base: int, rows: int) -> np.ndarray:
+    """Return the items of ascending keys row * base + item as a matrix with 0 behind the items of a row."""
+    counts = np.bincount(keys // base, minlength=rows)
+    items = np.zeros((rows, counts.max(initial=0)), dtype=np.int64)
+    items[np.arange(items.shape[1]) < counts[:, None]] = keys % base
+    return items
 
 
 def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: str) -> np.ndarray:
@@ -132,13 +203,23 @@ class UserItems:
 
     def __init__(self, users: np.ndarray, items: np.ndarray, num_items: int):
         self.base = num_items + 1
-        self.keys = np.unique(users.astype(np.int64) * self.base + items)  # (pairs,) in ascending order
+        self.keys = _distinct(users.astype(np.int64) * self.base + items)  # (pairs,) in ascending order
 
     def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return whether each pair (users[i], items[i]) is in the set, shape (R,)."""
-        wanted = users.astype(np.int64) * self.base + items
-        at = np.searchsorted(self.keys, wanted)
-        return self.keys[np.minimum(at, len(self.keys) - 1)] == wanted
+        return _contain(self.keys, users.astype(np.int64) * self.base + items)
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Return the distinct keys in ascending order, as np.unique does, whose hash table is far slower than sorting."""
+    keys = np.sort(keys)
+    return keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
+
+
+def _contain(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return whether each of `wanted` is among the keys, which are in ascending order and not empty."""
+    at = np.searchsorted(keys, wanted)
+    return keys[np.minimum(at, len(keys) - 1)] == wanted
 
 
 def draw_excluding(

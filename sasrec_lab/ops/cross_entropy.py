@@ -1,9 +1,12 @@
 """Cross-entropies between token states and item vectors, without ever storing (T, V) logits.
 
-Gradients are computed in the forward pass, so they have no gradients themselves. T tokens, D dim, V items, N negatives.
+Gradients are computed in the forward pass, so they have no gradients themselves. T tokens, D dim, V items, N negatives,
+G groups of consecutive tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, pairwise
 from math import ceil
 from typing import Any
 
@@ -41,15 +44,35 @@ def sampled_cross_entropy(
     return _SampledCrossEntropy.apply(states, vectors, excluded_columns, log_weights, token_weights)
 
 
-def linear_binary_cross_entropy(
-    states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor
+def grouped_cross_entropy(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, counts: Sequence[int], token_weights: Tensor
 ) -> Tensor:
-    """Return the sum of token_weights (T,) * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)).
+    """Return the sum of token_weights (T,) * cross-entropy of each token's target against its group's N negatives.
+
+    `targets` (T,) and `negatives` (G, N) are rows of the table, -1 for none, which is at the end of a group's
+    negatives. `counts` are the tokens of each group, one group after the other; tokens behind the last group do not
+    count. The negatives of a group contain none of its targets. Only the vectors of one group are looked up at a time.
+    """
+    return _GroupedCrossEntropy.apply(states, table, targets, negatives, counts, token_weights)
+
+
+def lookup_cross_entropy(states: Tensor, table: Tensor, rows: Tensor, token_weights: Tensor) -> Tensor:
+    """Return the sum of token_weights (T,) * (log(exp s_0 + ... + exp s_N) - s_0).
 
     s = table[rows] @ states: `rows` (T, 1 + N) are each token's target and its N negatives. Their vectors (T, 1 + N, D)
     are never stored at once, so memory grows with T * N only, as the negatives themselves do.
     """
-    return _LinearBinaryCrossEntropy.apply(states, table, rows, beta, token_weights)
+    return _LookupLoss.apply(states, table, rows, token_weights, _softmax_terms)
+
+
+def lookup_binary_cross_entropy(
+    states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor
+) -> Tensor:
+    """Return the sum of token_weights (T,) * (beta softplus(-s_0) + softplus(s_1) + ... + softplus(s_N)).
+
+    s, rows and memory are those of `lookup_cross_entropy`.
+    """
+    return _LookupLoss.apply(states, table, rows, token_weights, partial(_binary_terms, beta=beta))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -83,7 +106,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
             states, weights = states.detach().contiguous(), token_weights[:, None]
             target_vectors, negatives = vectors.detach().split([len(states), len(log_weights)])  # (T, D), (N, D)
             log_p, expected, negatives_grad = _sampled_softmax_products(
-                states, negatives, target_vectors, excluded_columns, log_weights, weights, matmul_dtype
+                states, negatives, target_vectors, weights, matmul_dtype, (log_weights, excluded_columns)
             )
             missing = -torch.expm1(log_p) * weights  # (T, 1) (1 - p(target)) * weight
             states_grad = (expected * weights - target_vectors * missing).to(states.dtype)
@@ -97,9 +120,60 @@ class _SampledCrossEntropy(torch.autograd.Function):
         return _scale_gradient(states_grad, grad_output), _scale_gradient(vectors_grad, grad_output), None, None, None
 
 
-class _LinearBinaryCrossEntropy(torch.autograd.Function):
+class _GroupedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, rows: Tensor, beta: float, token_weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        counts: Sequence[int],
+        token_weights: Tensor,
+    ) -> Tensor:
+        matmul_dtype = _matmul_dtype(states)
+        with torch.autocast(states.device.type, enabled=False):
+            states, table, weights = states.detach().contiguous(), table.detach(), token_weights[:, None]
+            targets = targets.clamp(min=0)  # those of weight 0 may be any
+            target_vectors, table_grad = table.index_select(0, targets), torch.zeros_like(table)  # (T, D), (V, D)
+            log_p = torch.zeros_like(weights, dtype=torch.promote_types(matmul_dtype, torch.float32))
+            expected = torch.zeros_like(states, dtype=matmul_dtype)
+            groups = zip(
+                pairwise(accumulate(counts, initial=0)), negatives, (negatives >= 0).sum(1).tolist(), strict=True
+            )
+            for (first, last), rows, drawn in groups:
+                if first == last or drawn == 0:
+                    continue
+                tokens, rows = slice(first, last), rows[:drawn]
+                log_p[tokens], expected[tokens], negatives_grad = _sampled_softmax_products(
+                    states[tokens], table.index_select(0, rows), target_vectors[tokens], weights[tokens], matmul_dtype
+                )
+                table_grad.index_add_(0, rows, negatives_grad)
+            missing = -torch.expm1(log_p) * weights  # (T, 1) (1 - p(target)) * weight
+            states_grad = (expected * weights - target_vectors * missing).to(states.dtype)
+            table_grad.index_add_(0, targets, (states * -missing).to(table_grad.dtype))
+        ctx.save_for_backward(states_grad, table_grad)
+        return -(weights * log_p).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        states_grad, table_grad = ctx.saved_tensors
+        scaled = _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output)
+        return *scaled, None, None, None, None
+
+
+class _LookupLoss(torch.autograd.Function):
+    """A loss of the logits of few items per token; `terms` turns a chunk's logits into its losses' sum and slopes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        rows: Tensor,
+        token_weights: Tensor,
+        terms: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
             h, table = states.detach().to(table.dtype), table.detach()
             slopes = table.new_empty(rows.shape)  # (T, 1 + N) derivative of the loss by each logit
@@ -108,13 +182,8 @@ class _LinearBinaryCrossEntropy(torch.autograd.Function):
             for chunk in _lookup_chunks(rows, h):
                 vectors = F.embedding(rows[chunk], table)  # (t, 1 + N, D)
                 logits = torch.bmm(vectors, h[chunk, :, None]).squeeze(2)
-                weights = token_weights[chunk, None].expand_as(logits).contiguous()
-                weights[:, 0] *= beta
-                logits[:, 0].neg_()
-                losses.append(torch.sum(F.softplus(logits) * weights))
-                slope = torch.mul(logits.sigmoid_(), weights, out=slopes[chunk])
-                slope[:, 0].neg_()
-                torch.bmm(slope[:, None], vectors, out=states_grad[chunk, None])
+                losses.append(terms(logits, token_weights[chunk, None], slopes[chunk]))
+                torch.bmm(slopes[chunk, None], vectors, out=states_grad[chunk, None])
         ctx.save_for_backward(h, slopes, states_grad, rows)
         ctx.num_items, ctx.states_dtype = len(table), states.dtype
         return torch.stack(losses).sum()
@@ -128,6 +197,25 @@ class _LinearBinaryCrossEntropy(torch.autograd.Function):
         for chunk in _lookup_chunks(rows, h):
             table_grad.index_add_(0, rows[chunk].flatten(), (slopes[chunk, :, None] * h[chunk, None]).flatten(0, 1))
         return (states_grad * grad_output).to(ctx.states_dtype), table_grad, None, None, None
+
+
+def _binary_terms(logits: Tensor, weights: Tensor, slopes: Tensor, beta: float) -> Tensor:
+    """Return the sum of a chunk's binary cross-entropies, and write their slopes (t, 1 + N); overwrites the logits."""
+    weights = weights.expand_as(logits).contiguous()
+    weights[:, 0] *= beta
+    logits[:, 0].neg_()
+    loss = torch.sum(F.softplus(logits) * weights)
+    torch.mul(logits.sigmoid_(), weights, out=slopes)
+    slopes[:, 0].neg_()
+    return loss
+
+
+def _softmax_terms(logits: Tensor, weights: Tensor, slopes: Tensor) -> Tensor:
+    """Return the sum of a chunk's cross-entropies, and write their slopes (t, 1 + N); overwrites the logits."""
+    log_p = softmax_and_log_p(logits, torch.zeros_like(weights, dtype=torch.long))
+    torch.mul(logits, weights, out=slopes)
+    slopes[:, :1] -= weights
+    return -torch.sum(log_p * weights)
 
 
 def _lookup_chunks(rows: Tensor, states: Tensor) -> Iterator[slice]:
@@ -168,25 +256,27 @@ def _sampled_softmax_products(
     states: Tensor,
     negatives: Tensor,
     target_vectors: Tensor,
-    excluded_columns: Tensor,
-    log_weights: Tensor,
     weights: Tensor,
     matmul_dtype: torch.dtype,
+    shared: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the products of the softmax over the negatives and the target, whose logit is one more, last column."""
-    tensors = states, target_vectors, negatives, log_weights, weights
+    """Return the products of the softmax over the negatives and the target, whose logit is one more, last column.
+
+    `shared` is (log weights (N,) to add to the negatives' logits, the column (T,) that does not count for each token).
+    """
+    tensors = states, target_vectors, negatives, weights, *(shared or ())[:1]
     if library.supports(*tensors) and matmul_dtype == torch.float32:
-        sampled = log_weights, excluded_columns
-        return _softmax_products_compiled(states, negatives, target_vectors, weights, sampled)
-    target_logits, biases = (states * target_vectors).sum(1), F.pad(log_weights, (0, 1))  # (T,), (N + 1,)
+        return _softmax_products_compiled(states, negatives, target_vectors, weights, shared or (None, None))
+    target_logits = (states * target_vectors).sum(1)  # (T,)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-        out = _product(h, columns, chunk, out).add_(biases)
-        out.scatter_(1, excluded_columns[chunk, None], float("-inf"))
+        out = _product(h, columns, chunk, out)
+        if shared:
+            out.add_(F.pad(shared[0], (0, 1))).scatter_(1, shared[1][chunk, None], float("-inf"))
         out[:, -1] = target_logits[chunk]
         return out
 
-    table, targets = F.pad(negatives, (0, 0, 0, 1)), torch.full_like(excluded_columns, len(negatives))
+    table, targets = F.pad(negatives, (0, 0, 0, 1)), torch.full((len(states),), len(negatives), device=states.device)
     log_p, expected, table_grad = _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
     return log_p, expected, table_grad[: len(negatives)]
 
@@ -224,12 +314,12 @@ def _softmax_products_compiled(
     table: Tensor,
     target_vectors: Tensor,
     weights: Tensor,
-    sampled: tuple[Tensor, Tensor] | None = None,
+    sampled: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table, by the kernel.
 
-    `sampled` says that the table holds negatives: it is (log weights (N,), excluded columns (T,)), and the target is
-    one more column. Tokens of weight 0, dummies among them, are skipped.
+    `sampled` says that the table holds negatives: it is (log weights (N,), excluded columns (T,)) or two None, and the
+    target is one more column. Tokens of weight 0, dummies among them, are skipped.
     """
     (every, dim), items = states.shape, len(table)
     biases, excluded = sampled or (None, None)

@@ -19,7 +19,13 @@ from sasrec_lab.config.schema import LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
-from sasrec_lab.ops.cross_entropy import linear_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
+from sasrec_lab.ops.cross_entropy import (
+    grouped_cross_entropy,
+    linear_cross_entropy,
+    lookup_binary_cross_entropy,
+    lookup_cross_entropy,
+    sampled_cross_entropy,
+)
 
 
 class ItemTable(NamedTuple):
@@ -31,6 +37,13 @@ class ItemTable(NamedTuple):
     def rows(self, items: Tensor) -> Tensor:
         """Return the vectors of items (any shape), (..., D)."""
         return F.embedding(items - 1, self.vectors, sparse=self.is_sparse)
+
+    def look_up(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors, all or those of these items, and the row of each item in them, -1 for item 0."""
+        if not self.is_sparse:
+            return self.vectors, items - 1
+        touched, rows = torch.unique(torch.where(items > 0, items, items.max()), return_inverse=True)
+        return self.rows(touched), torch.where(items > 0, rows, -1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,28 @@ def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negativ
 def sampled_softmax(
     states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig
 ) -> Tensor:
+    """Return log(exp s(target) + sum of exp s(negative)) - s(target), with a correction for shared negatives.
+
+    Negatives of a sequence are as in "Turning Dross Into Gold Loss", negatives of a position as in RecTools and in
+    eSASRec (Tikhonovich et al. 2025), where a uniform draw may equal the target and then counts as any other.
+    """
+    assert negatives is not None
+    weights = _label_weights(labels)
+    if cfg.sampler is SamplerName.shared:
+        return _corrected_softmax(states, table, labels.targets, negatives, weights)
+    if cfg.sampler is SamplerName.sequence:
+        vectors, rows = table.look_up(torch.cat([labels.targets, negatives.items.flatten()]))
+        targets, drawn = rows.split([len(states), negatives.items.numel()])
+        return grouped_cross_entropy(
+            states, vectors, targets, drawn.view_as(negatives.items), labels.counts.tolist(), weights
+        )
+    vectors, rows = table.look_up(_target_and_negatives(labels, negatives))
+    return lookup_cross_entropy(states, vectors, rows, weights)
+
+
+def _corrected_softmax(
+    states: Tensor, table: ItemTable, targets: Tensor, negatives: Negatives, weights: Tensor
+) -> Tensor:
     """Return log(exp s(target) + sum of w exp s(negative)) - s(target), an estimate of the full softmax.
 
     w is how often an item was drawn over how often that was expected (logQ correction: Jean et al. 2015, arXiv
@@ -70,15 +105,14 @@ def sampled_softmax(
     average slightly smaller. The target is always present, so it has no correction (Khrylchenko et al. 2025, arXiv
     2507.09331).
     """
-    assert negatives is not None
     assert negatives.log_weights is not None
     drawn = negatives.items
-    targets = torch.where(labels.targets > 0, labels.targets, drawn[0])  # (R,) any of the batch's if none
+    targets = torch.where(targets > 0, targets, drawn[0])  # (R,) any of the batch's if none
     vectors = table.rows(torch.cat([targets, drawn]))  # (R + N, D)
     columns = torch.searchsorted(drawn, targets).clamp(max=len(drawn) - 1)
     is_target = drawn[columns] == targets
     excluded_columns = torch.where(is_target, columns, len(drawn))  # (R,) N if the target was not drawn
-    return sampled_cross_entropy(states, vectors, excluded_columns, negatives.log_weights, _label_weights(labels))
+    return sampled_cross_entropy(states, vectors, excluded_columns, negatives.log_weights, weights)
 
 
 def bce(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
@@ -135,12 +169,8 @@ def _binary_cross_entropy(
     states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, beta: float
 ) -> Tensor:
     """Return the mean of -beta log sigmoid(s(target)) - sum of log sigmoid(-s(negative))."""
-    items, vectors = _target_and_negatives(labels, negatives), table.vectors  # (R, 1 + N), (V, D)
-    rows = items - 1
-    if table.is_sparse:
-        touched, rows = torch.unique(items, return_inverse=True)
-        vectors = table.rows(touched)
-    return linear_binary_cross_entropy(states, vectors, rows, beta, _label_weights(labels))
+    vectors, rows = table.look_up(_target_and_negatives(labels, negatives))
+    return lookup_binary_cross_entropy(states, vectors, rows, beta, _label_weights(labels))
 
 
 def _target_and_negatives(labels: Labels, negatives: Negatives | None) -> Tensor:

@@ -70,7 +70,7 @@ def block_parameters(model: ModelConfig) -> int:
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:
-    """Return the memory of a batch of mean length: what its backward pass needs, and each position's negatives."""
+    """Return the memory of a batch of mean length: what its backward pass needs, and its negatives unless shared."""
     model, size = cfg.model, _key(cfg, "batch_size")
     windows = len(holdout.window_users)
     in_batch = min(cfg.batch_size, max(1, windows // processes))
@@ -79,11 +79,14 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
     keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))
     needs = [Need("the states of a batch", keys, tokens * kept * model.dim * number)]
-    if _draws_per(cfg) == "position":
-        each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
-        needs.append(
-            Need("the negatives of a batch", (_key(cfg, "loss.negatives"), size), tokens * cfg.loss.negatives * each)
-        )
+    each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
+    outside = max(0, holdout.num_items - model.maxlen - 1)  # at least as many items are outside a window
+    drawn = {
+        "position": tokens * cfg.loss.negatives,
+        "sequence": in_batch * min(cfg.loss.negatives, outside),
+    }.get(_draws_per(cfg), 0)
+    if drawn:
+        needs.append(Need("the negatives of a batch", (_key(cfg, "loss.negatives"), size), drawn * each))
     return needs
 
 
@@ -99,8 +102,8 @@ def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
     ]
 
 
-def _draws_per(cfg: TrainConfig) -> str | None:
-    return None if cfg.loss.sampler is SamplerName.none else SAMPLERS[cfg.loss.sampler].per
+def _draws_per(cfg: TrainConfig) -> str:
+    return "" if cfg.loss.sampler is SamplerName.none else SAMPLERS[cfg.loss.sampler].per
 
 
 def _key(cfg: TrainConfig, name: str) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack
-from sasrec_lab.data.negatives import Draws
 from sasrec_lab.ops.backend import round_up_size
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -61,7 +60,7 @@ def test_three_sequences_in_one_row_of_tokens():
 def test_dummy_tokens_round_the_size_and_are_in_no_sequence():
     holdout = holdout_of([list(range(1, 19)), list(range(1, 7))], maxlen=20, weights=[[2.0] * 18, [3.0] * 6])
     negatives = np.arange(2, 68).reshape(33, 2)
-    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), Draws(negatives))  # 15 + 6 * 3 tokens
+    batch = training_batch(holdout, np.array([1, 1, 0, 1, 1, 1, 1]), negatives)  # 15 + 6 * 3 tokens
     assert len(batch.inputs.items) == round_up_size(33) == 36
     assert batch.inputs.items[33:].tolist() == 3 * batch.inputs.items[32:33].tolist()
     assert batch.inputs.positions[33:].tolist() == [0, 0, 0]
@@ -89,7 +88,7 @@ def test_a_training_batch_is_its_windows(users, windows, maxlen, size, count):
     tokens = [place for span in spans for place in span[:-1]]  # each place in the holdout's items
     dummies = [0] * (round_up_size(len(tokens)) - len(tokens))
     drawn = None if count is None else np.arange(1, count * len(tokens) + 1).reshape(-1, count)
-    batch = training_batch(holdout, chosen, None if drawn is None else Draws(drawn))
+    batch = training_batch(holdout, chosen, drawn)
     inputs = [int(holdout.items[place]) for place in tokens]
     assert batch.inputs.items.tolist() == inputs + [inputs[-1]] * len(dummies)
     assert batch.labels.targets.tolist() == [int(holdout.items[place + 1]) for place in tokens] + dummies
@@ -219,7 +218,7 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
 
 def test_to_moves_every_tensor():
     holdout = holdout_of(USERS, weights=[[1.0] * len(items) for items in USERS])
-    training = training_batch(holdout, np.arange(3), Draws(np.ones((5, 2), dtype=int)))
+    training = training_batch(holdout, np.arange(3), np.ones((5, 2), dtype=int))
     evaluation = evaluation_batch(holdout, np.arange(2), "test", next_item(3), np.ones((2, 4), dtype=int))
     for batch, count in ((training, 6), (evaluation, 11)):
         moved = tensors(batch.to("meta"))

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from sasrec_lab.data import negatives
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import (
+    SequenceSampler,
     SharedSampler,
     UniformSampler,
     UnseenSampler,
     UserItems,
     draw_candidates,
+    draw_distinct,
     draw_excluding,
     draw_shared,
     training_counts,
@@ -139,6 +142,56 @@ def test_uniform_negatives_cover_all_items():
     assert sorted(found) == list(range(1, 21))
     expected = sum(found.values()) / 20
     assert sum((count - expected) ** 2 / expected for count in found.values()) < 50  # 19 degrees of freedom: p < 1e-4
+
+
+# Negatives that a window's positions share
+
+
+@few
+@given(
+    ANY_USERS,
+    st.sampled_from(Windows),
+    st.sampled_from(Catalogue),
+    st.integers(1, 4),
+    st.integers(1, 14),
+    st.integers(0, 99),
+)
+def test_negatives_of_a_window_are_distinct_and_outside_it(users, windows, catalogue, maxlen, count, seed):
+    holdout = holdout_of(users, maxlen=maxlen, windows=windows, catalogue=catalogue)
+    chosen = np.random.default_rng(seed).permutation(len(holdout.window_users))
+    data = TrainingData(holdout, next_item(maxlen), SequenceSampler(holdout, count))
+    drawn = data[chosen, [seed, 0, 0, 0]].negatives.items
+    assert len(drawn) == len(chosen)
+    for window, row in zip(chosen, drawn.tolist(), strict=True):
+        own = set(holdout.items[holdout.window_starts[window] : holdout.window_ends[window]].tolist())
+        outside = set(range(1, holdout.num_items + 1)) - own
+        items = row[: min(count, len(outside))]
+        assert items == sorted(set(items))
+        assert set(items) <= outside
+        assert row[len(items) :] == [0] * (len(row) - len(items))
+    assert torch.equal(drawn, data[chosen, [seed, 0, 0, 0]].negatives.items)
+
+
+@pytest.mark.parametrize("count", [2, 4])  # the second is drawn by its complement
+def test_each_set_of_items_outside_a_window_is_as_probable(count):
+    excluded = UserItems(np.repeat(np.arange(6000), 2), np.tile([3, 8], 6000), num_items=8)
+    drawn = draw_distinct(excluded, 6000, count, np.random.default_rng(0))
+    found = Counter(map(tuple, drawn.tolist()))
+    sets = list(combinations([1, 2, 4, 5, 6, 7], count))
+    assert sorted(found) == sets
+    expected = 6000 / len(sets)
+    assert sum((found[each] - expected) ** 2 / expected for each in sets) < 42  # 14 degrees of freedom: p < 1e-4
+
+
+def test_windows_with_few_and_with_many_items_are_drawn_together():
+    """One has most items outside it and one hardly any, so the second is drawn by its complement."""
+    inside = [range(1, 3), range(1, 19), range(1, 21), [4]]
+    users = np.concatenate([np.full(len(items), user) for user, items in enumerate(inside)])
+    excluded = UserItems(users, np.concatenate(inside), num_items=20)
+    drawn = draw_distinct(excluded, 4, 5, np.random.default_rng(0))
+    assert drawn.shape == (4, 5)
+    assert drawn[1:3].tolist() == [[19, 20, 0, 0, 0], [0] * 5]
+    assert all(len(set(drawn[row].tolist()) - {0, *inside[row]}) == 5 for row in (0, 3))
 
 
 # Negatives that a batch shares

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import LossConfig, LossName
+from sasrec_lab.config.schema import LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.data.negatives import draw_shared
+from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import cross_entropy
 from sasrec_lab.ops import library as kernels
@@ -227,7 +227,7 @@ def test_gradients_of_scaled_losses_scale_and_add_up():
     first = states.grad, table.grad
     states.grad = table.grad = None
     (
-        3 * plain_softmax(states, table, targets) - 0.25 * plain_softmax(other, table, targets, with_weights.weights)
+        3 * plain_softmax(states, table, targets) - 0.25 * plain_softmax(other, table, targets, with_weights[0].weights)
     ).backward()
     assert_close_gradients(first, (states.grad, table.grad))
 
@@ -459,6 +459,145 @@ def test_a_sampled_loss_touches_only_rows_of_the_batch(name):
     torch.testing.assert_close(sparse.to_dense(), dense)
     touched = {*targets.tolist(), *draws[0].flatten().tolist()} - {0}
     assert {row + 1 for row in sparse.coalesce().indices()[0].tolist()} == touched
+
+
+# Softmax over the target and a list of negatives, of a sequence or of a position
+
+
+COUNTS = [7, 0, 20, 1, 18]  # labels of each sequence; the other four of TOKENS are dummies
+
+
+def plain_candidate_softmax(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: list[list[int]], weights: Tensor | None = None
+) -> Tensor:
+    """Return the reference: per token, cross-entropy of its target against its own list, in double precision."""
+    states, table = states.double(), table.double()
+    total, count = states.sum() * 0, 0
+    for t, target in enumerate(targets.tolist()):
+        if target == 0:
+            continue
+        logits = table[torch.tensor([target, *negatives[t]]) - 1] @ states[t]
+        total = total + F.cross_entropy(logits[None], torch.tensor([0])) * (1 if weights is None else float(weights[t]))
+        count += 1
+    return total / count
+
+
+def windows_example(seed: int, weighted: bool) -> tuple[Tensor, Tensor, Labels, UserItems]:
+    """Return states, table, labels of five windows, and the windows' items: the targets and one item more."""
+    states, table, targets = example(seed, dummies=TOKENS - sum(COUNTS))
+    targets[27] = 0  # the only label of a sequence
+    owners, rng = np.repeat(np.arange(5), COUNTS), np.random.default_rng(seed)
+    items = targets[: sum(COUNTS)].clamp(max=9).numpy()  # at least 13 items are outside each window
+    targets[: sum(COUNTS)] = torch.from_numpy(items)
+    inside = UserItems(
+        np.append(owners[items > 0], range(5)), np.append(items[items > 0], rng.integers(1, 11, 5)), ITEMS
+    )
+    weights = 3 * torch.rand(TOKENS) if weighted else None
+    return states, table, Labels(targets, np.array(COUNTS), weights=weights), inside
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [16, 1000])
+@pytest.mark.parametrize("count", [1, 5, 15, 40])  # the last two are more than some or all windows have outside them
+@pytest.mark.parametrize("seed", range(2))
+def test_softmax_over_negatives_of_a_sequence_against_a_loop(monkeypatch, seed, count, rows, weighted, sparse):
+    set_chunk_rows(monkeypatch, rows)
+    states, table, labels, inside = windows_example(seed, weighted)
+    drawn = draw_distinct(inside, 5, count, np.random.default_rng(seed))
+    cfg = LossConfig(LossName.sampled_softmax, count, 0.0, SamplerName.sequence)
+    loss = sampled_loss(states, table, labels, drawn, cfg, sparse)
+    lists = [[item for item in drawn[owner].tolist() if item] for owner in np.repeat(np.arange(5), COUNTS)]
+    expected = plain_candidate_softmax(states, table, labels.targets, lists, labels.weights)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    of_states, of_table = gradients(loss, states, table)
+    assert of_table.is_sparse == sparse
+    assert_close_gradients((of_states, of_table.to_dense()), gradients(expected, states, table))
+    if sparse:
+        touched = set(drawn.flatten().tolist()) | set(labels.targets.tolist())
+        assert {row + 1 for row in of_table.coalesce().indices()[0].tolist()} == touched - {0}
+
+
+def sampled_loss(
+    states: Tensor, table: Tensor, labels: Labels, drawn: np.ndarray, cfg: LossConfig, sparse: bool = False
+) -> Tensor:
+    negatives = Negatives(torch.from_numpy(drawn))
+    return LOSSES[cfg.name].compute(states, ItemTable(table, sparse), labels, negatives, cfg)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("tokens_a_chunk", [0.5, 7, 1000])
+@pytest.mark.parametrize("sampler", [SamplerName.uniform, SamplerName.unseen])
+def test_softmax_over_negatives_of_a_position_against_a_loop(monkeypatch, sampler, tokens_a_chunk, weighted, sparse):
+    """A draw that equals the target, or another draw, counts as any other."""
+    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 31 * DIM))
+    states, table, labels, _ = windows_example(0, weighted)
+    drawn = np.random.default_rng(0).integers(1, ITEMS + 1, (TOKENS, 30))
+    assert (drawn == labels.targets.numpy()[:, None]).any()
+    cfg = LossConfig(LossName.sampled_softmax, 30, 0.0, sampler)
+    loss = sampled_loss(states, table, labels, drawn, cfg, sparse)
+    expected = plain_candidate_softmax(states, table, labels.targets, drawn.tolist(), labels.weights)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    of_states, of_table = gradients(loss, states, table)
+    assert of_table.is_sparse == sparse
+    assert_close_gradients((of_states, of_table.to_dense()), gradients(expected, states, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampler", [SamplerName.sequence, SamplerName.uniform])
+def test_softmax_over_lists_under_autocast_is_close(sampler, dtype):
+    states, table, labels, inside = windows_example(0, True)
+    drawn = draw_distinct(inside, 5, 12, np.random.default_rng(0))
+    lists = drawn[np.repeat(np.arange(5), COUNTS)]
+    if sampler is SamplerName.uniform:
+        drawn = np.pad(lists, ((0, TOKENS - len(lists)), (0, 0)), mode="edge")
+    with torch.autocast("cpu", dtype=dtype):
+        loss = sampled_loss(states, table, labels, drawn, LossConfig(LossName.sampled_softmax, 12, 0.0, sampler))
+    expected = plain_candidate_softmax(states, table, labels.targets, lists.tolist(), labels.weights)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-2, atol=0)
+    found = gradients(loss, states, table)
+    assert [gradient.dtype for gradient in found] == [torch.float32, torch.float32]
+    assert_close_gradients(found, gradients(expected, states, table), 1e-2)
+
+
+def test_a_window_with_nothing_outside_it_has_loss_0():
+    states, table, targets = example(0)
+    cfg = LossConfig(LossName.sampled_softmax, 4, 0.0, SamplerName.sequence)
+    labels = Labels(targets, np.array([TOKENS - 3]))
+    loss = sampled_loss(states, table, labels, np.zeros((1, 0), dtype=np.int64), cfg)
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in gradients(loss, states, table))
+
+
+@pytest.mark.parametrize("sampler", [SamplerName.sequence, SamplerName.uniform])
+def test_large_logits_over_lists_stay_finite_and_right(sampler):
+    states, table, labels, inside = windows_example(0, False)
+    states = (40 * states.detach()).requires_grad_()
+    drawn = draw_distinct(inside, 5, 12, np.random.default_rng(0))
+    lists = drawn[np.repeat(np.arange(5), COUNTS)]
+    if sampler is SamplerName.uniform:
+        drawn = np.pad(lists, ((0, TOKENS - len(lists)), (0, 0)), mode="edge")
+    loss = sampled_loss(states, table, labels, drawn, LossConfig(LossName.sampled_softmax, 12, 0.0, sampler))
+    expected = plain_candidate_softmax(states, table, labels.targets, lists.tolist())
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_vectors_of_lists_are_never_looked_up_at_once(monkeypatch):
+    sequences, each, count = 20, 10, 100
+    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", 10 * (1 + count) * DIM)
+    states, table, targets = example(0, tokens=sequences * each, items=300)
+    drawn = np.sort(np.random.default_rng(0).integers(1, 301, (sequences, count)))
+    labels = Labels(targets, np.full(sequences, each))
+    with Largest() as of_sequences:
+        cfg = LossConfig(LossName.sampled_softmax, count, 0.0, SamplerName.sequence)
+        sampled_loss(states, table, labels, drawn, cfg).backward()
+    with Largest() as of_positions:
+        cfg = LossConfig(LossName.sampled_softmax, count, 0.0, SamplerName.uniform)
+        sampled_loss(states, table, labels, drawn.repeat(each, 0), cfg).backward()
+    assert of_sequences.elements <= max(sequences * (each + count), len(table) * DIM)
+    assert of_positions.elements == sequences * each * (1 + count)  # what the draws themselves have
 
 
 # Binary cross-entropies: what both share
@@ -703,17 +842,26 @@ def test_bpr_training_learns_a_cycle(optimizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "negatives", "described", "compared"),
+    ("cfg", "described", "compared"),
     [
-        (LossName.softmax, 0, "softmax", 1000),
-        (LossName.bce, 1, "bce (1 negative per position)", 2),
-        (LossName.sampled_softmax, 7, "sampled_softmax (7 negatives per batch)", 8),
+        (LossConfig(LossName.softmax, 0, 0.0), "softmax", 5000),
+        (LossConfig(LossName.bce, 1, 0.0), "bce (1 negative per position)", 2),
+        (LossConfig(LossName.sampled_softmax, 7, 0.0), "sampled_softmax (7 negatives per batch)", 8),
+        (
+            LossConfig(LossName.sampled_softmax, 3000, 0.0, SamplerName.sequence),
+            "sampled_softmax (3,000 negatives per sequence)",
+            3001,
+        ),
+        (
+            LossConfig(LossName.sampled_softmax, 256, 0.0, SamplerName.uniform),
+            "sampled_softmax (256 negatives per position)",
+            257,
+        ),
     ],
 )
-def test_a_loss_describes_what_it_compares(name, negatives, described, compared):
-    cfg = LossConfig(name, negatives, 0.0)
-    assert LOSSES[name].describe(cfg) == described
-    assert LOSSES[name].compared_items(cfg, 1000) == compared
+def test_a_loss_describes_what_it_compares(cfg, described, compared):
+    assert LOSSES[cfg.name].describe(cfg) == described
+    assert LOSSES[cfg.name].compared_items(cfg, 5000) == compared
 
 
 def test_every_name_has_a_loss():

@@ -68,7 +68,17 @@ def batch_of(cfg):
     return data[np.arange(len(HOLDOUT.window_users)), [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("loss", ["softmax", "bce loss.negatives=50", "bpr loss.negatives=50", "sampled_softmax"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "softmax",
+        "bce loss.negatives=50",
+        "bpr loss.negatives=50",
+        "sampled_softmax",
+        "sampled_softmax loss.sampler=sequence",
+        "sampled_softmax loss.sampler=uniform loss.negatives=50",
+    ],
+)
 @pytest.mark.parametrize(
     "model",
     [
@@ -111,7 +121,8 @@ def test_draws_need_at_least_their_estimate():
     cfg = config("loss=sampled_softmax", "loss.negatives=50000", "evaluation.sampled=2000")
     shared, candidates = sizes(sampling_needs(cfg, HOLDOUT))
     sampler = SharedSampler(HOLDOUT, cfg.loss.negatives)
-    assert 0 < shared <= peak_bytes(lambda: sampler.draw(np.arange(1), np.ones(1, dtype=int), np.random.default_rng(0)))
+    labels = batch_of(cfg).labels
+    assert 0 < shared <= peak_bytes(lambda: sampler.draw(np.arange(1), labels, np.random.default_rng(0)))
     sets = []
     draw = cfg.evaluation.draw
     peak = peak_bytes(lambda: sets.extend(draw_candidates(HOLDOUT, draw, 2000, 0, stage) for stage in ("val", "test")))
