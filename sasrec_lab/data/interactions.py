@@ -51,7 +51,7 @@ def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
         table = _read_in_parts(parts, path, dataset) if _has_integer_ids(dataset) else None
         return _to_table(parquet.read_columns(path, dataset), dataset) if table is None else table
     table = _read_blocks(source.blocks(path), path, dataset) if _is_simple(dataset) else None
-    return read_interactions(source.read(path, None)[0], path, dataset) if table is None else table
+    return read_interactions(source.content(path), path, dataset) if table is None else table
 
 
 def read_interactions(data: bytes, path: Path, dataset: DatasetConfig) -> pd.DataFrame:

@@ -120,7 +120,7 @@ def digest(path: Path, is_text: bool) -> str:
         return found.hexdigest()
 
 
-def check(path: Path, found: str, expected: str | None, is_published: bool = False) -> None:
+def check(path: Path, found: str, expected: str | None, *, is_published: bool) -> None:
     """Raise InputError if the file is empty or not the expected one; `found` is its sha256."""
     if found == hashlib.sha256(b"").hexdigest():
         raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
@@ -152,18 +152,6 @@ def _parts(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[tuple[b
                 " by a line feed"
             )
         yield block, line_end
-
-
-def read(path: Path, sha256: str | None) -> tuple[bytes, str]:
-    """Return the content, unzipped if it is a .gz, and its sha256.
-
-    Raises:
-        InputError: as `content`, or it is empty, or has another checksum than `sha256`.
-    """
-    data = content(path)
-    found = hashlib.sha256(data).hexdigest()
-    check(path, found, sha256)
-    return data, found
 
 
 def content(path: Path) -> bytes:

@@ -507,7 +507,7 @@ def both(tmp_path: Path, text: str | bytes, dataset: DatasetConfig, **changes) -
             return str(error)
 
     return outcome(lambda: read_file(path, dataset)), outcome(
-        lambda: read_interactions(source.read(path, None)[0], path, dataset)
+        lambda: read_interactions(source.content(path), path, dataset)
     )
 
 
@@ -790,8 +790,7 @@ def test_published_formats(tmp_path, name, path, text, read):
     file.write_bytes(gzip.compress(text.encode()))
     cfg = load([f"dataset={name}", f"data_dir={tmp_path}", "dataset.sha256=null"])
     found = source.find(cfg.dataset, source.data_root(cfg.data_dir))
-    data, _ = source.read(found, cfg.dataset.sha256)
-    frame = read_interactions(data, found, cfg.dataset)
+    frame = read_interactions(source.content(found), found, cfg.dataset)
     assert rows(frame) == read
     assert len(clean(frame, cfg.dataset)) == len(read)
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_an_existing_published_file_is_not_fetched(tmp_path, suffix):
     there.write_bytes(gzip.compress(ROWS) if suffix else ROWS)
     found = source.find(published(SourceConfig(url="http://127.0.0.1:1/never-asked")), tmp_path)
     assert found == there
-    assert source.read(found, SHA) == (ROWS, SHA)
+    assert source.content(found) == ROWS
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -81,13 +82,14 @@ def test_a_missing_user_file_suggests_the_nearest_name(tmp_path):
 
 
 def test_a_wrong_checksum(tmp_path):
-    path = tmp_path / "u.data"
-    path.write_bytes(b"other")
-    found = hashlib.sha256(b"other").hexdigest()
-    assert source.read(path, None) == (b"other", found)
+    path, found = tmp_path / "u.data", hashlib.sha256(b"other").hexdigest()
+    source.check(path, SHA, SHA, is_published=False)
     start, end = f"{path} has sha256 {found}, expected {SHA}; ", ", or set dataset.sha256=null to use this version"
-    assert refusal(source.read, path, SHA) == f"{start}restore that version{end}"
-    assert refusal(source.check, path, found, SHA, True) == f"{start}delete it, so that training fetches it again{end}"
+    for is_published, fix in {
+        False: "restore that version",
+        True: "delete it, so that training fetches it again",
+    }.items():
+        assert refusal(partial(source.check, is_published=is_published), path, found, SHA) == f"{start}{fix}{end}"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -95,7 +97,7 @@ def test_digest_and_blocks_are_those_of_the_whole_file(tmp_path, monkeypatch, su
     content = b"1,2\r\n\n" + 30 * b"3,4\n" + b"a line longer than a block\n5,6"
     path = tmp_path / f"u.data{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
-    assert source.digest(path, is_text=True) == source.read(path, None)[1] == hashlib.sha256(content).hexdigest()
+    assert source.digest(path, is_text=True) == hashlib.sha256(content).hexdigest()
     for size in (1, 7, 1000):
         monkeypatch.setattr(source, "_BLOCK_BYTES", size)
         blocks = list(source.blocks(path))
@@ -128,7 +130,7 @@ def test_content_ends_before_it_fills_the_memory(tmp_path, monkeypatch, suffix):
     assert source.content(path) == 1000 * ROWS
     monkeypatch.setattr(memory, "available_bytes", lambda _: 7000)
     message = f"{path} is too large for this machine; use a part of it, or more memory"
-    assert refusal(source.read, path, None) == message
+    assert refusal(source.content, path) == message
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_a_broken_gzip(tmp_path, content, reason):
     path = tmp_path / "u.data.gz"
     path.write_bytes(content)
     message = f"{path} is a broken gzip file ({reason}); replace it with a complete one"
-    assert refusal(source.read, path, None) == message
+    assert refusal(source.content, path) == message
     assert refusal(source.digest, path, True) == message
 
 
@@ -150,11 +152,13 @@ def test_a_broken_gzip(tmp_path, content, reason):
 def test_an_empty_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    assert refusal(source.read, path, SHA) == f"{path} is empty; dataset.path must name a file with interactions"
+    check = partial(source.check, is_published=False)
+    found = source.digest(path, is_text=True)
+    assert refusal(check, path, found, SHA) == f"{path} is empty; dataset.path must name a file with interactions"
 
 
 def test_a_folder_cannot_be_read(tmp_path):
-    assert refusal(source.read, tmp_path, None) == (
+    assert refusal(source.content, tmp_path) == (
         f"{tmp_path} cannot be read (Is a directory); name a file that you may read"
     )
 
