@@ -57,11 +57,11 @@ def dataset_table(folder: Path) -> list[str]:
     return lines
 
 
-def loss_table(folder: Path) -> list[str]:
-    """Return a table of the losses, from the headers of their config files."""
+def choice_table(folder: Path) -> list[str]:
+    """Return a table of a group's choices, from the headers of their config files."""
     files = sorted(folder.glob("*.yaml"))
     return [
-        "| `loss=` | meaning |",
+        f"| `{folder.name}=` | meaning |",
         "|---|---|",
         *(f"| `{file.stem}` | {escaped([header(file)])[0]} |" for file in files),
     ]
@@ -76,6 +76,7 @@ CONF_TABLES: dict[str, tuple[Callable[[Path], list[str]], str]] = {  # by name: 
     "train_keys": (key_table, "train.yaml"),
     "model_keys": (key_table, "model/sasrec.yaml"),
     "trainer_keys": (key_table, "trainer/default.yaml"),
-    "losses": (loss_table, "loss"),
+    "losses": (choice_table, "loss"),
+    "models": (choice_table, "model"),
     "datasets": (dataset_table, "dataset"),
 }

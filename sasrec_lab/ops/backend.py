@@ -27,6 +27,7 @@ def choose_matmul(device: torch.device, previous: str | None = None) -> str:
     """
     if device.type != "cpu":
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # for recurrent layers; torch's default is true
         return f"{device.type} float32 without TF32"
     chosen = previous if previous and _is_kept(previous) else _cached_choice(fastest_exact_matmul)
     torch.set_float32_matmul_precision("medium" if chosen.startswith("oneDNN") else "highest")

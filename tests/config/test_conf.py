@@ -91,6 +91,21 @@ def test_an_ablation_changes_one_key_of_any_experiment():
     }
 
 
+def test_ablations_apply_to_other_blocks_or_name_the_key():
+    refused = {
+        "heads_2": "model.heads=2 does not apply to model.block=gru; set it to 1",
+        "no_residual": "model.residual=false does not apply to model.block=gru; set it to true",
+    }
+    for name in names_in("ablation"):
+        load(["model=ligr", f"ablation={name}"])
+        if name in refused:
+            with pytest.raises(InputError) as caught:
+                load(["model=gru4rec", f"ablation={name}"])
+            assert str(caught.value) == refused[name]
+        else:
+            load(["model=gru4rec", f"ablation={name}"])
+
+
 def test_trainer_flags_are_those_of_lightning():
     import pytorch_lightning as pl
 

@@ -33,6 +33,9 @@ CONFIGS = [
     ["model.blocks=0"],
     ["model.norm=pre", "model.pos_emb=sinusoidal"],
     ["model=sasrec_rectools", "model.pad_keys=true"],
+    ["model=ligr", "model.heads=2", "model.positions_from=oldest"],
+    ["model.pos_emb=rope"],
+    ["model.pos_emb=relative", "model.heads=2"],
     ["loss=bce"],
     ["loss=gbce", "loss.negatives=5"],
     ["loss=sampled_softmax", "loss.negatives=8"],
@@ -40,6 +43,8 @@ CONFIGS = [
     ["evaluation.sampled=5"],
 ]
 configs = pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
+GRU = ["model=gru4rec", "model.blocks=2"]  # needs a GPU: torch's GRU reads the sizes of its steps from memory
+with_gru = pytest.mark.parametrize("overrides", [*CONFIGS, GRU], ids=" ".join)
 TINY = ["dataset=synthetic", "dataset.synthetic.users=300", "dataset.synthetic.items=60", "model=tiny"]
 
 
@@ -62,7 +67,7 @@ def batches_of(overrides: list[str]) -> tuple[TrainingBatch, EvaluationBatch]:
 
 
 @needs_gpu
-@configs
+@with_gru
 def test_losses_and_gradients_equal_the_cpus(overrides):
     model, (batch, _) = model_of(["model.dropout=0", *overrides]), batches_of(overrides)
     there = deepcopy(model).cuda()
@@ -79,7 +84,7 @@ def test_losses_and_gradients_equal_the_cpus(overrides):
 
 
 @needs_gpu
-@configs
+@with_gru
 def test_states_of_the_newest_items_equal_the_cpus(overrides):
     model, (_, batch) = model_of(overrides), batches_of(overrides)
     there = deepcopy(model).cuda().eval()
