@@ -34,6 +34,7 @@ Compare = Callable[[Path], str]  # the rows of a sweep's folder, as a table to p
 def launch(main: Main, compare: Compare) -> None:
     """Check the command line before Hydra makes a folder, then compose the config and run `main`."""
     signals.exit_at_once()
+    logging.raiseExceptions = False  # a full disk has no room for train.log; logging would print a traceback per line
     try:
         sys.argv[1:] = normalize(sys.argv[1:])
         if not is_first_process():
