@@ -23,7 +23,7 @@ from sasrec_lab.run import signals
 if TYPE_CHECKING:
     import torch
 
-    from sasrec_lab.recommend.recommender import Recommender
+    from sasrec_lab.recommend.rankers import EncoderRanker
 
 
 def entry() -> None:
@@ -68,16 +68,22 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     # imported here, because help and user errors need not wait for torch
     import torch
 
+    from sasrec_lab.recommend.rankers import EncoderRanker
     from sasrec_lab.recommend.recommender import Recommender
 
     recommender = Recommender.from_run(run, device="cpu")
+    ranker = recommender.ranker
+    if not isinstance(ranker, EncoderRanker):
+        raise InputError(
+            f"run={run} has a model without an encoder, which is not exported; use sasrec-recommend for it"
+        )
     saved = BytesIO()  # when torch itself writes to a full disk, it ends the process
-    torch.export.save(program_of(recommender), saved)
+    torch.export.save(program_of(ranker), saved)
     signals.raise_exit()  # from here on drafts may have to be removed
     try:
         with atomic_write(output) as program, atomic_write(ids) as draft:
             program.write_bytes(saved.getbuffer())
-            draft.write_text(json.dumps({"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}))
+            draft.write_text(json.dumps({"maxlen": ranker.maxlen, "items": recommender.items.ids.tolist()}))
     except OSError as error:
         raise InputError(
             f"output={output} cannot be written: {error.strerror or error}; choose another place"
@@ -97,17 +103,17 @@ def _check_replaceable(ids: Path) -> None:
     raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another .pt2")
 
 
-def program_of(recommender: "Recommender") -> "torch.export.ExportedProgram":
+def program_of(ranker: "EncoderRanker") -> "torch.export.ExportedProgram":
     """Return the encoder as a program of torch's own operators: attention checks torch.compiler.is_exporting()."""
     import torch
 
     from sasrec_lab.model.encoder import SingleHistoryScores
 
-    maxlen = recommender.maxlen
+    maxlen = ranker.maxlen
     example = torch.ones(maxlen, dtype=torch.int64)
     lengths = {0: torch.export.Dim("L", min=1, max=maxlen)} if maxlen > 1 else {}
     with torch.no_grad():
-        model = SingleHistoryScores(recommender.encoder).eval()
+        model = SingleHistoryScores(ranker.encoder).eval()
         return torch.export.export(model, (example,), dynamic_shapes=(lengths,))
 
 

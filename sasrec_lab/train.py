@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.schema import CONF_DIR, TrainConfig
+from sasrec_lab.config.schema import CONF_DIR, ClosedFormConfig, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.run import sweep
@@ -28,6 +28,8 @@ from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write
 from sasrec_lab.run.signals import interrupts_deferred
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import pytorch_lightning as pl
 
@@ -73,14 +75,17 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     """Build, fit, test and record one run; return the content of metrics.json."""
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
+        if isinstance(cfg.model, ClosedFormConfig):
+            fit_closed_form(run, cfg)
+            return run.results
         # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
         from pytorch_lightning.loggers import TensorBoardLogger
 
         from sasrec_lab.ops import backend
         from sasrec_lab.run import summary
         from sasrec_lab.run.machine import describe_machine
-        from sasrec_lab.run.protocol import protocol
         from sasrec_lab.training import checkpoints, tensorboard
+        from sasrec_lab.training.memory_needs import check_run_fits
         from sasrec_lab.training.processes import watch_processes
         from sasrec_lab.training.trainer import build_trainer, check_limits
 
@@ -88,19 +93,17 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
 
-        sequences, data, titles = load_data(run, cfg, trainer)
+        device, processes = trainer.strategy.root_device, trainer.world_size
+        sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
         holdout, has_test = data.holdout, len(data.holdout.test) > 0
-        run.results["protocol"] = protocol(cfg, sequences, holdout)
-        log.info(summary.data_line(sequences, holdout))
-        report_unreachable(run, holdout, cfg)
         checkpoints.check_items(resumed, holdout.num_items)
-        check_limits(cfg, data, trainer.world_size)
+        check_limits(cfg, data, processes)
         if trainer.is_global_zero:
             write_items(folder, holdout.item_ids, titles)
 
         model = build_model(cfg, holdout.num_items)
-        matmul = backend.choose_matmul(trainer.strategy.root_device, run.previous.get("matmul"))
-        run.info |= describe_machine(trainer.strategy.root_device, matmul)
+        matmul = backend.choose_matmul(device, run.previous.get("matmul"))
+        run.info |= describe_machine(device, matmul)
         run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
         if warning := summary.kernel_change_warning(run.previous, run.info):
@@ -132,25 +135,63 @@ def _import_libraries() -> None:
         import sasrec_lab.training.trainer  # noqa: F401
 
 
+def fit_closed_form(run: RunRecord, cfg: TrainConfig) -> None:
+    """Fit, measure and record a model without epochs, in the process that records."""
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
+    from sasrec_lab.run import summary
+    from sasrec_lab.run.machine import describe_machine, peak_memory_mb
+    from sasrec_lab.training import closed_form, tensorboard
+
+    model = cfg.model
+    assert isinstance(model, ClosedFormConfig)
+    if not is_first_process():
+        return
+    sequences, data, titles = load_data(run, cfg, lambda holdout: closed_form.check_fits(cfg, holdout))
+    write_items(run.folder, data.holdout.item_ids, titles)
+    run.info |= describe_machine(torch.device("cpu"), matmul=None)
+    with run.phase("fit"):
+        weights = closed_form.fit(model, data.holdout)
+    run.info["parameters"] = weights.size
+    log.info(summary.closed_form_line(cfg, run.info))
+    closed_form.write_weights(run.folder, weights)
+    if len(data.holdout.test):
+        measure_baselines(run, data, sequences)
+        with run.phase("test"):
+            run.results["metrics"], ranks = closed_form.measure(weights, data)
+        write_ranks(run.folder, ranks, data.holdout.test, sequences)
+    run.info["peak_memory_mb"] = peak_memory_mb()
+    with SummaryWriter(str(run.folder / "tb")) as writer:
+        tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
+
+
 def load_data(
-    run: RunRecord, cfg: TrainConfig, trainer: "pl.Trainer"
+    run: RunRecord, cfg: TrainConfig, check_fits: "Callable[[Holdout], None]"
 ) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
-    """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any."""
+    """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any.
+
+    `check_fits` raises InputError if the model does not fit in memory. Protocol and counts are recorded and logged.
+    """
     from sasrec_lab.data.datamodule import SequenceData
     from sasrec_lab.data.fetch import fetch_missing
     from sasrec_lab.data.holdout import hold_out
     from sasrec_lab.data.items import read_titles
     from sasrec_lab.data.sequences import load_sequences
-    from sasrec_lab.training.memory_needs import check_run_fits
+    from sasrec_lab.run.protocol import protocol
+    from sasrec_lab.run.summary import data_line
 
     dataset = cfg.dataset
     with run.phase("data"):
         fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
         holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
-        check_run_fits(cfg, holdout, trainer.strategy.root_device, trainer.world_size)
+        check_fits(holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
         data = SequenceData(holdout, cfg)
+    run.results["protocol"] = protocol(cfg, sequences, holdout)
+    log.info(data_line(sequences, holdout))
+    report_unreachable(run, holdout, cfg)
     return sequences, data, titles
 
 

@@ -73,7 +73,7 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
 
     recommender = Recommender.from_run(tmp_path / "run")
     saved = json.loads((empty / "encoder.json").read_text())
-    assert saved == {"maxlen": recommender.maxlen, "items": recommender.items.ids.tolist()}
+    assert saved == {"maxlen": recommender.ranker.maxlen, "items": recommender.items.ids.tolist()}
     sequences = load_sequences(recommender.dataset, str(tmp_path / "cache"))
     numbers = {item: number for number, item in enumerate(saved["items"], 1)}
     users = np.argsort(np.diff(sequences.offsets))[[*range(5), *range(-5, 0)]]  # the shortest and the longest

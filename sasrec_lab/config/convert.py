@@ -105,7 +105,8 @@ def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:
         for name, value in vars(typed).items():
             if name not in names:
                 key = prefix + name
-                raise InputError(f"unknown key {key!r}{hint_for(key, schema)}")
+                model = type(typed) if prefix == "model." else None
+                raise InputError(f"unknown key {key!r}{hint_for(key, schema, model)}")
             _reject_appended_keys(value, f"{prefix}{name}.", schema)
 
 
@@ -174,7 +175,7 @@ def is_bookkeeping(key: str) -> bool:
 def known_keys(schema: type = TrainConfig) -> list[str]:
     """Return every dotted key of the schema, its sections and the Trainer flags included."""
     flags = [f"trainer.{flag}" for flag in TRAINER_FLAGS] if schema is TrainConfig else []
-    return _keys_of(schema, "") + flags
+    return list(dict.fromkeys(_keys_of(schema, "") + flags))  # kinds of model may share a key
 
 
 def _keys_of(schema: type, prefix: str) -> list[str]:
@@ -189,14 +190,26 @@ def _keys_of(schema: type, prefix: str) -> list[str]:
 def _sections(hint: Any) -> list[type]:
     """Return the dataclasses that a key with this type may have as its value: of `model`, every kind of model."""
     found = [inner for inner in (hint, *get_args(hint)) if isinstance(inner, type) and is_dataclass(inner)]
-    return [kind for section in found for kind in section.__subclasses__() or [section]]
+    return [kind for section in found for kind in _kinds(section)]
 
 
-def hint_for(key: str, schema: type = TrainConfig) -> str:
-    """Return the end of the message on an unknown key: the fix, the nearest key, or the keys of its section."""
+def _kinds(section: type) -> list[type]:
+    """Return the classes that inherit from a section, without those that others inherit from."""
+    inner: list[type] = section.__subclasses__()
+    return [kind for each in inner for kind in _kinds(each)] or [section]
+
+
+def hint_for(key: str, schema: type = TrainConfig, model: type | None = None) -> str:
+    """Return the end of the message on an unknown key: the fix, the nearest key, or the keys of its section.
+
+    `model` is the kind of model whose keys `model` has, if that is known.
+    """
     if key.startswith("trainer.") and (reason := REJECTED_FLAGS.get(key.removeprefix("trainer."))):
         return f": {reason}"
     keys = known_keys(schema)
+    if model is not None:
+        own = [f"model.{field.name}" for field in fields(model)]
+        keys = [known for known in keys if known in own or not known.startswith("model.")]
     if key in keys:
         return f": it is a Lightning Trainer flag that the config does not set; add it as +{key}=..."
     if same_ending := [known for known in keys if known.endswith(f".{key}")]:

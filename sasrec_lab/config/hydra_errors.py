@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationResolutionError
 from yaml import MarkedYAMLError
 
 from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for
-from sasrec_lab.config.schema import CONF_DIR, SCHEMAS, ModelSection
+from sasrec_lab.config.schema import CONF_DIR, MODEL_SCHEMAS, SCHEMAS, ModelSection
 from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
@@ -170,12 +170,14 @@ def _unknown_key(text: str, command: str) -> str | None:
         return f"~{found[1]} has nothing to delete; remove it"
     else:
         return None
-    if (section := re.search(r"Key '[^']+' not in '(\w+)'", text)) and section[1] == ModelSection.__name__:
+    section = re.search(r"Key '[^']+' not in '(\w+)'", text)
+    if section and section[1] == ModelSection.__name__:
         return (
             "it names no kind of model; begin the file with 'defaults: [sasrec]', or the name of another model, to"
             " inherit what it does not change"
         )
-    return f"unknown key {key!r}{hint_for(key, SCHEMAS[command])}"
+    model = next((kind for kind in MODEL_SCHEMAS.values() if section and kind.__name__ == section[1]), None)
+    return f"unknown key {key!r}{hint_for(key, SCHEMAS[command], model)}"
 
 
 def _wrong_value(text: str) -> str | None:

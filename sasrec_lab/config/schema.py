@@ -38,6 +38,7 @@ SamplerName = Enum("SamplerName", ["usual", "none", "shared", "sequence", "unsee
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
+Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
 
 # Keys of attention and feed-forward, which a GRU does not have, with the only value that they may have there
 _UNUSED_BY_GRU: dict[str, Any] = {
@@ -167,6 +168,51 @@ _SAMPLERS = {
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
 }
+
+
+@dataclass
+class ClosedFormConfig(ModelSection):
+    """Keys of `model` for models without training epochs: weights between items, computed at once."""
+
+    maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states
+
+    name: str = MISSING
+
+    def _check_name(self, name: str) -> None:
+        if self.name != name:
+            raise InputError(f"model.name={self.name} must be {name}; to choose another model, write model=<name>")
+
+
+@dataclass
+class EaseConfig(ClosedFormConfig):
+    """Keys of `model` for EASE."""
+
+    regularization: float = MISSING
+
+    def __post_init__(self) -> None:
+        self._check_name("ease")
+        check_finite("model.regularization", self.regularization)
+        if not self.regularization > 0:
+            raise InputError(f"model.regularization={self.regularization} must be above 0")
+
+
+@dataclass
+class ItemKnnConfig(ClosedFormConfig):
+    """Keys of `model` for item-kNN."""
+
+    neighbors: int = MISSING
+    shrink: float = MISSING
+    weighting: Weighting = MISSING
+
+    def __post_init__(self) -> None:
+        self._check_name("itemknn")
+        check_at_least("model.neighbors", self.neighbors, 1)
+        check_at_least("model.shrink", self.shrink, 0)
+        check_finite("model.shrink", self.shrink)
+        if self.weighting is Weighting.bm25 and self.shrink:
+            raise InputError(
+                f"model.shrink={self.shrink} must be 0 for model.weighting=bm25, whose similarities are not normalized"
+            )
 
 
 @dataclass
@@ -316,19 +362,35 @@ class TrainConfig:
             check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
+        self._check_monitor()
+        if isinstance(self.model, ClosedFormConfig):
+            self._check_closed_form(self.model.name)
+        else:
+            self._check_encoder()
+
+    def _check_encoder(self) -> None:
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
-        if self.objective.name is ObjectiveName.next_item and not getattr(self.model, "causal", True):
+        if self.objective.name is ObjectiveName.next_item and not self.model.causal:
             raise InputError(
                 "model.causal=false lets an item attend to the next one, which objective=next_item predicts;"
                 " set it to true"
             )
-        if self.tensorboard.attention_users and getattr(self.model, "block", None) is BlockName.gru:
+        if self.tensorboard.attention_users and self.model.block is BlockName.gru:
             raise InputError(
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
                 " does not have; set it to 0"
             )
-        self._check_monitor()
+
+    def _check_closed_form(self, name: str) -> None:
+        if self.ckpt not in (None, "last"):
+            raise InputError(f"ckpt={self.ckpt}: model={name} has no epochs to continue from; remove ckpt")
+        part = self.trainer.get("limit_val_batches", 1.0)
+        if part not in (0, 1.0) or (part == 1 and isinstance(part, int)):
+            raise InputError(
+                f"trainer.limit_val_batches={part} must be 1.0 (all users), or 0 (none), for model={name}, whose"
+                " validation takes one pass"
+            )
 
     def _check_monitor(self) -> None:
         evaluation = self.evaluation
@@ -399,7 +461,11 @@ class RecommendConfig:
 
 
 SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # by the command, and its file in conf/
-MODEL_SCHEMAS = {"encoder": ModelConfig}  # a file of conf/model/ begins with one: /<name>_schema@_here_
+MODEL_SCHEMAS = {
+    "encoder": ModelConfig,
+    "ease": EaseConfig,
+    "itemknn": ItemKnnConfig,
+}  # a file of conf/model/ begins with one: /<name>_schema@_here_
 for _name, _schema in (SCHEMAS | MODEL_SCHEMAS).items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 

@@ -19,18 +19,21 @@ class Need:
     size: int
 
 
-def check_memory(needs: list[Need], device: str) -> None:
-    """Raise InputError, which names the keys of the largest needs, if all of them exceed the memory that is there."""
+def check_memory(needs: list[Need], device: str, fix: str | None = None) -> None:
+    """Raise InputError, which names the keys of the largest needs, if all of them exceed the memory that is there.
+
+    It ends in `fix`; without one it asks for lower values of the keys.
+    """
     there, total = available_bytes(device), sum(need.size for need in needs)
     if there is None or total <= there:
         return
     largest = [need for need in sorted(needs, key=lambda need: -need.size) if need.size >= total / 10]
     keys = dict.fromkeys(key for need in largest for key in need.keys)
     parts = ", ".join(f"{format_bytes(need.size)} for {need.what}" for need in largest)
-    fix = "these" if len(keys) > 1 else "it"
+    fix = fix or f"lower {'these' if len(keys) > 1 else 'it'}"
     raise InputError(
         f"{', '.join(keys)}: the run needs at least {format_bytes(total)} of memory ({parts}),"
-        f" but {format_bytes(there)} are available on {device}; lower {fix}"
+        f" but {format_bytes(there)} are available on {device}; {fix}"
     )
 
 

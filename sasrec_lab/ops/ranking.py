@@ -203,8 +203,26 @@ class Scores:
         return counts
 
     def _count_at_once(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
-        block = self.block(0, self.num_items)
-        return _count(block, block.gather(1, targets[:, None] - 1), seen_rows, seen_items - 1)
+        return DenseScores(self.block(0, self.num_items)).count_not_below_target(targets, seen_rows, seen_items)
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """Scores of all items for each row, as a matrix."""
+
+    block: Tensor  # (U, V)
+
+    def rows(self, rows: Tensor) -> "DenseScores":
+        """Return the scores of some rows, in their order and as often as they are given."""
+        return replace(self, block=self.block[rows])
+
+    def for_items(self, items: Tensor) -> Tensor:
+        """Return the scores (U, N) of each row's own items (U, N)."""
+        return self.block.gather(1, items - 1)
+
+    def count_not_below_target(self, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+        """Return how many unseen items do not score below each row's target, the target included.  (U,) int64"""
+        return _count(self.block, self.for_items(targets[:, None]), seen_rows, seen_items - 1)
 
 
 @kernel

@@ -15,21 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig
-from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
+from sasrec_lab.config.schema import MODEL_SCHEMAS, ObjectiveConfig
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path
-from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.ops import backend
-from sasrec_lab.ops.ranking import TopK, top_k_items
+from sasrec_lab.ops.ranking import TopK
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import (
     check_flag,
@@ -41,34 +35,22 @@ from sasrec_lab.recommend.inputs import (
     warn_empty_lists,
 )
 from sasrec_lab.recommend.lists import Lists
+from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, WeightsRanker
 from sasrec_lab.run import folder as run_folder
+from sasrec_lab.run.model_name import model_name
 from sasrec_lab.training.checkpoints import tested_checkpoint
 from sasrec_lab.training.saved_encoder import load_encoder
 
-USERS_PER_BATCH = 512
-
 
 class Recommender:
-    """A trained encoder with the ids of its items; `from_run` makes one.
+    """A trained model with the ids of its items; `from_run` makes one.
 
     Items with equal scores are listed in the order of their ids.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        encoder: Encoder,
-        items: Ids,
-        objective: ObjectiveConfig,
-        model: ModelConfig,
-        dataset: DatasetConfig,
-    ):
-        self.folder = folder
-        self.encoder = encoder.eval()
-        self.items = items
-        self.maxlen = model.maxlen
-        self.objective = OBJECTIVES[objective.name](objective, model)
-        self.dataset = dataset
+    def __init__(self, folder: Path, ranker: Ranker, items: Ids, dataset: DatasetConfig):
+        self.folder, self.ranker = folder, ranker
+        self.items, self.dataset = items, dataset
         self.titles: np.ndarray | None = None  # (num_items,) text
         # the data set of the run, for the users' histories
         self.data_dir: str | None = None
@@ -89,20 +71,13 @@ class Recommender:
         config = completed(config)
         arrays = run_folder.read_items(folder)
         items = Ids(arrays["ids"])
-        encoder, model = load_encoder(tested_checkpoint(folder, results), len(items))
-        encoder = encoder.to(_find_device(device))
-        objective = section_of(config, "objective", ObjectiveConfig)
-        recommender = cls(folder, encoder, items, objective, model, section_of(config, "dataset", DatasetConfig))
+        ranker = _load_ranker(folder, config, results, len(items), device)
+        recommender = cls(folder, ranker, items, section_of(config, "dataset", DatasetConfig))
         recommender.titles = arrays.get("titles")
         recommender.is_data_dir_given = bool(data_dir)
         recommender.data_dir = data_dir or config["data_dir"]
         recommender.sha256 = results["protocol"]["sha256"]
         return recommender
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device that the lists are made on."""
-        return self.encoder.input_items.weight.device
 
     @cached_property
     def histories(self) -> Histories:
@@ -130,10 +105,11 @@ class Recommender:
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
     ) -> pd.DataFrame:
-        """Return the k items with the highest dot products for each user: user_id, item_id, score, rank (from 1).
+        """Return the k items with the highest scores for each user: user_id, item_id, score, rank (from 1).
 
-        A list uses the `maxlen` newest items of a user that the model knows. It is shorter than k if fewer candidates
-        are left, and a warning names users for whom none is left.
+        An encoder scores by the dot product with the state of the user's `maxlen` newest items that it knows; a model
+        without epochs by the sum of the weights from all of them, and lists only items that have one. A list is shorter
+        than k if fewer candidates are left, and a warning names users for whom none is left.
 
         Args:
             users: raw ids, or "all"; duplicates are dropped with a warning.
@@ -160,9 +136,10 @@ class Recommender:
         filter_itself: bool = True,
         on_unsupported_targets: str = "raise",
     ) -> pd.DataFrame:
-        """Return the k items most similar to each item: target_item_id, item_id, score (cosine), rank (from 1).
+        """Return the k items most similar to each item: target_item_id, item_id, score, rank (from 1).
 
-        The vectors compared are those of the output table, which differ from the input's with model.share_items=false.
+        The score of a model without epochs is its weight. Of an encoder it is the cosine of the vectors of its output
+        table, which differ from the input's with model.share_items=false.
 
         Args:
             items: raw ids, or "all"; duplicates are dropped with a warning.
@@ -205,9 +182,7 @@ class Recommender:
 
         def make_table(part: np.ndarray) -> pd.DataFrame:
             seen = histories.user_item_pairs(part) if filter_viewed else None
-            with backend.fastest_matmul(self.device):
-                states = self._newest_states(histories, part)
-                best = self._find_best(states, self.encoder.item_table, k, candidates, seen)
+            best = self.ranker.for_users(histories, part, k, candidates, seen)
             return self._to_table("user_id", histories.users.ids[part], best)
 
         return Lists(indices, k, make_table)
@@ -232,12 +207,10 @@ class Recommender:
             hint = "filter_itself=false keeps the item itself"
             warn_empty_lists(self.items.ids[indices[is_only_candidate]], len(indices), "items", hint)
             indices = indices[~is_only_candidate]
-        vectors = F.normalize(self.encoder.output_items.weight.detach(), dim=1)
 
         def make_table(part: np.ndarray) -> pd.DataFrame:
             itself = (np.arange(len(part)), part + 1) if filter_itself else None
-            with backend.fastest_matmul(self.device):
-                best = self._find_best(vectors[part], vectors, k, candidates, itself)
+            best = self.ranker.for_items(part, k, candidates, itself)
             return self._to_table("target_item_id", self.items.ids[part], best)
 
         return Lists(indices, k, make_table)
@@ -246,42 +219,6 @@ class Recommender:
         """Return whether each item index may be recommended, shape (V + 1,); index 0 may not."""
         indices = np.arange(len(self.items) + 1)
         return indices > 0 if candidates is None else np.isin(indices, candidates)
-
-    @torch.inference_mode()
-    def _newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:
-        """Return the newest state of each user, shape (U, D)."""
-        lengths = np.minimum(histories.lengths[users], self.maxlen)
-        order = np.argsort(lengths, kind="stable")  # users with similar lengths pack best
-        table = self.encoder.item_table
-        states = table.new_empty(len(users), table.shape[1])
-        batches = batch_boundaries(lengths[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // table.shape[1])
-        for rows in np.split(order, batches) if len(users) else []:
-            starts, ends = histories.offsets[users[rows]], histories.offsets[users[rows] + 1]
-            batch = self.objective.inference(histories.items, starts, ends)
-            states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))
-        return states
-
-    @torch.inference_mode()
-    def _find_best(
-        self,
-        states: Tensor,
-        table: Tensor,
-        k: int,
-        candidates: np.ndarray | None,
-        seen: tuple[np.ndarray, np.ndarray] | None,
-    ) -> TopK:
-        """Return each state's best items in `table` by dot product, without the pairs (rows, items) in `seen`."""
-        rows, items = seen or (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        if candidates is not None:  # from here on an item is its position among the candidates
-            positions = np.searchsorted(candidates, items)
-            is_candidate = candidates[np.minimum(positions, len(candidates) - 1)] == items
-            rows, items = rows[is_candidate], positions[is_candidate] + 1
-            table = table[torch.from_numpy(candidates - 1).to(table.device)]
-        pairs = (torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(table.device) for x in (rows, items))
-        best = top_k_items(states, table, k, *pairs)
-        if candidates is None:
-            return best
-        return TopK(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
 
     def _to_table(self, target: str, targets: np.ndarray, best: TopK) -> pd.DataFrame:
         """Return the lists as a table with raw ids; the `target` column repeats each target for its items."""
@@ -296,6 +233,21 @@ class Recommender:
             },
             copy=False,
         )
+
+
+def _load_ranker(
+    folder: Path, config: dict[str, Any], results: dict[str, Any], num_items: int, device: str
+) -> EncoderRanker | WeightsRanker:
+    """Return the model of a finished run, from its plain config and its metrics.json."""
+    if str(config["model"].get("name")) in MODEL_SCHEMAS:  # of a model without epochs; an encoder has no name
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device={device}: {model_name(config)} makes its lists on the CPU; use device=cpu")
+        from sasrec_lab.training.closed_form import load_weights  # imports SciPy, which lists of an encoder do not need
+
+        return WeightsRanker(load_weights(folder, num_items))
+    encoder, model = load_encoder(tested_checkpoint(folder, results), num_items)
+    objective = section_of(config, "objective", ObjectiveConfig)
+    return EncoderRanker(encoder.to(_find_device(device)), objective, model)
 
 
 def _find_device(name: str) -> torch.device:

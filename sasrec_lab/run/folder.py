@@ -36,6 +36,7 @@ RUN = "run.json"
 METRICS = "metrics.json"
 RANKS = "ranks.npz"
 ITEMS = "items.npz"
+WEIGHTS = "weights.npz"  # of a model without epochs, in place of checkpoints
 _MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
 _MAX_DIRECTORY = 8 << 20  # bytes of an archive's list of members, of which each takes a hundred
 _MAX_HOLES = 16  # times the place that a large file takes on its disk; a disk that compresses halves weights
@@ -94,7 +95,7 @@ def read_intact_json(path: Path) -> dict[str, Any]:
 
 def remove_drafts(folder: Path) -> None:
     """Remove what a killed process left of the files that it was writing; this process has locked the folder."""
-    for name in (RUN, METRICS, RANKS, ITEMS, BEST_CHECKPOINT, LAST_CHECKPOINT):
+    for name in (RUN, METRICS, RANKS, ITEMS, WEIGHTS, BEST_CHECKPOINT, LAST_CHECKPOINT):
         draft_of(folder / name).unlink(missing_ok=True)
 
 
@@ -121,8 +122,10 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, kinds: str = "iuU") -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name, such as a run writes; nothing is unpickled.
+
+    `kinds` are the kinds of NumPy types that it may have.
 
     The memory needed is known before any is taken: a run's arrays are not compressed, so they are as large as the file.
 
@@ -135,7 +138,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if (size := os.fstat(file.fileno()).st_size) > _MAX_ARRAY_BYTES:
                 raise ValueError(f"{size:,} bytes, more than {_MAX_ARRAY_BYTES:,}")
             with opened_archive(file) as archive:
-                return {each.filename.removesuffix(".npy"): _read_array(archive, each) for each in archive.filelist}
+                return {
+                    each.filename.removesuffix(".npy"): _read_array(archive, each, kinds) for each in archive.filelist
+                }
         except Exception as error:  # those of zipfile and numpy share no base class
             raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
 
@@ -177,12 +182,12 @@ def _directory_bytes(file: BinaryIO, size: int) -> int:
     return int(struct.unpack_from("<Q", large, 40)[0])
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str) -> np.ndarray:
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{member.filename} has an unknown format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.kind not in "iuU" or prod(shape) * dtype.itemsize != member.file_size - file.tell():
+        if dtype.kind not in kinds or prod(shape) * dtype.itemsize != member.file_size - file.tell():
             raise ValueError(f"{member.filename} does not contain the {dtype} {shape} that it declares")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)

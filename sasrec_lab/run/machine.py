@@ -13,16 +13,28 @@ import torch
 
 from sasrec_lab.ops import library
 
-_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "pandas", "numpy", "sasrec-lab")
+_PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "torchmetrics",
+    "pandas",
+    "numpy",
+    "scipy",
+    "sasrec-lab",
+)
 
 
-def describe_machine(device: torch.device, matmul: str) -> dict[str, Any]:
-    """Return the machine's part of run.json; `matmul` is what `ops.backend.choose_matmul` returned."""
+def describe_machine(device: torch.device, matmul: str | None) -> dict[str, Any]:
+    """Return the machine's part of run.json.
+
+    `matmul` is what `ops.backend.choose_matmul` returned; None says that neither torch's products nor kernels are used.
+    """
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        "matmul": matmul,
-        **_describe_kernels(device),
+        **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device)}),
         "versions": versions(),
         "system": platform.platform(),
     }

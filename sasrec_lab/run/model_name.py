@@ -3,11 +3,14 @@
 from typing import Any
 
 _OF_BLOCK = {"transformer": "SASRec", "ligr": "LiGR", "gru": "GRU4Rec"}
+_OF_CLOSED_FORM = {"ease": "EASE", "itemknn": "ItemKNN"}
 
 
 def model_name(config: dict[str, Any]) -> str:
     """Return the name of the model that a plain config describes; older configs lack keys that have a default."""
     model = config["model"]
+    if name := _OF_CLOSED_FORM.get(str(model.get("name"))):
+        return name
     if not model.get("causal", True):
         return "BERT4Rec"
     block: str = model.get("block", "transformer")

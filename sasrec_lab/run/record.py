@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import ClosedFormConfig, TrainConfig
 from sasrec_lab.errors import InputError, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (
@@ -117,6 +117,8 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
 
 def _memory_hint(cfg: TrainConfig) -> str:
     """Return which keys a run that is out of memory can lower."""
+    if isinstance(cfg.model, ClosedFormConfig):
+        return f"lower evaluation.batch_size={cfg.evaluation.batch_size}, or use fewer items"
     batch, model = f"batch_size={cfg.batch_size}", f"model.dim={cfg.model.dim}, model.maxlen={cfg.model.maxlen}"
     negatives = f"loss.negatives={cfg.loss.negatives}, " if cfg.loss.negatives else ""
     return f"lower {batch}, {negatives}{model} or evaluation.batch_size={cfg.evaluation.batch_size}"

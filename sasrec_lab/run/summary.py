@@ -59,6 +59,15 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     )
 
 
+def closed_form_line(cfg: TrainConfig, info: dict[str, Any]) -> str:
+    """Return the keys of a model without epochs, which keys it does not use, and the machine of run.json."""
+    keys = ", ".join(f"{key} {value}" for key, value in to_plain(cfg.model).items() if key != "name")
+    return (
+        f"model  {model_name(to_plain(cfg))} in closed form, {keys}; {counted(info['parameters'], 'weight')}\n"
+        f"       {info['device']}; unused: objective, loss, optimizer, batch_size, trainer"
+    )
+
+
 def kernel_change_warning(previous: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Return a warning if a run resumes with other kernels than it had, given both contents of run.json.
 
@@ -100,6 +109,8 @@ def job_line(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
 
 def _describe_checkpoint(results: dict[str, Any]) -> str:
     best = results["best_epoch"]
+    if not results["epochs"]:
+        return "none, the model has no epochs"
     return "last epoch" if best is None else f"epoch {best + 1} of {results['epochs']} (best on validation)"
 
 

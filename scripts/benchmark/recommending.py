@@ -19,6 +19,7 @@ from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.rankers import EncoderRanker
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run import machine
 
@@ -52,9 +53,8 @@ def untrained(overrides: list[str]) -> Recommender:
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     items = Ids(holdout.item_ids)
     torch.manual_seed(cfg.seed)
-    recommender = Recommender(
-        Path("untrained"), Encoder(len(items), cfg.model), items, cfg.objective, cfg.model, cfg.dataset
-    )
+    ranker = EncoderRanker(Encoder(len(items), cfg.model), cfg.objective, cfg.model)
+    recommender = Recommender(Path("untrained"), ranker, items, cfg.dataset)
     recommender.histories = Histories.from_sequences(sequences, items)
     return recommender
 

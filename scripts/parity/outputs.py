@@ -17,6 +17,7 @@ from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.rankers import EncoderRanker
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.training.losses import ItemTable, softmax
 
@@ -59,7 +60,9 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: ModelConfig) -> dict[
     found["states in training"] = largest(training_states, theirs["training_states"])
     found["softmax loss, the pad a class as in RecTools"] = largest(with_pad, theirs["losses"])
     found["softmax loss, items only"] = largest(losses, theirs["losses_without_pad"])
-    recommender = Recommender(FOLDER, encoder, Ids(holdout.item_ids), defaults().objective, cfg, defaults().dataset)
+    recommender = Recommender(
+        FOLDER, EncoderRanker(encoder, defaults().objective, cfg), Ids(holdout.item_ids), defaults().dataset
+    )
     for name in lists_in(theirs):
         columns = {key: theirs[f"lists/{name}/{key}"] for key in ("item_id", "score", "rank")}
         target = "user_id" if name.startswith("users") else "target_item_id"

@@ -275,6 +275,31 @@ MISTAKES = {
 }
 
 
+OF_OTHER_MODELS = {
+    "model=ease model.regularizaton=2": "unknown key 'model.regularizaton'; did you mean model.regularization?",
+    "model=ease model.dim=2": "unknown key 'model.dim'; model has name, regularization",
+    "model=ease +model.dim=2": "unknown key 'model.dim'; model has name, regularization",
+    "model=ease model.regularization=0": "model.regularization=0.0 must be above 0",
+    "model=ease model.name=itemknn": ("model.name=itemknn must be ease; to choose another model, write model=<name>"),
+    "model=itemknn model.neighbors=0": "model.neighbors=0 must be at least 1",
+    "model=itemknn model.shrink=-1": "model.shrink=-1.0 must be at least 0",
+    "model=itemknn model.weighting=bm25 model.shrink=1": (
+        "model.shrink=1.0 must be 0 for model.weighting=bm25, whose similarities are not normalized"
+    ),
+    "model=ease trainer.limit_val_batches=0.5": (
+        "trainer.limit_val_batches=0.5 must be 1.0 (all users), or 0 (none), for model=ease, whose validation takes one"
+        " pass"
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), OF_OTHER_MODELS.items(), ids=OF_OTHER_MODELS)
+def test_a_mistake_in_the_keys_of_another_model_gives_one_line(words, message):
+    with pytest.raises(InputError) as caught:
+        check_command_line(words.split())
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(("override", "message"), MISTAKES.items(), ids=MISTAKES)
 def test_a_mistake_gives_one_line(override, message):
     with pytest.raises(InputError) as caught:

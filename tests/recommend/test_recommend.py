@@ -21,6 +21,7 @@ from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write
 from sasrec_lab.recommend.__main__ import recommend
+from sasrec_lab.recommend.rankers import EncoderRanker
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.train import train
 
@@ -416,7 +417,7 @@ def test_a_lack_of_memory_is_one_line(here, monkeypatch):
     def fail(*_args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Recommender, "_newest_states", fail)
+    monkeypatch.setattr(EncoderRanker, "for_users", fail)
     with pytest.raises(InputError) as caught:
         recommended(here, "users=all", "k=1", "on_unsupported_targets=ignore")
     assert str(caught.value) == "out of memory; ask for fewer users or items at a time, or use more memory"

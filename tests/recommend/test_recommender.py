@@ -24,6 +24,7 @@ from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend import histories, lists
 from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.rankers import EncoderRanker
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run.folder import RETRAIN_HINT
 from sasrec_lab.train import train
@@ -42,7 +43,9 @@ def recommender_of(users: list[list[int]], items: int = ITEMS, text: bool = Fals
             sequences, user_ids=np.array([f"u{u}" for u in range(len(users))]), item_ids=sequences.item_ids.astype(str)
         )
     known = Ids(sequences.item_ids[:items])
-    recommender = Recommender(Path("run"), Encoder(items, cfg.model), known, cfg.objective, cfg.model, cfg.dataset)
+    recommender = Recommender(
+        Path("run"), EncoderRanker(Encoder(items, cfg.model), cfg.objective, cfg.model), known, cfg.dataset
+    )
     recommender.histories = Histories.from_sequences(sequences, known)
     return recommender
 
@@ -53,7 +56,7 @@ def expected(recommender: Recommender, history: list[int], k: int, allowed=None,
     known = np.array([item for item in history if item <= len(recommender.items)])
     newest = known[-MAXLEN:]
     batch, _ = pack(np.array([0]), np.array([len(newest)]), newest)
-    scores = recommender.encoder(batch)[len(newest) - 1] @ recommender.encoder.item_table.T
+    scores = recommender.ranker.encoder(batch)[len(newest) - 1] @ recommender.ranker.encoder.item_table.T
     best = sorted(range(1, len(scores) + 1), key=lambda item: (-scores[item - 1].item(), item))
     kept = [x for x in best if not (filter_viewed and x in known) and (allowed is None or x in allowed)]
     return [[recommender.items.ids[x - 1], scores[x - 1].item()] for x in kept[:k]]
@@ -270,7 +273,7 @@ def test_tables_hold_fewer_lists_if_these_are_longer(monkeypatch):
 
 def test_similar_items_are_ranked_by_cosine():
     recommender = recommender_of(random_users(seed=6))
-    vectors = recommender.encoder.item_table.detach().double()
+    vectors = recommender.ranker.encoder.item_table.detach().double()
     wanted = {}
     for item in (7, 3):
         cosines = torch.nn.functional.cosine_similarity(vectors[item - 1 : item], vectors)
@@ -290,7 +293,7 @@ def test_similar_items_are_ranked_by_cosine():
 def test_ties_go_to_the_lower_id():
     recommender = recommender_of(random_users(seed=7))
     with torch.no_grad():
-        recommender.encoder.item_table[:] = recommender.encoder.item_table[0].clone()
+        recommender.ranker.encoder.item_table[:] = recommender.ranker.encoder.item_table[0].clone()
     assert recommender.recommend([100], 4, filter_viewed=False)["item_id"].tolist() == [10, 20, 30, 40]
     assert recommender.recommend_to_items([30], 4)["item_id"].tolist() == [10, 20, 40, 50]
 
@@ -514,7 +517,7 @@ def test_malformed_or_pickled_checkpoints_are_rejected(copied, tmp_path):
 
 def test_corrupted_or_missing_checkpoints_are_rejected(copied):
     path = copied / "checkpoints" / "best.ckpt"
-    table = Recommender.from_run(copied).encoder.item_table.detach().numpy().tobytes()
+    table = Recommender.from_run(copied).ranker.encoder.item_table.detach().numpy().tobytes()
     data = bytearray(path.read_bytes())
     place = data.index(table[:64])
     data[place] ^= 1

@@ -1,0 +1,115 @@
+"""Fit, measure, save and load a model without epochs (model/closed_form.py), for train.py and the recommender."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from sasrec_lab.config.schema import ClosedFormConfig, EaseConfig, ItemKnnConfig, TrainConfig
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.sequences import concatenate_ranges
+from sasrec_lab.errors import InputError
+from sasrec_lab.evaluation.metrics import HoldoutMetrics
+from sasrec_lab.files import atomic_write
+from sasrec_lab.model import closed_form
+from sasrec_lab.model.closed_form import ItemWeights
+from sasrec_lab.ops.memory import Need, check_memory
+from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, WEIGHTS, read_arrays
+
+log = logging.getLogger("sasrec_lab.train")
+
+_DOUBLE, _FLOAT, _INT = 8, 4, 4  # bytes
+
+
+def check_fits(cfg: TrainConfig, holdout: Holdout) -> None:
+    """Raise InputError if the weights between all items do not fit in memory, before they are computed."""
+    model, items = cfg.model, holdout.num_items
+    if isinstance(model, EaseConfig):
+        size, keys = (_DOUBLE + _FLOAT) * items**2, ("model=ease",)
+        fix = "use model=itemknn, or fewer items with a higher dataset.min_item"
+    else:
+        assert isinstance(model, ItemKnnConfig)
+        size, keys = (_FLOAT + _INT) * items * min(model.neighbors, items), (f"model.neighbors={model.neighbors}",)
+        fix = "lower it"
+    check_memory([Need(f"the weights between {items:,} items", keys, size)], "cpu", fix)
+
+
+def fit(cfg: ClosedFormConfig, holdout: Holdout) -> ItemWeights:
+    """Return the weights of a model from all training interactions, whatever the windows."""
+    starts, ends = holdout.starts, holdout.train_ends
+    users = np.repeat(np.arange(len(starts)), ends - starts)
+    return closed_form.fit(cfg, users, holdout.items[concatenate_ranges(starts, ends)], holdout.num_items)
+
+
+def measure(weights: ItemWeights, data: SequenceData) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the metrics of validation, unless it is off, and of the test, and the test's ranks for `write_ranks`."""
+    metrics = HoldoutMetrics(weights.num_items, data.cfg.evaluation, data.cfg.dataset.target)
+    values: dict[str, float] = {}
+    batches: list[dict[str, Tensor]] = []
+    for stage in ("val", "test") if data.cfg.has_validation else ("test",):
+        batches.clear()
+        for batch in data.evaluation_dataloader(stage):
+            ranks = metrics.update(weights.scores(len(batch.rows), batch.seen_rows, batch.seen_items), batch)
+            rows = batch.target_rows
+            batches.append({"row": batch.rows[rows], "user": batch.users[rows], **ranks})
+        values |= metrics.compute_and_reset(stage)
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    order = columns["row"].argsort(stable=True)
+    return values, {name: column[order] for name, column in columns.items()}
+
+
+def write_weights(folder: Path, weights: ItemWeights) -> None:
+    """Write weights.npz: `weights` (V, V), or `values`, `items` and `offsets` of a sparse matrix (CSR)."""
+    matrix = weights.matrix
+    if isinstance(matrix, np.ndarray):
+        arrays = {"weights": matrix}
+    else:
+        arrays = {"values": matrix.data, "items": matrix.indices, "offsets": matrix.indptr}
+    with atomic_write(folder / WEIGHTS, locked=True) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type] # no array is called allow_pickle
+
+
+def load_weights(folder: Path, num_items: int) -> ItemWeights:
+    """Return the weights of a run.
+
+    Raises:
+        InputError: the file is missing or broken, of another number of items, or its weights are not finite.
+    """
+    path = folder / WEIGHTS
+    try:
+        arrays: dict[str, Any] = read_arrays(path, kinds="iuf")
+        matrix = _dense(arrays) if "weights" in arrays else _sparse(arrays)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {RETRAIN_HINT}") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a file that a run writes ({error}); {RETRAIN_HINT}") from error
+    if matrix.shape != (num_items, num_items):
+        raise InputError(
+            f"{path} has weights of {matrix.shape[0]:,} items, but {folder / ITEMS} lists {num_items:,}; the files"
+            " belong to different runs, so put the right ones together"
+        )
+    return ItemWeights(matrix)
+
+
+def _dense(arrays: dict[str, Any]) -> np.ndarray:
+    weights: np.ndarray = arrays["weights"]
+    if weights.ndim != 2 or weights.dtype != np.float32 or not np.isfinite(weights).all():
+        raise ValueError("it has no finite float32 matrix `weights`")
+    return weights
+
+
+def _sparse(arrays: dict[str, Any]) -> csr_array:
+    values, items, offsets = (arrays[name] for name in ("values", "items", "offsets"))
+    if values.dtype != np.float32 or items.dtype.kind != "i" or offsets.dtype.kind != "i":
+        raise ValueError("its arrays are of other types")
+    if not np.isfinite(values).all():
+        raise ValueError("its weights are not finite")
+    size = len(offsets) - 1
+    matrix = csr_array((values, items, offsets), shape=(size, size))
+    matrix.check_format(full_check=True)  # places outside the matrix
+    return matrix
