@@ -4,7 +4,8 @@ python -m sasrec_lab.export outputs/ml_100k/<run> encoder.pt2    writes encoder.
 
 The program takes one history: the indices of its items (1 to the number of items, the most recent last), int64 of shape
 (L,) with L from 1 to maxlen. It returns the scores of all items, float32 of shape (items,); place i is item i + 1.
-encoder.json has maxlen and the raw ids of the items, ordered by index.
+encoder.json has maxlen, which is one less than the model's if a mask is put behind the history (BERT4Rec), and the raw
+ids of the items, ordered by index.
 """
 
 import json
@@ -83,7 +84,8 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     try:
         with atomic_write(output) as program, atomic_write(ids) as draft:
             program.write_bytes(saved.getbuffer())
-            draft.write_text(json.dumps({"maxlen": ranker.maxlen, "items": recommender.items.ids.tolist()}))
+            known = {"maxlen": ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
+            draft.write_text(json.dumps(known))
     except OSError as error:
         raise InputError(
             f"output={output} cannot be written: {error.strerror or error}; choose another place"
@@ -109,7 +111,7 @@ def program_of(ranker: "EncoderRanker") -> "torch.export.ExportedProgram":
 
     from sasrec_lab.model.encoder import SingleHistoryScores
 
-    maxlen = ranker.maxlen
+    maxlen = ranker.encoder.longest_history
     example = torch.ones(maxlen, dtype=torch.int64)
     lengths = {0: torch.export.Dim("L", min=1, max=maxlen)} if maxlen > 1 else {}
     with torch.no_grad():

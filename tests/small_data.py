@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName
+from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.negatives import per_label
-from sasrec_lab.data.objectives import NextItem
+from sasrec_lab.data.objectives import MaskedItems, NextItem
 from sasrec_lab.data.sequences import Sequences
 
 # Lists of items, one per user. The last user makes a holdout possible and has items of their own.
@@ -56,6 +56,12 @@ def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15)
 def next_item(maxlen: int) -> NextItem:
     """Return the objective of SASRec for windows of this length."""
     return NextItem(ObjectiveConfig(ObjectiveName.next_item), SimpleNamespace(maxlen=maxlen))
+
+
+def masked_items(maxlen: int, share: float = 0.2, last: float = 0.0, replace: Replace = Replace.mask) -> MaskedItems:
+    """Return the objective of BERT4Rec for windows of this length."""
+    cfg = ObjectiveConfig(ObjectiveName.masked_items, share, last, replace)
+    return MaskedItems(cfg, SimpleNamespace(maxlen=maxlen))
 
 
 def training_batch(holdout: Holdout, windows: np.ndarray, drawn: np.ndarray | None = None) -> TrainingBatch:

@@ -60,6 +60,8 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=rope"),
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=relative"),
         ("model=gru4rec", "model.dim=8", "model.maxlen=12", "model.blocks=2"),
+        ("model=bert4rec", "model.dim=8", "model.maxlen=12"),
+        ("model=bert4rec", "model.dim=8", "model.maxlen=2", "model.block=ligr", "model.pos_emb=rope"),
     ],
     ids=lambda words: " ".join(words),
 )
@@ -73,7 +75,7 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
 
     recommender = Recommender.from_run(tmp_path / "run")
     saved = json.loads((empty / "encoder.json").read_text())
-    assert saved == {"maxlen": recommender.ranker.maxlen, "items": recommender.items.ids.tolist()}
+    assert saved == {"maxlen": recommender.ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
     sequences = load_sequences(recommender.dataset, str(tmp_path / "cache"))
     numbers = {item: number for number, item in enumerate(saved["items"], 1)}
     users = np.argsort(np.diff(sequences.offsets))[[*range(5), *range(-5, 0)]]  # the shortest and the longest

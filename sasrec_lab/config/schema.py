@@ -32,7 +32,8 @@ Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
 Similarity = Enum("Similarity", ["dot", "cosine"])
-ObjectiveName = Enum("ObjectiveName", ["next_item"])
+ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
+Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
 SamplerName = Enum("SamplerName", ["usual", "none", "shared", "sequence", "unseen", "uniform"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
@@ -149,8 +150,8 @@ class ModelConfig(ModelSection):
 
     @property
     def feed_forward_width(self) -> int:
-        """Return the inner width of the feed-forward; unless it is set, a multiple of dim as in the block's source."""
-        return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr else 1)
+        """Return the inner width of the feed-forward; unless it is set, a multiple of dim as in the model's source."""
+        return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr or not self.causal else 1)
 
 
 @dataclass
@@ -158,6 +159,24 @@ class ObjectiveConfig:
     """Keys of `objective`: what the model is trained to predict."""
 
     name: ObjectiveName = MISSING
+    # of masked_items; defaults for the other objective, which must not change them
+    mask_share: float = 0.0
+    last_share: float = 0.0
+    replace: Replace = Replace.mask
+
+    def __post_init__(self) -> None:
+        if self.name is ObjectiveName.masked_items:
+            if not 0 < self.mask_share < 1:
+                raise InputError(f"objective.mask_share={self.mask_share} must be above 0 and below 1")
+            if not 0 <= self.last_share <= 1:
+                raise InputError(f"objective.last_share={self.last_share} must be from 0 to 1")
+            return
+        for key, unused in (("mask_share", 0.0), ("last_share", 0.0), ("replace", Replace.mask)):
+            if (value := getattr(self, key)) != unused:
+                raise InputError(
+                    f"objective.{key}={getattr(value, 'name', value)} only applies to objective=masked_items; use"
+                    " model=bert4rec, or remove it"
+                )
 
 
 # By loss: the samplers whose negatives it takes. The first is the usual one, and that of records that lack the key.
@@ -363,6 +382,7 @@ class TrainConfig:
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
         self._check_monitor()
+        self._check_objective()
         if isinstance(self.model, ClosedFormConfig):
             self._check_closed_form(self.model.name)
         else:
@@ -371,11 +391,6 @@ class TrainConfig:
     def _check_encoder(self) -> None:
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
-        if self.objective.name is ObjectiveName.next_item and not self.model.causal:
-            raise InputError(
-                "model.causal=false lets an item attend to the next one, which objective=next_item predicts;"
-                " set it to true"
-            )
         if self.tensorboard.attention_users and self.model.block is BlockName.gru:
             raise InputError(
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
@@ -404,6 +419,22 @@ class TrainConfig:
             f" evaluation.sampled={evaluation.sampled}; set evaluation.monitor={nearest(monitor, measured) or similar},"
             " for example"
         )
+
+    def _check_objective(self) -> None:
+        predicts_masks = self.objective.name is ObjectiveName.masked_items
+        is_causal = getattr(self.model, "causal", True)
+        if is_causal and predicts_masks:
+            raise InputError(
+                "objective=masked_items needs a model that also attends to later items: model.causal=false; use"
+                " model=bert4rec, or objective=next_item"
+            )
+        if not is_causal and not predicts_masks:
+            raise InputError(
+                f"objective={self.objective.name.name} would be given away by model.causal=false, which attends to"
+                " later items; use objective=masked_items, or model.causal=true"
+            )
+        if predicts_masks:
+            check_at_least("model.maxlen", self.model.maxlen, 2)  # an item and the mask behind it
 
     def _check_rowwise_adam(self) -> None:
         if self.loss.name is LossName.softmax:

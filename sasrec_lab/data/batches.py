@@ -16,6 +16,8 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
 
+MASK = 0  # in the place of an item in a packed batch: a model that predicts masked items has a vector for it
+
 _Batch = TypeVar("_Batch", bound="PackedBatch | Labels | Negatives | TrainingBatch | EvaluationBatch")
 
 
@@ -27,9 +29,9 @@ class PackedBatch:
     belong to no sequence and have no target, so neither attention nor a loss sees them.
     """
 
-    items: Tensor  # (T,) int64, 1..num_items
+    items: Tensor  # (T,) int64, 1..num_items, or MASK
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
-    last: Tensor  # (B,) token of each sequence's newest item
+    last: Tensor  # (B,) token of each sequence's newest item, or the mask behind it
     offsets: np.ndarray | None  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to
     # offsets[s + 1] - 1; None in an export, where all tokens are one sequence
 
@@ -95,6 +97,9 @@ class Objective(Protocol):
 
     def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
         """Return inputs whose newest states predict the item after each history items[start:end], none empty."""
+
+    def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """Return how many tokens `inference` packs for a history of each length."""
 
 
 @dataclass(frozen=True)

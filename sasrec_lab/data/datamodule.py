@@ -62,7 +62,7 @@ class SequenceData(pl.LightningDataModule):
 
     def _rows(self, data: "EvaluationData", process: int, processes: int) -> list[np.ndarray]:
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
-        return data.rows_by_length(self.cfg.model.maxlen, users, tokens, process, processes)
+        return data.rows_by_length(users, tokens, process, processes)
 
     def num_batches(self, stage: str, processes: int) -> int:
         """Return the number of batches of "train" or "val" in one epoch, of the process that has the fewest."""
@@ -134,13 +134,13 @@ class EvaluationData(Dataset[EvaluationBatch]):
         candidates = None if self.candidates is None else self.candidates[rows]
         return evaluation_batch(self.holdout, rows, self.stage, self.objective, candidates)
 
-    def rows_by_length(self, maxlen: int, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
+    def rows_by_length(self, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
         """Return this process's batches of indices, rows of similar history lengths together."""
         rows = self.holdout.rows(self.stage)
         lengths = rows.ends - rows.starts
         order = np.argsort(lengths, kind="stable")[process::processes]
-        known = np.minimum(lengths[order], maxlen)
-        return np.split(order, batch_boundaries(known, users, tokens))
+        counts = self.objective.count_tokens(lengths[order])
+        return np.split(order, batch_boundaries(counts, users, tokens))
 
 
 def batch_boundaries(tokens: np.ndarray, max_users: int, max_tokens: int) -> list[int]:

@@ -6,9 +6,14 @@ B sequences, T tokens, R labels.
 import numpy as np
 import torch
 
-from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName
-from sasrec_lab.data.batches import Labels, Objective, PackedBatch, as_tensor, pack
+from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName, Replace
+from sasrec_lab.data.batches import MASK, Labels, Objective, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import Holdout
+from sasrec_lab.data.sequences import concatenate_ranges
+from sasrec_lab.ops.backend import round_up_size
+
+# Of the chosen items with replace=mixed (Devlin et al. 2019, arXiv 1810.04805, 3.1); the rest stay as they are
+MASKED, RANDOM = 0.8, 0.1
 
 
 class NextItem:
@@ -33,5 +38,80 @@ class NextItem:
         inputs, _ = pack(np.maximum(starts, ends - self.maxlen), ends, items)
         return inputs
 
+    def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """Return how many tokens `inference` packs for a history of each length."""
+        return np.minimum(lengths, self.maxlen)
 
-OBJECTIVES: dict[ObjectiveName, type[Objective]] = {ObjectiveName.next_item: NextItem}
+
+class MaskedItems:
+    """Predict masked items from those before and after them (BERT4Rec: Sun et al. 2019, arXiv 1904.06690, 3.6).
+
+    Each item is chosen with probability `mask_share`, as in RecTools and RePlay; the authors choose a fixed number. To
+    ask for the next item, a mask is put behind the history.
+    """
+
+    def __init__(self, cfg: ObjectiveConfig, model: ModelConfig):
+        self.cfg, self.maxlen = cfg, model.maxlen
+
+    def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
+        """Return the newest maxlen items of each window with masks among them, and the items that were masked.
+
+        The first of the maxlen + 1 items of a full window is the newest of the user's next older window.
+        """
+        ends = holdout.window_ends[windows]
+        starts = np.maximum(holdout.window_starts[windows], ends - self.maxlen)
+        inputs, places = pack(starts, ends, holdout.items)
+        rows, counts = self._choose(ends - starts, rng)
+        targets = holdout.items[places[rows]]
+        inputs.items[torch.from_numpy(rows)] = as_tensor(self._shown(targets, holdout.num_items, rng))
+        dummies = (0, round_up_size(len(rows)) - len(rows))  # few sizes of R, as of T
+        weights = None
+        if holdout.weights is not None:
+            weights = torch.from_numpy(np.pad(holdout.weights[places[rows]], dummies).astype(np.float32))
+        labels = Labels(
+            targets=as_tensor(np.pad(targets, dummies)),
+            counts=counts,
+            rows=as_tensor(np.pad(rows, dummies, mode="edge")),
+            weights=weights,
+        )
+        return inputs, labels
+
+    def _choose(self, lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens (R,) to predict, in ascending order, and their number in each sequence (B,).
+
+        The newest item is chosen if none is, because a window without a label would be wasted.
+        """
+        ends = np.cumsum(lengths)
+        is_only_last = rng.random(len(lengths)) < self.cfg.last_share  # (B,)
+        is_chosen = rng.random(ends[-1]) < self.cfg.mask_share  # (T,)
+        is_chosen &= ~np.repeat(is_only_last, lengths)
+        has_label = np.logical_or.reduceat(is_chosen, ends - lengths)  # (B,)
+        is_chosen[ends[~has_label] - 1] = True
+        return np.flatnonzero(is_chosen), np.add.reduceat(is_chosen, ends - lengths, dtype=np.int64)
+
+    def _shown(self, targets: np.ndarray, num_items: int, rng: np.random.Generator) -> np.ndarray:
+        """Return what the input has in the place of each target (R,): the mask, or now and then an item."""
+        if self.cfg.replace is Replace.mask:
+            return np.full_like(targets, MASK)
+        points = rng.random(len(targets))
+        shown = np.where(points < MASKED + RANDOM, rng.integers(1, num_items + 1, size=len(targets)), targets)
+        return np.where(points < MASKED, MASK, shown)
+
+    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
+        """Return the newest maxlen - 1 items of each history with a mask behind them, whose state is the newest."""
+        starts = np.maximum(starts, ends - (self.maxlen - 1))
+        masks = np.cumsum(ends - starts)  # (B,) behind the last item of each history
+        with_masks = np.insert(items[concatenate_ranges(starts, ends)], masks, MASK)
+        ends = masks + np.arange(1, len(masks) + 1)
+        inputs, _ = pack(np.append(0, ends[:-1]), ends, with_masks)
+        return inputs
+
+    def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """Return how many tokens `inference` packs for a history of each length."""
+        return np.minimum(lengths + 1, self.maxlen)
+
+
+OBJECTIVES: dict[ObjectiveName, type[Objective]] = {
+    ObjectiveName.next_item: NextItem,
+    ObjectiveName.masked_items: MaskedItems,
+}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
-from sasrec_lab.data.batches import PackedBatch
+from sasrec_lab.data.batches import MASK, PackedBatch
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
@@ -19,10 +19,10 @@ from sasrec_lab.ops.rotary import rotations
 class Encoder(nn.Module):
     """Embeddings, blocks, a last norm, a head. A headed state dotted with an item's vector is the item's score.
 
-    A state describes the user after that token's item. Row i of the item tables is item i + 1; padding has no row.
-    Positions are counted from the newest item, as the left-padded original's positions amount to, unless the config
-    says oldest. Source: Kang and McAuley 2018 (arXiv 1808.09781) and kang205/SASRec; where implementations differ there
-    is a config key.
+    A state describes the user after that token's item, or if the model is not causal, the item in that place. Row i of
+    the item tables is item i + 1; padding has no row. Positions are counted from the newest item, as the left-padded
+    original's positions amount to, unless the config says oldest. Source: Kang and McAuley 2018 (arXiv 1808.09781) and
+    kang205/SASRec; where implementations differ there is a config key.
     """
 
     sinusoids: Tensor  # (L, D) only if the positions are sinusoidal
@@ -42,12 +42,20 @@ class Encoder(nn.Module):
             factors = rotations(torch.arange(cfg.maxlen), cfg.dim // cfg.heads)
             self.register_buffer("rotations", torch.view_as_real(factors), persistent=False)
         self.pos_emb, self.positions_from = cfg.pos_emb, cfg.positions_from
+        self.mask = None if cfg.causal else nn.Parameter(torch.empty(1, cfg.dim))  # the vector of MASK
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = Head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
+        if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
+            self.mask.data.normal_().mul_(self.input_items.weight.detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
+
+    @property
+    def longest_history(self) -> int:
+        """Return how many of a history's newest items predict the next one; a mask behind them takes a place."""
+        return self.maxlen - (self.mask is not None)
 
     @property
     def item_table(self) -> Tensor:
@@ -73,7 +81,7 @@ class Encoder(nn.Module):
         return self.head(self.final_norm(x))
 
     def _embed(self, batch: PackedBatch) -> Tensor:
-        x = self.input_items(batch.items - 1)  # (T, D)
+        x = self._look_up(batch.items)  # (T, D)
         if self.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):  # scaling and addition in one pass
             table = self.sinusoids if self.positions is None else self.positions.weight
             from_oldest = self.positions_from is PositionsFrom.oldest
@@ -82,6 +90,14 @@ class Encoder(nn.Module):
         else:
             x = x * self.scale
         return dropout(x, self.rate if self.training else 0.0)
+
+    def _look_up(self, items: Tensor) -> Tensor:
+        if self.mask is None:
+            return self.input_items(items - 1)
+        is_mask = items == MASK
+        # a row that the batch looks up anyway, so that no further row gets a gradient
+        rows = torch.where(is_mask, items.max().clamp(min=1), items) - 1
+        return torch.where(is_mask[:, None], self.mask, self.input_items(rows))
 
     def layout(self, batch: PackedBatch) -> BatchLayout:
         """Return what the blocks need to know of the batch."""
@@ -138,7 +154,9 @@ class SingleHistoryScores(nn.Module):
         self.encoder = encoder
 
     def forward(self, history: Tensor) -> Tensor:
-        """Return the scores (V,) after a history (L,) of item indices, the most recent item last."""
+        """Return the scores (V,) after a history of at most `longest_history` item indices, the newest last."""
+        if self.encoder.mask is not None:
+            history = F.pad(history, (0, 1), value=MASK)
         places = torch.arange(history.shape[0])
         # all tokens are one sequence, which needs no offsets
         batch = PackedBatch(items=history, positions=places.flip(0), last=places[-1:], offsets=None)

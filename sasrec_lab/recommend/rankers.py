@@ -50,7 +50,6 @@ class EncoderRanker:
     def __init__(self, encoder: Encoder, objective: ObjectiveConfig, model: ModelConfig):
         self.encoder = encoder.eval()
         self.objective = OBJECTIVES[objective.name](objective, model)
-        self.maxlen = model.maxlen
 
     @property
     def device(self) -> torch.device:
@@ -77,11 +76,11 @@ class EncoderRanker:
     @torch.inference_mode()
     def _newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:
         """Return the newest state of each user, shape (U, D)."""
-        lengths = np.minimum(histories.lengths[users], self.maxlen)
-        order = np.argsort(lengths, kind="stable")  # users with similar lengths pack best
+        tokens = self.objective.count_tokens(histories.lengths[users])
+        order = np.argsort(tokens, kind="stable")  # users with similar lengths pack best
         table = self.encoder.item_table
         states = table.new_empty(len(users), table.shape[1])
-        batches = batch_boundaries(lengths[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // table.shape[1])
+        batches = batch_boundaries(tokens[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // table.shape[1])
         for rows in np.split(order, batches) if len(users) else []:
             starts, ends = histories.offsets[users[rows]], histories.offsets[users[rows] + 1]
             batch = self.objective.inference(histories.items, starts, ends)

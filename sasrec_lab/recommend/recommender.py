@@ -107,9 +107,10 @@ class Recommender:
     ) -> pd.DataFrame:
         """Return the k items with the highest scores for each user: user_id, item_id, score, rank (from 1).
 
-        An encoder scores by the dot product with the state of the user's `maxlen` newest items that it knows; a model
-        without epochs by the sum of the weights from all of them, and lists only items that have one. A list is shorter
-        than k if fewer candidates are left, and a warning names users for whom none is left.
+        An encoder scores by the dot product with the state of the user's newest items that it knows, at most
+        `model.maxlen` with the mask that BERT4Rec puts behind them; a model without epochs by the sum of the weights
+        from all of them, and lists only items that have one. A list is shorter than k if fewer candidates are left, and
+        a warning names users for whom none is left.
 
         Args:
             users: raw ids, or "all"; duplicates are dropped with a warning.

@@ -82,7 +82,7 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
     outside = max(0, holdout.num_items - model.maxlen - 1)  # at least as many items are outside a window
     drawn = {
-        "position": tokens * cfg.loss.negatives,
+        "position": int(tokens * (cfg.objective.mask_share or 1)) * cfg.loss.negatives,
         "sequence": in_batch * min(cfg.loss.negatives, outside),
     }.get(_draws_per(cfg), 0)
     if drawn:

@@ -124,7 +124,8 @@ MISTAKES = {
         "model.pos_emb=learnt is not one of learned, sinusoidal, rope, relative, none; did you mean learned?"
     ),
     "model.causal=false": (
-        "model.causal=false lets an item attend to the next one, which objective=next_item predicts; set it to true"
+        "objective=next_item would be given away by model.causal=false, which attends to later items; use"
+        " objective=masked_items, or model.causal=true"
     ),
     "model.block=ligr": "model.block=ligr requires model.norm=pre, not sasrec; use model=ligr",
     "model={pos_emb: rope, heads: 64}": (

@@ -209,7 +209,7 @@ def test_every_process_has_users_to_rank(processes):
 
 def test_users_of_similar_history_lengths_share_a_batch():
     data = EvaluationData(HOLDOUT, "val", next_item(5), None)
-    rows = data.rows_by_length(5, 6, 1000, 0, 1)
+    rows = data.rows_by_length(6, 1000, 0, 1)
     lengths = HOLDOUT.val.ends - HOLDOUT.val.starts
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
 

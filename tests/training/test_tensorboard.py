@@ -131,10 +131,10 @@ def test_attention_and_vectors_are_written_on_request(train_here, tmp_path):
     assert not list((tmp_path / "plain" / "tb").rglob("projector_config.pbtxt"))
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_attention_maps_are_the_models_own_weights(heads):
-    """They equal a slow computation from queries and keys, and rows are probabilities over the past."""
-    cfg = load([*TINY, f"model.heads={heads}", "model.dropout=0.5"]).model
+@pytest.mark.parametrize(("heads", "causal"), [(1, True), (2, True), (2, False)])
+def test_attention_maps_are_the_models_own_weights(heads, causal):
+    """They equal a slow computation from queries and keys, and rows are probabilities, over the past if causal."""
+    cfg = replace(load([*TINY, f"model.heads={heads}", "model.dropout=0.5"]).model, causal=causal)
     torch.manual_seed(0)
     encoder = Encoder(30, cfg).train()
     history = np.array([3, 7, 7, 29, 1], dtype=np.int32)
@@ -143,7 +143,7 @@ def test_attention_maps_are_the_models_own_weights(heads):
     assert encoder.training
     assert weights.shape == (heads, 5, 5)
     assert torch.allclose(weights.sum(-1), torch.ones(heads, 5))
-    assert (weights.triu(1) == 0).all()
+    assert ((weights == 0) == (causal & torch.ones(5, 5).triu(1).bool())).all()
 
     block = encoder.eval().blocks[0]
     x = encoder._embed(batch)
@@ -153,10 +153,11 @@ def test_attention_maps_are_the_models_own_weights(heads):
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for i in range(5):
-            terms = [
-                exp(sum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / sqrt(width)) for j in range(i + 1)
-            ]
-            assert weights[head, i, : i + 1].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-4)
+            seen = range(i + 1 if causal else 5)
+            terms = [exp(sum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / sqrt(width)) for j in seen]
+            assert weights[head, i, : len(seen)].tolist() == pytest.approx(
+                [term / sum(terms) for term in terms], rel=1e-4
+            )
 
 
 @pytest.mark.parametrize("pos_emb", ["learned", "rope", "relative"])
