@@ -38,3 +38,6 @@ def states_of(states: Tensor, sequences: list[list[int]], maxlen: int = MAXLEN) 
     """Return each sequence's part of the states, without those of dummies."""
     lengths = [min(len(items), maxlen) for items in sequences]
     return list(states[: sum(lengths)].split(lengths))
+
+
+assert len(packed(SEQUENCES).items) > sum(min(len(items), MAXLEN) for items in SEQUENCES)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from reference_model import PaddedSASRec, left_padded, no_dropout, reference_of, sinusoid, to_padded
 from small_data import random_users
+from small_models import ITEMS, SEQUENCES, packed, random_encoder, states_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
-from sasrec_lab.data.batches import Labels, pack
+from sasrec_lab.data.batches import Labels, PackedBatch
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library
 from sasrec_lab.ops import dropout as dropout_module
@@ -27,42 +28,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DEFAULT = load(["dataset=csv", "dataset.path=x.csv"]).model  # model=sasrec
 SOFTMAX = load(["dataset=csv", "dataset.path=x.csv"]).loss
 SMALL = replace(DEFAULT, dim=12, maxlen=9, dropout=0.0)
-ITEMS = 20
 
 
-def random_encoder(cfg: ModelConfig) -> Encoder:
-    """Return an encoder in double precision without equal parameters, zeros or ones, biases and norms included."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.double)  # for the sinusoids too
-    try:
-        model = Encoder(ITEMS, cfg)
-    finally:
-        torch.set_default_dtype(torch.float)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def packed(users: list[list[int]], maxlen: int = 9, targets: list[list[int]] | None = None):
-    users = [items[-maxlen:] for items in users]
-    ends = np.cumsum([len(items) for items in users])
-    flat = np.concatenate(users)
-    batch, _ = pack(np.concatenate([[0], ends[:-1]]), ends, flat)
-    if targets is None:
-        return batch
-    flat = np.concatenate([labels[-maxlen:] for labels in targets])
-    padded = np.pad(flat, (0, len(batch.items) - len(flat)))
-    return batch, Labels(torch.from_numpy(padded), counts=np.diff(batch.offsets))
-
-
-def states_of_users(states: Tensor, users: list[list[int]], maxlen: int = 9) -> list[Tensor]:
-    lengths = [min(len(items), maxlen) for items in users]
-    return list(states[: sum(lengths)].split(lengths))
-
-
-# lengths from 1 to more than maxlen, and at least 33 tokens in all, so that there are dummies and several buckets
-USERS = [[3], [5, 1, 5], [*range(1, 10)], [7, 7], [*range(2, 16)], [4, 20, 6, 2, 11, 3], [19, 18, 17, 16], [8]]
-assert len(packed(USERS).items) > sum(min(len(items), 9) for items in USERS)
+def labels_of(inputs: PackedBatch, targets: list[list[int]]) -> Labels:
+    """Return the labels of the `maxlen` newest items of each sequence, none for dummies."""
+    flat = np.concatenate([labels[-9:] for labels in targets])
+    padded = np.pad(flat, (0, len(inputs.items) - len(flat)))
+    return Labels(torch.from_numpy(padded), counts=np.diff(inputs.offsets))
 
 
 # The padded reference model
@@ -112,7 +84,7 @@ def assert_same_states(
 ) -> tuple[Tensor, Tensor, PaddedSASRec]:
     """Compare the states of all real tokens; return the packed ones, the padded ones and the reference model."""
     reference = reference_of(model, cfg, dropout)
-    batch, rows = packed(USERS), left_padded(USERS, cfg.maxlen)
+    batch, rows = packed(SEQUENCES), left_padded(SEQUENCES, cfg.maxlen)
     states, padded = model(batch), reference(rows)
     expected = padded[rows > 0]
     states = states[: len(expected)]
@@ -169,7 +141,8 @@ def test_a_training_step_equals_the_padded_reference(seed, share_items):
     reference = reference_of(model, cfg)
     users = [items for items in random_users(seed, items=ITEMS) if len(items) >= 2]
     inputs, targets = [items[:-1] for items in users], [items[1:] for items in users]
-    batch, labels = packed(inputs, targets=targets)
+    batch = packed(inputs)
+    labels = labels_of(batch, targets)
     loss = softmax(model(batch), ItemTable(model.item_table), labels, None, SOFTMAX)
     logits = reference.scores(reference(left_padded(inputs, cfg.maxlen)))
     expected = F.cross_entropy(logits.flatten(0, 1), left_padded(targets, cfg.maxlen).flatten() - 1, ignore_index=-1)
@@ -199,10 +172,10 @@ def test_a_later_item_leaves_earlier_states_unchanged(norm, changed):
 def test_a_users_states_do_not_depend_on_the_other_users():
     model = random_encoder(SMALL)
     with torch.no_grad():
-        together = states_of_users(model(packed(USERS)), USERS)
-        for items, states in zip(USERS, together, strict=True):
-            torch.testing.assert_close(states_of_users(model(packed([items])), [items])[0], states, rtol=0, atol=1e-12)
-        backwards = states_of_users(model(packed(USERS[::-1])), USERS[::-1])
+        together = states_of(model(packed(SEQUENCES)), SEQUENCES)
+        for items, states in zip(SEQUENCES, together, strict=True):
+            torch.testing.assert_close(states_of(model(packed([items])), [items])[0], states, rtol=0, atol=1e-12)
+        backwards = states_of(model(packed(SEQUENCES[::-1])), SEQUENCES[::-1])
     for one, other in zip(together, backwards[::-1], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -210,7 +183,7 @@ def test_a_users_states_do_not_depend_on_the_other_users():
 def test_positions_count_from_the_newest_item():
     model = random_encoder(replace(SMALL, blocks=0))  # so that a state depends on its own item and position only
     with torch.no_grad():
-        long, suffix, prefix = states_of_users(
+        long, suffix, prefix = states_of(
             model(packed([[1, 2, 3, 4, 5], [3, 4, 5], [1, 2, 3]])), [[0] * 5, [0] * 3, [0] * 3]
         )
     assert torch.equal(long[2:], suffix)
@@ -224,7 +197,7 @@ def test_positions_from_the_oldest_keep_the_states_of_a_prefix():
     model = random_encoder(replace(SMALL, positions_from=PositionsFrom.oldest))
     users = [[1, 2, 3, 4, 5], [3, 4, 5], [1, 2, 3]]
     with torch.no_grad():
-        long, suffix, prefix = states_of_users(model(packed(users)), users)
+        long, suffix, prefix = states_of(model(packed(users)), users)
     torch.testing.assert_close(long[:3], prefix, rtol=0, atol=1e-12)
     assert not torch.isclose(long[2:], suffix).any()
 
@@ -312,7 +285,7 @@ def test_other_blocks_are_computed_without_the_kernel(changes, monkeypatch):
     calls = block_calls(monkeypatch)
     model = Encoder(ITEMS, replace(SMALL, **changes)).train("dropout" in changes)
     with torch.no_grad():
-        model(packed(USERS))
+        model(packed(SEQUENCES))
     assert not calls
 
 
@@ -323,7 +296,7 @@ def test_nan_in_a_compiled_block_stays_in_its_sequence(norm):
     model.input_items.weight.data[ITEMS - 1, 3] = torch.nan
     users = [[1, 2, 3], [4, ITEMS, 5], [6], [7, ITEMS]]
     with torch.no_grad():
-        one, other, third, fourth = states_of_users(model(packed(users)), users)
+        one, other, third, fourth = states_of(model(packed(users)), users)
         newest = model.newest(packed(users))
     assert torch.cat([one, third, newest[[0, 2]]]).isfinite().all()
     assert torch.cat([other[1:], fourth[1:], newest[[1, 3]]]).isnan().all()
@@ -333,9 +306,9 @@ def test_nan_in_a_compiled_block_stays_in_its_sequence(norm):
 def test_autocast_leaves_a_compiled_block_in_float32():
     model = Encoder(ITEMS, SMALL).eval()
     with torch.no_grad():
-        expected = model.newest(packed(USERS))
+        expected = model.newest(packed(SEQUENCES))
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(model.newest(packed(USERS)), expected, rtol=0, atol=0)
+            torch.testing.assert_close(model.newest(packed(SEQUENCES)), expected, rtol=0, atol=0)
 
 
 # Parameters
@@ -350,7 +323,8 @@ def test_the_loss_reaches_every_parameter(norm, share_items):
     )
     model = random_encoder(cfg).float()
     users = [[*range(1, 10)], [*range(10, 19)], [19, 20, 1, 2]]
-    batch, labels = packed(users, targets=[[*items[1:], 5] for items in users])
+    batch = packed(users)
+    labels = labels_of(batch, [[*items[1:], 5] for items in users])
     softmax(model(batch), ItemTable(model.item_table), labels, None, SOFTMAX).backward()
     for key, parameter in model.named_parameters():
         if key.endswith("key.bias"):  # adds the same to all scores of a query, which the softmax ignores
@@ -424,7 +398,7 @@ def test_dropout_is_where_the_authors_have_it(monkeypatch):
 
 def test_dropout_is_active_only_in_training():
     model = random_encoder(replace(SMALL, dropout=0.2))
-    batch = packed(USERS)
+    batch = packed(SEQUENCES)
     with torch.no_grad():
         training = [model.train()(batch) for _ in range(2)]
         evaluation = [model.eval()(batch) for _ in range(2)]
