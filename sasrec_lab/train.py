@@ -185,7 +185,9 @@ def load_data(
     with run.phase("data"):
         fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
-        holdout = hold_out(sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout)
+        holdout = hold_out(
+            sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout, dataset.time_split
+        )
         check_fits(holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
         data = SequenceData(holdout, cfg)

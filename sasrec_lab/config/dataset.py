@@ -1,7 +1,8 @@
 """Schema of the keys of a data set, and checks across them. The values are in conf/train.yaml and conf/dataset/."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import datetime
 from enum import Enum
 from typing import Optional
 from urllib.parse import urlsplit
@@ -15,10 +16,12 @@ from sasrec_lab.errors import InputError
 Format = Enum("Format", ["table", "lists", "synthetic"])
 IdType = Enum("IdType", ["auto", "int", "str"])
 Repeats = Enum("Repeats", ["keep", "drop"])
-HoldoutMode = Enum("HoldoutMode", ["last", "none"])
+HoldoutMode = Enum("HoldoutMode", ["last", "time", "none"])
 Target = Enum("Target", ["first", "last", "all", "successive"])
 Windows = Enum("Windows", ["last", "all"])
-Catalogue = Enum("Catalogue", ["all", "train"])
+History = Enum("History", ["cut", "target"])
+Cold = Enum("Cold", ["keep", "drop"])
+Catalogue = Enum("Catalogue", ["all", "train", "auto"])  # auto becomes one of the others
 
 # One release of a package and nothing else that pip accepts, such as options, paths, addresses and names of archives.
 _RELEASE = re.compile(
@@ -118,6 +121,57 @@ class SyntheticConfig:
 
 
 @dataclass
+class TimeSplitConfig:
+    """Cuts of `holdout=time`, and the histories and targets after them.
+
+    The defaults are those of conf/train.yaml: another value without `holdout=time` is a mistake.
+    """
+
+    val: str = "0.8"
+    test: str = "0.9"
+    target: Target = Target.last
+    history: Optional[History] = None
+    cold_users: Cold = Cold.drop
+    cold_items: Cold = Cold.drop
+
+    def __post_init__(self) -> None:
+        val, test = (check_cut(f"dataset.time_split.{key}", getattr(self, key)) for key in ("val", "test"))
+        if val is not None and test is not None and val >= test:
+            raise InputError(
+                f"dataset.time_split.val={self.val} must be before dataset.time_split.test={self.test}: training ends"
+                " at val, validation at test"
+            )
+        if self.target is Target.all and self.history is History.target:
+            raise InputError(
+                "dataset.time_split.history=target has no meaning for dataset.time_split.target=all, which looks for"
+                " all targets in one list; use history=cut or null"
+            )
+
+    @property
+    def reads_to_target(self) -> bool:
+        """Return whether a history ends before its target, rather than at the cut."""
+        if self.history is None:
+            return self.target in (Target.last, Target.successive)
+        return self.history is History.target
+
+
+def check_cut(key: str, text: str) -> Optional[float]:
+    """Return the quantile that a cut is, or None for a time; raise InputError if it is neither."""
+    try:
+        number = float(text)
+    except ValueError:
+        try:
+            datetime.fromisoformat(text)
+        except ValueError as error:
+            raise InputError(
+                f"{key}={text} must be a quantile of the times between 0 and 1, such as 0.9, or a time: an ISO date"
+                " like 2021-05-11, or a number as in the file"
+            ) from error
+        return None
+    return number if 0 < number < 1 else None
+
+
+@dataclass
 class DatasetConfig:
     """Keys of `dataset`: the file, its columns, how it is cleaned, and what is held out."""
 
@@ -145,6 +199,7 @@ class DatasetConfig:
     until_stable: bool = MISSING
     titles: Optional[TitlesConfig] = MISSING
     holdout: HoldoutMode = MISSING
+    time_split: Optional[TimeSplitConfig] = None
     windows: Windows = MISSING
     catalogue: Catalogue = MISSING
     synthetic: Optional[SyntheticConfig] = MISSING
@@ -167,11 +222,26 @@ class DatasetConfig:
         if self.sources:
             self._check_stored_paths()
         self._check_columns()
+        self._check_holdout()
 
     @property
     def target(self) -> Target:
         """Return which items of a user a row has as its targets."""
-        return Target.last
+        return self.time_split.target if self.time_split else Target.last
+
+    def _check_holdout(self) -> None:
+        if self.holdout is not HoldoutMode.time:
+            if self.time_split is not None:
+                changed = next(
+                    f"{field.name}={value.name if isinstance(value, Enum) else value}"
+                    for field in fields(TimeSplitConfig)
+                    if (value := getattr(self.time_split, field.name)) != field.default
+                )
+                raise InputError(f"dataset.time_split.{changed} needs dataset.holdout=time")
+            return
+        self.time_split = self.time_split or TimeSplitConfig()
+        if self.time is None:
+            raise InputError("dataset.holdout=time needs the timestamps' column; set dataset.time=..., or holdout=last")
 
     def _check_stored_paths(self) -> None:
         """Raise InputError if a published file would be stored in another place than below the data root."""
@@ -195,6 +265,10 @@ class DatasetConfig:
             self.titles = None
         if self.format is not Format.synthetic:
             self.synthetic = None
+        if self.holdout is not HoldoutMode.time and self.time_split in (None, TimeSplitConfig()):
+            self.time_split = None
+        if self.catalogue is Catalogue.auto:
+            self.catalogue = Catalogue.train if self.holdout is HoldoutMode.time else Catalogue.all
 
     def _check_columns(self) -> None:
         if self.user == self.item:

@@ -381,7 +381,7 @@ class TrainConfig:
             check_trainer_flag(flag, value)
         if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
-        self._check_monitor()
+        self._check_metrics()
         self._check_objective()
         if isinstance(self.model, ClosedFormConfig):
             self._check_closed_form(self.model.name)
@@ -407,8 +407,13 @@ class TrainConfig:
                 " validation takes one pass"
             )
 
-    def _check_monitor(self) -> None:
+    def _check_metrics(self) -> None:
         evaluation = self.evaluation
+        if self.dataset.target is Target.all and evaluation.sampled:
+            raise InputError(
+                f"evaluation.sampled={evaluation.sampled} ranks one target at a time, but dataset.time_split.target=all"
+                " has several in one list; set evaluation.sampled=0"
+            )
         names = metric_names(evaluation.k, evaluation.sampled, self.dataset.target)
         measured, monitor = [f"val/{name}" for name in names], evaluation.monitor
         if monitor in measured:

@@ -93,13 +93,20 @@ def days_before(times: np.ndarray, days: int) -> int | float | None:
 
 
 def _describe_time(time: float, unit: str) -> str:
+    return describe_time(time, unit).partition(" ")[0]
+
+
+def describe_time(time: float, unit: str) -> str:
+    """Return a time as a date, with the time of day unless it is the first or last second, or a small one as it is."""
     seconds = float(time) / UNITS[unit]
     if abs(seconds) < _FIRST_SECOND:
         return str(time)
     try:
-        return str(datetime.fromtimestamp(seconds, UTC).date())
+        moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=0, tzinfo=None)
     except (ValueError, OverflowError, OSError):  # after the year 9999
         return str(time)
+    is_day = moment.strftime("%H%M%S") in ("000000", "235959")
+    return str(moment.date() if is_day else moment)
 
 
 def _number(text: str) -> float | None:
@@ -112,16 +119,25 @@ def _number(text: str) -> float | None:
 
 def _keep_window(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     """Return the interactions from `since` to `until`."""
-    unit = time_unit(table["time"])
-    are_dates = table["time"].max() >= _FIRST_SECOND * UNITS[unit]
+    times, unit = table["time"], time_unit(table["time"])
     for key, text in (("dataset.since", dataset.since), ("dataset.until", dataset.until)):
         if text is not None:
-            if are_dates:
-                _check_unit(key, text, unit)
-            bound = _bound(key, text, unit)
+            bound = read_time(key, text, times, ends_day=key == "dataset.until")
             keep = table["time"] >= bound if key == "dataset.since" else table["time"] <= bound
             table = _keep(table, keep, f"{key}={text}", _describe_window(table, unit))
     return table
+
+
+def read_time(key: str, text: str, times: pd.Series | np.ndarray, *, ends_day: bool) -> float:
+    """Return a time of the config as a number like `times`; a date with `ends_day` is the end of that day.
+
+    Raises:
+        InputError: it is neither a number nor a date, or a date in another unit than that of the times.
+    """
+    unit = time_unit(times)
+    if times.max() >= _FIRST_SECOND * UNITS[unit]:  # the times are dates
+        _check_unit(key, text, unit)
+    return _bound(key, text, unit, ends_day)
 
 
 def _check_unit(key: str, text: str, unit: str) -> None:
@@ -139,8 +155,8 @@ def _describe_window(table: pd.DataFrame, unit: str) -> str:
     return f"time ranges {describe_span(table['time'], unit)}" + ("" if unit == "seconds" else f", in {unit}")
 
 
-def _bound(key: str, text: str, unit: str) -> float:
-    """Return a bound as a number of the file; a date in the unit of its times, for `until` the end of its day."""
+def _bound(key: str, text: str, unit: str, ends_day: bool) -> float:
+    """Return a bound as a number of the file; a date in the unit of its times, with `ends_day` the end of its day."""
     if (number := _number(text)) is not None:
         return number
     try:
@@ -148,10 +164,10 @@ def _bound(key: str, text: str, unit: str) -> float:
         microseconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{key}={text} must be a number or an ISO date; write it like 2021-05-11") from error
-    if key == "dataset.until" and len(text) == len("2021-05-11"):
+    if ends_day and len(text) == len("2021-05-11"):
         microseconds += _DAY * 10**6 - 1
     if unit == "nanoseconds":
-        return 1000 * microseconds + (999 if key == "dataset.until" else 0)
+        return 1000 * microseconds + (999 if ends_day else 0)
     return microseconds / (10**6 // UNITS[unit])
 
 

@@ -3,42 +3,17 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, TimeSplitConfig, Windows
+from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
+from sasrec_lab.data.time_split import split_by_time
 from sasrec_lab.errors import InputError, counted
 
 PAIRS_PER_CHUNK = 2**18  # interactions sorted at a time in the search for repeats, 2 MiB
-
-
-@dataclass(frozen=True)
-class EvaluationRows:
-    """What one stage, "val" or "test", ranks: each row is a history and the targets to find in one list.
-
-    R rows, in the order of their users, and G targets, at least one per row.
-    """
-
-    users: np.ndarray  # (R,) ascending; a user may have several rows
-    starts: np.ndarray  # (R,) the model reads items[start:end] of the holdout, which the user has seen
-    ends: np.ndarray  # (R,)
-    target_offsets: np.ndarray  # (R + 1,) row r has the targets target_offsets[r] to target_offsets[r + 1] - 1
-    targets: np.ndarray  # (G,) int32, distinct in a row; 0 for an item outside the catalogue
-    places: np.ndarray  # (G,) the target's interaction among those of the sequences
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    @property
-    def num_users(self) -> int:
-        """Return the number of users who have a row."""
-        return int(np.count_nonzero(np.diff(self.users, append=-1)))
-
-    def targets_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the targets of some rows, one row after the other, and the index in `rows` of each."""
-        starts, ends = self.target_offsets[rows], self.target_offsets[rows + 1]
-        return self.targets[concatenate_ranges(starts, ends)], np.repeat(np.arange(len(rows)), ends - starts)
 
 
 @dataclass(frozen=True)
@@ -46,10 +21,10 @@ class Holdout:
     """A data set split into training windows, and rows to rank for validation and test.
 
     With `holdout=last` the last item of a user is the test target, the one before it validation's, the rest training.
-    Users with two interactions are only trained on; users with fewer are not used, and their range is empty. `items`
-    holds what the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the
-    catalogue is 0. With `holdout=none` every interaction is training and there are no rows. If every item is known,
-    `items` and `weights` are the arrays of the sequences, mapped from the cache.
+    Users with two interactions are only trained on; users with fewer are not used, and their range is empty. The rules
+    of `holdout=time` are in `time_split.py`; with `holdout=none` all is training and there are no rows. `items` holds
+    what the model knows, so with `catalogue=train` it is shorter than the file, and a target outside the catalogue is
+    0. If every item is known, `items` and `weights` are the arrays of the sequences, mapped from the cache.
     """
 
     items: np.ndarray  # (N,) int32, 1..num_items
@@ -62,6 +37,7 @@ class Holdout:
     window_ends: np.ndarray  # (W,)    first, so at most maxlen + 1 items
     window_users: np.ndarray  # (W,)
     item_ids: np.ndarray  # (num_items,)
+    time_split: dict[str, Any] | None = None  # its times and counts, as metrics.json records them
 
     @property
     def num_items(self) -> int:
@@ -89,15 +65,51 @@ class Holdout:
 
 
 def hold_out(
-    sequences: Sequences, windows: Windows, catalogue: Catalogue, maxlen: int, mode: HoldoutMode = HoldoutMode.last
+    sequences: Sequences,
+    windows: Windows,
+    catalogue: Catalogue,
+    maxlen: int,
+    mode: HoldoutMode = HoldoutMode.last,
+    time_split: TimeSplitConfig | None = None,
 ) -> Holdout:
-    """Split every sequence and cut the training windows.
+    """Split every sequence and cut the training windows. `time_split` has the cuts of `mode=time`.
 
     Raises:
-        InputError: no user has the three interactions that a holdout needs, or the two that training needs.
+        InputError: no user has the three interactions that a holdout needs, or the two that training needs; or a cut in
+            time leaves nothing on one side.
     """
-    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
-    lengths = ends - starts  # (num_users,)
+    starts, record = sequences.offsets[:-1], None
+    if mode is HoldoutMode.time:
+        assert time_split is not None
+        split = split_by_time(sequences, time_split)
+        train_ends, val, test, record = split.train_ends, split.val, split.test, split.record
+    else:
+        train_ends, val, test = _split_last(sequences, mode)
+    window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
+    if not len(window_users):
+        raise _no_training_error(sequences, mode)
+    holdout = Holdout(
+        items=np.asarray(sequences.items),
+        weights=sequences.weights,
+        starts=starts,
+        train_ends=train_ends,
+        val=val,
+        test=test,
+        window_starts=window_starts,
+        window_ends=window_ends,
+        window_users=window_users,
+        item_ids=np.asarray(sequences.item_ids),
+        time_split=record,
+    )
+    if catalogue is not Catalogue.train:
+        return holdout
+    is_known = _in_windows(sequences, window_starts, window_ends) if record is None else split.is_trained
+    return _restrict(holdout, is_known)
+
+
+def _split_last(sequences: Sequences, mode: HoldoutMode) -> tuple[np.ndarray, EvaluationRows, EvaluationRows]:
+    """Return the ends of training, and the rows of validation and test, none with `mode=none`."""
+    starts, lengths = sequences.offsets[:-1], sequences.lengths
     is_held_out = (lengths >= 3) & (mode is HoldoutMode.last)
     users = np.flatnonzero(is_held_out)
     if mode is HoldoutMode.last and not len(users):
@@ -106,30 +118,24 @@ def hold_out(
             f" the longest of {counted(len(lengths), 'user')} has {lengths.max(initial=0)};"
             " check that dataset.user is the column of the users, or train only: dataset.holdout=none"
         )
-    train_ends = np.where(lengths < 2, starts, ends - 2 * is_held_out)
-    window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
-    if not len(window_users):
-        held_out = " with the last two of each held out," if mode is HoldoutMode.last else ""
-        raise InputError(
-            f"{sequences.file}: no user has 2 training interactions;{held_out}"
-            f" the longest of {counted(len(lengths), 'user')} has {lengths.max()};"
-            " check that dataset.user is the column of the users, or use more data"
-        )
-    holdout = Holdout(
-        items=np.asarray(sequences.items),
-        weights=sequences.weights,
-        starts=starts,
-        train_ends=train_ends,
-        val=_rows_of_one(sequences, users, starts[users], train_ends[users]),
-        test=_rows_of_one(sequences, users, starts[users], train_ends[users] + 1),
-        window_starts=window_starts,
-        window_ends=window_ends,
-        window_users=window_users,
-        item_ids=np.asarray(sequences.item_ids),
+    train_ends = np.where(lengths < 2, starts, sequences.offsets[1:] - 2 * is_held_out)
+    val = _rows_of_one(sequences, users, starts[users], train_ends[users])
+    test = _rows_of_one(sequences, users, starts[users], train_ends[users] + 1)
+    return train_ends, val, test
+
+
+def _no_training_error(sequences: Sequences, mode: HoldoutMode) -> InputError:
+    lengths = sequences.lengths
+    held_out = {
+        HoldoutMode.last: " with the last two of each held out,",
+        HoldoutMode.time: " up to dataset.time_split.val;",
+        HoldoutMode.none: "",
+    }[mode]
+    return InputError(
+        f"{sequences.file}: no user has 2 training interactions;{held_out}"
+        f" the longest of {counted(len(lengths), 'user')} has {lengths.max()};"
+        " check that dataset.user is the column of the users, or use more data"
     )
-    if catalogue is Catalogue.all:
-        return holdout
-    return _restrict(holdout, _in_windows(sequences, window_starts, window_ends))
 
 
 def _rows_of_one(sequences: Sequences, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> EvaluationRows:

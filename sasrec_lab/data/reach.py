@@ -6,7 +6,8 @@ import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Repeats
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, EvaluationRows, Holdout
+from sasrec_lab.data.evaluation_rows import EvaluationRows
+from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.errors import InputError, counted
 
@@ -64,7 +65,8 @@ def _reasons(counts: dict[str, int], cfg: TrainConfig) -> str:
     """Return why targets are out of reach, each reason with the key that changes it."""
     reasons = []
     if number := counts["outside_catalogue"]:
-        fix = " (set dataset.catalogue=all)" if cfg.dataset.catalogue is Catalogue.train else ""
+        drop = "dataset.time_split.cold_items=drop or " if cfg.dataset.time_split else ""
+        fix = f" (set {drop}dataset.catalogue=all)" if cfg.dataset.catalogue is Catalogue.train else ""
         reasons.append(f"{number:,} outside the catalogue{fix}")
     if number := counts["seen_before"]:
         drop = "dataset.repeats=drop or " if cfg.dataset.repeats is Repeats.keep else ""

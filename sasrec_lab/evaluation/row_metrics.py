@@ -86,8 +86,8 @@ def mean_over_rows(names: list[str], rows: np.ndarray, users: np.ndarray, ranks:
 def user_values(name: str, values: np.ndarray, users: np.ndarray) -> np.ndarray:
     """Return one value per user, in ascending order of users, whose mean is the metric, from those of rows (R,).
 
-    For a name that ends in `-by-user` it is the mean of the user's rows. Otherwise every row counts the same, so it is
-    their sum over the mean number of rows per user. A user with the only row has its value.
+    For a name that ends in `-by-user` it is the mean of the user's rows. For other names every row counts the same, so
+    it is their sum divided by the mean number of rows per user. A user with a single row has its value.
     """
     _, user_of_row, counts = np.unique(users, return_inverse=True, return_counts=True)
     if len(counts) == len(users):

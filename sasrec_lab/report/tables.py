@@ -7,7 +7,7 @@ from itertools import chain, combinations
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
-from sasrec_lab.errors import InputError, counted, did_you_mean, first_few, nearest
+from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
 from sasrec_lab.report.rows import (
     DEFAULT,
     Comparison,
@@ -19,7 +19,7 @@ from sasrec_lab.report.rows import (
 )
 from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
-from sasrec_lab.run.protocol import LEAK, describe_candidates
+from sasrec_lab.run.protocol import LEAK, describe_candidates, describe_test
 
 EMPTY_CELL = "-"
 _MEAN = "mean ± std over seeds"
@@ -97,7 +97,7 @@ class ProtocolReport:
     @property
     def heading(self) -> str:
         """Return the data set and what was held out."""
-        return f"{self.dataset}, last item of {counted(self.comparison.protocol['held_out_users'], 'user')}"
+        return f"{self.dataset}, {describe_test(self.comparison.protocol)}"
 
     def legend(self) -> list[str]:
         """Return lines that explain the columns."""

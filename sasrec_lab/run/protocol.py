@@ -7,7 +7,7 @@ a reworded one would separate new runs from old ones.
 from typing import TYPE_CHECKING, Any
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.dataset import HoldoutMode
+from sasrec_lab.config.dataset import HoldoutMode, Target
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.leak import leaked_targets
 from sasrec_lab.errors import counted
@@ -21,14 +21,29 @@ LAST_EPOCH = "last epoch"  # selected_by, if no validation chose the checkpoint
 
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
 _SEEN_EXCLUDED = "left out, a target among them is a miss"
+_HOLDOUTS = {
+    HoldoutMode.last: "last item: test = last, validation = the one before, of users with 3 interactions or more",
+    HoldoutMode.time: "time: validation after one cut, test after another, the same for all users",
+    HoldoutMode.none: "none: all is trained on",
+}
+_TARGETS = {
+    Target.first: "first item",
+    Target.last: "last item",
+    Target.all: "all items",
+    Target.successive: "each item",
+}
 
 
 def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> dict[str, Any]:
     """Return the protocol of a run as metrics.json records it."""
     dataset, evaluation = to_plain(cfg.dataset), to_plain(cfg.evaluation)
-    last = "last item: test = last, validation = the one before, of users with 3 interactions or more"
     sampled = {key: evaluation[key] for key in ("sampled", "draw", "seed")} if evaluation["sampled"] else None
     leak = leaked_targets(sequences, holdout) if cfg.dataset.holdout is HoldoutMode.last else None
+    by_time: dict[str, Any] = {}
+    if (cuts := holdout.time_split) is not None and (split := cfg.dataset.time_split) is not None:
+        by_time["tested"] = f"{_TARGETS[split.target]} after {cuts['test']['date']}"
+        keys = {"history": "target" if split.reads_to_target else "cut"}
+        by_time["time_split"] = dataset["time_split"] | keys | cuts
     return {
         "dataset": dataset["name"],
         "file": sequences.file,
@@ -38,7 +53,8 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "interactions": len(sequences.items),
         "filters": {key: dataset[key] for key in _FILTERS},
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
-        "holdout": "none: all is trained on" if cfg.dataset.holdout is HoldoutMode.none else last,
+        "holdout": _HOLDOUTS[cfg.dataset.holdout],
+        **by_time,
         "held_out_users": holdout.test.num_users,
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
@@ -59,6 +75,11 @@ def _validation(cfg: TrainConfig) -> str:
     if part == 1.0 and isinstance(part, float):
         return "all held-out users"
     return f"those of trainer.limit_val_batches={part}, the shortest histories first"
+
+
+def describe_test(protocol: dict[str, Any]) -> str:
+    """Return a phrase for what the test looks for, and of how many users."""
+    return f"{protocol.get('tested', 'last item')} of {counted(protocol['held_out_users'], 'user')}"
 
 
 def describe_candidates(protocol: dict[str, Any], metric: str) -> str:

@@ -30,7 +30,7 @@ from sasrec_lab.run.lock import is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
 if TYPE_CHECKING:
-    from sasrec_lab.data.holdout import EvaluationRows
+    from sasrec_lab.data.evaluation_rows import EvaluationRows
     from sasrec_lab.data.sequences import Sequences
 
 log = logging.getLogger(__name__)

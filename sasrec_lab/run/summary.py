@@ -16,7 +16,7 @@ from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import counted, printable
 from sasrec_lab.files import display_path
 from sasrec_lab.run.model_name import model_name
-from sasrec_lab.run.protocol import describe_candidates
+from sasrec_lab.run.protocol import describe_candidates, describe_test
 
 # The parts of a model in the opening lines
 _PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block", BlockName.gru: "GRU layer"}
@@ -32,7 +32,29 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
         f"data   {printable(sequences.file)}: {users}, {items}, {counted(len(sequences.items), 'interaction')}\n"
         f"       interactions per user: mean {lengths.mean():.1f}, median {_median(lengths)}, max {lengths.max():,};"
         f" {counted(holdout.test.num_users, 'user')} held out{known}{_unit_line(sequences.times)}"
+        + "".join(f"\n       {line}" for line in _time_split_lines(holdout.time_split or {}))
     )
+
+
+def _time_split_lines(record: dict[str, Any]) -> list[str]:
+    """Return a line on training, validation and test of a split by time: what each has, and what is cold."""
+    if not record:
+        return []
+    train, dates = record["train"], {stage: record[stage]["date"] for stage in ("val", "test")}
+    sizes = [counted(train[name], name.removesuffix("s")) for name in ("users", "items", "interactions")]
+    lines = [f"training up to {dates['val']}: {', '.join(sizes)}"]
+    for name, stage in ((f"validation up to {dates['test']}", "val"), (f"test after {dates['test']}", "test")):
+        counts = record[stage]
+        new = f" ({counts['new_users']:,} not in training)" if counts["new_users"] else ""
+        lines.append(f"{name}: {counted(counts['users'], 'user')}{new}, {counted(counts['targets'], 'target')}")
+        cold = {
+            "users": (counts["cold_rows"], "row", "without an item of training in the history"),
+            "items": (counts["cold_interactions"], "interaction", "with a new item"),
+        }
+        for kind, (number, noun, text) in cold.items():
+            fate = "excluded" if record[f"cold_{kind}"] == "drop" else "kept"
+            lines[-1] += f"; {counted(number, noun)} {text} {fate}" * (number > 0)
+    return lines
 
 
 def _median(lengths: np.ndarray) -> str:
@@ -130,7 +152,7 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     candidates = describe_candidates(protocol, suffix)
     lines = [
         "",
-        f"Test: last item of {counted(protocol['held_out_users'], 'user')}, ranked among {candidates}",
+        f"Test: {describe_test(protocol)}, ranked among {candidates}",
         " " * (width + 2) + "".join(f"{title:>12}" for title in columns),
     ]
     for row, metrics in rows.items():

@@ -27,7 +27,7 @@ ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more c
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
 
 _TEST_MRR = re.compile("^test/mrr")
-_NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles")
+_NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles", "dataset/time_split")
 _NOT_SHOWN = (*_NULLABLE_SECTIONS, "dataset/sources")
 
 

@@ -162,17 +162,7 @@ def rank(model: SequentialRecommender, holdout: Holdout, cfg: TrainConfig, folde
 
 def first_users(holdout: Holdout, count: int) -> Holdout:
     """Return the holdout with its first `count` rows of validation; their histories are as long as those of all."""
-    val, first = holdout.val, slice(count)
-    rows = replace(
-        val,
-        users=val.users[first],
-        starts=val.starts[first],
-        ends=val.ends[first],
-        target_offsets=val.target_offsets[: count + 1],
-        targets=val.targets[first],
-        places=val.places[first],
-    )
-    return replace(holdout, val=rows)
+    return replace(holdout, val=holdout.val.select(np.arange(min(count, len(holdout.val)))))
 
 
 def product_rate(cfg: TrainConfig, device: torch.device, items: int) -> float:
