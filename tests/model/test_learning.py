@@ -13,7 +13,7 @@ SMALL = ["model.dim=16", "model.maxlen=20", "optimizer.lr=0.01", "trainer=cpu", 
     [
         "model=ligr",
         "model=gru4rec",
-        "model=gru4rec model.blocks=2 model.dropout=0.1 trainer.precision=bf16-mixed",
+        "model=gru4rec model.dropout=0.1 trainer.precision=bf16-mixed",
         "model=sasrec model.pos_emb=rope",
         "model=ligr model.pos_emb=relative model.heads=2",
     ],
