@@ -76,9 +76,16 @@ JOBS = {
             settings=("model=ligr", "model.dim=64", "model.maxlen=200"),
             steps=94,
         ),
+        Job(
+            name="bert4rec",
+            about="BERT4Rec on MovieLens-1M, dim 64, 2 heads, maxlen 200, a fifth of the items masked",
+            dataset=("dataset=sasrec_ml_1m",),
+            settings=("model=bert4rec", "model.dim=64", "model.heads=2", "model.maxlen=200"),
+            steps=94,
+        ),
     )
 }
-LETTERS = dict(zip("abcdef", JOBS.values(), strict=True))  # the jobs' earlier names, still accepted
+LETTERS = dict(zip("abcdefg", JOBS.values(), strict=True))  # the jobs' earlier names, still accepted
 LOADING = JOBS["loading"]
 
 
@@ -91,6 +98,7 @@ def job_overrides(job: Job, given: list[str], folder: Path) -> list[str]:
     """Return a job as overrides of the train command, replaced by those given; another data set replaces the job's."""
     keys = {override.partition("=")[0] for override in given}
     dataset = () if "dataset" in keys else job.dataset
-    own = [override for override in (*dataset, *SIZES, *job.settings) if override.partition("=")[0] not in keys]
+    chosen = {override.partition("=")[0]: override for override in (*dataset, *SIZES, *job.settings)}
+    own = [override for key, override in chosen.items() if key not in keys]
     root = [f"data_dir={folder}"] if job.generated and dataset else []
     return own + given + root

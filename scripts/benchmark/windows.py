@@ -34,7 +34,7 @@ def main() -> None:
     model = cfg.model
     sizes = {"blocks": model.blocks, "heads": model.heads, "dim": model.dim, "maxlen": model.maxlen}
     kind = "ligr" if model.block is BlockName.ligr else "sasrec" if model.causal else "bert4rec"
-    sizes |= {"model": kind, "ff_dim": model.feed_forward_width}
+    sizes |= {"model": kind, "ff_dim": model.feed_forward_width, "mask_share": cfg.objective.mask_share}
     training = {"dropout": model.dropout, "batch_size": cfg.batch_size, "lr": cfg.optimizer.lr}
     print(json.dumps({"windows": str(file), "num_items": holdout.num_items} | sizes | training))
 

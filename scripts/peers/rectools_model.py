@@ -22,7 +22,7 @@ def make_model(task: dict) -> SASRecModel | BERT4RecModel:
     }
     kind = task.get("model", "sasrec")
     if kind == "bert4rec":
-        return BERT4RecModel(**settings, mask_prob=task["mask_prob"])
+        return BERT4RecModel(**settings, mask_prob=task["mask_share"])
     settings["use_key_padding_mask"] = task.get("key_mask", False)
     if kind == "ligr":
         blocks = {"ff_factors_multiplier": task["ff_dim"] // task["dim"]}

@@ -34,6 +34,8 @@ CONFIGS = [
     ["model.norm=pre", "model.pos_emb=sinusoidal"],
     ["model.pos_emb=rope"],
     ["model.heads=2", "model.pos_emb=relative"],
+    ["model=bert4rec"],
+    ["model=bert4rec", "model.pos_emb=relative"],
     ["model=ligr", "model.heads=2", "model.positions_from=oldest"],
     ["model=sasrec_rectools", "model.pad_keys=true"],
     ["loss=bce"],

@@ -106,7 +106,9 @@ def test_an_unknown_key_or_job_is_one_line(bench):
     assert done.stdout.splitlines()[1:] == ["loading failed: unknown key 'model.dmi'; did you mean model.dim?"]
     done = bench("--jobs", "a,z")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("'z' must be one of ml1m, sparse, kion-like, million, loading, ligr")
+    assert done.stderr.splitlines()[-1].endswith(
+        "'z' must be one of ml1m, sparse, kion-like, million, loading, ligr, bert4rec"
+    )
 
 
 @pytest.fixture
@@ -127,8 +129,8 @@ def test_flops_of_a_bidirectional_position(tiny_model):
     from benchmark.roofline import flops_per_position
 
     # As above, but positions attend to 1, 3, 3 and 3: 10 / 4 on average, 20; half of them have a label, whose layer of
-    # 2 * 2 * 2 = 8 and 5 items of 20 count.
-    tiny_model.causal, tiny_model.head_transform = False, True
+    # 2 * 2 * 2 = 8 and 5 items of 20 count. Such a model's feed-forward would be wider if the key did not say 2.
+    tiny_model.causal, tiny_model.head_transform, tiny_model.ff_dim = False, True, 2
     assert flops_per_position(tiny_model, 5, np.array([1, 3]), 0.5) == 3 * (24 + 16 + 20 + (8 + 20) / 2)
 
 
@@ -167,6 +169,8 @@ def test_overrides_replace_job_settings():
     words = job_overrides(JOBS["kion-like"], ["dataset=ml_100k"], folder)
     assert [word for word in words if word.startswith("data")] == ["dataset=ml_100k"]
     assert "model.dim=128" in words
+    words = job_overrides(JOBS["bert4rec"], [], folder)
+    assert [word for word in words if word.startswith("model.heads")] == ["model.heads=2"]  # not that of the others
 
 
 def test_peers_get_the_sequences_that_are_trained_on(tmp_path, monkeypatch):
@@ -178,7 +182,7 @@ def test_peers_get_the_sequences_that_are_trained_on(tmp_path, monkeypatch):
     cfg = load([*words, f"data_dir={tmp_path}"])
     holdout = hold_out(load_sequences(cfg.dataset, cfg.data_dir), cfg.dataset.windows, cfg.dataset.catalogue, 4)
     assert (task["num_items"], task["maxlen"], task["dropout"]) == (holdout.num_items, 4, 0.2)
-    assert (task["model"], task["ff_dim"]) == ("sasrec", 64)
+    assert (task["model"], task["ff_dim"], task["mask_share"]) == ("sasrec", 64, 0.0)
     arrays = np.load(task["windows"])
     windows = np.split(arrays["items"], arrays["offsets"][1:-1])
     trained_on = zip(holdout.window_starts, holdout.window_ends, strict=True)
@@ -193,4 +197,6 @@ def test_peers_are_not_set_up_for_a_job_without_data(bench, tmp_path):
     assert failed.startswith("sparse: sasrec_lab failed: dataset.path=home-5core/interactions.csv: ")
     assert not (tmp_path / "outputs/bench/venvs").exists()
     refused = bench("--jobs", "d", script="bench_peers.py")
-    assert refused.stderr.endswith("argument --jobs: 'd' must be one of ml1m, sparse, kion-like, loading, ligr\n")
+    assert refused.stderr.endswith(
+        "argument --jobs: 'd' must be one of ml1m, sparse, kion-like, loading, ligr, bert4rec\n"
+    )
