@@ -75,6 +75,8 @@ def header(file: Path) -> str:
 CONF_TABLES: dict[str, tuple[Callable[[Path], list[str]], str]] = {  # by name: the table, and what in conf/ it is of
     "train_keys": (key_table, "train.yaml"),
     "model_keys": (key_table, "model/sasrec.yaml"),
+    "ease_keys": (key_table, "model/ease.yaml"),
+    "itemknn_keys": (key_table, "model/itemknn.yaml"),
     "trainer_keys": (key_table, "trainer/default.yaml"),
     "losses": (choice_table, "loss"),
     "models": (choice_table, "model"),

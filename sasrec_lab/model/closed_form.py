@@ -150,15 +150,18 @@ def _unweighted(matrix: csr_array) -> csr_array:
 
 
 def _tfidf(matrix: csr_array) -> csr_array:
-    """Return the matrix with each user's column weighted by log(V / (1 + items of the user)), as implicit does."""
-    weights = np.log(matrix.shape[1]) - np.log1p(np.diff(matrix.indptr))
+    """Return the matrix with each user's row weighted by log(V / (1 + items of the user)), as implicit does.
+
+    Here V counts the items that occur in training.
+    """
+    weights = np.log(np.count_nonzero(matrix.sum(0))) - np.log1p(np.diff(matrix.indptr))
     return csr_array(matrix.multiply(weights[:, None]))
 
 
 def _bm25(matrix: csr_array) -> csr_array:
     """Return the matrix weighted by BM25 as implicit does: items are documents, and their users are the words."""
     lengths = matrix.sum(0)
-    norms = 1 - BM25_LENGTH + BM25_LENGTH * lengths / lengths.mean()
+    norms = 1 - BM25_LENGTH + BM25_LENGTH * lengths / lengths[lengths > 0].mean()
     return csr_array(_tfidf(matrix).multiply((BM25_SATURATION + 1) / (BM25_SATURATION * norms + 1)))
 
 

@@ -45,9 +45,9 @@ def test_ease_is_a_ridge_regression_of_each_item_on_the_others(regularization, p
 def weigh(binary: np.ndarray, weighting: Weighting) -> np.ndarray:
     """Return the weighted matrix by loops: items are documents, and the users who have them their words."""
     weighted = np.zeros_like(binary)
-    lengths = [binary[:, item].sum() for item in range(ITEMS)]
+    lengths = [binary[:, item].sum() for item in range(ITEMS - 1)]  # the last item has no user
     for user in range(USERS):
-        idf = log(ITEMS / (1 + binary[user].sum()))
+        idf = log((ITEMS - 1) / (1 + binary[user].sum()))
         for item in np.flatnonzero(binary[user]):
             norm = 0.25 + 0.75 * lengths[item] / np.mean(lengths)
             bm25 = idf * 2.2 / (1.2 * norm + 1)
