@@ -173,7 +173,7 @@ def learning_curves(part: ProtocolReport, rows: list[Row], colors: dict[str, str
     axes.set(xlabel="epoch", ylabel=printable(metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _draw_untrained(axes, part, metric)
-    add_legend(canvas, axes, others=len(rows) - len(named))
+    add_legend(canvas, axes)
     return canvas
 
 

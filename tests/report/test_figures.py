@@ -123,3 +123,12 @@ def test_letters_that_a_font_lacks_are_no_warning(tmp_path):
     words = [sys.executable, "-m", "sasrec_lab.report", "runs", "--figures", "figures"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_short_log_scale_has_several_ticks(tmp_path):
+    for number, seconds in enumerate((2.4, 2.8, 43.0)):
+        write_run(tmp_path / str(number), f"loss={number}x", config={"number": number}, seconds={"fit": seconds})
+    axes = drawn(tmp_path)["time"].canvas.axes[0]
+    low, high = axes.get_xlim()
+    assert axes.get_xscale() == "log"
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == pytest.approx([5, 10, 20])
