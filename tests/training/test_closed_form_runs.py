@@ -5,17 +5,30 @@ from math import log2
 
 import numpy as np
 import pytest
-from small_data import holdout_of, random_users
+from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.config.dataset import Target
 from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.errors import InputError
+from sasrec_lab.evaluation.baselines import baseline_metrics
 from sasrec_lab.ops import memory
 from sasrec_lab.training.closed_form import check_fits, fit, load_weights, measure, write_weights
 
 DATA = ["dataset=csv", "dataset.path=x.csv"]
 MODELS = ["model=ease", "model=itemknn"]
 HOLDOUT = holdout_of(random_users(0, users=60, items=30))
+
+
+def rank_by_definition(dense: np.ndarray, history: set[int], target: int, filter_seen: bool = True) -> int:
+    """Return the rank of a target, 0 for an excluded one, by the sum of weights (V, V) from the items of the history.
+
+    Sums in float32 and float64 round apart: what differs by less than 1e-9 counts as equal.
+    """
+    scores = dense[[item - 1 for item in sorted(history)]].astype(np.float64).sum(0)
+    candidates = set(range(1, len(dense) + 1)) - (history if filter_seen else set())
+    return sum(scores[item - 1] >= scores[target - 1] - 1e-9 for item in candidates) if target in candidates else 0
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
@@ -28,16 +41,35 @@ def test_metrics_equal_those_of_ranks_by_definition(model, filter_seen):
     for stage in ("val", "test"):
         rows, ranks = HOLDOUT.rows(stage), []
         for start, end, target in zip(rows.starts, rows.ends, rows.targets, strict=True):
-            seen = set(HOLDOUT.items[start:end].tolist())
-            scores = dense[[item - 1 for item in sorted(seen)]].astype(np.float64).sum(0)
-            candidates = set(range(1, HOLDOUT.num_items + 1)) - (seen if filter_seen else set())
-            # float32 sums of EASE may round apart; its scores are never equal
-            bound = scores[target - 1] - (1e-9 if model == "model=itemknn" else 0)
-            ranks.append(sum(scores[item - 1] >= bound for item in candidates) if target in candidates else 0)
+            ranks.append(rank_by_definition(dense, set(HOLDOUT.items[start:end].tolist()), target, filter_seen))
         ndcg = np.mean([1 / log2(rank + 1) if 1 <= rank <= 10 else 0 for rank in ranks])
         assert values[f"{stage}/ndcg@10"] == pytest.approx(ndcg, abs=1e-9)
     assert columns["rank"].tolist() == ranks
     assert columns["row"].tolist() == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("target", [Target.all, Target.successive])
+def test_each_of_several_targets_after_a_cut_in_time_is_ranked(target):
+    random = np.random.default_rng(0)
+    users = random_users(3, users=40, items=25, longest=20)
+    times = np.concatenate([np.sort(random.integers(0, 1000, len(user))) for user in users])
+    sequences = replace(sequences_of(users), times=889_000_000 + times)
+    words = ["dataset.time=t", "dataset.holdout=time", f"dataset.time_split.target={target.name}"]
+    cfg = load([*DATA, *words, "model=itemknn", "model.neighbors=5", "evaluation.batch_size=7"])
+    dataset = cfg.dataset
+    holdout = hold_out(sequences, dataset.windows, dataset.catalogue, 9, dataset.holdout, dataset.time_split)
+    weights = fit(cfg.model, holdout)
+    values, columns = measure(weights, SequenceData(holdout, cfg))
+    rows, dense, ranks = holdout.rows("test"), weights.matrix.toarray(), []
+    for row in range(len(rows)):
+        history = set(holdout.items[rows.starts[row] : rows.ends[row]].tolist())
+        targets, _ = rows.targets_of(np.array([row]))
+        ranks += [rank_by_definition(dense, history, target) for target in targets.tolist()]
+    assert columns["rank"].tolist() == ranks
+    assert len(ranks) > len(set(columns["user"].tolist()))
+    baselines = baseline_metrics(SequenceData(holdout, cfg), sequences)
+    assert list(baselines) == ["popularity", "recent_popularity", "markov"]
+    assert all(metrics.keys() == values.keys() for metrics in baselines.values())
 
 
 def test_without_validation_only_the_test_is_measured():
