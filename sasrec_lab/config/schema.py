@@ -36,6 +36,7 @@ ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
 Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
 SamplerName = Enum("SamplerName", ["usual", "none", "shared", "sequence", "unseen", "uniform"])
+Exclude = Enum("Exclude", ["none", "history"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
@@ -242,6 +243,7 @@ class LossConfig:
     negatives: int = MISSING
     calibration: float = MISSING
     sampler: SamplerName = SamplerName.usual
+    exclude: Exclude = Exclude.none  # older records lack it
 
     def __post_init__(self) -> None:
         samplers = _SAMPLERS[self.name]
@@ -256,6 +258,11 @@ class LossConfig:
             raise InputError(
                 f"loss.negatives={self.negatives} must be 0 for loss=softmax, which scores every item; set it to 0,"
                 " or use loss=sampled_softmax"
+            )
+        if self.exclude is Exclude.history and self.name is not LossName.softmax:
+            raise InputError(
+                f"loss.exclude=history only applies to loss=softmax; set it to none for loss={self.name.name}"
+                + (", whose loss.sampler=sequence excludes the window" if self.name is LossName.sampled_softmax else "")
             )
         if not 0 <= self.calibration <= 1:
             raise InputError(f"loss.calibration={self.calibration} must be from 0 to 1")

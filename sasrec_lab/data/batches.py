@@ -56,6 +56,7 @@ class Labels:
     counts: np.ndarray  # (B,) int64, always on the CPU: labels of each sequence, one sequence after the other
     rows: Tensor | None = None  # (R,) token whose state predicts each target; None: token i predicts target i
     weights: Tensor | None = None  # (R,) float32: weight of the target's interaction
+    excluded: Tensor | None = None  # (B, M) int64, 0 for none: items of a sequence that count as a target only
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the labels on `device`."""
@@ -66,7 +67,10 @@ class Labels:
 class Negatives:
     """Items to compare with the targets."""
 
-    items: Tensor  # (R, N) int64, each label's own; or (N,), shared by all labels, in ascending order
+    items: (
+        Tensor  # (R, N) int64, each label's own; or (B, N), of each sequence's labels, with 0 for none at the end; or
+    )
+    # (N,), shared by all labels, in ascending order
     log_weights: Tensor | None = None  # (N,) float32: what to add to the logits of shared negatives
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

@@ -1,16 +1,17 @@
 """The LightningDataModule: whole batches cut from flat arrays, without a Python loop over users."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, evaluation_batch
+from sasrec_lab.config.schema import Exclude, TrainConfig
+from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates
+from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items
 from sasrec_lab.data.objectives import OBJECTIVES
 
 # Limit on the states (T, D) of rows that are ranked together, 16 MiB: smaller batches are slower, with and without
@@ -37,7 +38,8 @@ class SequenceData(pl.LightningDataModule):
         order = self._order(*self._rank_and_world_size())
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        data = TrainingData(self.holdout, self.objective, build_sampler(self.holdout, self.cfg.loss))
+        excludes_windows = self.cfg.loss.exclude is Exclude.history
+        data = TrainingData(self.holdout, self.objective, build_sampler(self.holdout, self.cfg.loss), excludes_windows)
         return DataLoader(data, batch_size=None, sampler=order)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -108,16 +110,28 @@ class ShuffledWindows(Sampler[Any]):
 
 
 class TrainingData(Dataset[TrainingBatch]):
-    """Map window indices and a seed to a packed batch, with negatives if there is a sampler."""
+    """Map window indices and a seed to a packed batch, with negatives if there is a sampler.
 
-    def __init__(self, holdout: Holdout, objective: Objective, sampler: NegativeSampler | None = None):
+    With `excludes_windows` the labels exclude the items of their own window.
+    """
+
+    def __init__(
+        self,
+        holdout: Holdout,
+        objective: Objective,
+        sampler: NegativeSampler | None = None,
+        excludes_windows: bool = False,
+    ):
         self.holdout, self.objective, self.sampler = holdout, objective, sampler
+        self.excludes_windows = excludes_windows
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> TrainingBatch:
         """Return the batch of (windows, seed)."""
         windows, seed = step
         rng = np.random.default_rng(seed)
         inputs, labels = self.objective.training(self.holdout, windows, rng)
+        if self.excludes_windows:
+            labels = replace(labels, excluded=as_tensor(window_items(self.holdout, windows).as_rows(len(windows))))
         if self.sampler is None:
             return TrainingBatch(inputs, labels)
         return TrainingBatch(inputs, labels, self.sampler.draw(windows, labels, rng))

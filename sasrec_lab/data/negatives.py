@@ -135,7 +135,7 @@ def draw_distinct(excluded: "UserItems", rows: int, count: int, rng: np.random.G
     drawn = _draw_distinct_keys(excluded, np.where(omits, available - wanted, wanted), rng)
     is_omitted = omits[drawn // base]
     others = _other_keys(np.concatenate([excluded.keys[omits[owners]], drawn[is_omitted]]), np.flatnonzero(omits), base)
-    return as_rows(np.sort(np.concatenate([drawn[~is_omitted], others])), base, rows)
+    return _as_rows(np.sort(np.concatenate([drawn[~is_omitted], others])), base, rows)
 
 
 def _draw_distinct_keys(excluded: "UserItems", counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -173,7 +173,7 @@ def window_items(holdout: Holdout, windows: np.ndarray) -> "UserItems":
     return UserItems(rows, holdout.items[concatenate_ranges(starts, ends)], holdout.num_items)
 
 
-def as_rows(keys: np.ndarray, base: int, rows: int) -> np.ndarray:
+def _as_rows(keys: np.ndarray, base: int, rows: int) -> np.ndarray:
     """Return the items of ascending keys row * base + item as a matrix with 0 behind the items of a row."""
     counts = np.bincount(keys // base, minlength=rows)
     items = np.zeros((rows, counts.max(initial=0)), dtype=np.int64)
@@ -208,6 +208,10 @@ class UserItems:
     def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return whether each pair (users[i], items[i]) is in the set, shape (R,)."""
         return _contain(self.keys, users.astype(np.int64) * self.base + items)
+
+    def as_rows(self, users: int) -> np.ndarray:
+        """Return the items of the first `users` users (users, M), ascending, with 0 behind those of a user."""
+        return _as_rows(self.keys, self.base, users)
 
 
 def _distinct(keys: np.ndarray) -> np.ndarray:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.library import Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, kernel
 
 # Limits of one chunk of tokens, by who computes it. Torch's products are at full speed from a few hundred rows on. On
 # the CPU 2**22 logits, 16 MiB, fit the last-level cache; the kernel writes and reads them once and needs half of that.
@@ -24,13 +24,32 @@ MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
 MAX_LOOKUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of the vectors looked up for one chunk; on the CPU 2 MiB
 
 
-def linear_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+class Mask(NamedTuple):
+    """Rows of the table that do not count for the tokens of a group, except as a token's target."""
+
+    rows: Tensor  # (G, M) int64, -1 for none
+    owners: Tensor  # (T,) int64, ascending: the group of each token
+
+    def apply(self, logits: Tensor, chunk: slice, targets: Tensor) -> Tensor:
+        """Set logits (t, V) of a chunk of tokens, whose targets are (t, 1), to -inf if they do not count."""
+        owners = self.owners[chunk]
+        first, last = owners[[0, -1]].tolist()
+        is_masked = logits.new_zeros(last - first + 1, logits.shape[1] + 1, dtype=torch.bool)
+        is_masked.scatter_(1, self.rows[first : last + 1] + 1, True)
+        target_logits = logits.gather(1, targets)
+        logits.masked_fill_(is_masked[:, 1:][owners - first], float("-inf"))
+        return logits.scatter_(1, targets, target_logits)
+
+
+def linear_cross_entropy(
+    states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor, mask: Mask | None = None
+) -> Tensor:
     """Return the sum of token_weights (T,) * cross_entropy(states @ table', targets).
 
     `states` (T, D), `table` (V, D), `targets` (T,) rows of the table; a token of weight 0 may have any target.
     Memory does not grow with T * V. Reference: tests/training/test_losses.py.
     """
-    return _LinearCrossEntropy.apply(states, table, targets, token_weights)
+    return _LinearCrossEntropy.apply(states, table, targets, token_weights, mask)
 
 
 def sampled_cross_entropy(
@@ -77,13 +96,15 @@ def lookup_binary_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor, mask: Mask | None
+    ) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             states, weights = states.detach().contiguous(), token_weights[:, None]
             target_vectors = table.index_select(0, targets)  # (T, D)
             log_p, expected, table_grad = _softmax_products(
-                states, table, targets, target_vectors, weights, matmul_dtype
+                states, table, targets, target_vectors, weights, matmul_dtype, mask
             )
             states_grad = (expected - target_vectors).to(states.dtype) * weights
             table_grad.index_add_(0, targets, (states * -weights).to(table_grad.dtype))
@@ -91,9 +112,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return -(weights * log_p).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        return _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output), None, None
+        return _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output), None, None, None
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -244,12 +265,24 @@ def _matmul_dtype(states: Tensor) -> torch.dtype:
 
 
 def _softmax_products(
-    states: Tensor, table: Tensor, targets: Tensor, target_vectors: Tensor, weights: Tensor, matmul_dtype: torch.dtype
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    target_vectors: Tensor,
+    weights: Tensor,
+    matmul_dtype: torch.dtype,
+    mask: Mask | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table; `target_vectors` (T, D) are the table's rows `targets`."""
     if library.supports(states, table, target_vectors, weights) and matmul_dtype == torch.float32:
-        return _softmax_products_compiled(states, table, target_vectors, weights)
-    return _softmax_products_torch(states, table, targets, weights, _product, matmul_dtype)
+        masked = None if mask is None else (mask.rows, mask.owners, targets)
+        return _softmax_products_compiled(states, table, target_vectors, weights, masked=masked)
+
+    def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+        out = _product(h, columns, chunk, out)
+        return out if mask is None else mask.apply(out, chunk, targets[chunk, None])
+
+    return _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
 
 
 def _sampled_softmax_products(
@@ -315,30 +348,38 @@ def _softmax_products_compiled(
     target_vectors: Tensor,
     weights: Tensor,
     sampled: tuple[Tensor | None, Tensor | None] | None = None,
+    masked: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table, by the kernel.
 
     `sampled` says that the table holds negatives: it is (log weights (N,), excluded columns (T,)) or two None, and the
-    target is one more column. Tokens of weight 0, dummies among them, are skipped.
+    target is one more column. `masked` is a mask's rows and owners, and the targets (T,). Tokens of weight 0, dummies
+    among them, are skipped.
     """
     (every, dim), items = states.shape, len(table)
     biases, excluded = sampled or (None, None)
+    masked_rows, owners, targets = masked or (None, None, None)
     check_shape("table", table, items, dim)
     check_shape("target_vectors", target_vectors, every, dim)
     check_shape("weights", weights, every, 1)
     if biases is not None and excluded is not None:
         check_shape("log_weights", biases, items)
         check_shape("excluded_columns", excluded, every)
+    if masked_rows is not None and owners is not None and targets is not None:
+        check_shape("owners", owners, every)
+        check_shape("targets", targets, every)
+        check_range("owners", owners, 0, len(masked_rows) - 1)
     real = weights[:, 0].nonzero().squeeze(1)
     tokens = len(real)
     if tokens < every:
         states, target_vectors, weights = states[real], target_vectors[real], weights[real]
-        excluded = None if excluded is None else excluded[real]
+        excluded, owners, targets = (None if x is None else x[real] for x in (excluded, owners, targets))
     log_p, expected, table_grad = torch.empty_like(weights), torch.empty_like(states), torch.empty_like(table)
     if tokens:
         rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
-        inputs = biases, excluded, target_vectors, int(sampled is not None), weights
-        _softmax_products_kernel(states, tokens, dim, table, items, *inputs, rows, log_p, expected, table_grad)
+        width = 0 if masked_rows is None else masked_rows.shape[1]
+        inputs = biases, excluded, target_vectors, int(sampled is not None), masked_rows, owners, targets, width
+        _softmax_products_kernel(states, tokens, dim, table, items, *inputs, weights, rows, log_p, expected, table_grad)
     else:
         table_grad.zero_()
     if tokens < every:
@@ -357,6 +398,10 @@ def _softmax_products_kernel(
     excluded: Integers | None,
     target_vectors: Floats,
     has_target_column: int,
+    masked: Integers | None,
+    owners: Integers | None,
+    targets: Integers | None,
+    width: int,
     weights: Floats,
     rows: int,
     log_p: Floats,

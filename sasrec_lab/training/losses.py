@@ -11,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import LossConfig, LossName, SamplerName
+from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.ops.cross_entropy import (
+    Mask,
     grouped_cross_entropy,
     linear_cross_entropy,
     lookup_binary_cross_entropy,
@@ -56,7 +58,7 @@ class Loss:
     def describe(self, cfg: LossConfig) -> str:
         """Return the loss's name, with the number of its negatives: `bce (1 negative per position)`."""
         if cfg.sampler is SamplerName.none:
-            return cfg.name.name
+            return cfg.name.name + (" (history excluded)" if cfg.exclude is Exclude.history else "")
         return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {SAMPLERS[cfg.sampler].per})"
 
     def compared_items(self, cfg: LossConfig, num_items: int) -> int:
@@ -67,9 +69,16 @@ class Loss:
 def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return -log p(target), with p the softmax over the whole catalogue.
 
-    As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602.
+    As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602. With
+    `loss.exclude=history` the catalogue is without the other items of the window. Their SASRec+ with 3,000 negatives
+    samples from that catalogue.
     """
-    return linear_cross_entropy(states, table.vectors, (labels.targets - 1).clamp(min=0), _label_weights(labels))
+    targets, mask = (labels.targets - 1).clamp(min=0), None
+    if labels.excluded is not None:
+        owners = np.repeat(np.arange(len(labels.counts)), labels.counts)
+        owners = np.pad(owners, (0, len(targets) - len(owners)), mode="edge")  # the dummies may have any
+        mask = Mask(labels.excluded - 1, torch.from_numpy(owners).to(targets.device))
+    return linear_cross_entropy(states, table.vectors, targets, _label_weights(labels), mask)
 
 
 def sampled_softmax(

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, next_item, random_users
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import Exclude, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
 
@@ -36,6 +36,17 @@ def windows_of(sampler: ShuffledWindows, epoch: int = 0) -> list[list[int]]:
 def content(batch: TrainingBatch) -> list:
     negatives = [] if batch.negatives is None else batch.negatives.items.tolist()
     return [batch.inputs.items.tolist(), batch.labels.targets.tolist(), negatives]
+
+
+def test_labels_exclude_the_items_of_their_window_if_asked_to():
+    batch = data_of().train_dataloader().dataset[np.arange(5), [0, 0, 0, 0]]
+    assert batch.labels.excluded is None
+    excluding = replace(CONFIG, loss=replace(CONFIG.loss, exclude=Exclude.history))
+    excluded = data_of(excluding).train_dataloader().dataset[np.arange(5), [0, 0, 0, 0]].labels.excluded
+    spans = zip(HOLDOUT.window_starts[:5], HOLDOUT.window_ends[:5], strict=True)
+    windows = [sorted(set(HOLDOUT.items[start:end].tolist())) for start, end in spans]
+    longest = max(map(len, windows))
+    assert excluded.tolist() == [items + [0] * (longest - len(items)) for items in windows]
 
 
 # The order of training

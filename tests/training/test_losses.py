@@ -1,6 +1,7 @@
 """Every loss and its gradients against a plain reference, with and without compiled kernels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import LossConfig, LossName, SamplerName
+from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, Similarity
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared
@@ -600,6 +601,104 @@ def test_vectors_of_lists_are_never_looked_up_at_once(monkeypatch):
     assert of_positions.elements == sequences * each * (1 + count)  # what the draws themselves have
 
 
+# Softmax without the other items of the window
+
+
+def excluding_loss(states: Tensor, table: Tensor, labels: Labels, inside: UserItems) -> Tensor:
+    excluded = torch.from_numpy(inside.as_rows(len(COUNTS)))
+    cfg = LossConfig(LossName.softmax, 0, 0.0, exclude=Exclude.history)
+    return LOSSES[cfg.name].compute(states, ItemTable(table), replace(labels, excluded=excluded), None, cfg)
+
+
+def items_outside(inside: UserItems) -> list[list[int]]:
+    """Return the items of each label that are not in its window."""
+    own = [set(row) for row in inside.as_rows(len(COUNTS)).tolist()]
+    return [sorted(set(range(1, ITEMS + 1)) - own[owner]) for owner in np.repeat(np.arange(5), COUNTS)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [16, 17, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_softmax_without_history_against_a_loop(monkeypatch, seed, rows, weighted):
+    set_chunk_rows(monkeypatch, rows)
+    states, table, labels, inside = windows_example(seed, weighted)
+    loss = excluding_loss(states, table, labels, inside)
+    expected = plain_candidate_softmax(states, table, labels.targets, items_outside(inside), labels.weights)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+@pytest.mark.usefixtures("_three_threads")
+@pytest.mark.parametrize("dim", [1, 50, 64])
+@pytest.mark.parametrize("items", [30, 500, 1201])
+def test_softmax_without_history_on_three_threads(items, dim):
+    """Sizes that fill registers, tiles, panels and chunks, and sizes that do not."""
+    counts, rng = [3, 70, 1, 200, 59], np.random.default_rng(0)
+    states, table = (torch.randn(n, dim).requires_grad_() for n in (340, items))
+    owners = np.repeat(np.arange(5), counts)
+    targets = rng.integers(1, items + 1, 340)
+    targets[333:] = 0
+    excluded = UserItems(owners, targets[:333], items).as_rows(5)
+    cfg = LossConfig(LossName.softmax, 0, 0.0, exclude=Exclude.history)
+    labels = Labels(torch.from_numpy(targets), np.array(counts), excluded=torch.from_numpy(excluded))
+    loss = LOSSES[cfg.name].compute(states, ItemTable(table), labels, None, cfg)
+    is_excluded = torch.zeros(340, items + 1, dtype=torch.bool)
+    is_excluded[:333].scatter_(1, labels.excluded[owners], True)
+    is_excluded.scatter_(1, labels.targets[:, None], False)
+    logits = (states.double() @ table.double().T).masked_fill(is_excluded[:, 1:], float("-inf"))
+    expected = F.cross_entropy(logits, labels.targets - 1, ignore_index=-1)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+@pytest.mark.parametrize(("of_excluded", "of_other"), [(50, 0), (200, 0), (300, 150)])
+def test_excluded_items_may_outweigh_all_others_by_far(of_excluded, of_other):
+    """Subtracting their exponentials from the sum would leave nothing of the others."""
+    states, table, labels, inside = windows_example(0, False)
+    inside = UserItems(
+        np.append(inside.keys // inside.base, range(5)), np.append(inside.keys % inside.base, [10] * 5), ITEMS
+    )
+    with torch.no_grad():
+        states[:, 0] = 1
+        table[9, 0] = of_excluded  # item 10, in every window and never a target
+        table[20, 0] = of_other  # item 21, in no window
+    loss = excluding_loss(states, table, labels, inside)
+    expected = plain_candidate_softmax(states, table, labels.targets, items_outside(inside))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
+
+
+def test_softmax_without_history_is_that_over_all_negatives_of_the_sequence():
+    states, table, labels, inside = windows_example(0, True)
+    loss = excluding_loss(states, table, labels, inside)
+    everything = draw_distinct(inside, 5, ITEMS, np.random.default_rng(0))
+    sampled = sampled_loss(
+        states, table, labels, everything, LossConfig(LossName.sampled_softmax, ITEMS, 0.0, SamplerName.sequence)
+    )
+    torch.testing.assert_close(loss, sampled, rtol=1e-6, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(sampled, states, table), 1e-5)
+
+
+def test_softmax_without_history_by_hand():
+    """The window is 1, 2, 1: the target of a label counts, the other item of the window does not."""
+    states, table = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [-1.0], [0.5]])
+    labels = Labels(torch.tensor([2, 1]), np.array([2]), excluded=torch.tensor([[1, 2]]))
+    cfg = LossConfig(LossName.softmax, 0, 0.0, exclude=Exclude.history)
+    loss = LOSSES[cfg.name].compute(states, ItemTable(table), labels, None, cfg)
+    expected = (log(exp(-1) + exp(0.5)) + 1 + log(exp(2) + exp(1)) - 2) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_without_history_under_autocast_is_close(dtype):
+    states, table, labels, inside = windows_example(0, True)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = excluding_loss(states, table, labels, inside)
+    expected = plain_candidate_softmax(states, table, labels.targets, items_outside(inside), labels.weights)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-2, atol=0)
+    assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table), 1e-2)
+
+
 # Binary cross-entropies: what both share
 
 
@@ -845,6 +944,7 @@ def test_bpr_training_learns_a_cycle(optimizer, tmp_path):
     ("cfg", "described", "compared"),
     [
         (LossConfig(LossName.softmax, 0, 0.0), "softmax", 5000),
+        (LossConfig(LossName.softmax, 0, 0.0, exclude=Exclude.history), "softmax (history excluded)", 5000),
         (LossConfig(LossName.bce, 1, 0.0), "bce (1 negative per position)", 2),
         (LossConfig(LossName.sampled_softmax, 7, 0.0), "sampled_softmax (7 negatives per batch)", 8),
         (
@@ -869,3 +969,81 @@ def test_every_name_has_a_loss():
     states, table, targets = example(0)
     for name in LossName:
         assert loss_of(name, states, table, batch_of(targets, None, *draws_for(name, TOKENS))).shape == ()
+
+
+CONFIG = load(["dataset=csv", "dataset.path=x.csv", "model=tiny", "model.maxlen=6"])
+SAMPLERS_OF = {
+    LossName.softmax: [SamplerName.none],
+    LossName.sampled_softmax: [SamplerName.shared, SamplerName.sequence, SamplerName.uniform, SamplerName.unseen],
+    LossName.bce: [SamplerName.unseen, SamplerName.uniform],
+    LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
+    LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
+}
+LOSS_CONFIGS = [
+    LossConfig(LossName.softmax, 0, 0.0, exclude=Exclude.history),
+    *(
+        LossConfig(name, 0 if name is LossName.softmax else 4, 0.0, sampler)
+        for name, samplers in SAMPLERS_OF.items()
+        for sampler in samplers
+    ),
+]
+HEADS = {
+    "dot": {},
+    "cosine": {"similarity": Similarity.cosine, "temperature": 0.2},
+    "bias": {"output_bias": True, "temperature": 2.0},
+    "transform": {"head_transform": True, "output_bias": True, "similarity": Similarity.cosine},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda cfg: f"{cfg.name.name}-{cfg.sampler.name}-{cfg.exclude.name}")
+def test_every_loss_trains_through_every_head(loss, head):
+    cfg = replace(CONFIG, loss=loss, model=replace(CONFIG.model, share_items=False, dropout=0.0, **HEADS[head]))
+    holdout = holdout_of([[1, 2, 3, 4, 5, 6], [7, 2, 8, 9], [3, 9, 1, 10, 12]], maxlen=6)
+    batch = SequenceData(holdout, cfg).train_dataloader().dataset[np.arange(3), [0, 0, 0, 0]]
+    torch.manual_seed(0)
+    model = SequentialRecommender(holdout.num_items, cfg)
+    with torch.no_grad():
+        if model.encoder.head.bias is not None:
+            model.encoder.head.bias.uniform_(-1, 1)
+    value = model.batch_loss(batch)
+    value.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.numel() > 1}
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+    compared = set(batch.labels.targets.tolist()) - {0}
+    compared |= set() if batch.negatives is None else set(batch.negatives.items.flatten().tolist()) - {0}
+    is_compared = torch.tensor([batch.negatives is None or item in compared for item in range(1, 13)])
+    if model.encoder.head.bias is not None:
+        assert torch.equal(model.encoder.head.bias.grad != 0, is_compared)
+    # a small step against the gradient lowers the loss by what the gradient says
+    step = 1e-3 / sum(float(gradient.norm() ** 2) for gradient in gradients.values())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= step * parameter.grad if parameter.grad is not None else 0
+        assert float(value - model.batch_loss(batch)) == pytest.approx(1e-3, rel=0.2)
+
+
+@pytest.mark.parametrize("name", list(LossName))
+def test_a_sampler_that_does_not_go_with_a_loss_is_refused(name):
+    samplers = SAMPLERS_OF[name]
+    for sampler in SamplerName:
+        if sampler in samplers or sampler is SamplerName.usual:
+            continue
+        with pytest.raises(InputError) as refused:
+            LossConfig(name, 4, 0.0, sampler)
+        names = " or ".join(each.name for each in samplers)
+        assert str(refused.value) == f"loss.sampler={sampler.name} does not go with loss={name.name}; use {names}"
+    assert LossConfig(name, 0 if name is LossName.softmax else 4, 0.0).sampler is samplers[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [(LossName.bce, ""), (LossName.sampled_softmax, ", whose loss.sampler=sequence excludes the window")],
+)
+def test_only_softmax_excludes_history(name, more):
+    with pytest.raises(InputError) as refused:
+        LossConfig(name, 4, 0.0, exclude=Exclude.history)
+    expected = f"loss.exclude=history only applies to loss=softmax; set it to none for loss={name.name}{more}"
+    assert str(refused.value) == expected

@@ -8,12 +8,32 @@
 
 constexpr double TOO_LARGE = 1e30;  // for a sum of exponentials, some of which may have been cut at e^88
 
+// Items that do not count for the tokens of a group, except as a token's target; a negative number is none.
+struct Mask {
+    const int64_t *items, *owners, *targets;  // (groups, width), (R,) the group of each token, (R,)
+    int64_t width;
+
+    // Calls use(item, r) for each pair of one of R tokens and one of the items first to last - 1 that does not count for it.
+    template <typename Use>
+    void each(int64_t first, int64_t last, int64_t R, const Use& use) const {
+        for (int64_t begin = 0, end; begin < R; begin = end) {
+            for (end = begin; end < R && owners[end] == owners[begin];) end++;
+            const int64_t* row = items + owners[begin] * width;
+            for (int64_t i = 0; i < width; i++)
+                if (row[i] >= first && row[i] < last)
+                    for (int64_t r = begin; r < end; r++)
+                        if (targets[r] != row[i]) use(row[i], r);
+        }
+    }
+};
+
 // The R tokens of the current chunk, and what their scores are computed from.
 struct Chunk {
     int64_t D, R, stride, wide;
     const float *table, *biases;  // (V, D), and (V,) or null
     std::vector<float> columns, target_score, shift, share, scaled;
     std::vector<int32_t> excluded_items;  // the item that does not count for a token; empty if all count
+    Mask mask;  // without items if all count
 
     vec relative(int64_t item, int64_t r, vec score) const {
         score -= load(&shift[r]);
@@ -35,6 +55,15 @@ static void take(Chunk& chunk, const float* states, const float* targets, int64_
         [&](int64_t i, float score) { chunk.target_score[first + i] = chunk.shift[first + i] = score; });
 }
 
+// total (lanes,) = use(total, weights (V, stride) of an item), for the items first to last - 1.
+template <typename Use>
+static void add_rows(const Chunk& chunk, int64_t first, int64_t last, const float* weights, std::vector<float>& total,
+                     const Use& use) {
+    for (int64_t item = first; item < last; item++)
+        for (int64_t r = 0; r < chunk.R; r += W)
+            store(&total[r], use(load(&total[r]), load(weights + item * chunk.stride + r)));
+}
+
 // weights (V, stride) = e^(score - shift) of the items first to last - 1; adds their sum for each token to `sums`.
 // Not inlined, because g++ 12 runs out of registers in the caller.
 [[gnu::noinline]] static void exponentials(const Chunk& chunk, int64_t first, int64_t last, float* weights,
@@ -53,11 +82,30 @@ static void take(Chunk& chunk, const float* states, const float* targets, int64_
             store(&part[r], sum);
         }
     });
+    if (chunk.mask.items) {
+        chunk.mask.each(first, last, chunk.R, [&](int64_t item, int64_t r) { weights[item * chunk.stride + r] = 0; });
+        std::fill(part.begin(), part.end(), 0.0f);
+        add_rows(chunk, first, last, weights, part, [](vec a, vec b) { return a + b; });
+    }
     for (int64_t r = 0; r < chunk.R; r++) sums[r] += part[r];
 }
 
-// Computes by how much each token's largest score exceeds its shift, if it does.
-static void excess(const Chunk& chunk, int64_t first, int64_t last, std::vector<float>& most) {
+// Computes by how much each token's largest score exceeds its shift, if it does. Overwrites `weights` (V, stride) if some
+// items do not count.
+static void excess(const Chunk& chunk, int64_t first, int64_t last, float* weights, std::vector<float>& most) {
+    if (chunk.mask.items) {
+        score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R,
+              [&](int64_t item, int64_t r, auto& scores) {
+                  constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
+                  for (int n = 0; n < N; n++, r += W)
+                      for (int m = 0; m < M; m++)
+                          store(weights + (item + m) * chunk.stride + r, chunk.relative(item + m, r, scores[m][n]));
+              });
+        chunk.mask.each(first, last, chunk.R,
+                        [&](int64_t item, int64_t r) { weights[item * chunk.stride + r] = -1e30f; });
+        add_rows(chunk, first, last, weights, most, larger);
+        return;
+    }
     score(chunk.table, first, last, chunk.D, chunk.columns.data(), chunk.R, [&](int64_t item, int64_t r, auto& scores) {
         constexpr int M = sizeof scores / sizeof scores[0], N = sizeof scores[0] / sizeof(vec);
         for (int n = 0; n < N; n++, r += W)
@@ -100,17 +148,18 @@ extern "C" {
 
 // p = softmax of states @ table' + biases over all items except the token's excluded one (V for none) and, with
 // `has_target_column`, over one column more: the target, whose vector is in `targets` (T, D). Writes the target's log p
-// (T,), p @ table (T, D) and (token_weights * p)' @ states (V, D). Biases and excluded items may be null.
+// (T,), p @ table (T, D) and (token_weights * p)' @ states (V, D). Biases and excluded items may be null. Nor do the items
+// `masked` (groups, width) of a token's group `owners` (T,) count, except `target_items` (T,); the three may be null.
 //
 // `rows` tokens at a time. Scores leave the registers as e^(score - target's score), which needs no maximum first and is
 // proportional to p; a second pass uses them for both products, so each is written once and read once. If a target's score
 // is so far below the token's largest that this exceeds single precision, the largest score replaces it as the shift.
 void softmax_products(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
-                      const int64_t* excluded, const float* targets, int64_t has_target_column,
-                      const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
+                      const int64_t* excluded, const float* targets, int64_t has_target_column, const int64_t* masked,
+                      const int64_t* owners, const int64_t* target_items, int64_t width, const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
     const int64_t threads = omp_get_max_threads(), wide = round_up(D, W), lanes = round_up(rows, W);
     const int64_t panel = panel_size(V, threads);
-    Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
+    Chunk chunk{D, 0, (lanes / 16 | 1) * 16, wide, table, biases, {}, {}, {}, {}, {}, {}, {}};  // stride: odd in cache lines
     chunk.columns.resize(lanes * D), chunk.scaled.resize(lanes * wide);
     for (std::vector<float>* each : {&chunk.target_score, &chunk.shift, &chunk.share}) each->resize(lanes);
     if (excluded) chunk.excluded_items.resize(lanes);
@@ -128,6 +177,7 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
                 too_large = false;
                 chunk.R = R;
                 if (excluded) std::copy(excluded + begin, excluded + begin + R, chunk.excluded_items.begin());
+                if (masked) chunk.mask = {masked, owners + begin, target_items + begin, width};
             }
             team.wait();
             team.share(R, TILE, [&](int64_t first) {
@@ -138,7 +188,7 @@ void softmax_products(const float* states, int64_t T, int64_t D, const float* ta
                 if (again) {
                     std::fill(part[me].begin(), part[me].end(), 0.0f);
                     team.share(V, panel, [&](int64_t first) {
-                        excess(chunk, first, std::min(V, first + panel), part[me]);
+                        excess(chunk, first, std::min(V, first + panel), weights.get(), part[me]);
                     });
                     team.wait();
                     team.share(R, 1, [&](int64_t r) {
