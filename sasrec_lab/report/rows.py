@@ -13,7 +13,8 @@ from sasrec_lab.report.records import Run
 from sasrec_lab.run.protocol import LEAK
 
 DEFAULT = "default"  # the label of the row that overrides nothing
-_CHOICES = ("experiment", "ablation", "dataset", "sweep")  # overrides that choose a published result
+_ROW_GROUPS = ("ablation", "dross")  # groups in conf/ whose files are the rows of a paper's table
+_CHOICES = ("experiment", *_ROW_GROUPS, "dataset", "sweep")  # overrides that choose a published result
 # Besides keys that do not change what is computed, these do not distinguish rows; the keys that a sweep sets do.
 _NOT_SETTINGS = ("seed", "row", "name", "sweep")
 _PROTOCOL_SECTIONS = ("experiment", "dataset", "evaluation")  # jobs that differ in these share no table
@@ -158,8 +159,8 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
 
 
 def _label(run: Run, settings: dict[str, str]) -> str:
-    """Return the name of the ablation if nothing else differs, and the differing overrides if something does."""
-    if (row := run.config.get("row")) and not settings.keys() - {"ablation"}:
+    """Return the name of the paper's row if nothing else differs, and the differing overrides if something does."""
+    if (row := run.config.get("row")) and not settings.keys() - set(_ROW_GROUPS):
         return row
     return " ".join(f"{key}={value}" for key, value in settings.items()) or DEFAULT
 

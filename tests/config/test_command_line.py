@@ -217,7 +217,7 @@ def test_a_broken_config_file_is_one_line(text, tmp_path):
     assert BROKEN[text] in refused(["--config-dir", str(tmp_path), "model=mine"])
 
 
-@pytest.mark.parametrize("group", ["ablation", "experiment", "sweep", "mygroup"])
+@pytest.mark.parametrize("group", ["ablation", "dross", "experiment", "sweep", "mygroup"])
 def test_a_file_that_needs_the_global_package_is_named(group, tmp_path):
     (tmp_path / group).mkdir()
     file = tmp_path / group / "mine.yaml"

@@ -23,7 +23,7 @@ def names_in(group: str) -> list[str]:
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
-GROUPS = ("objective", "model", "loss", "trainer", "experiment", "ablation", "sweep")
+GROUPS = ("model", "objective", "loss", "trainer", "experiment", "ablation", "dross", "sweep")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ GROUPS = ("objective", "model", "loss", "trainer", "experiment", "ablation", "sw
 def test_every_file_composes(override):
     if override == "sweep=optuna_small" and find_spec("optuna") is None:
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
-    load([override])
+    load([override, "model.causal=false"] if override == "objective=masked_items" else [override])
 
 
 def test_experiment_headers_name_protocol_and_command():
@@ -69,6 +69,36 @@ def test_every_row_of_an_ablation_has_its_published_cell(name):
     cfg = load([f"experiment={name}"])
     assert set(names_in("ablation")) <= set(cfg.published.cells)
     assert cfg.published.dataset == cfg.dataset.name
+
+
+@pytest.mark.parametrize("name", [name for name in names_in("experiment") if name.startswith("dross/")])
+def test_every_row_of_turning_dross_composes_with_its_model_loss_and_cell(name):
+    rows = {row: load([f"experiment={name}", f"dross={row}"]) for row in names_in("dross")}
+    assert {row: (cfg.row, cfg.objective.name.name, cfg.loss.name.name) for row, cfg in rows.items()} == {
+        "sasrec": ("sasrec", "next_item", "bce"),
+        "sasrec_plus": ("sasrec_plus", "next_item", "softmax"),
+        "sasrec_plus_3000": ("sasrec_plus_3000", "next_item", "sampled_softmax"),
+        "bert4rec": ("bert4rec", "masked_items", "softmax"),
+        "gru4rec": ("gru4rec", "next_item", "softmax"),
+    }
+    (published,) = {tuple(cfg.published.cells) for cfg in rows.values()}
+    assert set(rows) - set(published) <= {"gru4rec"}
+    own = {cfg.evaluation.patience: cfg.trainer["max_epochs"] for cfg in rows.values()}
+    assert own == {10: 100, 20: 200}
+    assert load([f"experiment={name}"]) == rows["sasrec_plus"]  # what the experiment is without a row
+
+
+def test_a_model_with_a_loss_of_its_own_chooses_it():
+    for word, loss, model in (("gsasrec", "gbce", "transformer"), ("esasrec", "sampled_softmax", "ligr")):
+        cfg = load([f"model={word}"])
+        assert (cfg.loss.name.name, cfg.loss.sampler.name, cfg.loss.negatives) == (loss, "uniform", 256)
+        assert cfg.model.block.name == model
+        assert load([f"model={word}", "loss=bce"]).loss.name.name == "bce"
+
+
+def test_bert4rec_chooses_its_objective_in_sweeps_too():
+    jobs = check_command_line(["-m", "model=sasrec,bert4rec", "loss=softmax,bce"]).jobs
+    assert [job.cfg.objective.name.name for job in jobs] == 2 * ["next_item"] + 2 * ["masked_items"]
 
 
 def test_an_ablation_changes_one_key_of_any_experiment():
@@ -116,6 +146,16 @@ def test_trainer_flags_are_those_of_lightning():
 
 
 MISTAKES = {
+    "objective=masked_items": (
+        "objective=masked_items needs a model that also attends to later items: model.causal=false; use model=bert4rec,"
+        " or objective=next_item"
+    ),
+    "objective.mask_share=0.3": (
+        "objective.mask_share=0.3 only applies to objective=masked_items; use model=bert4rec, or remove it"
+    ),
+    "objective.replace=mixed": (
+        "objective.replace=mixed only applies to objective=masked_items; use model=bert4rec, or remove it"
+    ),
     "model.head=2": "unknown key 'model.head'; did you mean model.heads?",
     "+model.head=2": "unknown key 'model.head'; did you mean model.heads?",
     "modle.dim=2": "unknown key 'modle.dim'; did you mean model.dim?",
@@ -311,6 +351,19 @@ def test_a_mistake_gives_one_line(override, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["model=bert4rec", "objective=next_item"],
+            "objective=next_item would be given away by model.causal=false, which attends to later items; use"
+            " objective=masked_items, or model.causal=true",
+        ),
+        (["model=bert4rec", "model.maxlen=1"], "model.maxlen=1 must be at least 2"),
+        (["model=bert4rec", "objective.mask_share=0"], "objective.mask_share=0.0 must be above 0 and below 1"),
+        (["model=bert4rec", "objective.last_share=2"], "objective.last_share=2.0 must be from 0 to 1"),
+        (
+            ["model=ease", "objective=masked_items"],
+            "objective=masked_items needs a model that also attends to later"
+            " items: model.causal=false; use model=bert4rec, or objective=next_item",
+        ),
         (["seed=", "1"], "1 is not of the form key=value; remove the space: seed=1"),
         (["-m", "seed=1,2", "--help"], "help shows the config of one run; remove seed=1,2"),
         (["model=none", "--help"], f"model=none does not exist (model is one of: {', '.join(names_in('model'))})"),

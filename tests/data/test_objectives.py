@@ -88,13 +88,13 @@ def test_a_window_without_a_mask_gets_its_newest_item():
 def test_the_share_of_masked_items(share):
     inputs, labels = masked(LONG, ALL, share=share)
     lengths = np.diff(inputs.offsets)
-    expected = (share * lengths + (1 - share) ** lengths).sum()  # with the newest item where none is masked
+    expected = (share * lengths + (1 - share) ** lengths).sum()  # the newest item if none is masked
     assert abs(labels.counts.sum() - expected) < 4 * np.sqrt(share * (1 - share) * lengths.sum())
 
 
 def test_the_share_of_windows_with_only_the_last_item_masked():
     inputs, labels = masked(LONG, np.repeat(ALL, 5), share=0.5, last=0.3)
-    is_long = np.diff(inputs.offsets) > 15  # in which a mask on the last item alone is no accident
+    is_long = np.diff(inputs.offsets) > 15  # these rarely have a single mask by chance
     only_last = labels.counts[is_long] == 1
     assert abs(only_last.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / is_long.sum())
 

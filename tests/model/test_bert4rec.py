@@ -23,7 +23,7 @@ HISTORIES = [[2, 7], [9, 1, 4, 4], [12], list(range(1, 13))]
 
 
 def on_padded_rows(model: Encoder, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Return each sequence's states (n, D), written down anew on left-padded rows with a key mask."""
+    """Return each sequence's states (n, D), computed again on left-padded rows with a key mask."""
     rows = torch.tensor([[-1] * (9 - len(items)) + items for items in sequences])  # (B, 9)
     table = torch.cat([torch.zeros(1, 12), model.mask, model.input_items.weight])  # padding, mask, items
     x = table[rows + 1] + model.positions.weight.flip(0)
