@@ -18,11 +18,14 @@ def flops_per_position(
     """Return the FLOPs of a training step per useful position of sequences with these lengths.
 
     The backward pass takes twice the forward pass. `compared` is the number of items that the state of a label is
-    compared with.
+    compared with. The last block is needed for the labels only, but its keys and values for all positions.
     """
     attended = np.sum(pairs(model, lengths)) / np.sum(lengths)  # positions that each one attends to, on average
     block = token_flops(model) + 4 * model.dim * attended  # scores, and the values weighted by them
-    return 3 * (model.blocks * block + labels_per_position * (head_flops(model) + 2 * model.dim * compared))
+    keys_and_values = 2 * 2 * model.dim**2
+    last = keys_and_values + labels_per_position * (block - keys_and_values) if model.blocks else 0
+    labels = labels_per_position * (head_flops(model) + 2 * model.dim * compared)
+    return 3 * (max(model.blocks - 1, 0) * block + last + labels)
 
 
 def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float:

@@ -128,10 +128,11 @@ def test_flops_of_a_training_position(tiny_model):
 def test_flops_of_a_bidirectional_position(tiny_model):
     from benchmark.roofline import flops_per_position
 
-    # As above, but positions attend to 1, 3, 3 and 3: 10 / 4 on average, 20; half of them have a label, whose layer of
-    # 2 * 2 * 2 = 8 and 5 items of 20 count. Such a model's feed-forward would be wider if the key did not say 2.
+    # As above, but positions attend to 1, 3, 3 and 3: 10 / 4 on average, 20. Half of them have a label, so half of the
+    # query 8, the feed-forward and attention count, of the head's layer 8 and of 5 items 20; of key and value all 16.
+    # Such a model's feed-forward would be wider if the key did not say 2.
     tiny_model.causal, tiny_model.head_transform, tiny_model.ff_dim = False, True, 2
-    assert flops_per_position(tiny_model, 5, np.array([1, 3]), 0.5) == 3 * (24 + 16 + 20 + (8 + 20) / 2)
+    assert flops_per_position(tiny_model, 5, np.array([1, 3]), 0.5) == 3 * (16 + (8 + 16 + 20 + 8 + 20) / 2)
 
 
 def test_flops_of_a_ranked_user(tiny_model):
