@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from sasrec_lab.config.schema import ModelConfig
 from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.recurrence import run_gru
 
 
 class GRULayer(nn.Module):
@@ -30,7 +31,7 @@ class GRULayer(nn.Module):
         if torch.compiler.is_exporting():
             states = self._single_sequence(x)
         else:
-            states = layout.steps.unpack(self.gru(layout.steps.pack(x))[0])
+            states = run_gru(self.gru, x, layout.steps)
         return states if newest is None else states.index_select(0, newest)
 
     def _single_sequence(self, x: Tensor) -> Tensor:

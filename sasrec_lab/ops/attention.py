@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sasrec_lab.ops import library
 from sasrec_lab.ops.buckets import Buckets, bucketed_attention, by_offset, fused_attention, newest_attention, past_of
 from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
-from sasrec_lab.ops.steps import Steps
+from sasrec_lab.ops.recurrence import Steps
 
 
 @dataclass(frozen=True)

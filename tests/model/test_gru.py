@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from small_models import SEQUENCES, packed, random_encoder, states_of
@@ -12,7 +11,6 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.model import encoder, gru
 from sasrec_lab.model.encoder import Encoder
-from sasrec_lab.ops.steps import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,14 +66,6 @@ def test_states_depend_on_the_own_past_only(changed):
     assert torch.equal(before[same], after[same])
     assert (before[2 + changed : 11] - after[2 + changed : 11]).abs().amax(1).min() > 1e-6
     torch.testing.assert_close(after[2:11], alone[:9], rtol=0, atol=1e-12)
-
-
-def test_tokens_are_ordered_by_step_and_length():
-    steps = Steps.from_offsets(np.array([0, 1, 4, 4, 6, 9]), 10, torch.device("cpu"))
-    assert steps.sizes.tolist() == [4, 3, 2]
-    assert steps.tokens.tolist() == [1, 6, 4, 0, 2, 7, 5, 3, 8]
-    x = torch.arange(10.0)[:, None]
-    assert steps.unpack(steps.pack(x))[:, 0].tolist() == [*range(9), 0]
 
 
 def test_only_the_table_is_initialized_by_the_config():
