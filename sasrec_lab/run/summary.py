@@ -53,7 +53,7 @@ def _time_split_lines(record: dict[str, Any]) -> list[str]:
         }
         for kind, (number, noun, text) in cold.items():
             fate = "excluded" if record[f"cold_{kind}"] == "drop" else "kept"
-            lines[-1] += f"; {counted(number, noun)} {text} {fate}" * (number > 0)
+            lines[-1] += f"; {fate}: {counted(number, noun)} {text}" * (number > 0)
     return lines
 
 

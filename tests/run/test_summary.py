@@ -93,3 +93,27 @@ def test_a_job_of_a_sweep_is_one_line():
     assert line.startswith("job 0-a: test/ndcg@5 0.2500, popularity 0.1250, epoch ")
     unmeasured = results(metrics={}, baselines={}, best_epoch=None)
     assert job_line(unmeasured, cfg, Path("sweep/0-\x1b[2J")) == r"job 0-\x1b[2J: last epoch"
+
+
+def test_a_split_by_time_is_described_by_stage():
+    counts = {"users": 1, "targets": 1200, "new_users": 0, "cold_rows": 0, "cold_interactions": 0}
+    record = {
+        "cold_users": "drop",
+        "cold_items": "keep",
+        "train": {"users": 5, "items": 1, "interactions": 70},
+        "val": counts | {"date": "2021-05-03"},
+        "test": counts | {"date": "2021-05-07", "new_users": 1, "cold_rows": 1, "cold_interactions": 2000},
+    }
+    lines = data_line(sequences_of([[1, 2, 3]]), replace(holdout_of([[1, 2, 3, 4]]), time_split=record)).splitlines()
+    assert lines[-3:] == [
+        "       training up to 2021-05-03: 5 users, 1 item, 70 interactions",
+        "       validation up to 2021-05-07: 1 user, 1,200 targets",
+        "       test after 2021-05-07: 1 user (1 not in training), 1,200 targets; excluded: 1 row without an item of"
+        " training in the history; kept: 2,000 interactions with a new item",
+    ]
+
+
+def test_the_table_names_what_the_test_looks_for():
+    tested = results(protocol=PROTOCOL | {"tested": "each item after 2021-05-07"})
+    first = results_table(tested, load([]), Path("run")).splitlines()[1]
+    assert first.startswith("Test: each item after 2021-05-07 of 1,234 users, ranked among all 5,678 items")
