@@ -53,7 +53,7 @@ lint: .venv/.complete
 results: .venv/.complete
 	@.venv/bin/python scripts/bench.py --json outputs/roofline.json
 	@.venv/bin/python scripts/bench_peers.py --json outputs/speed.json
-	@.venv/bin/python scripts/parity_rectools.py --json outputs/parity.json
+	@.venv/bin/python scripts/parity_peers.py --json outputs/parity.json
 	@mv outputs/roofline.json outputs/speed.json outputs/parity.json docs/results/ && .venv/bin/python scripts/render_results.py
 
 # On Linux without a C++ compiler this installs one too, for the kernels (sasrec_lab/ops/library.py).

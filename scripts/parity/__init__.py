@@ -1,1 +1,1 @@
-"""Parts of parity_rectools.py."""
+"""Parts of parity_peers.py."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from benchmark.results import decimal, mean_and_std
 
-from parity.peer import FOLDER, MODEL, PEER, sizes
+from parity.comparison import FOLDER
+from parity.rectools import PEER, SASREC, sizes
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
@@ -43,7 +44,7 @@ def compare_training(seeds: int, epochs: int) -> list[dict[str, Any]]:
     first_users_file(load(["dataset=sasrec_ml_1m"]))
     found: dict[str, list[dict[str, float]]] = {"sasrec_lab": [], "RecTools": []}
     for seed in range(seeds):
-        cfg = load([*MODEL, *TRAINED, f"trainer.max_epochs={epochs}", f"seed={seed}"])
+        cfg = load([*SASREC.overrides, *TRAINED, f"trainer.max_epochs={epochs}", f"seed={seed}"])
         for name, run in (("sasrec_lab", ours_trained), ("RecTools", theirs_trained)):
             folder = FOLDER / f"{name}-{epochs}-epochs-seed-{seed}"
             result = folder / "result.json"

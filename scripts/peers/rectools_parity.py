@@ -1,4 +1,4 @@
-"""Run RecTools' SASRec for parity_rectools.py, in its own environment: python rectools_parity.py '{"out": ..., ...}'
+"""Run RecTools' transformers for parity_peers.py, in its own environment: python rectools_parity.py '{"out": ..., ...}'
 
 With "epochs" it trains; without, it draws random weights and writes them with the outputs that they give.
 """
@@ -13,12 +13,12 @@ import torch
 from pytorch_lightning import seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.models import SASRecModel
+from rectools.models.nn.transformers.base import TransformerModelBase
 from rectools.models.nn.transformers.data_preparator import SequenceDataset
 from rectools_model import make_model
 from torch.nn import functional as F
 
-WINDOWS = 32  # per batch of the losses
+WINDOWS, MOST_WINDOWS = 32, 128  # per batch of the losses, and in all
 
 
 def main() -> None:
@@ -34,9 +34,13 @@ def main() -> None:
 
 
 def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
-    """Return random weights and what they give: losses of training batches, states, scores and lists."""
+    """Return random weights and what they give: states, scores, lists, losses of training batches and gradients.
+
+    Items are numbered from 1 in the order of `item_ids`; 0 is the mask, or no target.
+    """
+    task = task | part
     dataset = Dataset.construct(table(np.load(task["interactions"])))
-    model = make_model(task | part)
+    model = make_model(task)
     model._build_model_from_dataset(dataset)
     randomize(model, task["seed"])
     model.is_fitted = True
@@ -44,48 +48,89 @@ def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
     users = dataset.user_id_map.external_ids
     known = preparator.transform_dataset_u2i(dataset, users)
     loader = preparator.get_dataloader_recommend(known, batch_size=128)
-    states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (1 + V, D), padding first
+    states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (E + V, D), extra tokens first
     arrays = {f"weights/{name}": x.numpy() for name, x in model.torch_model.state_dict().items()}
     arrays |= {
         "item_ids": np.array(list(preparator.get_known_item_ids())),
         "user_ids": np.asarray(known.user_id_map.external_ids),
         "states": states.numpy(),
-        "scores": (states @ vectors[1:].T).numpy(),
+        "scores": (states @ vectors[preparator.n_item_extra_tokens :].T).numpy(),
     }
-    arrays |= losses(model)
-    for allowed in (None, task["allowed"]):
-        ending = "" if allowed is None else ", some items allowed"
-        for filter_viewed in (True, False):
-            lists = model.recommend(
-                arrays["user_ids"], dataset, task["k"], filter_viewed, allowed, on_unsupported_targets="ignore"
-            )
-            name = f"lists/users, seen {'excluded' if filter_viewed else 'kept'}{ending}"
-            arrays |= columns(name, lists, Columns.User)
-        for filter_itself in (True, False):
-            lists = model.recommend_to_items(arrays["item_ids"], dataset, task["k"], filter_itself, allowed)
-            name = f"lists/items, itself {'excluded' if filter_itself else 'kept'}{ending}"
-            arrays |= columns(name, lists, Columns.TargetItem)
-    return arrays
+    return arrays | training(model, task) | lists(model, dataset, task, arrays)
 
 
-@torch.no_grad()
-def losses(model: SASRecModel) -> dict[str, np.ndarray]:
-    """Return the loss per batch, with and without the pad as a class, and the states of the first batch."""
-    preparator, lightning = model.data_preparator, model.lightning_model
+def training(model: TransformerModelBase, task: dict) -> dict[str, np.ndarray]:
+    """Return the batches and the loss of each, with and without the extra tokens as classes.
+
+    Of the first batch return also the states, the sampled softmax with its negatives, and the gradients of the sum of
+    this loss and the one without extra tokens.
+    """
+    preparator, lightning, network = model.data_preparator, model.lightning_model, model.torch_model
+    extra = preparator.n_item_extra_tokens
     windows = SequenceDataset.from_interactions(preparator.train_dataset.interactions.df, sort_users=True)
+    seed_everything(task["seed"], verbose=False)  # for the masks
+    count = min(len(windows), MOST_WINDOWS)
+    batches = [
+        preparator._collate_fn_train([windows[i] for i in range(start, min(start + WINDOWS, count))])
+        for start in range(0, count, WINDOWS)
+    ]
     own, without = [], []
-    for start in range(0, len(windows), WINDOWS):
-        batch = preparator._collate_fn_train([windows[i] for i in range(start, min(start + WINDOWS, len(windows)))])
-        logits = lightning.get_batch_logits(batch)  # (B, L, 1 + V)
-        own.append(lightning._calc_softmax_loss(logits, batch["y"], batch["yw"]))
-        loss = F.cross_entropy(logits[:, :, 1:].transpose(1, 2), batch["y"] - 1, ignore_index=-1, reduction="none")
-        without.append((loss * batch["yw"]).sum() / (batch["y"] > 0).sum())
-        if start == 0:
-            vectors = model.torch_model.item_model.get_all_embeddings()
-            states = model.torch_model.encode_sessions(batch, vectors)[batch["x"] > 0]  # (T, D)
-    return {"losses": torch.stack(own).numpy(), "losses_without_pad": torch.stack(without).numpy()} | {
-        "training_states": states.numpy()
+    for batch in batches:
+        with torch.set_grad_enabled(batch is batches[0]):
+            logits = lightning.get_batch_logits(batch)  # (B, L, E + V)
+            own.append(lightning._calc_softmax_loss(logits, batch["y"], batch["yw"]))
+            targets = batch["y"] - extra
+            loss = F.cross_entropy(logits[:, :, extra:].transpose(1, 2), targets, ignore_index=-extra, reduction="none")
+            without.append((loss * batch["yw"]).sum() / (targets >= 0).sum())
+    sampled, negatives = sampled_softmax(model, batches[0], task["negatives"])
+    (without[0] + sampled).backward()
+    with torch.no_grad():
+        vectors = network.item_model.get_all_embeddings()
+        states = network.encode_sessions(batches[0], vectors)[batches[0]["x"] > 0]  # (T, D)
+    return {f"gradients/{name}": x.grad.numpy() for name, x in network.named_parameters()} | {
+        "losses": torch.stack(own).detach().numpy(),
+        "losses_without_extra_tokens": torch.stack(without).detach().numpy(),
+        "sampled_softmax": sampled.detach().numpy(),
+        "negatives": (negatives - extra + 1)[batches[0]["x"] > 0].numpy(),  # (T, N)
+        "training/states": states.numpy(),
+        "training/lengths": torch.cat([(batch["x"] > 0).sum(1) for batch in batches]).numpy(),
+        "training/items": tokens(batches, "x") - extra + 1,
+        "training/targets": (tokens(batches, "y") - extra + 1).clip(0),
+        "training/weights": tokens(batches, "yw"),
     }
+
+
+def sampled_softmax(model: TransformerModelBase, batch: dict, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return RecTools' sampled softmax of a batch, and its negatives (B, L, N)."""
+    preparator, lightning = model.data_preparator, model.lightning_model
+    shape = (*batch["x"].shape, count)
+    negatives = torch.randint(preparator.n_item_extra_tokens, preparator.item_id_map.size, shape)
+    candidates = torch.cat([batch["y"][:, :, None], negatives], 2)
+    loss = lightning._calc_sampled_softmax_loss(model.torch_model(batch, candidates), batch["y"], batch["yw"])
+    return loss, negatives
+
+
+def tokens(batches: list[dict], name: str) -> np.ndarray:
+    """Return the values of the tokens of all batches."""
+    return torch.cat([batch[name][batch["x"] > 0] for batch in batches]).numpy()
+
+
+def lists(model: TransformerModelBase, dataset: Dataset, task: dict, arrays: dict) -> dict[str, np.ndarray]:
+    """Return the lists that the task names."""
+    found = {}
+    for name in task["lists"]:
+        allowed = task["allowed"] if name.endswith("some items allowed") else None
+        excluded = "excluded" in name
+        if name.startswith("users"):
+            made = model.recommend(
+                arrays["user_ids"], dataset, task["k"], excluded, allowed, on_unsupported_targets="ignore"
+            )
+        else:
+            made = model.recommend_to_items(arrays["item_ids"], dataset, task["k"], excluded, allowed)
+        target = Columns.User if name.startswith("users") else Columns.TargetItem
+        columns = (target, Columns.Item, Columns.Score, Columns.Rank)
+        found |= {f"lists/{name}/{key}": made[key].to_numpy() for key in columns}
+    return found
 
 
 def trained(task: dict) -> dict[str, np.ndarray]:
@@ -107,7 +152,7 @@ def trained(task: dict) -> dict[str, np.ndarray]:
     }
 
 
-def randomize(model: SASRecModel, seed: int) -> None:
+def randomize(model: TransformerModelBase, seed: int) -> None:
     """Draw initial weights, with no bias at zero and no norm at one, so that forgetting one of them shows."""
     torch.manual_seed(seed)
     model.lightning_model._xavier_normal_init()
@@ -128,11 +173,6 @@ def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
             Columns.Datetime: pd.to_datetime(np.arange(rows), unit="s"),
         }
     )
-
-
-def columns(name: str, lists: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
-    """Return the columns of a table of lists by name."""
-    return {f"{name}/{key}": lists[key].to_numpy() for key in (target, Columns.Item, Columns.Score, Columns.Rank)}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""model=sasrec_rectools gives the outputs of RecTools 0.19 at equal weights, as scripts/parity_rectools.py wrote them.
+"""Models and metrics give the outputs of RecTools 0.19 and RePlay 0.22, as scripts/parity_peers.py wrote them.
 
-They are of generated histories, for one head and several, with and without use_key_padding_mask.
+They are of generated histories, for the variants of each model with equal weights.
 
-python scripts/parity_rectools.py --k 4 --fixture tests/fixtures/rectools.json dataset=synthetic model.dim=8
-    model.maxlen=5 dataset.synthetic.users=20 dataset.synthetic.items=25 dataset.synthetic.mean_length=6
+python scripts/parity_peers.py --k 4 --fixtures tests/fixtures/parity dataset=synthetic model.dim=8 model.maxlen=5
+    model.blocks=2 dataset.synthetic.users=20 dataset.synthetic.items=25 dataset.synthetic.mean_length=6 seed=16
 """
 
 import json
@@ -16,119 +16,172 @@ import numpy as np
 import pytest
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Init
+from sasrec_lab.config.schema import Activation, Init, Weighting
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import parity_rectools
-from parity import fixture, outputs, peer
+import parity_peers
+from parity import fixture
+from parity.comparison import GRADIENTS
+from parity_peers import COMPARISONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FIXTURE = ROOT / "tests/fixtures/rectools.json"
-SEQUENCES, CFG, RECTOOLS = fixture.read_fixture(FIXTURE)
-ROWS = {
-    "states",
-    "states in training",
+FIXTURES = ROOT / "tests/fixtures/parity"
+GIVEN = {name: fixture.read_fixture(FIXTURES / f"{name}.json", x.defaults.model) for name, x in COMPARISONS.items()}
+VARIANTS = [(name, variant) for name, (*_, theirs) in GIVEN.items() for variant in theirs]
+RECTOOLS_ROWS = {
+    "states of the newest items",
     "scores",
-    "softmax loss, the pad a class as in RecTools",
+    "states of all tokens in training",
+    "softmax loss, padding a class as in RecTools",
     "softmax loss, items only",
-    *(
-        f"lists of {targets} {seen}{allowed}"
-        for targets, seen in [
-            ("users, seen", "excluded"),
-            ("users, seen", "kept"),
-            ("items, itself", "excluded"),
-            ("items, itself", "kept"),
-        ]
-        for allowed in ("", ", some items allowed")
-    ),
+    "sampled softmax, with the same negatives",
+    GRADIENTS,
+    "lists of users",
+}
+ROWS = {
+    "sasrec": RECTOOLS_ROWS | {"lists of items"},
+    "ligr": RECTOOLS_ROWS,
+    "bert4rec": RECTOOLS_ROWS,
+    "replay": {"states of all tokens in training", "logits of masked tokens", "scores"},
+    "closed_form": {"weights between items, relative to the largest", "lists of users"},
+    "metrics": {f"{name}@k, k from 1 to 20" for name in ("NDCG", "recall", "precision", "MAP", "MRR", "hit rate")},
 }
 
 
-def differences(name: str, **changes) -> dict[str, float]:
-    return outputs.differences(RECTOOLS[name], SEQUENCES, replace(peer.variants(CFG)[name], **changes))
+def differences(name: str, variant: str, theirs: dict | None = None, **changes) -> dict[str, float]:
+    compared, (sequences, cfg, given) = COMPARISONS[name], GIVEN[name]
+    model = replace(compared.variants(cfg)[variant], **changes)
+    return compared.differences(theirs or given[variant], sequences, replace(compared.defaults, model=model))
 
 
-def test_the_fixture_covers_the_difficult_cases():
-    assert list(RECTOOLS) == list(peer.variants(CFG))
-    assert len(RECTOOLS) == 4
-    lengths = SEQUENCES.lengths
+@pytest.mark.parametrize("name", ["sasrec", "ligr", "bert4rec", "replay"])
+def test_the_fixtures_cover_the_difficult_cases(name):
+    sequences, cfg, given = GIVEN[name]
+    assert list(given) == list(COMPARISONS[name].variants(cfg))
+    lengths = sequences.lengths
     assert lengths.min() == 1  # one user is not trained on, and gets a list
-    assert (lengths < CFG.maxlen).sum() > 5  # pads
-    assert lengths.max() > CFG.maxlen + 1  # truncated history
-    for theirs in RECTOOLS.values():
-        assert len(theirs["user_ids"]) == len(lengths)
-        assert len(theirs["item_ids"]) < len(SEQUENCES.item_ids)  # one item is in no training window
-        one_user = theirs["lists/users, seen excluded, some items allowed/user_id"]
-        assert np.bincount(one_user).max() == 4
+    assert (lengths < cfg.maxlen).sum() > 5  # pads
+    assert lengths.max() > cfg.maxlen + 1  # truncated history
+    for theirs in given.values():
+        items = theirs["training/items"]
+        assert (items == 0).any() == (name in ("bert4rec", "replay"))  # masks
+        if name != "replay":
+            assert len(theirs["item_ids"]) < len(sequences.item_ids)  # one item is in no training window
+            assert len(theirs["user_ids"]) in (len(lengths), len(lengths) - 1)
 
 
-@pytest.mark.parametrize("name", RECTOOLS)
-def test_states_scores_losses_and_lists_equal_those_of_rectools(name):
-    found = differences(name)
-    assert set(found) == ROWS
-    assert {row: value for row, value in found.items() if not value <= 1e-5} == {}
+def test_bert4rec_has_masks_kept_items_and_replaced_items():
+    found = [(arrays["training/items"], arrays["training/targets"]) for arrays in GIVEN["bert4rec"][2].values()]
+    items, targets = np.concatenate(found, axis=1)
+    assert (targets == 0).any()
+    items, targets = items[targets > 0], targets[targets > 0]
+    assert (items == 0).any()
+    assert (items == targets).any()
+    assert ((items != targets) & (items > 0)).any()
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_outputs_equal_those_of_the_other_library(name, variant):
+    found = differences(name, variant)
+    assert set(found) == ROWS[name]
+    at_most = {"metrics": 1e-12, "closed_form": 1e-4}.get(name, 1e-5)
+    assert {x: value for x, value in found.items() if not value <= (1e-4 if x == GRADIENTS else at_most)} == {}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "variant", "changes"),
     [
-        ("1 head, no key mask", {"pad_keys": False}),
-        ("1 head, key mask", {"pad_keys": True}),
-        ("1 head, key mask", {"heads": 4}),
-        ("4 heads, key mask", {"scale_embeddings": True}),
-        ("4 heads, key mask", {"norm_eps": 1e-3}),
-        ("4 heads, key mask", {"final_norm_eps": 1e-3}),
+        ("sasrec", "1 head, no key mask", {"pad_keys": False}),
+        ("sasrec", "1 head, key mask", {"pad_keys": True}),
+        ("sasrec", "1 head, key mask", {"heads": 4}),
+        ("sasrec", "4 heads, key mask", {"scale_embeddings": True}),
+        ("sasrec", "4 heads, key mask", {"norm_eps": 1e-3}),
+        ("sasrec", "4 heads, key mask", {"final_norm_eps": 1e-3}),
+        ("ligr", "1 head, inner width 4 dim", {"heads": 4}),
+        ("ligr", "2 heads, inner width 1 dim", {"norm_eps": 1e-3}),
+        ("ligr", "1 head, inner width 4 dim", {"residual": False}),
+        ("bert4rec", "4 heads", {"heads": 1}),
+        ("bert4rec", "4 heads", {"norm_eps": 1e-3}),
+        ("bert4rec", "4 heads", {"activation": Activation.relu}),
     ],
 )
-def test_a_different_model_is_detected(name, changes):
-    found = differences(name, **changes)
-    assert min(found["states"], found["scores"], found["softmax loss, items only"]) > 1e-5
-    assert found["lists of users, seen excluded"] > 1e-5
+def test_a_different_model_is_detected(name, variant, changes):
+    found = differences(name, variant, **changes)
+    assert min(found["states of the newest items"], found["scores"], found["softmax loss, items only"]) > 1e-5
+    assert found[GRADIENTS] > 1e-4
+    assert found["lists of users"] > 1e-5
 
 
-def test_a_list_of_different_items_is_detected():
-    theirs = {key: x.copy() for key, x in RECTOOLS["1 head, key mask"].items()}
-    theirs["lists/items, itself kept/item_id"][:2] = theirs["lists/items, itself kept/item_id"][1::-1]
-    theirs["lists/users, seen kept/rank"][3] = 9
-    found = outputs.differences(theirs, SEQUENCES, peer.variants(CFG)["1 head, key mask"])
-    assert found["lists of items, itself kept"] == found["lists of users, seen kept"] == float("inf")
-    assert found["lists of users, seen excluded"] <= 1e-5
+def test_another_head_is_detected():
+    found = differences("replay", "shared tables", heads=1)
+    assert min(found.values()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"), [("ease", {"regularization": 11.0}), ("cosine", {"weighting": Weighting.tfidf})]
+)
+def test_another_closed_form_is_detected(variant, changes):
+    assert min(differences("closed_form", variant, **changes).values()) > 1e-3
+
+
+def test_another_metric_is_detected():
+    theirs = {key: x.copy() for key, x in GIVEN["metrics"][2]["RecTools"].items()}
+    theirs["values/ndcg@10"][3] += 1e-9
+    assert {name for name, value in differences("metrics", "RecTools", theirs).items() if value > 1e-12} == {
+        "NDCG@k, k from 1 to 20"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"), [("users, seen kept", "rank", 9), ("items, itself kept", "item_id", -1)]
+)
+def test_a_list_of_different_items_is_detected(name, place, value):
+    theirs = {key: x.copy() for key, x in GIVEN["sasrec"][2]["1 head, key mask"].items()}
+    theirs[f"lists/{name}/{place}"][3] = value
+    found = differences("sasrec", "1 head, key mask", theirs)
+    others = {"lists of users", "lists of items"} - {f"lists of {name.partition(',')[0]}"}
+    assert {kind for kind in ("lists of users", "lists of items") if found[kind] <= 1e-5} == others
 
 
 def test_the_script_fails_if_a_number_differs(monkeypatch, capsys, tmp_path):
-    theirs = dict(RECTOOLS)
-    monkeypatch.setattr(parity_rectools, "load_sequences", lambda *_: SEQUENCES)
-    monkeypatch.setattr(parity_rectools, "outputs_of_rectools", lambda *_: theirs)
-    cfg = replace(peer.defaults(), model=CFG)
-    parity_rectools.compare_outputs(cfg, k=4, fixture=None, json=tmp_path / "parity.json")
+    sequences, cfg, given = GIVEN["ligr"]
+    theirs = {name: dict(arrays) for name, arrays in given.items()}
+    replaced = replace(COMPARISONS["ligr"], outputs=lambda *_: theirs)
+    monkeypatch.setattr(parity_peers, "load_sequences", lambda *_: sequences)
+    monkeypatch.setattr(parity_peers, "COMPARISONS", {"ligr": replaced})
+    sizes = [f"model.{key}={getattr(cfg, key)}" for key in ("blocks", "dim", "maxlen")]
+    words = ["parity_peers.py", "dataset=synthetic", *sizes]
+    monkeypatch.setattr(sys, "argv", [*words, f"--json={tmp_path}/parity.json"])
+    parity_peers.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| largest difference | " + " | ".join(RECTOOLS) + " |"
-    assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == ROWS
+    assert {line.split(" | ")[1] for line in lines[2:]} == ROWS["ligr"]
     written = json.loads((tmp_path / "parity.json").read_text())
-    assert {row["difference"] for row in written["rows"]} == ROWS
-    assert written["rows"][0].keys() - {"difference"} == set(RECTOOLS)
-    name = "4 heads, no key mask"
-    theirs[name] = RECTOOLS[name] | {"losses": RECTOOLS[name]["losses"] + np.float32(2e-5)}
-    with pytest.raises(SystemExit, match="exceeds 1e-05"):
-        parity_rectools.compare_outputs(cfg, k=4, fixture=None)
+    assert {row["difference"] for row in written["rows"]} == ROWS["ligr"]
+    variant = "2 heads, inner width 1 dim"
+    theirs[variant]["losses"] = theirs[variant]["losses"] + 2e-5
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="LiGR, RecTools: softmax loss, padding a class"):
+        parity_peers.main()
+    assert f"| {variant} |" in capsys.readouterr().out
 
 
-def test_the_script_writes_the_same_fixture_again(tmp_path):
-    fixture.write_fixture(tmp_path / "again.json", SEQUENCES, CFG, RECTOOLS)
-    assert (tmp_path / "again.json").read_bytes() == FIXTURE.read_bytes()
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_script_writes_the_same_fixture_again(name, tmp_path):
+    fixture.write_fixture(tmp_path / "again.json", *GIVEN[name])
+    assert (tmp_path / "again.json").read_bytes() == (FIXTURES / f"{name}.json").read_bytes()
 
 
 def test_the_preset_differs_from_the_authors_in_five_keys():
     default = load(["model=sasrec", "dataset=csv", "dataset.path=-"]).model
     changes = {"norm_eps": 1e-5, "output_projection": True, "scale_embeddings": False, "pad_keys": True}
-    assert peer.defaults().model == replace(default, **changes, init=Init.xavier_packed)
+    assert COMPARISONS["sasrec"].defaults.model == replace(default, **changes, init=Init.xavier_packed)
 
 
 @pytest.mark.slow
 def test_an_unknown_key_is_one_line():
-    command = [sys.executable, ROOT / "scripts/parity_rectools.py", "model.dimm=8"]
+    command = [sys.executable, ROOT / "scripts/parity_peers.py", "model.dimm=8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1

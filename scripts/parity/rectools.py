@@ -1,0 +1,284 @@
+"""Compare states, scores, losses, gradients and lists with RecTools' transformers at equal weights."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from benchmark.peer import PEERS
+from torch import Tensor
+
+from parity.comparison import AT_MOST, FOLDER, GRADIENTS, Arrays, Comparison, largest
+from parity.weights import from_rectools, relative_difference, scales_of
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
+from sasrec_lab.config.schema import LossName, ModelConfig, ObjectiveName, SamplerName, TrainConfig
+from sasrec_lab.data.batches import Labels, Negatives, PackedBatch, as_tensor, pack
+from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.ids import Ids
+from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.sequences import Sequences
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.recommend.rankers import EncoderRanker
+from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.training.losses import ItemTable, sampled_softmax, softmax
+
+PEER = replace(PEERS["rectools"], script="rectools_parity.py")
+WINDOWS = 32  # per batch of the losses, as in peers/rectools_parity.py
+MASK_PROBABILITY = 0.2
+NEGATIVES = 3
+UNIFORM = {"name": LossName.sampled_softmax, "sampler": SamplerName.uniform, "negatives": NEGATIVES}
+USERS_LISTS = ["users, seen excluded"]
+ALL_LISTS = [
+    f"{targets} {seen}{allowed}"
+    for targets, kinds in {"users, seen": ("excluded", "kept"), "items, itself": ("excluded", "kept")}.items()
+    for seen in kinds
+    for allowed in ("", ", some items allowed")
+]
+
+
+def sasrec_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
+    """Return variants with one head and several, with and without RecTools' use_key_padding_mask."""
+    return {
+        f"{heads_name(n)}, {'no ' if pad_keys else ''}key mask": replace(cfg, heads=n, pad_keys=pad_keys)
+        for n in (1, 4)
+        for pad_keys in (True, False)
+    }
+
+
+def ligr_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
+    """Return variants with one head and two, one with a wide feed-forward network and one with a narrow."""
+    return {
+        f"{heads_name(n)}, inner width {multiple} dim": replace(cfg, heads=n, ff_dim=multiple * cfg.dim)
+        for n, multiple in ((1, 4), (2, 1))
+    }
+
+
+def bert4rec_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
+    """Return variants with one head and several."""
+    return {heads_name(n): replace(cfg, heads=n) for n in (1, 4)}
+
+
+def heads_name(heads: int) -> str:
+    """Return `1 head` or `4 heads`."""
+    return f"{heads} head{'s' if heads > 1 else ''}"
+
+
+def outputs(
+    sequences: Sequences, cfg: TrainConfig, variants: dict[str, ModelConfig], k: int, model: str, lists: list[str]
+) -> dict[str, Arrays]:
+    """Return what one of RecTools' models computes, by variant."""
+    file, out = FOLDER / "interactions.npz", FOLDER / "rectools.npz"
+    users = np.repeat(sequences.user_ids, sequences.lengths)
+    np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1], weight=sequences.weights)
+    allowed = sequences.item_ids[::3].tolist()
+    parts = {name: part_of(variant) for name, variant in variants.items()}
+    task = {"model": model, "parts": parts, "interactions": str(file), "out": str(out), "lists": lists, "k": k}
+    task |= {"allowed": allowed, "mask_prob": MASK_PROBABILITY, "negatives": NEGATIVES}
+    PEER.run(sizes(cfg) | task)
+    return {name: {"allowed": np.array(allowed)} | arrays for name, arrays in read_parts(out).items()}
+
+
+def part_of(cfg: ModelConfig) -> dict[str, Any]:
+    """Return what RecTools gets of a variant."""
+    return {"heads": cfg.heads, "key_mask": not cfg.pad_keys, "ff_dim": cfg.feed_forward_width}
+
+
+def sizes(cfg: TrainConfig) -> dict[str, Any]:
+    """Return the sizes and settings that both libraries get."""
+    model = {key: getattr(cfg.model, key) for key in ("blocks", "heads", "dim", "maxlen", "dropout")}
+    return model | {"batch_size": cfg.batch_size, "lr": cfg.optimizer.lr, "seed": cfg.seed}
+
+
+def read_parts(file: Path) -> dict[str, Arrays]:
+    """Return arrays named `variant/name` by variant."""
+    found: dict[str, Arrays] = {}
+    with np.load(file) as arrays:
+        for key in arrays:
+            variant, _, name = key.partition("/")
+            found.setdefault(variant, {})[name] = arrays[key]
+    return found
+
+
+def differences(theirs: Arrays, sequences: Sequences, cfg: TrainConfig) -> dict[str, float]:
+    """Return the largest absolute difference of each kind of output, or infinity if lists differ in form."""
+    item_ids = sequences.item_ids[np.isin(sequences.item_ids, theirs["item_ids"])]  # those that RecTools knows
+    order = Ids(theirs["item_ids"]).indices(item_ids, "items")  # RecTools' index of each of our items
+    encoder = Encoder(len(item_ids), replace(cfg.model, dropout=0.0))
+    encoder.load_state_dict(from_rectools(theirs, "weights", order))
+    items_of = np.zeros(len(order) + 1, np.int64)  # our item of each of theirs; 0 stays
+    items_of[order + 1] = np.arange(1, len(order) + 1)
+    newest = newest_states(encoder, theirs, sequences, item_ids, cfg)
+    found = {
+        "states of the newest items": largest(newest, theirs["states"]),
+        "scores": largest(newest @ encoder.item_table.detach().T, theirs["scores"][:, order]),
+    }
+    batches = training_batches(theirs, items_of, sequences, cfg)[: len(theirs["losses"])]
+    found |= training_differences(theirs, encoder, batches, items_of, order, cfg)
+    return found | lists_differences(theirs, encoder, item_ids, sequences, cfg)
+
+
+@torch.inference_mode()
+def newest_states(
+    encoder: Encoder, theirs: Arrays, sequences: Sequences, item_ids: np.ndarray, cfg: TrainConfig
+) -> Tensor:
+    """Return the state of each user that predicts the next item (U, D), for the users in RecTools' order."""
+    histories = Histories.from_sequences(sequences, Ids(item_ids))
+    users = histories.users.indices(theirs["user_ids"], "users")
+    starts, ends = histories.offsets[users], histories.offsets[users + 1]
+    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    return encoder.eval().newest(objective.inference(histories.items, starts, ends))
+
+
+def training_batches(
+    theirs: Arrays, items_of: np.ndarray, sequences: Sequences, cfg: TrainConfig
+) -> list[tuple[PackedBatch, Labels]]:
+    """Return our training batches, which RecTools' equal, or with random masks RecTools' own."""
+    if cfg.objective.name is ObjectiveName.next_item:
+        holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.model.maxlen, HoldoutMode.none)
+        windows = np.split(np.arange(len(holdout.window_starts)), range(WINDOWS, len(holdout.window_starts), WINDOWS))
+        objective, rng = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model), np.random.default_rng(0)
+        return [objective.training(holdout, chosen, rng) for chosen in windows]
+    items, targets = items_of[theirs["training/items"]], items_of[theirs["training/targets"]]
+    ends = np.cumsum(theirs["training/lengths"])
+    starts, batches = np.append(0, ends[:-1]), []
+    for first in range(0, len(ends), WINDOWS):
+        inputs, places = pack(starts[first : first + WINDOWS], ends[first : first + WINDOWS], items)
+        rows = np.flatnonzero(targets[places])
+        weights = torch.from_numpy(theirs["training/weights"][places][rows].astype(np.float32))
+        counts = np.diff(np.searchsorted(rows, inputs.offsets))
+        batches.append((inputs, Labels(as_tensor(targets[places][rows]), counts, as_tensor(rows), weights)))
+    return batches
+
+
+def training_differences(
+    theirs: Arrays,
+    encoder: Encoder,
+    batches: list[tuple[PackedBatch, Labels]],
+    items_of: np.ndarray,
+    order: np.ndarray,
+    cfg: TrainConfig,
+) -> dict[str, float]:
+    """Return the differences of states, losses and gradients.
+
+    RecTools' softmax includes the padding and the mask as classes, although they are never targets: more terms in
+    every denominator.
+    """
+    table = torch.from_numpy(theirs["weights/item_model.item_net_blocks.0.ids_emb.weight"]).float()
+    extra_tokens = table[: len(table) - len(order)]
+    own, without = [], []
+    with torch.no_grad():
+        tables = [ItemTable(torch.cat([encoder.item_table, extra_tokens])), ItemTable(encoder.item_table)]
+        for inputs, labels in batches:
+            states = labeled(encoder.eval()(inputs), labels)
+            for item_table, found in zip(tables, (own, without), strict=True):
+                found.append(softmax(states, item_table, labels, None, cfg.loss))
+    inputs, labels = batches[0]
+    states = encoder.train()(inputs)
+    labeled_states, vectors = labeled(states, labels), ItemTable(encoder.item_table)
+    sampled = sampled_softmax(
+        labeled_states, vectors, labels, negatives_of(theirs, items_of, labels), replace(cfg.loss, **UNIFORM)
+    )
+    (softmax(labeled_states, vectors, labels, None, cfg.loss) + sampled).backward()
+    gradients, scales = (
+        from_rectools(arrays, "gradients", order) for arrays in (theirs, scales_of(theirs, "gradients"))
+    )
+    return {
+        "states of all tokens in training": largest(states[: inputs.offsets[-1]].detach(), theirs["training/states"]),
+        "softmax loss, padding a class as in RecTools": largest(torch.stack(own), theirs["losses"]),
+        "softmax loss, items only": largest(torch.stack(without), theirs["losses_without_extra_tokens"]),
+        "sampled softmax, with the same negatives": largest(sampled.detach(), theirs["sampled_softmax"]),
+        GRADIENTS: relative_difference(encoder, gradients, scales),
+    }
+
+
+def negatives_of(theirs: Arrays, items_of: np.ndarray, labels: Labels) -> Negatives:
+    """Return RecTools' negatives, which all tokens have, of the labels (R, N)."""
+    items = items_of[theirs["negatives"]]  # (T, N)
+    if labels.rows is not None:
+        return Negatives(as_tensor(items[labels.rows.numpy()]))
+    missing = len(labels.targets) - len(items)  # of dummy tokens
+    return Negatives(as_tensor(np.pad(items, ((0, missing), (0, 0)), mode="edge")))
+
+
+def labeled(states: Tensor, labels: Labels) -> Tensor:
+    """Return the states that have a label."""
+    return states if labels.rows is None else states[labels.rows]
+
+
+def lists_differences(
+    theirs: Arrays, encoder: Encoder, item_ids: np.ndarray, sequences: Sequences, cfg: TrainConfig
+) -> dict[str, float]:
+    """Return the differences of the lists of users, and of items, that RecTools made."""
+    ranker = EncoderRanker(encoder, cfg.objective, cfg.model)
+    recommender = Recommender(FOLDER, ranker, Ids(item_ids), cfg.dataset)
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(key.split("/")[1] for key in theirs if key.startswith("lists/")):
+        columns = {key: theirs[f"lists/{name}/{key}"] for key in ("item_id", "score", "rank")}
+        target = "user_id" if name.startswith("users") else "target_item_id"
+        expected = pd.DataFrame({target: theirs[f"lists/{name}/{target}"], **columns})
+        kind = f"lists of {name.partition(',')[0]}"
+        difference = lists_differ(our_lists(recommender, name, theirs, sequences), expected, target)
+        found[kind] = max(found.get(kind, 0.0), difference)
+    return found
+
+
+def our_lists(recommender: Recommender, name: str, theirs: Arrays, sequences: Sequences) -> pd.DataFrame:
+    """Return our lists for the name of lists that RecTools made."""
+    allowed = theirs["allowed"] if name.endswith("some items allowed") else None
+    if allowed is not None:  # unknown items would only cause a warning
+        allowed = allowed[np.isin(allowed, theirs["item_ids"])]
+    k = int(theirs[f"lists/{name}/rank"].max())
+    if name.startswith("items"):
+        return recommender.recommend_to_items(theirs["item_ids"], k, allowed, filter_itself="excluded" in name)
+    users, items = np.repeat(sequences.user_ids, sequences.lengths), sequences.item_ids[sequences.items - 1]
+    histories = pd.DataFrame({"user_id": users, "item_id": items, "datetime": np.arange(len(items))})
+    return recommender.recommend(theirs["user_ids"], k, histories, "excluded" in name, allowed)
+
+
+def lists_differ(ours: pd.DataFrame, theirs: pd.DataFrame, target: str) -> float:
+    """Return the largest difference of the scores at one rank of one list.
+
+    It is infinite if lists differ in length, or in the item at a rank; two items of a list whose scores are within
+    1e-5 of each other may come in either order.
+    """
+    keys = [target, "rank"]
+    both = ours.merge(theirs, on=keys, how="outer", suffixes=("", "_theirs"))
+    if both.isna().any(axis=None):
+        return float("inf")
+    others = both[both["item_id"] != both["item_id_theirs"]]
+    if len(others):
+        score = ours.set_index([target, "item_id"])["score"]
+        swapped = pd.MultiIndex.from_frame(others[[target, "item_id_theirs"]])
+        if (np.abs(score.reindex(swapped).to_numpy() - others["score"].to_numpy()) <= AT_MOST).sum() < len(others):
+            return float("inf")
+    return float(np.abs(both["score"] - both["score_theirs"]).max())
+
+
+SASREC = Comparison(
+    name="sasrec",
+    by="SASRec, RecTools",
+    overrides=("model=sasrec_rectools", "loss=softmax"),
+    variants=sasrec_variants,
+    outputs=partial(outputs, model="sasrec", lists=ALL_LISTS),
+    differences=differences,
+)
+LIGR = Comparison(
+    name="ligr",
+    by="LiGR, RecTools",
+    overrides=("model=ligr", "loss=softmax"),
+    variants=ligr_variants,
+    outputs=partial(outputs, model="ligr", lists=USERS_LISTS),
+    differences=differences,
+)
+BERT4REC = Comparison(
+    name="bert4rec",
+    by="BERT4Rec, RecTools",
+    overrides=("model=bert4rec", "loss=softmax"),
+    variants=bert4rec_variants,
+    outputs=partial(outputs, model="bert4rec", lists=USERS_LISTS),
+    differences=differences,
+)
