@@ -81,7 +81,7 @@ def random_model(task: dict, schema: TensorSchema) -> Bert4RecModel:
 
 
 def padded(users: np.ndarray, items: torch.Tensor, maxlen: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the newest items of each user, left-padded, and which of them are no padding; both (L,)."""
+    """Return the newest items of each user, left-padded, and whether each is an item, not padding; both (L,)."""
     ends = np.append(np.flatnonzero(np.diff(users)) + 1, len(users))[:USERS]
     rows = []
     for start, end in zip(np.append(0, ends), ends, strict=False):
@@ -99,7 +99,7 @@ def shifted(schema: TensorSchema, row: torch.Tensor, known: torch.Tensor) -> tup
 
 
 def states_of(model: Bert4RecModel, rows: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """Return states (B, L, D), and items, which are no padding, and which are not masked, each (B, L)."""
+    """Return states (B, L, D), and items, whether each is not padding, and whether it is not masked, each (B, L)."""
     items, known, unmasked = (torch.stack(part) for part in zip(*rows, strict=True))
     return model.forward_step({"item_id": items}, known, unmasked), items, known, unmasked
 
