@@ -28,7 +28,7 @@ class Mask(NamedTuple):
     """Rows of the table that do not count for the tokens of a group, except as a token's target."""
 
     rows: Tensor  # (G, M) int64, -1 for none
-    owners: Tensor  # (T,) int64, ascending: the group of each token
+    owners: Tensor  # (T,) int64, ascending, always on the CPU: the group of each token
 
     def apply(self, logits: Tensor, chunk: slice, targets: Tensor) -> Tensor:
         """Set logits (t, V) of a chunk of tokens, whose targets are (t, 1), to -inf if they do not count."""
@@ -37,7 +37,7 @@ class Mask(NamedTuple):
         is_masked = logits.new_zeros(last - first + 1, logits.shape[1] + 1, dtype=torch.bool)
         is_masked.scatter_(1, self.rows[first : last + 1] + 1, True)
         target_logits = logits.gather(1, targets)
-        logits.masked_fill_(is_masked[:, 1:][owners - first], float("-inf"))
+        logits.masked_fill_(is_masked[:, 1:][(owners - first).to(logits.device)], float("-inf"))
         return logits.scatter_(1, targets, target_logits)
 
 

@@ -77,7 +77,7 @@ def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negativ
     if labels.excluded is not None:
         owners = np.repeat(np.arange(len(labels.counts)), labels.counts)
         owners = np.pad(owners, (0, len(targets) - len(owners)), mode="edge")  # the dummies may have any
-        mask = Mask(labels.excluded - 1, torch.from_numpy(owners).to(targets.device))
+        mask = Mask(labels.excluded - 1, torch.from_numpy(owners))
     return linear_cross_entropy(states, table.vectors, targets, _label_weights(labels), mask)
 
 
@@ -127,7 +127,8 @@ def _corrected_softmax(
 def bce(states: Tensor, table: ItemTable, labels: Labels, negatives: Negatives | None, cfg: LossConfig) -> Tensor:
     """Return -log sigmoid(s(target)) - sum of log sigmoid(-s(negative)).
 
-    Kang and McAuley 2018, arXiv 1808.09781, eq. (7), normalized as in the authors' code (model.py).
+    Kang and McAuley 2018, arXiv 1808.09781, eq. (7), normalized as in the authors' code (model.py). "Turning Dross Into
+    Gold Loss" divides by 1 + N in addition, which is only a scale, and Adam does not depend on it.
     """
     return _binary_cross_entropy(states, table, labels, negatives, 1.0)
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, TrainingBatch
+from sasrec_lab.data.batches import EvaluationBatch, Labels, Negatives, PackedBatch, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.metrics import sampled_ranks
 from sasrec_lab.ops import ranking
@@ -42,11 +42,18 @@ CONFIGS = [
     ["loss=gbce", "loss.negatives=5"],
     ["loss=sampled_softmax", "loss.negatives=8"],
     ["loss=sampled_softmax", "loss.negatives=8", "optimizer.name=rowwise_adam"],
+    ["loss=sampled_softmax", "loss.negatives=8", "loss.sampler=uniform"],
     ["evaluation.sampled=5"],
 ]
 configs = pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
-GRU = ["model=gru4rec", "model.blocks=2"]  # needs a GPU: torch's GRU reads the sizes of its steps from memory
-with_gru = pytest.mark.parametrize("overrides", [*CONFIGS, GRU], ids=" ".join)
+# These need a GPU: torch's GRU and the losses of sequences read sizes from memory
+READ_BACK = [
+    ["model=gru4rec", "model.blocks=2"],
+    ["loss=sampled_softmax", "loss.negatives=8", "loss.sampler=sequence"],
+    ["loss.exclude=history"],
+]
+all_configs = pytest.mark.parametrize("overrides", [*CONFIGS, *READ_BACK], ids=" ".join)
+FakedBatch = TrainingBatch | EvaluationBatch | PackedBatch | Labels | Negatives
 TINY = ["dataset=synthetic", "dataset.synthetic.users=300", "dataset.synthetic.items=60", "model=tiny"]
 
 
@@ -69,7 +76,7 @@ def batches_of(overrides: list[str]) -> tuple[TrainingBatch, EvaluationBatch]:
 
 
 @needs_gpu
-@with_gru
+@all_configs
 def test_losses_and_gradients_equal_the_cpus(overrides):
     model, (batch, _) = model_of(["model.dropout=0", *overrides]), batches_of(overrides)
     there = deepcopy(model).cuda()
@@ -86,7 +93,7 @@ def test_losses_and_gradients_equal_the_cpus(overrides):
 
 
 @needs_gpu
-@with_gru
+@all_configs
 def test_states_of_the_newest_items_equal_the_cpus(overrides):
     model, (_, batch) = model_of(overrides), batches_of(overrides)
     there = deepcopy(model).cuda().eval()
@@ -198,13 +205,13 @@ def test_no_operation_mixes_devices(overrides):
                 assert sampled_ranks(scores, held_out).is_cuda
 
 
-def fake(batch: PackedBatch | EvaluationBatch, mode: FakeTensorMode) -> PackedBatch | EvaluationBatch:
+def fake(batch: FakedBatch, mode: FakeTensorMode) -> FakedBatch:
     """Return the batch as `batch.to("cuda")` would."""
     there = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             there[field.name] = mode.from_tensor(value).to("cuda")
-        elif isinstance(value, PackedBatch):
+        elif isinstance(value, (PackedBatch, Labels, Negatives)):
             there[field.name] = fake(value, mode)
     return replace(batch, **there)

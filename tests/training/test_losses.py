@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, Similarity
-from sasrec_lab.data.batches import Labels, Negatives
+from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, Similarity, TrainConfig
+from sasrec_lab.data.batches import Labels, Negatives, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared
 from sasrec_lab.errors import InputError
@@ -1023,6 +1023,34 @@ def test_every_loss_trains_through_every_head(loss, head):
         for parameter in model.parameters():
             parameter -= step * parameter.grad if parameter.grad is not None else 0
         assert float(value - model.batch_loss(batch)) == pytest.approx(1e-3, rel=0.2)
+
+
+@pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda cfg: f"{cfg.name.name}-{cfg.sampler.name}-{cfg.exclude.name}")
+def test_every_loss_predicts_masked_items(loss):
+    """The labels are fewer than the tokens, and each sequence has its own number of them."""
+    objective = load(["dataset=csv", "dataset.path=x.csv", "model=bert4rec"]).objective
+    cfg = replace(CONFIG, objective=objective, loss=loss, model=replace(CONFIG.model, causal=False, dropout=0.0))
+    holdout = holdout_of([[1, 2, 3, 4, 5, 6], [7, 2, 8, 9], [3, 9, 1, 10, 12]], maxlen=6)
+    batch = SequenceData(holdout, cfg).train_dataloader().dataset[np.arange(3), [0, 0, 0, 0]]
+    model = SequentialRecommender(holdout.num_items, cfg)
+    torch.testing.assert_close(model.batch_loss(batch), plain_loss(model, batch, cfg), rtol=1e-5, atol=0)
+
+
+def plain_loss(model: SequentialRecommender, batch: TrainingBatch, cfg: TrainConfig) -> Tensor:
+    """Return the loss of each label separately, by the same function."""
+    labels, total = batch.labels, 0.0
+    states = model.encoder.head(model.encoder(batch.inputs)[labels.rows])
+    owners = np.repeat(np.arange(len(labels.counts)), labels.counts)
+    for label, owner in enumerate(owners):
+        negatives = batch.negatives
+        if negatives is not None and negatives.items.ndim == 2:
+            row = owner if cfg.loss.sampler is SamplerName.sequence else label
+            negatives = replace(negatives, items=negatives.items[row : row + 1])
+        excluded = None if labels.excluded is None else labels.excluded[owner : owner + 1]
+        one = Labels(labels.targets[label : label + 1], np.array([1]), excluded=excluded)
+        table = ItemTable(model.encoder.item_table)
+        total += LOSSES[cfg.loss.name].compute(states[label : label + 1], table, one, negatives, cfg.loss)
+    return total / len(owners)
 
 
 @pytest.mark.parametrize("name", list(LossName))
