@@ -195,7 +195,7 @@ def _wrong_value(text: str) -> str | None:
         return f"{key[1]}=null must have a value; set it, or omit {key[1]}"
     if re.search(r"Invalid value assigned: \w+ is not a ListConfig", text):
         return f"{key[1]} must be a list; write {key[1]}=[...]"
-    if re.search(r"(Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict)", text):
+    if re.search(r"Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict|Cannot merge Dict", text):
         return f"{key[1]} is a section; set its keys, as in {key[1]}.<key>=<value>"
     return None
 
@@ -207,7 +207,10 @@ def _wrong_section(text: str, words: Iterable[str]) -> str | None:
     if re.search(r"Unexpected type for root: NoneType", text):
         inside = [word for word in words if re.match(rf"\+*({'|'.join(_NULLABLE_SECTIONS)})\.", word)]
         return f"{', '.join(inside) or 'a key'}: the section is null; set it as <section>={{<key>: <value>}}"
-    if re.search(r"Config group override must be a string or a list", text):
+    is_list = any(re.match(r"[\w/]+=\[", word) for word in words)  # of which Hydra takes each to be a name
+    if re.search(r"Config group override must be a string or a list", text) or (
+        is_list and re.match(r"argument of type '\w+' is not", text)
+    ):
         return "a config group takes the name of a file, as in model=sasrec; to change a key write model.<key>=<value>"
     return None
 

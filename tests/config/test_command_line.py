@@ -38,6 +38,8 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("--cfg", "--cfg/-c: expected one argument; --hydra-help lists the flags"),
         ("--cfg job --info", "--cfg and --info exclude each other; remove one"),
         ("--resolve", "--resolve only applies to a printed config; add --cfg job, or remove --resolve"),
+        ("--cfg job --resolve dataset.name='${nope}'", "hydra.run.dir: Interpolation key 'nope' not found; "
+         "${...} must name another key that exists; correct it, or write the value"),
         ("--cfg job --package nope", "--package nope is not a section of the config; --help lists them"),
         ("-sc", "--shell-completion takes one of install=bash, install=zsh and install=fish; add one"),
         ("lr=0.1", "unknown key 'lr'; did you mean optimizer.lr?"),
@@ -66,6 +68,10 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("dataset.min_rating=nan", "dataset.min_rating=nan must be a number"),
         ("model=3", "a config group takes the name of a file, as in model=sasrec; to change a key write"
          " model.<key>=<value>"),
+        ("trainer=[1]", "a config group takes the name of a file, as in model=sasrec; to change a key write"
+         " model.<key>=<value>"),
+        ("evaluation=3", "evaluation is a section; set its keys, as in evaluation.<key>=<value>"),
+        ("evaluation=[1]", "evaluation is a section; set its keys, as in evaluation.<key>=<value>"),
         ("model={a:b}", "unknown key 'model.a'; model has block, blocks, heads, dim, maxlen, "),
         ("dataset.sources=[{urll:x}]", "unknown key 'dataset.sources.urll'; did you mean dataset.sources.url?"),
         ("name='${name}'", "hydra.run.dir: Recursive interpolation detected; "
@@ -85,6 +91,8 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("model='${dataset.path}'", "model=${dataset.path} must name a file of the group, or refer to one of "),
         ("hydra/job_logging=none", "hydra/job_logging=none lacks the handlers console and file, which runs log to;"
          " choose hydra/job_logging=default"),
+        ("hydra.job_logging.version=2",
+         "hydra/job_logging must be a logging configuration; remove it, or choose default"),
         ("hydra.sweeper=null", "hydra.sweeper must name its class; remove it, or choose hydra/sweeper=basic"),
         ("hydra.verbose=3", "hydra.verbose=3 must be true, false, or names of loggers"),
         ("hydra.searchpath=[foo]", "hydra.searchpath: there is no folder foo; correct the path, or use --config-dir"),

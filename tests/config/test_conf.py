@@ -364,6 +364,40 @@ def test_a_mistake_gives_one_line(override, message):
             "objective=masked_items needs a model that also attends to later"
             " items: model.causal=false; use model=bert4rec, or objective=next_item",
         ),
+        (
+            ["dataset=csv", "dataset.path=x.csv", "dataset.min_rating=3"],
+            "dataset.min_rating=3.0 needs the ratings' column; set dataset.rating=...",
+        ),
+        (
+            ["dataset=csv", "dataset.path=x.csv", "dataset.time=null", "dataset.since=2020-01-01"],
+            "dataset.since and dataset.until need the timestamps' column; set dataset.time=...",
+        ),
+        (
+            ["dataset.format=synthetic", "dataset.synthetic=null"],
+            "dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic",
+        ),
+        (
+            ["model.pad_keys=true", "model.norm=pre"],
+            "model.pad_keys=true requires model.norm=sasrec (as in RecTools), not pre",
+        ),
+        (
+            ["optimizer.cosine=true", "trainer.max_epochs=-1"],
+            "optimizer.cosine=true needs the length of training; set trainer.max_epochs",
+        ),
+        (
+            ["optimizer.name=rowwise_adam", "loss=bce", "optimizer.weight_decay=0.1"],
+            "optimizer.weight_decay=0.1 must be 0 for optimizer.name=rowwise_adam, which updates only the rows of a"
+            " batch; set it to 0, or use adam",
+        ),
+        (
+            ["optimizer.name=rowwise_adam", "loss=bce", "+trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val=1 must be null for optimizer.name=rowwise_adam, whose row gradients are not"
+            " clipped; set it to null, or use adam",
+        ),
+        (
+            ["name=" + "a" * 201],
+            f"name={'a' * 50}... names a folder below outputs/; use at most 200 characters",
+        ),
         (["seed=", "1"], "1 is not of the form key=value; remove the space: seed=1"),
         (["-m", "seed=1,2", "--help"], "help shows the config of one run; remove seed=1,2"),
         (["model=none", "--help"], f"model=none does not exist (model is one of: {', '.join(names_in('model'))})"),

@@ -94,6 +94,7 @@ def test_recommend_refuses_code_of_config_files(tmp_path):
         ("job_logging: {handlers: {file: {filename: '${data_dir}'}}}", "hydra.job_logging.handlers.file.filename"),
         ("job_logging: {handlers: {file: {.: {baseFilename: /x}}}}", "hydra.job_logging.handlers.file...baseFilename"),
         ("job: {env_set: {CXX: /tmp/program}}", "hydra.job.env_set.CXX"),
+        ("callbacks: {mine: {x: '${oc.decode:\"[1]\"}'}}", "hydra.callbacks.mine.x"),
     ],
 )  # fmt: skip
 def test_every_key_that_makes_hydra_run_code_is_refused(tmp_path, hydra, key):
