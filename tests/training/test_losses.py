@@ -668,7 +668,7 @@ def test_excluded_items_may_outweigh_all_others_by_far(of_excluded, of_other):
     assert_close_gradients(gradients(loss, states, table), gradients(expected, states, table))
 
 
-def test_softmax_without_history_is_that_over_all_negatives_of_the_sequence():
+def test_softmax_without_history_is_that_over_all_items_outside():
     states, table, labels, inside = windows_example(0, True)
     loss = excluding_loss(states, table, labels, inside)
     everything = draw_distinct(inside, 5, ITEMS, np.random.default_rng(0))
