@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
-from written_runs import write_run
+from written_runs import PUBLISHED, write_run
 
 from sasrec_lab.report.figures import Figure, draw_figures
 from sasrec_lab.report.runs import find_runs
@@ -132,3 +132,70 @@ def test_a_short_log_scale_has_several_ticks(tmp_path):
     low, high = axes.get_xlim()
     assert axes.get_xscale() == "log"
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == pytest.approx([5, 10, 20])
+
+
+def test_a_line_has_published_values_and_a_log_scale_if_it_is_long(tmp_path):
+    cells = {f"model.dim={dim}": {"test/ndcg@10": dim / 100} for dim in (4, 32)}
+    for dim in (4, 8, 32):
+        published = {"published": PUBLISHED | {"cells": cells}}
+        write_run(tmp_path / str(dim), f"model.dim={dim}", config=published | {"model": {"dim": dim}})
+    axes = drawn(tmp_path)["by-model.dim"].canvas.axes[0]
+    (line,) = [line for line in axes.lines if line.get_label() == "published"]
+    assert list(zip(*line.get_data(), strict=True)) == [(4, 0.04), (32, 0.32)]
+    assert (axes.get_xscale(), list(axes.get_xticks())) == ("log", [4, 8, 32])
+
+
+def test_a_heat_map_has_a_box_around_the_row_best_on_validation(tmp_path):
+    for number, (dim, maxlen) in enumerate([(4, 5), (4, 9), (8, 5), (8, 9)]):
+        run = write_run(tmp_path / str(number), f"model.dim={dim}", f"model.maxlen={maxlen}", ndcg=0.1 * number)
+        results = json.loads((run / "metrics.json").read_text())
+        results["metrics"]["val/ndcg@10"] = 0.9 if number == 1 else 0.1
+        (run / "metrics.json").write_text(json.dumps(results))
+    axes = drawn(tmp_path)["by-model.dim-model.maxlen"].canvas.axes[0]
+    (box,) = axes.patches
+    assert (box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2) == pytest.approx((1, 0))
+
+
+def test_bars_of_many_rows_are_the_best_on_validation_and_the_baseline(tmp_path):
+    for number in range(40):
+        run = write_run(tmp_path / str(number), f"loss={number}x", ndcg=0.01 * number, config={"number": number})
+        results = json.loads((run / "metrics.json").read_text())
+        results["metrics"]["val/ndcg@10"] = 0.5 - 0.01 * number
+        (run / "metrics.json").write_text(json.dumps(results))
+    names = [label.get_text() for label in drawn(tmp_path, "loss=39x")["rows"].canvas.axes[0].get_yticklabels()]
+    assert names[0] == "loss=39x"
+    assert [name.partition("\n")[0] for name in names[1:31]] == [f"loss={number}x" for number in range(30)]
+    assert names[31:] == ["popularity"]
+
+
+def write_curves(folder: Path, rows: int, seeds: int) -> None:
+    """Write rows with learning curves: that of row r and seed s has the value r + s + epoch."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for row in range(rows):
+        for seed in range(seeds):
+            run = write_run(folder / f"{row}-{seed}", f"loss={row}x", seed=seed, config={"row_number": row})
+            with SummaryWriter(str(run / "tb")) as writer:
+                for epoch in range(3):
+                    writer.add_scalar("val/ndcg@10", row + seed + epoch, epoch + 1)
+
+
+def test_few_learning_curves_share_a_frame_with_seeds_and_band(tmp_path):
+    write_curves(tmp_path, rows=2, seeds=3)
+    (axes,) = drawn(tmp_path)["curves"].canvas.axes
+    lines = [line.get_ydata().tolist() for line in axes.lines if len(line.get_xdata()) == 3]
+    assert lines[0] == [1, 2, 3]  # the mean of row 0, then its seeds
+    assert lines[1:4] == [[seed, seed + 1, seed + 2] for seed in range(3)]
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]  # epochs count from 1
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0, 4)  # mean ± std, which is 1
+
+
+def test_many_learning_curves_have_a_frame_each_and_the_others_behind(tmp_path):
+    write_curves(tmp_path, rows=5, seeds=1)
+    frames = drawn(tmp_path)["curves"].canvas.axes
+    assert [frame.get_title(loc="left") for frame in frames] == [f"loss={row}x" for row in range(5)]
+    for row, frame in enumerate(frames):
+        assert frame.lines[0].get_ydata().tolist() == [row, row + 1, row + 2]
+        (behind,) = frame.collections
+        assert len(behind.get_segments()) == 5

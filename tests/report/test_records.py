@@ -73,6 +73,41 @@ def test_a_record_of_a_wrong_type_is_skipped(tmp_path, file, changes, message):
     assert message in skipped_line(tmp_path, "bad")
 
 
+def test_a_finished_run_without_run_json_is_skipped(tmp_path):
+    write_run(tmp_path / "good", "model.dim=8")
+    (write_run(tmp_path / "bad") / "run.json").unlink()
+    assert skipped_line(tmp_path, "bad").endswith("bad: run.json is missing, so its configuration is unknown")
+
+
+def test_a_config_without_a_key_of_the_tables_is_skipped(tmp_path):
+    write_run(tmp_path / "good", "model.dim=8")
+    run = write_run(tmp_path / "bad")
+    content = json.loads((run / "run.json").read_text())
+    del content["config"]["evaluation"]["monitor"]
+    (run / "run.json").write_text(json.dumps(content))
+    assert "the config in run.json has no evaluation.monitor" in skipped_line(tmp_path, "bad")
+
+
+def test_a_run_without_recorded_overrides_is_the_default_row(tmp_path):
+    (write_run(tmp_path / "run") / ".hydra/overrides.yaml").unlink()
+    (part,) = build_report(find_runs([tmp_path]), [], None).parts
+    assert [row.label for row in part.comparison.rows] == ["default"]
+
+
+def test_a_folder_of_hydra_without_a_config_is_of_another_program(tmp_path):
+    write_run(tmp_path / "good")
+    (tmp_path / "bad/.hydra").mkdir(parents=True)
+    assert skipped_line(tmp_path, "bad").endswith("bad: a run of another program")
+
+
+def test_the_missing_jobs_of_a_search_are_known_to_its_sweeper_only(tmp_path):
+    write_run(tmp_path / "0-a", "model.dim=8")
+    hydra = {"sweeper": {"_target_": "x.OptunaSweeper"}, "overrides": {"task": ["model.dim=8,16"]}}
+    (tmp_path / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
+    found = find_runs([tmp_path])
+    assert (len(found.runs), found.missing, found.jobs) == (1, [], [])
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

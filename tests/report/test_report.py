@@ -243,7 +243,8 @@ def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_her
         ["filters.min_user", "0 (1); 5 (2)"],
         ["sampled_candidates.draw", "paper (1); unseen (2)"],
     ]
-    done = report_here("x")
+    done = report_here("x", "--html", "a.html")
+    assert "<td>filters.min_user</td><td>0 (1); 5 (2)</td>" in (tmp_path / "a.html").read_text()
     assert "2 protocols, each with its own tables; they differ in" in done.stdout
     assert done.stdout.count("test/ndcg@10: all 9 items") == 2
     assert all(f"default: x/{name}\n" in done.stdout for name in "ab")  # which of the two rows of this name
@@ -267,6 +268,24 @@ def test_the_leak_of_a_holdout_is_a_line(tmp_path, report_here):
     assert f"  {line}\n" in report_here("x", "--html", "a.html", "--latex", "a.tex").stdout
     assert f"<li>{line}</li>" in (tmp_path / "a.html").read_text()
     assert line.replace("%", r"\%") in (tmp_path / "a.tex").read_text()
+
+
+def test_a_sampled_monitor_puts_its_candidates_first(tmp_path):
+    evaluation = {"k": [10], "sampled": 3, "monitor": "val/ndcg@10-sampled3"}
+    write_run(tmp_path / "a", config={"evaluation": evaluation})
+    assert only_part(tmp_path).metrics == ["test/ndcg@10-sampled3", "test/ndcg@10"]
+
+
+def test_runs_without_a_holdout_have_a_cost_and_no_figures(tmp_path, report_here):
+    from sasrec_lab.report.figures import draw_figures
+
+    folder = write_run(tmp_path / "x/0-a")
+    results = json.loads((folder / "metrics.json").read_text()) | {"metrics": {}, "baselines": {}}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    assert [table.title for table in only_part(tmp_path).tables()] == ["Cost per run (mean over seeds)"]
+    assert draw_figures(build_report(find_runs([tmp_path]), [], None)) == []
+    assert compare_jobs(tmp_path / "x") == ""
+    assert report_here("x", "--html", "a.html", "--markdown", "a.md", "--csv", "a.csv").returncode == 0
 
 
 def test_full_and_sampled_ranks_have_separate_tables(sweep):
