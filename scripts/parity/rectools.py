@@ -28,7 +28,7 @@ from sasrec_lab.training.losses import ItemTable, sampled_softmax, softmax
 
 PEER = replace(PEERS["rectools"], script="rectools_parity.py")
 WINDOWS = 32  # per batch of the losses, as in peers/rectools_parity.py
-MASK_PROBABILITY = 0.2
+MASK_SHARE = 0.2
 NEGATIVES = 3
 UNIFORM = {"name": LossName.sampled_softmax, "sampler": SamplerName.uniform, "negatives": NEGATIVES}
 USERS_LISTS = ["users, seen excluded"]
@@ -77,7 +77,7 @@ def outputs(
     allowed = sequences.item_ids[::3].tolist()
     parts = {name: part_of(variant) for name, variant in variants.items()}
     task = {"model": model, "parts": parts, "interactions": str(file), "out": str(out), "lists": lists, "k": k}
-    task |= {"allowed": allowed, "mask_prob": MASK_PROBABILITY, "negatives": NEGATIVES}
+    task |= {"allowed": allowed, "mask_share": MASK_SHARE, "negatives": NEGATIVES}
     PEER.run(sizes(cfg) | task)
     return {name: {"allowed": np.array(allowed)} | arrays for name, arrays in read_parts(out).items()}
 

@@ -7,7 +7,7 @@ import torch
 from benchmark.peer import PEERS
 
 from parity.comparison import FOLDER, Arrays, Comparison, largest
-from parity.rectools import MASK_PROBABILITY, read_parts, sizes
+from parity.rectools import MASK_SHARE, read_parts, sizes
 from parity.weights import from_replay
 from sasrec_lab.config.schema import ModelConfig, TrainConfig
 from sasrec_lab.data.batches import pack
@@ -33,7 +33,7 @@ def outputs(sequences: Sequences, cfg: TrainConfig, variants: dict[str, ModelCon
     users = np.repeat(sequences.user_ids, sequences.lengths)
     np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1])
     parts = {name: {"heads": variant.heads, "tied": variant.share_items} for name, variant in variants.items()}
-    task = {"parts": parts, "interactions": str(file), "out": str(out), "mask_prob": MASK_PROBABILITY}
+    task = {"parts": parts, "interactions": str(file), "out": str(out), "mask_share": MASK_SHARE}
     PEER.run(sizes(cfg) | task)
     return read_parts(out)
 

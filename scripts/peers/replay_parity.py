@@ -34,7 +34,7 @@ def outputs(task: dict) -> dict[str, np.ndarray]:
     schema = make_schema(task, len(item_ids))
     model = random_model(task, schema)
     histories = padded(arrays["user"], torch.from_numpy(items), task["maxlen"])
-    masker = Bert4RecUniformMasker(task["mask_prob"])
+    masker = Bert4RecUniformMasker(task["mask_share"])
     masked = [(row, known, masker.mask(known)) for row, known in histories]
     states, items, known, unmasked = states_of(model, masked)
     newest = states_of(model, [shifted(schema, row, known) for row, known in histories])[0][:, -1]
