@@ -15,6 +15,7 @@ from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import counted, printable
 from sasrec_lab.files import display_path
+from sasrec_lab.run.folder import WEIGHTS
 from sasrec_lab.run.model_name import model_name
 from sasrec_lab.run.protocol import describe_candidates, describe_test
 
@@ -114,7 +115,7 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     lines += [
         "",
-        f"checkpoint   {_describe_checkpoint(results)}",
+        f"checkpoint   {_describe_checkpoint(results)}" if results["epochs"] else f"weights      {WEIGHTS}",
         f"run folder   {display_path(folder)}",
         f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder / 'tb')])}",
     ]
@@ -127,13 +128,12 @@ def job_line(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     measured = [f"{metric} {results['metrics'][metric]:.4f}"] if metric in results["metrics"] else []
     for name, values in results["baselines"].items():
         measured += [f"{name} {values[metric]:.4f}"] if metric in values else []
-    return printable(f"job {folder.name}: {', '.join([*measured, _describe_checkpoint(results)])}")
+    measured += [_describe_checkpoint(results)] if results["epochs"] else []
+    return printable(f"job {folder.name}: {', '.join(measured)}")
 
 
 def _describe_checkpoint(results: dict[str, Any]) -> str:
     best = results["best_epoch"]
-    if not results["epochs"]:
-        return "none, the model has no epochs"
     return "last epoch" if best is None else f"epoch {best + 1} of {results['epochs']} (best on validation)"
 
 
