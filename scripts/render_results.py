@@ -121,6 +121,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
         "ndcg",
         ["configuration", "run", "ndcg", "recall", "epochs", "best_epoch", "minutes", "n"],
     ),
+    "baselines": ("baselines", "ndcg", ["data", "configuration", "run", "ndcg", "recall"]),
     "quality_repeats": ("quality_repeats", "ndcg", ["configuration", "ndcg", "recall", "n"]),
     "paper_table4": ("paper_table4", "ndcg", ["data", "row", "ndcg", "change", "published", "published_change"]),
     "paper_table3": (
