@@ -178,7 +178,7 @@ def _remove_if_stale(folder: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
             return
-        shutil.rmtree(folder, ignore_errors=True)  # of a version that had no lock
+        shutil.rmtree(folder, ignore_errors=True)  # a killed removal had begun with the lock
 
 
 # Download and extract

@@ -289,6 +289,34 @@ def test_a_failed_pip_download_reports_its_reason(tmp_path, monkeypatch):
     assert gives_nothing(tmp_path, wanted) == "pip download pkg==1.0: pip downloaded 0 wheels instead of one"
 
 
+def test_a_wheel_of_another_size_is_refused(tmp_path, monkeypatch):
+    wheel = zipped(u=ROWS)
+    pip(monkeypatch, {"pkg-1.0-py3-none-any.whl": wheel})
+    wanted = SourceConfig(pip="pkg==1.0", member="u", size=7)
+    assert gives_nothing(tmp_path, wanted) == f"pip download pkg==1.0: it has {len(wheel)} bytes, expected 7"
+
+
+def test_a_pip_download_has_a_limit_of_time(tmp_path, monkeypatch):
+    def run(command: list[str], timeout: float, **_) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    wanted = SourceConfig(pip="pkg==1.0", member="u")
+    assert gives_nothing(tmp_path, wanted) == "pip download pkg==1.0: it is not complete after 60 minutes"
+
+
+def test_a_cut_gzip_file_is_refused(tmp_path, serve):
+    dataset = published(SourceConfig(url=(url := serve("/u.gz", gzip.compress(ROWS)[:-9]))))
+    dataset.path = "ml/u.data.gz"
+    assert f"({url}: the download is a broken gzip file (" in refusal(fetched, dataset, tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_an_invalid_certificate_is_named():
+    error = requests.exceptions.SSLError("HTTPSConnectionPool(...): certificate verify failed")
+    assert download._reason(error) == "the certificate or the encryption of the connection is not valid"
+
+
 def test_an_unwritable_root_is_an_error(tmp_path, serve):
     root = tmp_path / "root"
     root.write_bytes(b"a file")
@@ -623,10 +651,10 @@ def test_planted_links_in_the_drafts_are_not_written_through(tmp_path, serve):
 
 def test_drafts_of_killed_processes_are_removed(tmp_path, serve):
     old = time.time() - 2 * 86_400
-    for name in ("abandoned", "used", "fresh"):
+    for name in ("abandoned", "used", "fresh", "half-removed"):
         folder = tmp_path / "ml" / f".fetch-{name}"
         folder.mkdir(parents=True)
-        for path in (folder / "lock", folder / "x.part", folder):
+        for path in (folder / "lock", folder / "x.part", folder)[name == "half-removed" :]:
             if path != folder:
                 path.write_bytes(b"x")
             if name != "fresh":

@@ -1,5 +1,6 @@
 """Resuming runs whose records or checkpoints are missing, torn or of another run, and what the refusals say."""
 
+import errno
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from commands import in_this_process
 from sasrec_lab.config.command_line import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.run.record import describe_failure
 from sasrec_lab.run.resume import check_can_run, recorded_config
 
 WORDS = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=30", "model=tiny"]
@@ -86,9 +88,32 @@ def test_a_broken_run_json_without_checkpoints(run):
         (run / "run.json").write_bytes(BROKEN[kind])
         with pytest.raises(InputError, match=r"run\.json .*; there is no checkpoint to resume from: delete it to"):
             check_can_run(run, cfg)
+    (run / "run.json").write_bytes(b"\xff")  # no text
+    with pytest.raises(InputError, match=r"run\.json .*; there is no checkpoint to resume from: delete it to"):
+        check_can_run(run, cfg)
     for kind in ("empty", "zeros"):
         (run / "run.json").write_bytes(BROKEN[kind])
         assert check_can_run(run, cfg) is None, "nothing is lost if it starts over"
+
+
+def test_there_is_nothing_to_resume_without_a_run_or_a_checkpoint(run, tmp_path):
+    cfg = load([*WORDS[:-1], "ckpt=last"])
+    with pytest.raises(InputError, match=r"^ckpt=last: no run found in .*/empty; pass the folder to resume as hydra"):
+        check_can_run(tmp_path / "empty", cfg)
+    cut_off(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(InputError, match=r"^ckpt=last: .*/run has no checkpoint yet \(no epoch was finished\); start"):
+        check_can_run(run, cfg)
+
+
+def test_a_full_disk_is_one_line_with_what_is_kept(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    full = OSError(errno.ENOSPC, "No space left on device", "run/tb/events")
+    start = "run/tb/events: No space left on device; free some space and start again"
+    assert describe_failure(full, run) == f"{start}; finished epochs are in run"
+    shutil.rmtree(run / "checkpoints")
+    assert describe_failure(full, run) == start
+    assert describe_failure(OSError(errno.EIO, "Input/output error"), run) == "run: Input/output error"
 
 
 def test_resuming_with_other_keys_names_the_command(run, monkeypatch):

@@ -14,7 +14,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.optimizer import RowwiseAdam
+from sasrec_lab.training.optimizer import RowwiseAdam, learning_rate_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,6 +134,14 @@ def test_saved_state_resumes(tmp_path):
     optimizer.load_state_dict(states)
     train(resumed, optimizer, batches()[3:])
     assert_same(resumed, whole, exact=True)
+
+
+def test_warm_up_and_cosine_are_the_literal_ones():
+    factors = [learning_rate_factor(step, 2, 6) for step in (0, 1, 2, 4, 6, 9)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.5, 0, 0])
+    assert [learning_rate_factor(step, 2, None) for step in (0, 1, 2, 9)] == [0.5, 1, 1, 1]
+    assert learning_rate_factor(0, 0, 4) == 1
+    assert learning_rate_factor(3, 5, 4) == 0.8  # a warm-up that never ends
 
 
 # With the model and Lightning
