@@ -111,6 +111,7 @@ def item_knn_weights(matrix: csr_array, cfg: ItemKnnConfig) -> csr_array:
     the lower index stays.
     """
     weighted = _WEIGHTINGS[cfg.weighting](matrix)
+    weighted.eliminate_zeros()  # of users with all items but one, whose weight is 0
     norms = np.sqrt(weighted.multiply(weighted).sum(0))
     parts = []
     for begin, end, products in _products(weighted):
@@ -123,7 +124,6 @@ def item_knn_weights(matrix: csr_array, cfg: ItemKnnConfig) -> csr_array:
 
 def _largest(products: csr_array, count: int, begin: int) -> csr_array:
     """Return the `count` largest entries of each row, the item itself excluded; row 0 is item `begin`."""
-    products.eliminate_zeros()  # of users whose weight is 0
     products.sort_indices()
     kept = []
     for row, (start, end) in enumerate(pairwise(products.indptr)):

@@ -83,6 +83,16 @@ def test_neighbors_of_equal_similarity_are_the_first_ones():
     assert found[found > 0] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("weighting", [Weighting.tfidf, Weighting.bm25])
+def test_a_user_with_all_items_but_one_has_no_weight(weighting):
+    """log(V / (1 + items of the user)) is 0: item 1, which only this user has, has no neighbors."""
+    users, items = np.array([0, 0, 0, 1, 1]), np.array([1, 2, 3, 3, 4])
+    cfg = ItemKnnConfig(name="itemknn", neighbors=2, shrink=0.0, weighting=weighting)
+    found = fit(cfg, users, items, 4).matrix.toarray()
+    assert np.argwhere(found).tolist() == [[2, 3], [3, 2]]
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_a_history_scores_the_sum_of_its_items_weights(is_sparse):
     weights = ItemWeights(knn(2, Weighting.none))
