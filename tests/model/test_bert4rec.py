@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from commands import in_a_fresh_process
 from small_data import holdout_of, masked_items
 from small_models import SEQUENCES, packed, random_encoder, states_of
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from sasrec_lab.config.command_line import load
 from sasrec_lab.data.batches import MASK
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,3 +141,32 @@ def test_masked_copy_needs_attention_to_later_items():
 
     assert accuracy(causal=False) > 0.95
     assert accuracy(causal=True) < 0.25
+
+
+@pytest.mark.slow
+def test_every_stage_works_in_a_fresh_process(tmp_path):
+    words = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=40", "model=bert4rec"]
+    words += ["model.dim=8", "model.maxlen=12", "objective.replace=mixed", "tensorboard.attention_users=1"]
+    train = in_a_fresh_process("sasrec_lab.train", tmp_path)
+    for run, *more in (["whole", "trainer.max_epochs=4"], ["part", "trainer.max_epochs=2"]):
+        done = train(*words, "trainer=cpu", f"hydra.run.dir={run}", *more)
+        assert (done.returncode, done.stderr) == (0, "")
+    done = train(*words, "trainer=cpu", "hydra.run.dir=part", "trainer.max_epochs=4", "ckpt=last")
+    assert (done.returncode, done.stderr) == (0, "")
+    whole, part = (torch.load(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("whole", "part"))
+    assert "encoder.mask" in whole
+    assert all(torch.equal(whole[name], part[name]) for name in whole)
+    ranks = [np.load(tmp_path / run / "ranks.npz") for run in ("whole", "part")]
+    assert all((ranks[0][name] == ranks[1][name]).all() for name in ranks[0])
+    lists = in_a_fresh_process("sasrec_lab.recommend", tmp_path)("run=whole", "users=all", "k=3", "output=lists.csv")
+    assert (lists.returncode, lists.stderr) == (0, "")
+    recommender = Recommender.from_run(tmp_path / "whole", device="cpu")
+    assert len(np.unique(np.loadtxt(tmp_path / "lists.csv", delimiter=",", skiprows=1)[:, 0])) > 50
+    done = in_a_fresh_process("sasrec_lab.export", tmp_path)("whole", "encoder.pt2")
+    assert (done.returncode, done.stderr) == (0, "")
+    program = torch.export.load(tmp_path / "encoder.pt2").module()
+    history = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 7])  # as long as it may be
+    batch = masked_items(12).inference(history.numpy(), np.array([0]), np.array([11]))
+    with torch.no_grad():
+        expected = recommender.ranker.encoder.newest(batch) @ recommender.ranker.encoder.item_table.T
+        torch.testing.assert_close(program(history), expected[0])
