@@ -134,7 +134,7 @@ def test_a_short_log_scale_has_several_ticks(tmp_path):
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == pytest.approx([5, 10, 20])
 
 
-def test_a_line_has_published_values_and_a_log_scale_if_it_is_long(tmp_path):
+def test_a_long_line_has_published_values_and_a_log_scale(tmp_path):
     cells = {f"model.dim={dim}": {"test/ndcg@10": dim / 100} for dim in (4, 32)}
     for dim in (4, 8, 32):
         published = {"published": PUBLISHED | {"cells": cells}}
@@ -156,7 +156,7 @@ def test_a_heat_map_has_a_box_around_the_row_best_on_validation(tmp_path):
     assert (box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2) == pytest.approx((1, 0))
 
 
-def test_bars_of_many_rows_are_the_best_on_validation_and_the_baseline(tmp_path):
+def test_bars_of_many_rows_are_the_best_and_the_baseline(tmp_path):
     for number in range(40):
         run = write_run(tmp_path / str(number), f"loss={number}x", ndcg=0.01 * number, config={"number": number})
         results = json.loads((run / "metrics.json").read_text())
@@ -191,7 +191,7 @@ def test_few_learning_curves_share_a_frame_with_seeds_and_band(tmp_path):
     assert (band[:, 1].min(), band[:, 1].max()) == (0, 4)  # mean ± std, which is 1
 
 
-def test_many_learning_curves_have_a_frame_each_and_the_others_behind(tmp_path):
+def test_many_learning_curves_have_a_frame_each(tmp_path):
     write_curves(tmp_path, rows=5, seeds=1)
     frames = drawn(tmp_path)["curves"].canvas.axes
     assert [frame.get_title(loc="left") for frame in frames] == [f"loss={row}x" for row in range(5)]

@@ -94,13 +94,13 @@ def test_a_run_without_recorded_overrides_is_the_default_row(tmp_path):
     assert [row.label for row in part.comparison.rows] == ["default"]
 
 
-def test_a_folder_of_hydra_without_a_config_is_of_another_program(tmp_path):
+def test_a_folder_of_hydra_needs_a_config(tmp_path):
     write_run(tmp_path / "good")
     (tmp_path / "bad/.hydra").mkdir(parents=True)
     assert skipped_line(tmp_path, "bad").endswith("bad: a run of another program")
 
 
-def test_the_missing_jobs_of_a_search_are_known_to_its_sweeper_only(tmp_path):
+def test_a_search_has_no_missing_jobs(tmp_path):
     write_run(tmp_path / "0-a", "model.dim=8")
     hydra = {"sweeper": {"_target_": "x.OptunaSweeper"}, "overrides": {"task": ["model.dim=8,16"]}}
     (tmp_path / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))

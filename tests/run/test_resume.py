@@ -96,7 +96,7 @@ def test_a_broken_run_json_without_checkpoints(run):
         assert check_can_run(run, cfg) is None, "nothing is lost if it starts over"
 
 
-def test_there_is_nothing_to_resume_without_a_run_or_a_checkpoint(run, tmp_path):
+def test_nothing_is_resumed_without_a_run_or_a_checkpoint(run, tmp_path):
     cfg = load([*WORDS[:-1], "ckpt=last"])
     with pytest.raises(InputError, match=r"^ckpt=last: no run found in .*/empty; pass the folder to resume as hydra"):
         check_can_run(tmp_path / "empty", cfg)
