@@ -237,6 +237,18 @@ def test_a_user_without_items_in_lists():
     assert refused("1 5 6\n\n2\n", format=Format.lists) == ("x.csv, line 3: a user without an item; remove the line")
 
 
+def test_lists_of_blank_lines_only_have_no_interactions():
+    text = "\n \n\t\r\n"
+    message = "x.csv has only empty lines; dataset.path must name a file with interactions"
+    assert refused(text, format=Format.lists) == message
+
+
+def test_bytes_of_all_values_are_no_text():
+    controls = "".join(map(chr, range(1, 32))) + "\x7f"
+    message = "x.csv has bytes of all values, so it is not text; dataset.path must name "
+    assert refused(f"user_id::item_id\n{controls}::1\n", separator="::").startswith(message)
+
+
 def test_a_wrong_id_in_lists():
     assert refused("1 5 6\n\n2 7 x\n", format=Format.lists, item_type=IdType.int) == (
         "x.csv, line 3: column item_id is 'x', not an integer (of 64 bits); use dataset.item_type=str"

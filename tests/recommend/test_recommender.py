@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend import histories, lists
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.rankers import EncoderRanker
-from sasrec_lab.recommend.recommender import Recommender
+from sasrec_lab.recommend.recommender import Recommender, _find_device
 from sasrec_lab.run.folder import RETRAIN_HINT
 from sasrec_lab.train import train
 
@@ -165,6 +166,13 @@ def test_unknown_items_and_users_are_skipped_with_a_warning():
         recommender.recommend("all", k=6)
     with warnings.catch_warnings(action="error"):
         assert recommender.recommend([101], k=6, on_unsupported_targets="ignore").empty
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:9", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(name):
+    with pytest.raises(InputError) as caught:
+        _find_device(name)
+    assert re.fullmatch(rf"device={name}: .+; use device=cpu", str(caught.value))
 
 
 def test_many_unsupported_users_are_counted_and_five_named():

@@ -152,6 +152,12 @@ def copy_of_another_run(best: Path) -> None:
     torch.save(saved, best)
 
 
+def copy_without_validation(best: Path) -> None:
+    saved = torch.load(best)
+    saved["validation"] = {}
+    torch.save(saved, best)
+
+
 def truncate(best: Path) -> None:
     best.write_bytes(best.read_bytes()[:-100])
 
@@ -160,6 +166,7 @@ DAMAGE = {
     "is missing": Path.unlink,
     "is not a checkpoint of this project (": truncate,
     "is of another epoch (val/ndcg@10": copy_of_another_epoch,
+    "has no val/ndcg@10": copy_without_validation,
     "is of another run (seed differs)": copy_of_another_run,
 }
 
