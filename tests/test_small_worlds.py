@@ -109,6 +109,21 @@ def test_small_world_finishes(world, words, form, tmp_path, train_here, monkeypa
             check_is_one_line(lists)
 
 
+@pytest.mark.parametrize(("world", "model"), [*zip(WORLDS, cycle(["ease", "itemknn"]), strict=False)])
+def test_a_model_without_epochs_finishes_in_a_small_world(world, model, tmp_path, train_here):
+    write(WORLDS[world], tmp_path)
+    done = train_here(*FILE, f"model={model}", "evaluation.k=[1,10]")
+    if done.returncode:
+        check_is_one_line(done)
+        return
+    assert (done.stderr, "nan" in done.stdout) == ("", False)
+    check_records(tmp_path / "run")
+    recommend = in_this_process("sasrec_lab.recommend.__main__", tmp_path)
+    for lists in (recommend("run=run", "users=all", "k=1"), recommend("run=run", "items=all", "k=1")):
+        if lists.returncode:  # such as a user with an unknown item only
+            check_is_one_line(lists)
+
+
 NO_TRAINING = {  # users, words, and the line
     "one item": ([[1, 1, 1, 1], [1, 1, 1]], [], "dataset.path=my.csv: only one item, 1, is left after cleaning"),
     "one interaction each": ([[1], [2], [3]], [], "my.csv: no user has 3 interactions, which a holdout needs"),
