@@ -1,6 +1,5 @@
 """Fit, measure, save and load a model without epochs (model/closed_form.py), for train.py and the recommender."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from sasrec_lab.model import closed_form
 from sasrec_lab.model.closed_form import ItemWeights
 from sasrec_lab.ops.memory import Need, check_memory
 from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, WEIGHTS, read_arrays
-
-log = logging.getLogger("sasrec_lab.train")
 
 _DOUBLE, _FLOAT, _INT = 8, 4, 4  # bytes
 
