@@ -120,7 +120,8 @@ def test_a_training_command_runs(command, train_here, tmp_path):
 @pytest.mark.parametrize("command", REPORTED)
 def test_a_report_command_runs(command, runs):
     report = in_this_process("sasrec_lab.report.__main__", runs)
-    done = report(*words_of(re.sub(r"outputs/sasrec_paper_\w+", "outputs/ml_100k", command)))
+    command = re.sub(r"outputs/(sasrec_paper|dross)_\w+", "outputs/ml_100k", command)
+    done = report(*words_of(command.replace("--baseline sasrec_plus", "--baseline model.blocks=1")))
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"model\.blocks=1 +2 +(best )?0\.\d{4} +0\.\d{4} ± 0\.\d{4}", done.stdout)
 
