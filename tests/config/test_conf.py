@@ -72,7 +72,7 @@ def test_every_row_of_an_ablation_has_its_published_cell(name):
 
 
 @pytest.mark.parametrize("name", [name for name in names_in("experiment") if name.startswith("dross/")])
-def test_every_row_of_turning_dross_composes_with_its_model_loss_and_cell(name):
+def test_rows_of_turning_dross_have_model_loss_and_cell(name):
     rows = {row: load([f"experiment={name}", f"dross={row}"]) for row in names_in("dross")}
     assert {row: (cfg.row, cfg.objective.name.name, cfg.loss.name.name) for row, cfg in rows.items()} == {
         "sasrec": ("sasrec", "next_item", "bce"),

@@ -67,7 +67,7 @@ def test_labels_are_the_items_that_were_masked(users, windows, maxlen, size, sha
     assert 0 <= inputs.items.min() <= inputs.items.max() <= holdout.num_items
 
 
-def test_every_item_of_all_windows_is_an_input_once_but_the_oldest_of_a_full_one():
+def test_items_of_all_windows_are_inputs_once():
     users = [list(range(1, 12)), list(range(1, 8))]  # 9 and 5 training items; windows of at most 4 + 1
     holdout = holdout_of(users, maxlen=4, windows=Windows.all)
     inputs, labels = masked(holdout, np.arange(len(holdout.window_users)), maxlen=4, share=1e-9)

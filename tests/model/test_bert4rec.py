@@ -84,7 +84,7 @@ def test_states_depend_on_both_sides_and_on_no_other_sequence(changed):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_the_mask_starts_as_an_item_and_is_trained_alone_in_its_place():
+def test_the_mask_starts_as_an_item_and_is_trained():
     torch.manual_seed(0)
     model = Encoder(1000, replace(CONFIG.model, dropout=0.0))
     assert model.mask.shape == (1, 64)
