@@ -79,11 +79,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
     ranking_peak = machine.peak_memory_mb()
     rates.append(product_rate(cfg, device, holdout.num_items))  # measured twice, because other work comes and goes
 
-    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
-    windows, _ = objective.training(holdout, np.arange(len(holdout.window_starts)), np.random.default_rng(0))
-    has_items = ranked.val.ends > ranked.val.starts
-    known = objective.inference(holdout.items, ranked.val.starts[has_items], ranked.val.ends[has_items])
-    lengths = np.diff(windows.offsets)  # (W,) useful positions per window
+    lengths, known = sequence_lengths(holdout, ranked, cfg)
     compared = model.loss.compared_items(cfg.loss, holdout.num_items)
     flops = flops_per_position(cfg.model, compared, lengths, training.labels / training.positions)
     positions_per_s = training.positions / training.seconds
@@ -93,7 +89,7 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "peak_rss_mb": training_peak["rss"],
         "roofline_positions_per_s": max(rates) / flops,
         "fraction_of_roofline": positions_per_s * flops / max(rates),
-        "roofline_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, np.diff(known.offsets)),
+        "roofline_users_per_s": max(rates) / flops_per_user(cfg.model, holdout.num_items, known),
         "ranking_peak_rss_mb": ranking_peak["rss"],
         "peak_cuda_mb": training_peak.get("cuda"),
         "flops_per_position": flops,
@@ -113,6 +109,15 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "torch": torch.__version__,
         "overrides": overrides,
     }
+
+
+def sequence_lengths(holdout: Holdout, ranked: Holdout, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of each training window (W,), and of each user to rank who has items."""
+    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    windows, _ = objective.training(holdout, np.arange(len(holdout.window_starts)), np.random.default_rng(0))
+    has_items = ranked.val.ends > ranked.val.starts
+    known = objective.inference(holdout.items, ranked.val.starts[has_items], ranked.val.ends[has_items])
+    return np.diff(windows.offsets), np.diff(known.offsets)
 
 
 class TrainingTime(pl.Callback):
