@@ -85,6 +85,7 @@ def batch_of(cfg):
         *(f"model.norm={norm} model.ff_dim=1" for norm in ("sasrec", "pre", "post")),
         "model=ligr model.ff_dim=1",
         "model=gru4rec model.blocks=2",
+        "model=bert4rec model.ff_dim=1",
     ],
 )
 @pytest.mark.usefixtures("both_forms")
