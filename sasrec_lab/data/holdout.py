@@ -52,7 +52,8 @@ class Holdout:
     def has_repeats(self) -> bool:
         """Return whether any user has an item more than once in training or in a history that is read."""
         read_ends = self.train_ends.copy()
-        np.maximum.at(read_ends, self.test.users, self.test.ends)
+        for rows in (self.val, self.test):  # a user may have rows of only one of them
+            np.maximum.at(read_ends, rows.users, rows.ends)
         first_users = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
         return any(self._has_repeats(slice(*users), read_ends) for users in pairwise([*first_users, len(self.starts)]))
 

@@ -6,11 +6,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from small_data import sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, Cold, History, HoldoutMode, Target, TimeSplitConfig, Windows
-from sasrec_lab.config.schema import Draw
+from sasrec_lab.config.schema import Draw, EaseConfig, ItemKnnConfig, Weighting
 from sasrec_lab.data.batches import evaluation_batch
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.negatives import draw_candidates, training_counts
@@ -18,9 +19,13 @@ from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.reach import count_unreachable
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
+from sasrec_lab.evaluation.metrics import full_ranks
+from sasrec_lab.ops.sparse_scores import SparseScores, shared_by_all
+from sasrec_lab.training.closed_form import fit
 
 Row = tuple[int, list[int], list[int]]  # user, items of the history, targets
 SECONDS = 889_000_000  # of 1998
+CONFIG = load([])
 
 
 def timed_sequences(rows: list[tuple[int, int, int]]) -> Sequences:
@@ -298,3 +303,33 @@ def test_defaults_are_those_of_the_conf():
     assert load(["dataset.holdout=time", "dataset.catalogue=all"]).dataset.catalogue is Catalogue.all
     last = load([]).dataset
     assert (last.time_split, last.catalogue) == (None, Catalogue.all)
+
+
+# A user with a row of validation and none of the test
+
+OTHERS = [
+    *((user, item, SECONDS + 2 * user + item) for user in range(4) for item in (1 + user % 2, 3 + user)),
+    *((0, item, SECONDS + time) for item, time in ((2, 25), (7, 34), (5, 35))),
+]
+
+
+@pytest.mark.parametrize("first", [10, 21])  # with and without training
+@pytest.mark.parametrize("catalogue", [Catalogue.all, Catalogue.train])
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_item_repeated_before_a_target_of_validation_counts_once(times, catalogue, first):
+    late = [(9, 4, SECONDS + 23 + place) for place in range(times)]
+    sequences = timed_sequences([*OTHERS, (9, 2, SECONDS + first), (9, 3, SECONDS + 22), *late, (9, 1, SECONDS + 29)])
+    holdout = split(sequences, catalogue, **CUTS)
+    assert (holdout.val.users.tolist(), holdout.test.users.tolist()) == ([0, 4], [0])
+    assert holdout.has_repeats == (times > 1)
+    batch = evaluation_batch(holdout, np.array([1]), "val", NextItem(CONFIG.objective, CONFIG.model), None)
+    assert batch.seen_items.tolist() == [2, 3, 4]
+
+    others = holdout.item_ids // 10 > 4
+    same = SparseScores(shared_by_all(torch.zeros(holdout.num_items)), torch.tensor([0]))
+    assert full_ranks(same, batch, filter_seen=True).tolist() == [1 + others.sum()]
+    for cfg in (EaseConfig("ease", 1.0), ItemKnnConfig("itemknn", 5, 0.0, Weighting.none)):
+        weights = fit(cfg, holdout)
+        scores = weights.block(1, torch.zeros(3, dtype=torch.long), torch.tensor([2, 3, 4]))[0].numpy()
+        ranks = full_ranks(weights.scores(1, batch.seen_rows, batch.seen_items), batch, filter_seen=True)
+        assert ranks.tolist() == [1 + (scores[others] >= scores[0]).sum()]
