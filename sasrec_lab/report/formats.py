@@ -93,15 +93,20 @@ def _csv_line(part: ProtocolReport, row: Row, metric: str) -> dict[str, object]:
         "difference": difference_to_published(row, metric),
         "training_seconds": row.mean(lambda run: run.seconds),
         "parameters": row.runs[0].parameters,
-        "epochs": row.mean(lambda run: run.epochs),
-        "best_epoch": row.mean(lambda run: run.best_epoch),
-        "validation": None if math.isnan(validation := row.spread(part.monitor).mean) else validation,
+        "epochs": _or_empty(row.epochs),
+        "best_epoch": _or_empty(row.mean(lambda run: run.best_epoch)),
+        "validation": _or_empty(row.spread(part.monitor).mean),
         "best_on_validation": int(row is part.best),
     }
     if test and part.baseline:
         line |= {"baseline": part.baseline.exact_label, "vs_baseline": test.difference, "margin_95": test.margin}
         line |= {"p": test.p, "p_holm": test.p_holm}
     return line
+
+
+def _or_empty(mean: float) -> float | None:
+    """Return a mean, or None, which is an empty cell, for the NaN of no values."""
+    return None if math.isnan(mean) else mean
 
 
 def _guard(cell: object) -> object:

@@ -14,6 +14,7 @@ from sasrec_lab.run.protocol import LEAK
 
 DEFAULT = "default"  # the label of the row that overrides nothing
 _ROW_GROUPS = ("ablation", "dross")  # groups in conf/ whose files are the rows of a paper's table
+_MODEL_GROUPS = ("model", "loss", "objective")  # a paper's row chooses these, so another choice is not its row
 _CHOICES = ("experiment", *_ROW_GROUPS, "dataset", "sweep")  # overrides that choose a published result
 # Besides keys that do not change what is computed, these do not distinguish rows; the keys that a sweep sets do.
 _NOT_SETTINGS = ("seed", "row", "name", "sweep")
@@ -42,6 +43,11 @@ class Row:
     def mean(self, value: Callable[[Run], float | None]) -> float:
         """Return the mean of a value over the runs that have it."""
         return Spread.from_values([number for run in self.runs if (number := value(run)) is not None]).mean
+
+    @property
+    def epochs(self) -> float:
+        """Return the mean number of epochs, NaN for a model without epochs."""
+        return self.mean(lambda run: run.epochs or None)
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,19 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
 
 
 def _label(run: Run, settings: dict[str, str]) -> str:
-    """Return the name of the paper's row if nothing else differs, and the differing overrides if something does."""
+    """Return the name of the paper's row if nothing else differs, and the differing overrides if something does.
+
+    Another model than the paper's is part of the name, except that `default` remains the baseline.
+    """
     if (row := run.config.get("row")) and not settings.keys() - set(_ROW_GROUPS):
-        return row
+        others = () if row == DEFAULT else _model_overrides(run).items()
+        return " ".join([row, *(f"{key}={value}" for key, value in others)])
     return " ".join(f"{key}={value}" for key, value in settings.items()) or DEFAULT
+
+
+def _model_overrides(run: Run) -> dict[str, str]:
+    """Return the overrides that choose another model, loss or objective than that of the run's experiment."""
+    return {key: value for key, value in run.overrides.items() if key in _MODEL_GROUPS}
 
 
 def _protocol_overrides(overrides: dict[str, str]) -> frozenset[tuple[str, str]]:
@@ -232,9 +247,9 @@ def _published(label: str, run: Run, shared: dict[str, str]) -> dict[str, float]
     """Return the published results of a row.
 
     A run that is called `default` because all runs share its overrides is looked up by these: the only finished job of
-    a sweep over maxlen is not the published default.
+    a sweep over maxlen is not the published default. A paper's row with another model than the paper's has none.
     """
-    if not _is_published_for(run):
+    if not _is_published_for(run) or (run.config.get("row") and _model_overrides(run)):
         return {}
     if label == DEFAULT and not run.config.get("row") and shared:
         label = " ".join(f"{key}={value}" for key, value in shared.items())

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sasrec_lab.errors import InputError
-from sasrec_lab.report.formats import plain_table
+from sasrec_lab.report.formats import format_overrides, plain_table
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.tables import build_report, short_table
 
@@ -16,5 +16,18 @@ def compare_jobs(sweep: Path) -> str:
         parts = build_report(find_runs([sweep]), [], None, with_tests=False).parts
     except InputError:  # no job has started
         return ""
-    tables = [table for part in parts if (table := short_table(part, _MAX_ROWS))]
+    shared = [part.comparison.shared for part in parts]
+    each = [short_table(part, _MAX_ROWS, _differing(part.comparison.shared, shared)) for part in parts]
+    tables = [table for table in each if table]
     return "\n".join(f"\n{plain_table(table)}" for table in tables)
+
+
+def _differing(overrides: dict[str, str], of_all: list[dict[str, str]]) -> str:
+    """Return the overrides that not all protocols have, without the data set, which a title names anyway."""
+    return format_overrides(
+        {
+            key: value
+            for key, value in overrides.items()
+            if key != "dataset" and any(each.get(key) != value for each in of_all)
+        }
+    )

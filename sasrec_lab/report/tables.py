@@ -286,8 +286,11 @@ def _pairs_table(part: ProtocolReport) -> list[Table]:
     return [Table(title, ["pair", "difference ± 95% over users", "p"], cells)]
 
 
-def short_table(part: ProtocolReport, limit: int) -> Table | None:
-    """Return the first metric's means of the rows best on validation, and of baselines; None without a metric."""
+def short_table(part: ProtocolReport, limit: int, differing: str = "") -> Table | None:
+    """Return the first metric's means of the rows best on validation, and of baselines; None without a metric.
+
+    `differing` are the overrides that only this protocol has.
+    """
     if not part.metrics:
         return None
     names, rows = [part.monitor, part.metrics[0]], part.by_validation(part.comparison.rows)
@@ -300,7 +303,8 @@ def short_table(part: ProtocolReport, limit: int) -> Table | None:
         [name, EMPTY_CELL, _format_number(validation.get(name)), _format_number(value)] for name, value in test.items()
     ]
     rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
-    title = f"{part.dataset}: mean over seeds, the rows best on {part.monitor} first{rest}"
+    name = f"{part.dataset}, {differing}" if differing else part.dataset
+    title = f"{name}: mean over seeds, the rows best on {part.monitor} first{rest}"
     return Table(title, ["row", "n", *names], cells)
 
 
@@ -308,13 +312,15 @@ def _cost_table(rows: list[Row]) -> Table:
     """Return what a run of each row took: epochs, time, parameters."""
     cells = []
     for row in rows:
-        epochs, best = row.mean(lambda run: run.epochs), row.mean(lambda run: run.best_epoch)
+        epochs, best = row.epochs, row.mean(lambda run: run.best_epoch)
         parameters = f"{row.runs[0].parameters:,}"
         seeds = ",".join(str(run.seed) for run in row.runs)
+        trained = EMPTY_CELL if math.isnan(epochs) else f"{epochs:.0f}"
         best_epoch = EMPTY_CELL if math.isnan(best) else f"{best + 1:.0f}"  # recorded from 0
         duration = format_duration(row.mean(lambda run: run.seconds))
-        cells.append([row.label, seeds, f"{epochs:.0f}", best_epoch, duration, parameters])
-    columns = ["row", "seeds", "epochs", "best epoch", "training", "parameters"]
+        cells.append([row.label, seeds, trained, best_epoch, duration, parameters])
+    listed = "seeds" if any(len(row.runs) > 1 for row in rows) else "seed"
+    columns = ["row", listed, "epochs", "best epoch", "training", "parameters"]
     return Table("Cost per run (mean over seeds)", columns, cells)
 
 

@@ -7,11 +7,19 @@ _OF_CLOSED_FORM = {"ease": "EASE", "itemknn": "ItemKNN"}
 
 
 def model_name(config: dict[str, Any]) -> str:
-    """Return the name of the model that a plain config describes; older configs lack keys that have a default."""
+    """Return the name of the model that a plain config describes; older configs lack keys that have a default.
+
+    gSASRec and eSASRec are an architecture with their paper's loss; the others are named by their architecture alone.
+    """
     model = config["model"]
     if name := _OF_CLOSED_FORM.get(str(model.get("name"))):
         return name
     if not model.get("causal", True):
         return "BERT4Rec"
     block: str = model.get("block", "transformer")
+    loss = config.get("loss") or {}
+    if block == "transformer" and loss.get("name") == "gbce" and loss.get("calibration"):
+        return "gSASRec"
+    if block == "ligr" and (loss.get("name"), loss.get("sampler")) == ("sampled_softmax", "uniform"):
+        return "eSASRec"
     return _OF_BLOCK.get(block, block)

@@ -17,12 +17,15 @@ import pytest
 import yaml
 from written_runs import PUBLISHED, write_run
 
+from sasrec_lab.config.command_line import load
+from sasrec_lab.config.convert import to_plain
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
 from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
+from sasrec_lab.run.model_name import model_name
 
 
 @pytest.fixture
@@ -100,6 +103,33 @@ def test_rows_of_several_models_have_their_names(tmp_path, report_here):
         assert list(dict.fromkeys(row["model"] for row in csv.DictReader(file))) == names
 
 
+def test_a_model_without_epochs_has_empty_cells_for_them(tmp_path, report_here):
+    folder = write_run(tmp_path / "x/a", config={"model": {"name": "ease", "regularization": 5.0}})
+    results = json.loads((folder / "metrics.json").read_text()) | {"epochs": 0, "best_epoch": None}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    done = report_here("x", "--csv", "a.csv")
+    assert re.search(r"row +seed +epochs +best epoch .*\n  default +0 +- +- ", done.stdout)
+    with open(tmp_path / "a.csv") as file:
+        assert {(row["epochs"], row["best_epoch"]) for row in csv.DictReader(file)} == {("", "")}
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("model=gsasrec", "gSASRec"),
+        ("model=gsasrec loss.calibration=0", "SASRec"),
+        ("model=esasrec", "eSASRec"),
+        ("model=ligr", "LiGR"),
+        ("model=ligr loss=sampled_softmax", "LiGR"),
+        ("model=gru4rec loss=gbce", "GRU4Rec"),
+        ("model=bert4rec", "BERT4Rec"),
+        ("model=itemknn", "ItemKNN"),
+    ],
+)
+def test_a_model_is_named_as_in_its_paper(words, name):
+    assert model_name(to_plain(load(words.split()))) == name
+
+
 def test_published_results_apply_only_to_their_data_set(tmp_path):
     write_run(tmp_path / "a", config={"published": PUBLISHED | {"dataset": "other"}})
     assert only_part(tmp_path).comparison.rows[0].published == {}
@@ -135,6 +165,20 @@ def test_a_run_with_overrides_is_not_the_published_default(tmp_path):
     line = "every row here was run with model.maxlen=3; the published rows may differ in that"
     assert line in only_part(tmp_path / "row").legend()
     assert not [line for line in only_part(tmp_path / "swept").legend() if line.startswith("every row")]
+
+
+def test_another_model_than_the_papers_is_not_its_row(tmp_path):
+    cells = {name: {"test/ndcg@10": 0.25} for name in ("default", "plus", "blocks_1")}
+    for name, row, override in (
+        ("a", "plus", "model=bert4rec"),
+        ("b", "blocks_1", "loss=bce"),
+        ("c", "default", "model=ligr"),
+        ("d", "plus", "dross=plus"),
+    ):
+        write_run(tmp_path / name, override, config={"row": row, "published": PUBLISHED | {"cells": cells}})
+    rows = [only_part(tmp_path / name).comparison.rows[0] for name in "abcd"]
+    assert [row.label for row in rows] == ["plus model=bert4rec", "blocks_1 loss=bce", "default", "plus"]
+    assert [row.published for row in rows] == [{}, {}, {}, {"test/ndcg@10": 0.25}]
 
 
 def test_published_rows_without_a_run_are_listed_by_kind(tmp_path):
@@ -535,6 +579,17 @@ def test_a_sweep_ends_with_its_rows_best_on_validation_first(tmp_path):
     ]
     assert lines[-1] == "  popularity    -            -        0.1000"
     assert len(lines) == 3 + 10 + 1
+
+
+def test_a_sweep_over_splits_says_what_each_table_has(tmp_path):
+    for target in ("first", "last"):
+        split = f"dataset.time_split.target={target}"
+        write_run(tmp_path / f"0-{target}", "dataset=small", split, protocol={"tested": f"{target} item after 2001"})
+    titles = [line for line in compare_jobs(tmp_path).splitlines() if "mean over seeds" in line]
+    assert [title.partition(":")[0] for title in titles] == [
+        "small, dataset.time_split.target=first",
+        "small, dataset.time_split.target=last",
+    ]
 
 
 def test_a_sweep_without_a_finished_job_has_no_comparison(tmp_path):
