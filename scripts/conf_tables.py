@@ -75,6 +75,8 @@ def header(file: Path) -> str:
 CONF_TABLES: dict[str, tuple[Callable[[Path], list[str]], str]] = {  # by name: the table, and what in conf/ it is of
     "train_keys": (key_table, "train.yaml"),
     "model_keys": (key_table, "model/sasrec.yaml"),
+    "loss_keys": (key_table, "loss/softmax.yaml"),
+    "objective_keys": (key_table, "objective/masked_items.yaml"),
     "ease_keys": (key_table, "model/ease.yaml"),
     "itemknn_keys": (key_table, "model/itemknn.yaml"),
     "trainer_keys": (key_table, "trainer/default.yaml"),
