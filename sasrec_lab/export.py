@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sasrec_lab.config.arguments import Arguments
 from sasrec_lab.errors import InputError, explain_out_of_memory
 from sasrec_lab.files import atomic_write
+from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import signals
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     recommender = Recommender.from_run(run, device="cpu")
     ranker = recommender.ranker
     if not isinstance(ranker, EncoderRanker):
+        model = run_folder.load_finished(recommender.folder)[0]["model"]["name"]
         raise InputError(
-            f"run={run} has a model without an encoder, which is not exported; use sasrec-recommend for it"
+            f"run={run} has model={model}, which has no encoder and is not exported; use sasrec-recommend for it"
         )
     saved = BytesIO()  # when torch itself writes to a full disk, it ends the process
     torch.export.save(program_of(ranker), saved)

@@ -74,7 +74,10 @@ def test_what_a_model_without_epochs_cannot_do_is_one_line(train_here, recommend
     assert train_here(*DATA, "model=itemknn", "dataset.holdout=none", "hydra.run.dir=run").returncode == 0
     export = in_this_process("sasrec_lab.export", tmp_path)
     for done, message in (
-        (export("run", "x.pt2"), "run=run has a model without an encoder, which is not exported; use sasrec-recommend"),
+        (
+            export("run", "x.pt2"),
+            "run=run has model=itemknn, which has no encoder and is not exported; use sasrec-recommend",
+        ),
         (recommend_here("run=run", "items=[1]", "device=cuda"), "device=cuda: ItemKNN makes its lists on the CPU; use"),
         (
             train_here("model=ease", "ckpt=x.ckpt"),
