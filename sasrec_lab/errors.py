@@ -72,8 +72,10 @@ def explain_out_of_memory(fix: str) -> Iterator[None]:
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
-    """Return the option that is spelled most like the word, or None if no option is close."""
-    return next(iter(difflib.get_close_matches(word, list(options), n=1)), None)
+    """Return the option that is spelled most like the word or has it as first part, or None if no option is close."""
+    options = list(options)
+    longer = [option for option in options if option.startswith(f"{word}_")]
+    return next(iter(difflib.get_close_matches(word, options, n=1) or longer), None)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

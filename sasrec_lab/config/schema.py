@@ -35,7 +35,7 @@ Similarity = Enum("Similarity", ["dot", "cosine"])
 ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
 Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
-SamplerName = Enum("SamplerName", ["usual", "none", "shared", "sequence", "unseen", "uniform"])
+SamplerName = Enum("SamplerName", ["none", "shared", "sequence", "unseen", "uniform"])
 Exclude = Enum("Exclude", ["none", "history"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
@@ -98,14 +98,13 @@ class ModelConfig(ModelSection):
         check_at_least("model.dim", self.dim, 1)
         check_at_least("model.maxlen", self.maxlen, 1)
         for key, eps in (("norm_eps", self.norm_eps), ("final_norm_eps", self.final_norm_eps)):
+            check_finite(f"model.{key}", eps)
             if not eps > 0:
                 raise InputError(f"model.{key}={eps} must be above 0")
-        if self.pad_keys and self.norm is not Norm.sasrec:
-            raise InputError(f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}")
-        if self.pad_keys and not self.causal:
-            raise InputError("model.pad_keys=true requires model.causal=true")
+        if self.pad_keys:
+            self._check_pad_keys()
         if self.block is BlockName.ligr and self.norm is not Norm.pre:
-            raise InputError(f"model.block=ligr requires model.norm=pre, not {self.norm.name}; use model=ligr")
+            raise InputError(f"model.norm={self.norm.name} must be pre for model.block=ligr; set it to pre")
         if self.block is BlockName.gru:
             self._check_gru()
         if self.ff_dim is not None:
@@ -117,13 +116,33 @@ class ModelConfig(ModelSection):
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
             )
+        check_finite("model.temperature", self.temperature)
         if not self.temperature > 0:
             raise InputError(f"model.temperature={self.temperature} must be above 0")
         self._check_positions()
 
+    def _check_pad_keys(self) -> None:
+        for key, refused in (("block=ligr", self.block is BlockName.ligr), ("causal=false", not self.causal)):
+            if refused:
+                raise InputError(f"model.pad_keys=true does not go with model.{key}; set model.pad_keys=false")
+        if self.block is BlockName.transformer and self.norm is not Norm.sasrec:
+            raise InputError(
+                f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}; set"
+                " model.pad_keys=false"
+            )
+
     def _check_positions(self) -> None:
-        if self.pos_emb in (PosEmb.rope, PosEmb.relative) and (self.block is BlockName.gru or self.pad_keys):
-            raise InputError(f"model.pos_emb={self.pos_emb.name} requires attention, without pad_keys=true")
+        if self.pos_emb in (PosEmb.rope, PosEmb.relative):
+            if self.block is BlockName.gru:
+                raise InputError(
+                    f"model.pos_emb={self.pos_emb.name} is a part of attention, which model.block=gru does not have;"
+                    " set it to none"
+                )
+            if self.pad_keys:
+                raise InputError(
+                    f"model.pos_emb={self.pos_emb.name} does not go with model.pad_keys=true; set model.pad_keys=false,"
+                    " or model.pos_emb=learned"
+                )
         if self.pos_emb is PosEmb.rope and self.dim // self.heads % 2:
             sizes = f"model.dim={self.dim} / model.heads={self.heads}"
             raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
@@ -137,6 +156,8 @@ class ModelConfig(ModelSection):
                 raise InputError("model.positions_from=oldest requires model.pad_keys=false")
 
     def _check_gru(self) -> None:
+        if self.blocks < 1:
+            raise InputError(f"model.blocks={self.blocks} must be at least 1 for model.block=gru")
         for key, value in _UNUSED_BY_GRU.items():
             if (given := getattr(self, key)) != value:
                 named = [str(getattr(x, "name", "null" if x is None else x)) for x in (given, value)]
@@ -180,7 +201,7 @@ class ObjectiveConfig:
                 )
 
 
-# By loss: the samplers whose negatives it takes. The first is the usual one, and that of records that lack the key.
+# By loss: the samplers whose negatives it takes. The first is that of records that lack the key.
 _SAMPLERS = {
     LossName.softmax: [SamplerName.none],
     LossName.sampled_softmax: [SamplerName.shared, SamplerName.sequence, SamplerName.uniform, SamplerName.unseen],
@@ -242,13 +263,15 @@ class LossConfig:
     name: LossName = MISSING
     negatives: int = MISSING
     calibration: float = MISSING
-    sampler: SamplerName = SamplerName.usual
+    if TYPE_CHECKING:
+        sampler: SamplerName = MISSING
+    else:
+        sampler: Optional[SamplerName] = None  # older records lack it; never None once it is checked
     exclude: Exclude = Exclude.none  # older records lack it
 
     def __post_init__(self) -> None:
         samplers = _SAMPLERS[self.name]
-        if self.sampler is SamplerName.usual:
-            self.sampler = samplers[0]
+        self.sampler = self.sampler or samplers[0]
         if self.sampler not in samplers:
             names = " or ".join(sampler.name for sampler in samplers)
             raise InputError(f"loss.sampler={self.sampler.name} does not go with loss={self.name.name}; use {names}")
@@ -436,17 +459,21 @@ class TrainConfig:
         predicts_masks = self.objective.name is ObjectiveName.masked_items
         is_causal = getattr(self.model, "causal", True)
         if is_causal and predicts_masks:
+            has_attention = isinstance(self.model, ModelConfig) and self.model.block is not BlockName.gru
             raise InputError(
-                "objective=masked_items needs a model that also attends to later items: model.causal=false; use"
-                " model=bert4rec, or objective=next_item"
+                "objective=masked_items needs a model that also attends to later items"
+                f"{': model.causal=false' if has_attention else ''}; use model=bert4rec, or objective=next_item"
             )
         if not is_causal and not predicts_masks:
             raise InputError(
                 f"objective={self.objective.name.name} would be given away by model.causal=false, which attends to"
                 " later items; use objective=masked_items, or model.causal=true"
             )
-        if predicts_masks:
-            check_at_least("model.maxlen", self.model.maxlen, 2)  # an item and the mask behind it
+        if predicts_masks and self.model.maxlen < 2:
+            raise InputError(
+                f"model.maxlen={self.model.maxlen} must be at least 2 for objective=masked_items: an item, and the mask"
+                " behind it"
+            )
 
     def _check_rowwise_adam(self) -> None:
         if self.loss.name is LossName.softmax:

@@ -11,7 +11,7 @@ import pytest
 
 from sasrec_lab.config.checks import TRAINER_FLAGS
 from sasrec_lab.config.command_line import check_command_line, grid_jobs, load
-from sasrec_lab.config.convert import flatten, to_plain
+from sasrec_lab.config.convert import completed, flatten, to_plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import CONF_DIR
@@ -123,6 +123,7 @@ def test_an_ablation_changes_one_key_of_any_experiment():
 
 def test_ablations_apply_to_other_blocks_or_name_the_key():
     refused = {
+        "blocks_0": "model.blocks=0 must be at least 1 for model.block=gru",
         "heads_2": "model.heads=2 does not apply to model.block=gru; set it to 1",
         "no_residual": "model.residual=false does not apply to model.block=gru; set it to true",
     }
@@ -134,6 +135,14 @@ def test_ablations_apply_to_other_blocks_or_name_the_key():
             assert str(caught.value) == refused[name]
         else:
             load(["model=gru4rec", f"ablation={name}"])
+
+
+@pytest.mark.parametrize("word", names_in("loss"))
+def test_a_record_without_a_sampler_has_the_usual_one(word):
+    recorded = to_plain(load([f"loss={word}"]))
+    old = recorded | {"loss": {key: value for key, value in recorded["loss"].items() if key != "sampler"}}
+    usual = {"softmax": "none", "sampled_softmax": "shared", "bce": "unseen", "gbce": "uniform", "bpr": "unseen"}
+    assert completed(old) == recorded | {"loss": recorded["loss"] | {"sampler": usual[recorded["loss"]["name"]]}}
 
 
 def test_trainer_flags_are_those_of_lightning():
@@ -153,6 +162,7 @@ MISTAKES = {
     "objective.mask_share=0.3": (
         "objective.mask_share=0.3 only applies to objective=masked_items; use model=bert4rec, or remove it"
     ),
+    "objective.mask=0.3": "unknown key 'objective.mask'; did you mean objective.mask_share?",
     "objective.replace=mixed": (
         "objective.replace=mixed only applies to objective=masked_items; use model=bert4rec, or remove it"
     ),
@@ -167,12 +177,17 @@ MISTAKES = {
         "objective=next_item would be given away by model.causal=false, which attends to later items; use"
         " objective=masked_items, or model.causal=true"
     ),
-    "model.block=ligr": "model.block=ligr requires model.norm=pre, not sasrec; use model=ligr",
+    "model.block=ligr": "model.norm=sasrec must be pre for model.block=ligr; set it to pre",
     "model={pos_emb: rope, heads: 64}": (
         "model.pos_emb=rope rotates pairs of columns, so model.dim=64 / model.heads=64 must be even"
     ),
-    "model={pos_emb: rope, pad_keys: true}": "model.pos_emb=rope requires attention, without pad_keys=true",
-    "model={pos_emb: relative, pad_keys: true}": "model.pos_emb=relative requires attention, without pad_keys=true",
+    "model={pos_emb: rope, pad_keys: true}": (
+        "model.pos_emb=rope does not go with model.pad_keys=true; set model.pad_keys=false, or model.pos_emb=learned"
+    ),
+    "model={pos_emb: relative, pad_keys: true}": (
+        "model.pos_emb=relative does not go with model.pad_keys=true; set model.pad_keys=false, or"
+        " model.pos_emb=learned"
+    ),
     "model={pos_emb: none, positions_from: oldest}": (
         "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for pos_emb=none"
     ),
@@ -187,6 +202,7 @@ MISTAKES = {
     "loss.negatives=5": (
         "loss.negatives=5 must be 0 for loss=softmax, which scores every item; set it to 0, or use loss=sampled_softmax"
     ),
+    "loss.sampler=usual": "loss.sampler=usual is not one of none, shared, sequence, unseen, uniform",
     "loss.calibration=.5": "loss.calibration=0.5 only applies to loss=gbce; set it to 0 for loss=softmax",
     "loss.calibration=2": "loss.calibration=2.0 must be from 0 to 1",
     "optimizer.name=rowwise_adam": (
@@ -231,6 +247,9 @@ MISTAKES = {
     "dataset.synthetic.seed=-1": "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
     "evaluation.seed=-1": "evaluation.seed=-1 must be from 0 to 4294967295",
     "evaluation.k=[10,10]": "evaluation.k=[10, 10] must not repeat a length; remove the duplicates",
+    "model.norm_eps=inf": "model.norm_eps=inf must be a finite number",
+    "model.final_norm_eps=inf": "model.final_norm_eps=inf must be a finite number",
+    "model.temperature=inf": "model.temperature=inf must be a finite number",
     "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
     "model.dim='${nothing}'": (
         "model.dim: Interpolation key 'nothing' not found; ${...} must name another key that exists;"
@@ -356,13 +375,35 @@ def test_a_mistake_gives_one_line(override, message):
             "objective=next_item would be given away by model.causal=false, which attends to later items; use"
             " objective=masked_items, or model.causal=true",
         ),
-        (["model=bert4rec", "model.maxlen=1"], "model.maxlen=1 must be at least 2"),
+        (
+            ["model=bert4rec", "model.maxlen=1"],
+            "model.maxlen=1 must be at least 2 for objective=masked_items: an item, and the mask behind it",
+        ),
+        (["model=ligr", "model.norm=post"], "model.norm=post must be pre for model.block=ligr; set it to pre"),
+        (["model=gru4rec", "model.blocks=0"], "model.blocks=0 must be at least 1 for model.block=gru"),
+        (
+            ["model=gru4rec", "model.pos_emb=rope"],
+            "model.pos_emb=rope is a part of attention, which model.block=gru does not have; set it to none",
+        ),
+        (
+            ["model=bert4rec", "model.pad_keys=true"],
+            "model.pad_keys=true does not go with model.causal=false; set model.pad_keys=false",
+        ),
+        (
+            ["model=ligr", "model.pad_keys=true"],
+            "model.pad_keys=true does not go with model.block=ligr; set model.pad_keys=false",
+        ),
+        (
+            ["model=gru4rec", "objective=masked_items"],
+            "objective=masked_items needs a model that also attends to later items; use model=bert4rec, or"
+            " objective=next_item",
+        ),
         (["model=bert4rec", "objective.mask_share=0"], "objective.mask_share=0.0 must be above 0 and below 1"),
         (["model=bert4rec", "objective.last_share=2"], "objective.last_share=2.0 must be from 0 to 1"),
         (
             ["model=ease", "objective=masked_items"],
-            "objective=masked_items needs a model that also attends to later"
-            " items: model.causal=false; use model=bert4rec, or objective=next_item",
+            "objective=masked_items needs a model that also attends to later items; use model=bert4rec, or"
+            " objective=next_item",
         ),
         (
             ["dataset=csv", "dataset.path=x.csv", "dataset.min_rating=3"],
@@ -378,7 +419,7 @@ def test_a_mistake_gives_one_line(override, message):
         ),
         (
             ["model.pad_keys=true", "model.norm=pre"],
-            "model.pad_keys=true requires model.norm=sasrec (as in RecTools), not pre",
+            "model.pad_keys=true requires model.norm=sasrec (as in RecTools), not pre; set model.pad_keys=false",
         ),
         (
             ["optimizer.cosine=true", "trainer.max_epochs=-1"],
