@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
+from math import isfinite, nan
 from typing import Optional
 from urllib.parse import urlsplit
 
@@ -160,6 +161,8 @@ def check_cut(key: str, text: str) -> Optional[float]:
     try:
         number = float(text)
     except ValueError:
+        number = nan
+    if not isfinite(number):
         try:
             datetime.fromisoformat(text)
         except ValueError as error:

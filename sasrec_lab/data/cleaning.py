@@ -97,16 +97,15 @@ def _describe_time(time: float, unit: str) -> str:
 
 
 def describe_time(time: float, unit: str) -> str:
-    """Return a time as a date, with the time of day unless it is the first or last second, or a small one as it is."""
-    seconds = float(time) / UNITS[unit]
+    """Return a time as a date and a time of day, only the date at the end of a day, or a small one as it is."""
+    seconds = time // UNITS[unit]  # exact, unlike nanoseconds as a float
     if abs(seconds) < _FIRST_SECOND:
         return str(time)
     try:
-        moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=0, tzinfo=None)
+        moment = datetime.fromtimestamp(int(seconds), UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError):  # after the year 9999
         return str(time)
-    is_day = moment.strftime("%H%M%S") in ("000000", "235959")
-    return str(moment.date() if is_day else moment)
+    return str(moment).removesuffix(" 23:59:59")
 
 
 def _number(text: str) -> float | None:

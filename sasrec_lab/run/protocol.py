@@ -7,7 +7,7 @@ a reworded one would separate new runs from old ones.
 from typing import TYPE_CHECKING, Any
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.dataset import HoldoutMode, Target
+from sasrec_lab.config.dataset import Cold, HoldoutMode, Target
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.leak import leaked_targets
 from sasrec_lab.errors import counted
@@ -41,7 +41,9 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
     leak = leaked_targets(sequences, holdout) if cfg.dataset.holdout is HoldoutMode.last else None
     by_time: dict[str, Any] = {}
     if (cuts := holdout.time_split) is not None and (split := cfg.dataset.time_split) is not None:
-        by_time["tested"] = f"{_TARGETS[split.target]} after {cuts['test']['date']}"
+        has_dropped = split.cold_items is Cold.drop and cuts["test"]["cold_interactions"] > 0
+        known = " that training knows" * has_dropped
+        by_time["tested"] = f"{_TARGETS[split.target]}{known} after {cuts['test']['date']}"
         keys = {"history": "target" if split.reads_to_target else "cut"}
         by_time["time_split"] = dataset["time_split"] | keys | cuts
     return {

@@ -48,13 +48,15 @@ def _time_split_lines(record: dict[str, Any]) -> list[str]:
         counts = record[stage]
         new = f" ({counts['new_users']:,} not in training)" if counts["new_users"] else ""
         lines.append(f"{name}: {counted(counts['users'], 'user')}{new}, {counted(counts['targets'], 'target')}")
-        cold = {
-            "users": (counts["cold_rows"], "row", "without an item of training in the history"),
-            "items": (counts["cold_interactions"], "interaction", "with a new item"),
-        }
-        for kind, (number, noun, text) in cold.items():
-            fate = "excluded" if record[f"cold_{kind}"] == "drop" else "kept"
-            lines[-1] += f"; {fate}: {counted(number, noun)} {text}" * (number > 0)
+        cold: dict[str, list[str]] = {"excluded": [], "kept": []}
+        for kind, number, noun, text in (
+            ("users", counts["cold_rows"], "row", "without an item of training in the history"),
+            ("items", counts["cold_interactions"], "interaction", "with a new item"),
+        ):
+            if number:
+                fate = "excluded" if record[f"cold_{kind}"] == "drop" else "kept"
+                cold[fate].append(f"{counted(number, noun)} {text}")
+        lines[-1] += "".join(f"; {fate}: {' and '.join(parts)}" for fate, parts in cold.items() if parts)
     return lines
 
 

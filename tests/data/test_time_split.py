@@ -19,9 +19,12 @@ from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.reach import count_unreachable
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
+from sasrec_lab.evaluation.baselines import markov_table, newest_items
 from sasrec_lab.evaluation.metrics import full_ranks
 from sasrec_lab.ops.sparse_scores import SparseScores, shared_by_all
+from sasrec_lab.run.protocol import protocol
 from sasrec_lab.training.closed_form import fit
+from sasrec_lab.training.lightning_module import SequentialRecommender
 
 Row = tuple[int, list[int], list[int]]  # user, items of the history, targets
 SECONDS = 889_000_000  # of 1998
@@ -245,6 +248,28 @@ def test_a_cut_is_a_date_in_the_unit_of_the_times_or_a_quantile(scale, text, las
     assert (hours * scale <= cut).sum() == (60 if last is None else 72 if last.endswith("59") else 61)
 
 
+@pytest.mark.parametrize("scale", [1, 1000, 10**6, 10**9])
+def test_different_cuts_of_a_day_have_different_dates(scale):
+    hours = pd.date_range("1997-12-30", periods=120, freq="h").astype("datetime64[s]").astype(int).to_numpy()
+    sequences = timed_sequences([(place % 5, 1 + place % 7, int(hour) * scale) for place, hour in enumerate(hours)])
+    cuts = {
+        "1998-01-01": "1998-01-01",
+        str(883_612_800 * scale): "1998-01-01 00:00:00",
+        str(883_699_199 * scale): "1998-01-01",
+        "1998-01-01T12:00": "1998-01-01 12:00:00",
+    }
+    dates = [split(sequences, val=cut, test="0.9").time_split["val"]["date"] for cut in cuts]
+    assert dates == list(cuts.values())
+
+
+def test_times_of_a_split_may_be_negative_or_fractions():
+    rows = [(user, 1 + (user + place) % 3, (place - 3) / 2) for user in range(4) for place in range(7)]
+    times = [
+        split(timed_sequences(rows), val="-0.5", test="1.0").time_split[stage]["after"] for stage in ("val", "test")
+    ]
+    assert times == [-0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -253,7 +278,7 @@ def test_a_cut_is_a_date_in_the_unit_of_the_times_or_a_quantile(scale, text, las
             r"^dataset.time_split.test=1.5 must be a quantile between 0 and 1, or a time with interactions",
         ),
         ({"test": "2030-01-01"}, r"the file's times range from 1998-03-04 to 1998-03-04$"),
-        ({"val": "nan"}, r"^dataset.time_split.val=nan must be a number or an ISO date"),
+        ({"val": "-0.5"}, r"^dataset.time_split.val=-0.5 must be a quantile between 0 and 1, or a time with"),
         (
             {"val": str(SECONDS + 35), "test": str(SECONDS + 30)},
             r"^dataset.time_split.val=\d+ \(1998-.*\) must be before",
@@ -279,6 +304,8 @@ def test_cuts_that_leave_nothing_are_named(keys, message):
         (["dataset.holdout=time", "dataset.time=null"], "dataset.holdout=time needs the timestamps' column"),
         (["dataset.holdout=time", "dataset.time_split.val=0.9"], "must be before dataset.time_split.test=0.9"),
         (["dataset.holdout=time", "dataset.time_split.val=May"], "dataset.time_split.val=May must be a quantile"),
+        (["dataset.holdout=time", "dataset.time_split.val=nan"], "dataset.time_split.val=nan must be a quantile"),
+        (["dataset.holdout=time", "dataset.time_split.test=-inf"], "dataset.time_split.test=-inf must be a quantile"),
         (["dataset.holdout=time", "dataset.time_split.target=some"], "is not one of first, last, all, successive"),
         (
             ["dataset.holdout=time", "dataset.time_split.target=all", "dataset.time_split.history=target"],
@@ -305,6 +332,46 @@ def test_defaults_are_those_of_the_conf():
     assert (last.time_split, last.catalogue) == (None, Catalogue.all)
 
 
+@pytest.mark.parametrize(
+    ("cold_items", "events", "tested"),
+    [
+        (Cold.drop, EVENTS, "last item that training knows after 1998-03-04 08:27:10"),
+        (Cold.keep, EVENTS, "last item after 1998-03-04 08:27:10"),
+        (Cold.drop, [event for event in EVENTS if event[1] != 9], "last item after 1998-03-04 08:27:10"),
+    ],
+)
+def test_the_protocol_says_whether_new_items_were_dropped(cold_items, events, tested):
+    keys = ["holdout=time", *(f"time_split.{key}={cut}" for key, cut in CUTS.items())]
+    cfg = load([f"dataset.{key}" for key in (*keys, f"time_split.cold_items={cold_items.name}")])
+    sequences = timed_sequences(events)
+    assert protocol(cfg, sequences, split(sequences, **vars(cfg.dataset.time_split)))["tested"] == tested
+
+
+@pytest.mark.parametrize("catalogue", [Catalogue.all, Catalogue.train])
+@torch.inference_mode()
+def test_a_row_without_a_history_is_a_miss_of_models_only(catalogue):
+    events = [event for event in EVENTS if event[0] != 3] + [(3, 2, SECONDS + 36)]
+    holdout = split(timed_sequences(events), catalogue, **CUTS, target=Target.first, cold_users=Cold.keep)
+    (row,) = np.flatnonzero(holdout.test.users == 3)
+    assert holdout.test.starts[row] == holdout.test.ends[row]
+    assert count_unreachable(holdout, filter_seen=False)["test"] == {"outside_catalogue": 0, "seen_before": 0}
+    cfg = load(["dataset=csv", "dataset.path=x.csv", "model=tiny"])
+    batch = evaluation_batch(holdout, np.array([row]), "test", NextItem(cfg.objective, cfg.model), None)
+
+    model = SequentialRecommender(holdout.num_items, cfg).eval()
+    of_models = [model.scores(batch)] + [
+        fit(each, holdout).scores(1, batch.seen_rows, batch.seen_items)
+        for each in (EaseConfig("ease", 1.0), ItemKnnConfig("itemknn", 5, 0.0, Weighting.none))
+    ]
+    for scores in of_models:
+        assert full_ranks(scores, batch, filter_seen=True).tolist() == [holdout.num_items]
+    counts = training_counts(holdout)
+    newest = newest_items(holdout, "test", batch.rows)
+    assert newest.tolist() == [0]
+    for table in (shared_by_all(torch.from_numpy(counts)), markov_table(holdout, counts)):
+        assert full_ranks(SparseScores(table, newest), batch, filter_seen=True).tolist() == [1]  # item 2 leads
+
+
 # A user with a row of validation and none of the test
 
 OTHERS = [
@@ -316,7 +383,7 @@ OTHERS = [
 @pytest.mark.parametrize("first", [10, 21])  # with and without training
 @pytest.mark.parametrize("catalogue", [Catalogue.all, Catalogue.train])
 @pytest.mark.parametrize("times", [1, 3])
-def test_an_item_repeated_before_a_target_of_validation_counts_once(times, catalogue, first):
+def test_repeats_that_only_validation_reads_count_once(times, catalogue, first):
     late = [(9, 4, SECONDS + 23 + place) for place in range(times)]
     sequences = timed_sequences([*OTHERS, (9, 2, SECONDS + first), (9, 3, SECONDS + 22), *late, (9, 1, SECONDS + 29)])
     holdout = split(sequences, catalogue, **CUTS)

@@ -111,6 +111,10 @@ def test_a_split_by_time_is_described_by_stage():
         "       test after 2021-05-07: 1 user (1 not in training), 1,200 targets; excluded: 1 row without an item of"
         " training in the history; kept: 2,000 interactions with a new item",
     ]
+    holdout = replace(holdout_of([[1, 2, 3, 4]]), time_split=record | {"cold_items": "drop"})
+    assert data_line(sequences_of([[1, 2, 3]]), holdout).endswith(
+        "; excluded: 1 row without an item of training in the history and 2,000 interactions with a new item"
+    )
 
 
 def test_the_table_names_what_the_test_looks_for():

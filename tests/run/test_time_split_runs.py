@@ -48,7 +48,7 @@ def test_a_run_writes_and_prints_the_split(target, tmp_path, train_here, report_
     assert protocol["candidates"]["full"] == split["train"]["items"] == 19  # not the late item
     assert split["test"]["cold_interactions"] > 0
     tested = {"first": "first item", "last": "last item", "all": "all items", "successive": "each item"}[target]
-    users = f"{tested} after {split['test']['date']} of {protocol['held_out_users']} users"
+    users = f"{tested} that training knows after {split['test']['date']} of {protocol['held_out_users']} users"
     assert f"Test: {users}, ranked among all 19 items\n" in done.stdout
     assert f"       training up to {split['val']['date']}: {split['train']['users']} users, 19 items" in done.stdout
     assert f"       test after {split['test']['date']}: {protocol['held_out_users']} users" in done.stdout
