@@ -228,7 +228,8 @@ def _plan_sweep(flags: Namespace) -> Sweep:
         hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
         common = list(hydra_words)
         fixed = [_word(override) for override in swept if not override.is_sweep_override()]
-        hydra = _compose_checked(common + fixed).hydra
+        # keys of `model` wait for the jobs: the default model may lack them
+        hydra = _compose_checked(common + [word for word in fixed if not word.startswith("model.")]).hydra
         swept = parse_sweep([_word(override) for override in swept], hydra.sweeper.params)
         is_grid = hydra.sweeper._target_.endswith(".BasicSweeper")
         combinations = expand_grid(swept) if is_grid else _examples_of(swept)
@@ -348,3 +349,10 @@ def _typed_without_hydra(cfg: DictConfig) -> TrainConfig | RecommendConfig:
             f"{group}/{choices[group]}.yaml does not set {error.key}; set it there, or begin the file with"
             f" 'defaults: [{base}]' to inherit what it does not change"
         ) from error
+    except InputError as error:
+        experiment = choices.get("experiment")
+        if choices.get("dross") and experiment and not experiment.startswith("dross/"):
+            raise InputError(
+                f"{error}; files of dross/ are rows of experiment=dross/..., not of experiment={experiment}"
+            ) from error
+        raise

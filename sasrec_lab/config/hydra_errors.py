@@ -10,8 +10,8 @@ from pathlib import Path
 from omegaconf.errors import InterpolationResolutionError
 from yaml import MarkedYAMLError
 
-from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for
-from sasrec_lab.config.schema import CONF_DIR, MODEL_SCHEMAS, SCHEMAS, ModelSection
+from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for, known_keys
+from sasrec_lab.config.schema import CONF_DIR, MODEL_SCHEMAS, SCHEMAS, ModelConfig, ModelSection
 from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
@@ -74,7 +74,7 @@ def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
         + (
             _missing_choice(text)
             or _wrong_package(text, command)
-            or _unknown_key(text, command)
+            or _unknown_key(text, command, words)
             or _wrong_value(text)
             or _wrong_section(text, words)
             or _broken_interpolation(error, text, words)
@@ -157,7 +157,7 @@ def _wrong_package(text: str, command: str) -> str | None:
     return None
 
 
-def _unknown_key(text: str, command: str) -> str | None:
+def _unknown_key(text: str, command: str, words: Iterable[str]) -> str | None:
     if found := re.search(r"Could not override '([^']+)'", text):
         inner = re.search(r"Key '[^']+' (?:not in '\w+'|is not in struct)", text)
         key = found[1]
@@ -177,7 +177,20 @@ def _unknown_key(text: str, command: str) -> str | None:
             " inherit what it does not change"
         )
     model = next((kind for kind in MODEL_SCHEMAS.values() if section and kind.__name__ == section[1]), None)
+    if model is not None and key in known_keys() and (fix := _fix_of_another_models_key(text, words, model)):
+        kind = next(name for name, kind in MODEL_SCHEMAS.items() if kind is model)
+        return f"{key} is not a key of {'encoders' if model is ModelConfig else f'model={kind}'}; {fix}"
     return f"unknown key {key!r}{hint_for(key, SCHEMAS[command], model)}"
+
+
+def _fix_of_another_models_key(text: str, words: Iterable[str], model: type) -> str | None:
+    """Return the end of the message on a key that only other models have, set by a file or for several models."""
+    if any(re.match(r"model=.*[,(]", word) for word in words):
+        return "give the models that have it a sweep of their own"
+    file = re.search(r"In '(experiment|dross|ablation)/([^']+)'", text)
+    if file and model is not ModelConfig:
+        return f"{file[1]}={file[2]} is for encoders: choose one, or remove {file[1]}"
+    return None
 
 
 def _wrong_value(text: str) -> str | None:

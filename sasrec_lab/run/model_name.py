@@ -9,7 +9,7 @@ _OF_CLOSED_FORM = {"ease": "EASE", "itemknn": "ItemKNN"}
 def model_name(config: dict[str, Any]) -> str:
     """Return the name of the model that a plain config describes; older configs lack keys that have a default.
 
-    gSASRec and eSASRec are an architecture with their paper's loss; the others are named by their architecture alone.
+    gSASRec and eSASRec are an architecture with their paper's loss; the others are named by their architecture.
     """
     model = config["model"]
     if name := _OF_CLOSED_FORM.get(str(model.get("name"))):

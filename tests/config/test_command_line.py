@@ -45,6 +45,18 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("lr=0.1", "unknown key 'lr'; did you mean optimizer.lr?"),
         ("evaluation.k=1000", "evaluation.monitor=val/ndcg@10 is not measured at evaluation.k=[1000] and"
          " evaluation.sampled=0; set evaluation.monitor=val/ndcg@1000, for example"),
+        ("experiment=dross/ml_1m model=ease", "experiment/dross/ml_1m.yaml: model.dim is not a key of model=ease;"
+         " experiment=dross/ml_1m is for encoders: choose one, or remove experiment"),
+        ("model=itemknn ablation=blocks_1", "ablation/blocks_1.yaml: model.blocks is not a key of model=itemknn;"
+         " ablation=blocks_1 is for encoders: choose one, or remove ablation"),
+        ("model=ease model.dim=3", "unknown key 'model.dim'; model has name, regularization"),
+        ("-m model=sasrec,ease model.dim=16", "model.dim is not a key of model=ease; give the models that have it a"
+         " sweep of their own"),
+        ("-m model=ease,sasrec model.regularization=3", "model.regularization is not a key of encoders; give the models"
+         " that have it a sweep of their own"),
+        ("experiment=esasrec/ml_1m dross=sasrec_plus", "loss.negatives=256 must be 0 for loss=softmax, which scores"
+         " every item; set it to 0, or use loss=sampled_softmax; files of dross/ are rows of experiment=dross/...,"
+         " not of experiment=esasrec/ml_1m"),
         ("epochs=5", "unknown key 'epochs'; did you mean trainer.max_epochs?"),
         ("learning_rate=0.1", "unknown key 'learning_rate'; did you mean optimizer.lr?"),
         ("device=cuda", "unknown key 'device'; did you mean trainer.accelerator?"),
