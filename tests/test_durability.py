@@ -1,6 +1,7 @@
 """Runs that are killed, whose files fail, or whose disk loses power: what was finished stays, the rest resumes.
 
-SASREC_LAB_FAULTS=all fails every single operation, with three kinds of error, instead of every third kind of operation.
+SASREC_LAB_FAULTS=kinds fails the last operation of each kind, with three kinds of error, instead of every third kind of
+operation with one; SASREC_LAB_FAULTS=all fails every single operation.
 """
 
 import errno
@@ -195,9 +196,12 @@ def operations(server: ForkServer) -> list[str]:
 def chosen(operations: list[str]) -> list[tuple[int, int]]:
     """Return the operations to fail, with error numbers: the last one of every third kind, or all with all errors."""
     errors = [errno.ENOSPC, errno.EIO, errno.EACCES]
-    if os.environ.get("SASREC_LAB_FAULTS") == "all":
+    wanted = os.environ.get("SASREC_LAB_FAULTS")
+    if wanted == "all":
         return [(at, error) for at in range(len(operations)) for error in errors]
     kinds = {re.sub(r"[0-9a-f]{10,}|\d{6,}", "N", operation): at for at, operation in enumerate(operations)}
+    if wanted == "kinds":
+        return [(at, error) for at in kinds.values() for error in errors]
     return [(at, errors[number // 3 % 3]) for number, at in enumerate(kinds.values()) if number % 3 == 0]
 
 
