@@ -167,10 +167,12 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
 def _label(run: Run, settings: dict[str, str]) -> str:
     """Return the name of the paper's row if nothing else differs, and the differing overrides if something does.
 
-    Another model than the paper's is part of the name, except that `default` remains the baseline.
+    Another model than that of a paper with published values is part of the name, except that `default` remains the
+    baseline.
     """
     if (row := run.config.get("row")) and not settings.keys() - set(_ROW_GROUPS):
-        others = () if row == DEFAULT else _model_overrides(run).items()
+        is_of_paper = row != DEFAULT and run.config.get("published")
+        others = _model_overrides(run).items() if is_of_paper else ()
         return " ".join([row, *(f"{key}={value}" for key, value in others)])
     return " ".join(f"{key}={value}" for key, value in settings.items()) or DEFAULT
 
