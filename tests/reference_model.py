@@ -76,7 +76,7 @@ class PaddedBlock(nn.Module):
         if cfg.output_projection:
             self.output = nn.Linear(cfg.dim, cfg.dim)
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
-        inner = cfg.dim if cfg.ff_dim is None else cfg.ff_dim
+        inner = cfg.feed_forward_width
         self.feed_forward = nn.ModuleDict({"inner": nn.Linear(cfg.dim, inner), "outer": nn.Linear(inner, cfg.dim)})
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ def to_padded(name: str, value: Tensor) -> Tensor:
 def reference_of(
     encoder: nn.Module, cfg: ModelConfig, dropout: Callable[[Tensor], Tensor] = no_dropout
 ) -> PaddedSASRec:
-    """Return the reference model with the encoder's parameters."""
+    """Return the reference model with the encoder's parameters, without a vector for masks."""
     reference = PaddedSASRec(len(encoder.item_table), cfg, dropout).to(encoder.item_table.dtype)
-    reference.load_state_dict({name: to_padded(name, p.detach().clone()) for name, p in encoder.named_parameters()})
+    parameters = [(name, p.detach().clone()) for name, p in encoder.named_parameters() if name != "mask"]
+    reference.load_state_dict({name: to_padded(name, p) for name, p in parameters})
     return reference
