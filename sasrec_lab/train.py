@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.schema import CONF_DIR, ClosedFormConfig, TrainConfig
+from sasrec_lab.config.model import ClosedFormConfig
+from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.run import sweep

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb, PositionsFrom
+from sasrec_lab.config.model import Activation, ModelConfig, Norm, PosEmb, PositionsFrom
 
 
 def no_dropout(x: Tensor) -> Tensor:

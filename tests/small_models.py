@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.data.batches import PackedBatch, pack
 from sasrec_lab.model.encoder import Encoder
 

@@ -1,4 +1,4 @@
-"""Schema of every config key except the data set's (config/dataset.py), checks across keys, and the path of conf/.
+"""Schema of every config key except a data set's (dataset.py) and a model's (model.py), and the path of conf/.
 
 The values are in conf/, with a comment on the meaning of each key. All of config/ imports neither torch nor Lightning,
 so that help, `--cfg job` and every message about a typo appear at once.
@@ -17,21 +17,13 @@ from omegaconf import MISSING, OmegaConf
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.job_folders import job_folder
+from sasrec_lab.config.model import MODEL_SCHEMAS, AnyModel, BlockName, ClosedFormConfig, ModelConfig, Similarity
 from sasrec_lab.errors import InputError, nearest
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 
-_MOST_HEADS = 1024  # that a message suggests
-
 # Choices; a user writes the name of a member.
-BlockName = Enum("BlockName", ["transformer", "ligr", "gru"])
-PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "relative", "none"])
-PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
-Norm = Enum("Norm", ["sasrec", "pre", "post"])
-Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
-Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
-Similarity = Enum("Similarity", ["dot", "cosine"])
 ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
 Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
@@ -40,140 +32,6 @@ Exclude = Enum("Exclude", ["none", "history"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
 Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
-Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
-
-# Keys of attention and feed-forward, which a GRU does not have, with the only value that they may have there
-_UNUSED_BY_GRU: dict[str, Any] = {
-    "heads": 1,
-    "norm": Norm.sasrec,
-    "norm_eps": 1e-8,
-    "residual": True,
-    "ff_dim": None,
-    "activation": Activation.relu,
-    "output_projection": False,
-    "pad_keys": False,
-    "causal": True,
-}
-
-
-@dataclass
-class ModelSection:
-    """Section `model`. Each kind of model has a subclass with its keys; its file in conf/model/ names the schema."""
-
-
-@dataclass
-class ModelConfig(ModelSection):
-    """Keys of `model` for an encoder: its architecture. A key with a default here is one that older runs lack."""
-
-    block: BlockName = BlockName.transformer
-    blocks: int = MISSING
-    heads: int = MISSING
-    dim: int = MISSING
-    maxlen: int = MISSING
-    dropout: float = MISSING
-    pos_emb: PosEmb = MISSING
-    positions_from: PositionsFrom = PositionsFrom.newest
-    causal: bool = True
-    norm: Norm = MISSING
-    norm_eps: float = MISSING
-    final_norm: bool = MISSING
-    final_norm_eps: float = MISSING
-    residual: bool = MISSING
-    ff_dim: Optional[int] = MISSING
-    activation: Activation = MISSING
-    output_projection: bool = MISSING
-    scale_embeddings: bool = MISSING
-    pad_keys: bool = MISSING
-    share_items: bool = MISSING
-    init: Init = MISSING
-    # defaults for the records of older runs, which lack these keys
-    head_transform: bool = False
-    output_bias: bool = False
-    similarity: Similarity = Similarity.dot
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_at_least("model.blocks", self.blocks, 0)
-        check_at_least("model.heads", self.heads, 1)
-        check_at_least("model.dim", self.dim, 1)
-        check_at_least("model.maxlen", self.maxlen, 1)
-        for key, eps in (("norm_eps", self.norm_eps), ("final_norm_eps", self.final_norm_eps)):
-            check_finite(f"model.{key}", eps)
-            if not eps > 0:
-                raise InputError(f"model.{key}={eps} must be above 0")
-        if self.pad_keys:
-            self._check_pad_keys()
-        if self.block is BlockName.ligr and self.norm is not Norm.pre:
-            raise InputError(f"model.norm={self.norm.name} must be pre for model.block=ligr; set it to pre")
-        if self.block is BlockName.gru:
-            self._check_gru()
-        if self.ff_dim is not None:
-            check_at_least("model.ff_dim", self.ff_dim, 1)
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
-        if self.dim % self.heads:
-            fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
-            raise InputError(
-                f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
-            )
-        check_finite("model.temperature", self.temperature)
-        if not self.temperature > 0:
-            raise InputError(f"model.temperature={self.temperature} must be above 0")
-        self._check_positions()
-
-    def _check_pad_keys(self) -> None:
-        for key, refused in (("block=ligr", self.block is BlockName.ligr), ("causal=false", not self.causal)):
-            if refused:
-                raise InputError(f"model.pad_keys=true does not go with model.{key}; set model.pad_keys=false")
-        if self.block is BlockName.transformer and self.norm is not Norm.sasrec:
-            raise InputError(
-                f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}; set"
-                " model.pad_keys=false"
-            )
-
-    def _check_positions(self) -> None:
-        if self.pos_emb in (PosEmb.rope, PosEmb.relative):
-            if self.block is BlockName.gru:
-                raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} is a part of attention, which model.block=gru does not have;"
-                    " set it to none"
-                )
-            if self.pad_keys:
-                raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} does not go with model.pad_keys=true; set model.pad_keys=false,"
-                    " or model.pos_emb=learned"
-                )
-        if self.pos_emb is PosEmb.rope and self.dim // self.heads % 2:
-            sizes = f"model.dim={self.dim} / model.heads={self.heads}"
-            raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
-        if self.positions_from is PositionsFrom.oldest:
-            if self.pos_emb not in (PosEmb.learned, PosEmb.sinusoidal):
-                raise InputError(
-                    "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for"
-                    f" pos_emb={self.pos_emb.name}"
-                )
-            if self.pad_keys:
-                raise InputError("model.positions_from=oldest requires model.pad_keys=false")
-
-    def _check_gru(self) -> None:
-        if self.blocks < 1:
-            raise InputError(f"model.blocks={self.blocks} must be at least 1 for model.block=gru")
-        for key, value in _UNUSED_BY_GRU.items():
-            if (given := getattr(self, key)) != value:
-                named = [str(getattr(x, "name", "null" if x is None else x)) for x in (given, value)]
-                raise InputError(
-                    f"model.{key}={named[0].lower()} does not apply to model.block=gru; set it to {named[1].lower()}"
-                )
-
-    @property
-    def num_distances(self) -> int:
-        """Return the number of distances from an item to one that it attends to."""
-        return self.maxlen if self.causal else 2 * self.maxlen - 1
-
-    @property
-    def feed_forward_width(self) -> int:
-        """Return the inner width of the feed-forward; unless it is set, a multiple of dim as in the model's source."""
-        return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr or not self.causal else 1)
 
 
 @dataclass
@@ -209,51 +67,6 @@ _SAMPLERS = {
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
 }
-
-
-@dataclass
-class ClosedFormConfig(ModelSection):
-    """Keys of `model` for models without training epochs: weights between items, computed at once."""
-
-    maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states
-
-    name: str = MISSING
-
-    def _check_name(self, name: str) -> None:
-        if self.name != name:
-            raise InputError(f"model.name={self.name} must be {name}; to choose another model, write model=<name>")
-
-
-@dataclass
-class EaseConfig(ClosedFormConfig):
-    """Keys of `model` for EASE."""
-
-    regularization: float = MISSING
-
-    def __post_init__(self) -> None:
-        self._check_name("ease")
-        check_finite("model.regularization", self.regularization)
-        if not self.regularization > 0:
-            raise InputError(f"model.regularization={self.regularization} must be above 0")
-
-
-@dataclass
-class ItemKnnConfig(ClosedFormConfig):
-    """Keys of `model` for item-kNN."""
-
-    neighbors: int = MISSING
-    shrink: float = MISSING
-    weighting: Weighting = MISSING
-
-    def __post_init__(self) -> None:
-        self._check_name("itemknn")
-        check_at_least("model.neighbors", self.neighbors, 1)
-        check_at_least("model.shrink", self.shrink, 0)
-        check_finite("model.shrink", self.shrink)
-        if self.weighting is Weighting.bm25 and self.shrink:
-            raise InputError(
-                f"model.shrink={self.shrink} must be 0 for model.weighting=bm25, whose similarities are not normalized"
-            )
 
 
 @dataclass
@@ -375,12 +188,6 @@ class PublishedConfig:
     dataset: str = MISSING
     source: str = MISSING
     cells: dict[str, dict[str, float]] = MISSING
-
-
-if TYPE_CHECKING:
-    AnyModel = ModelConfig  # of any kind; code that is not for encoders checks which one it has
-else:
-    AnyModel = ModelSection
 
 
 @dataclass
@@ -531,11 +338,6 @@ class RecommendConfig:
 
 
 SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # by the command, and its file in conf/
-MODEL_SCHEMAS = {
-    "encoder": ModelConfig,
-    "ease": EaseConfig,
-    "itemknn": ItemKnnConfig,
-}  # a file of conf/model/ begins with one: /<name>_schema@_here_
 for _name, _schema in (SCHEMAS | MODEL_SCHEMAS).items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.config.schema import ModelConfig, ObjectiveConfig
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.schema import ObjectiveConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size

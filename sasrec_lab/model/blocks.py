@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sasrec_lab.config.schema import BlockName
+from sasrec_lab.config.model import BlockName
 from sasrec_lab.model.gru import GRULayer
 from sasrec_lab.model.ligr import LiGRBlock
 from sasrec_lab.model.transformer import TransformerBlock

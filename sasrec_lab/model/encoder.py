@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
+from sasrec_lab.config.model import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import MASK, PackedBatch
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
-from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.rotary import rotations
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import ModelConfig
-from sasrec_lab.ops.attention import BatchLayout
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.recurrence import run_gru
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import ModelConfig, Similarity
+from sasrec_lab.config.model import ModelConfig, Similarity
 
 
 class Head(nn.Module):

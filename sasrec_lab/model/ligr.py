@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.model.transformer import TransformerBlock
-from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.layout import BatchLayout
 
 
 class LiGRBlock(TransformerBlock):

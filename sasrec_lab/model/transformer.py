@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Activation, ModelConfig, Norm, PosEmb
-from sasrec_lab.ops.attention import BatchLayout, attend, attend_newest, attend_newest_to, attend_with_padding
+from sasrec_lab.config.model import Activation, ModelConfig, Norm, PosEmb
+from sasrec_lab.ops.attention import attend, attend_newest, attend_newest_to, attend_with_padding
 from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.rotary import rotate
 
 

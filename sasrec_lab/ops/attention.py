@@ -1,80 +1,16 @@
 """Self-attention over packed tokens, causal or bidirectional. B sequences, T tokens, D dim, H heads."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.buckets import Buckets, bucketed_attention, by_offset, fused_attention, newest_attention, past_of
+from sasrec_lab.ops.buckets import bucketed_attention, by_offset, fused_attention, newest_attention, past_of
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
-from sasrec_lab.ops.recurrence import Steps
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """Layout of a packed batch for attention and recurrence, computed once and shared by all blocks.
-
-    Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. In an export, offsets are None and all tokens are one
-    sequence.
-    """
-
-    offsets: np.ndarray | None  # (B + 1,) int64
-    num_tokens: int  # T, including dummies after the last sequence
-    device: torch.device  # of the tokens
-    positions: Tensor | None = None  # (T,) counted from each sequence's newest token; only for `padded_rows`
-    maxlen: int | None = None  # only for `padded_rows`
-    rotations: Tensor | None = None  # (T, D / H / 2) of the tokens, by ops/rotary.py; None if not rotary
-
-    def __post_init__(self) -> None:
-        offsets = self.offsets
-        if offsets is not None and (offsets[0] != 0 or offsets[-1] > self.num_tokens or (np.diff(offsets) < 0).any()):
-            raise ValueError(f"offsets must rise from 0 to at most the {self.num_tokens} tokens")
-
-    @property
-    def _known_offsets(self) -> np.ndarray:
-        assert self.offsets is not None, "an export has no offsets"
-        return self.offsets
-
-    @cached_property
-    def offsets_tensor(self) -> Tensor:
-        """Return the offsets (B + 1,) as a tensor on the CPU."""
-        return torch.from_numpy(self._known_offsets)
-
-    @cached_property
-    def num_sequences(self) -> int:
-        """Return B."""
-        return len(self._known_offsets) - 1
-
-    @cached_property
-    def num_real_tokens(self) -> int:
-        """Return the number of tokens that belong to a sequence."""
-        return int(self._known_offsets[-1])
-
-    @cached_property
-    def longest(self) -> int:
-        """Return the number of tokens of the longest sequence."""
-        return int(np.diff(self._known_offsets).max())
-
-    @cached_property
-    def buckets(self) -> Buckets:
-        """Return the sequences in buckets of similar length."""
-        return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
-
-    @cached_property
-    def steps(self) -> Steps:
-        """Return the tokens ordered by step, for recurrent layers."""
-        return Steps.from_offsets(self._known_offsets, self.num_tokens, self.device)
-
-    @cached_property
-    def padded_rows(self) -> "PaddedRows":
-        """Return the sequences in left-padded rows of `maxlen` cells."""
-        return PaddedRows(self)
 
 
 def attend(
@@ -192,38 +128,6 @@ def attend_single_sequence(
     if causal:
         biases = biases.masked_fill(distances < 0, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, biases).transpose(0, 1).flatten(1)
-
-
-class PaddedRows:
-    """The tokens in left-padded rows: `maxlen` cells for each sequence, its newest token in the last one.
-
-    For `pad_keys`. In RecTools a block's input is zero in the padding, so that the padding's keys are the bias of the
-    keys and its values that of the values. C = B maxlen cells.
-    """
-
-    def __init__(self, layout: BatchLayout):
-        maxlen, positions = layout.maxlen, layout.positions
-        assert maxlen is not None
-        assert positions is not None
-        if torch.compiler.is_exporting():  # one sequence
-            self.cells, self.num_dummies = maxlen - 1 - positions, 0
-            self.layout = BatchLayout(None, maxlen, layout.device)
-            return
-        lengths = torch.from_numpy(np.diff(layout.offsets_tensor.numpy()))  # (B,)
-        ends = (torch.arange(1, layout.num_sequences + 1) * maxlen).repeat_interleave(lengths).to(layout.device)
-        self.cells = ends - 1 - positions[: len(ends)]  # (tokens in sequences,)
-        self.num_dummies = layout.num_tokens - len(ends)
-        offsets = np.arange(layout.num_sequences + 1) * maxlen  # every sequence has `maxlen` tokens
-        self.layout = BatchLayout(offsets, int(offsets[-1]), layout.device)
-
-    def fill(self, x: Tensor, pad: Tensor) -> Tensor:
-        """Return the cells (C, D) of x (T, D), with `pad` (D,) in the padding."""
-        cells = pad.to(x.dtype).expand(self.layout.num_tokens, -1)
-        return cells.index_copy(0, self.cells, x[: self.cells.shape[0]])
-
-    def take(self, cells: Tensor) -> Tensor:
-        """Return the tokens' rows (T, D) of the cells (C, D), zeros after the last sequence."""
-        return F.pad(cells.index_select(0, self.cells), (0, 0, 0, self.num_dummies))
 
 
 # The kernel, for float32 on the CPU

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.attention import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
 
 NORMS = ("sasrec", "pre", "post")  # in the order of cpp/block.cpp

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.schema import ClosedFormConfig, TrainConfig
+from sasrec_lab.config.model import ClosedFormConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (

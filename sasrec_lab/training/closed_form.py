@@ -8,7 +8,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sasrec_lab.config.schema import ClosedFormConfig, EaseConfig, ItemKnnConfig, TrainConfig
+from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges

@@ -3,8 +3,8 @@
 A loss compares states (R, D), one for each label, with item vectors (V, D) and returns the mean over the labels that
 have a target. The weight of a target's interaction multiplies its term but not the number divided by, as in RecTools. A
 sampled loss looks up only the rows of the batch, so with `ItemTable.is_sparse` the other rows get no gradient. The
-functions of ops/cross_entropy.py compute gradients in the forward pass and cannot be differentiated twice (no gradient
-penalties). R labels, D dim, V items, N negatives.
+functions of ops/cross_entropy.py and ops/lookup_loss.py compute gradients in the forward pass and cannot be
+differentiated twice (no gradient penalties). R labels, D dim, V items, N negatives.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,8 @@ from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
-from sasrec_lab.ops.cross_entropy import (
-    Mask,
-    grouped_cross_entropy,
-    linear_cross_entropy,
-    lookup_binary_cross_entropy,
-    lookup_cross_entropy,
-    sampled_cross_entropy,
-)
+from sasrec_lab.ops.cross_entropy import Mask, grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
+from sasrec_lab.ops.lookup_loss import lookup_binary_cross_entropy, lookup_cross_entropy
 
 
 class ItemTable(NamedTuple):

@@ -7,16 +7,8 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.config.schema import (
-    Activation,
-    BlockName,
-    LossName,
-    ModelConfig,
-    OptimizerName,
-    PosEmb,
-    SamplerName,
-    TrainConfig,
-)
+from sasrec_lab.config.model import Activation, BlockName, ModelConfig, PosEmb
+from sasrec_lab.config.schema import LossName, OptimizerName, SamplerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.ops.memory import Need, check_memory

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sasrec_lab.config.convert import section_of
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.run.checkpoint_file import load

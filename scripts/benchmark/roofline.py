@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from sasrec_lab.config.schema import Activation, BlockName, ModelConfig
+from sasrec_lab.config.model import Activation, BlockName, ModelConfig
 
 
 def flops_per_position(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import BlockName
+from sasrec_lab.config.model import BlockName
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import concatenate_ranges, load_sequences

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import ModelConfig, TrainConfig
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.sequences import Sequences
 
 FOLDER = Path("outputs/parity")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.comparison import Arrays
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.files import atomic_write
 

@@ -6,7 +6,8 @@ import numpy as np
 from benchmark.peer import PEERS
 
 from parity.comparison import Arrays, Comparison
-from sasrec_lab.config.schema import ModelConfig, TrainConfig
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.evaluation.row_metrics import RankedRows
 

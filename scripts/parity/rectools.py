@@ -14,7 +14,8 @@ from torch import Tensor
 from parity.comparison import AT_MOST, FOLDER, GRADIENTS, Arrays, Comparison, largest
 from parity.weights import from_rectools, relative_difference, scales_of
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
-from sasrec_lab.config.schema import LossName, ModelConfig, ObjectiveName, SamplerName, TrainConfig
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.schema import LossName, ObjectiveName, SamplerName, TrainConfig
 from sasrec_lab.data.batches import Labels, Negatives, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids

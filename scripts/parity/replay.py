@@ -9,7 +9,8 @@ from benchmark.peer import PEERS
 from parity.comparison import FOLDER, Arrays, Comparison, largest
 from parity.rectools import MASK_SHARE, read_parts, sizes
 from parity.weights import from_replay
-from sasrec_lab.config.schema import ModelConfig, TrainConfig
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.objectives import OBJECTIVES

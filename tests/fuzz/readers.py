@@ -33,7 +33,7 @@ from pyarrow import parquet
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, TitlesConfig, WeightConfig
-from sasrec_lab.config.schema import ModelConfig
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.data.cleaning import clean
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.interactions import read_file

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Activation, BlockName, ModelConfig, PosEmb
+from sasrec_lab.config.model import Activation, BlockName, ModelConfig, PosEmb
 from sasrec_lab.model import encoder, ligr, transformer
 from sasrec_lab.model.encoder import Encoder
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
+from sasrec_lab.config.model import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import Labels, PackedBatch
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library

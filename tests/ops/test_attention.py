@@ -10,15 +10,10 @@ from torch import Tensor
 
 from sasrec_lab.data.batches import pack
 from sasrec_lab.ops import library
-from sasrec_lab.ops.attention import (
-    BatchLayout,
-    attend,
-    attend_newest,
-    attend_newest_to,
-    compiled_attention,
-)
+from sasrec_lab.ops.attention import attend, attend_newest, attend_newest_to, compiled_attention
 from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.buckets import Buckets, bucketed_attention, fused_attention
+from sasrec_lab.ops.layout import BatchLayout
 
 LENGTHS = [[1], [6], [200], [3, 1, 7], [17, 2, 33, 16, 1, 64, 5], list(range(1, 60)), [2] * 40]
 SIZES = [(12, 1), (50, 1), (64, 1), (64, 2), (10, 5), (24, 3), (128, 1), (3, 1)]

@@ -10,8 +10,8 @@ import torch
 from sasrec_lab.config.command_line import load
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops import library
-from sasrec_lab.ops.attention import BatchLayout
 from sasrec_lab.ops.block import apply_block
+from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.rotary import rotations
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Activation, Init, Weighting
+from sasrec_lab.config.model import Activation, Init, Weighting
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_peers

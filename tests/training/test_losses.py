@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, Similarity, TrainConfig
+from sasrec_lab.config.model import Similarity
+from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, TrainConfig
 from sasrec_lab.data.batches import Labels, Negatives, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops import cross_entropy
+from sasrec_lab.ops import cross_entropy, lookup_loss
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.losses import LOSSES, ItemTable
@@ -532,7 +533,7 @@ def sampled_loss(
 @pytest.mark.parametrize("sampler", [SamplerName.uniform, SamplerName.unseen])
 def test_softmax_over_negatives_of_a_position_against_a_loop(monkeypatch, sampler, tokens_a_chunk, weighted, sparse):
     """A draw that equals the target, or another draw, counts as any other."""
-    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 31 * DIM))
+    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 31 * DIM))
     states, table, labels, _ = windows_example(0, weighted)
     drawn = np.random.default_rng(0).integers(1, ITEMS + 1, (TOKENS, 30))
     assert (drawn == labels.targets.numpy()[:, None]).any()
@@ -587,7 +588,7 @@ def test_large_logits_over_lists_stay_finite_and_right(sampler):
 
 def test_vectors_of_lists_are_never_looked_up_at_once(monkeypatch):
     sequences, each, count = 20, 10, 100
-    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", 10 * (1 + count) * DIM)
+    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", 10 * (1 + count) * DIM)
     states, table, targets = example(0, tokens=sequences * each, items=300)
     drawn = np.sort(np.random.default_rng(0).integers(1, 301, (sequences, count)))
     labels = Labels(targets, np.full(sequences, each))
@@ -723,7 +724,7 @@ def plain_binary(
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
 @pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
 def test_binary_losses_in_chunks_equal_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
-    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
+    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     weights = 3 * torch.rand(TOKENS) if weighted else None
@@ -767,7 +768,7 @@ def test_binary_losses_under_autocast_are_exact_for_their_states(name, low_preci
 
 def test_many_negatives_are_never_looked_up_at_once(monkeypatch):
     tokens, negatives = 200, 40
-    monkeypatch.setitem(cross_entropy.MAX_LOOKUP_ELEMENTS, "cpu", 10 * 41 * DIM)
+    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", 10 * 41 * DIM)
     states, table, targets = example(0, tokens=tokens)
     drawn = torch.randint(1, ITEMS + 1, (tokens, negatives))
     with Largest() as plain:
