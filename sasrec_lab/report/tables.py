@@ -8,11 +8,21 @@ from typing import Any
 
 from sasrec_lab.config.convert import flatten
 from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
+from sasrec_lab.report.cells import (
+    EMPTY_CELL,
+    SIGNIFICANT,
+    format_difference,
+    format_duration,
+    format_number,
+    format_p,
+    format_signed,
+    format_value,
+    mean_and_std,
+)
 from sasrec_lab.report.rows import (
     DEFAULT,
     Comparison,
     Row,
-    Spread,
     changed_overrides,
     comparisons,
     protocol_differences,
@@ -21,10 +31,8 @@ from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 from sasrec_lab.run.protocol import LEAK, describe_candidates, describe_test
 
-EMPTY_CELL = "-"
 _MEAN = "mean ± std over seeds"
 _MAX_PAIRED = 8  # rows that are tested in pairs; more would make an unreadable table and weak tests
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -256,20 +264,20 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
     columns["n"] = lambda row: str(spreads[row.label].n)
     if has_validation:
         columns[part.monitor] = lambda row: (
-            f"{'best ' * (row is part.best)}{_format_number(row.spread(part.monitor).mean)}"
+            f"{'best ' * (row is part.best)}{format_number(row.spread(part.monitor).mean)}"
         )
     columns[_MEAN] = lambda row: mean_and_std(spreads[row.label])
     if any(metric in row.published for row in comparison.rows):
-        columns["published"] = lambda row: _format_number(row.published.get(metric))
-        columns["difference"] = lambda row: _format_signed(difference_to_published(row, metric))
+        columns["published"] = lambda row: format_number(row.published.get(metric))
+        columns["difference"] = lambda row: format_signed(difference_to_published(row, metric))
     tests = {row.label: test for row in comparison.rows if (test := part.test(row, metric))}
     if tests:
-        columns["vs baseline ± 95% over users"] = lambda row: _format_difference(tests.get(row.label))
-        columns["p"] = lambda row: _format_p(tests.get(row.label))
+        columns["vs baseline ± 95% over users"] = lambda row: format_difference(tests.get(row.label))
+        columns["p"] = lambda row: format_p(tests.get(row.label))
     rows = [[cell(row) for cell in columns.values()] for row in comparison.rows]
     validation = part.untrained(part.monitor)
     for name, value in part.untrained(metric).items():
-        cells = {"row": name, part.monitor: _format_number(validation.get(name)), _MEAN: _format_number(value)}
+        cells = {"row": name, part.monitor: format_number(validation.get(name)), _MEAN: format_number(value)}
         rows.append([cells.get(column, EMPTY_CELL) for column in columns])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
 
@@ -279,7 +287,7 @@ def _pairs_table(part: ProtocolReport) -> list[Table]:
     if part.baseline is not None or not part.tests:
         return []
     cells = [
-        [f"{label} minus {other}", _format_difference(test), _format_p(test)]
+        [f"{label} minus {other}", format_difference(test), format_p(test)]
         for (label, other, _), test in part.tests.items()
     ]
     title = f"{part.metrics[0]} in pairs: each row minus each one above it"
@@ -295,12 +303,12 @@ def short_table(part: ProtocolReport, limit: int, differing: str = "") -> Table 
         return None
     names, rows = [part.monitor, part.metrics[0]], part.by_validation(part.comparison.rows)
     cells = [
-        [row.label, str(len(row.runs)), *(_format_number(row.spread(name).mean) for name in names)]
+        [row.label, str(len(row.runs)), *(format_number(row.spread(name).mean) for name in names)]
         for row in rows[:limit]
     ]
     validation, test = map(part.untrained, names)
     cells += [
-        [name, EMPTY_CELL, _format_number(validation.get(name)), _format_number(value)] for name, value in test.items()
+        [name, EMPTY_CELL, format_number(validation.get(name)), format_number(value)] for name, value in test.items()
     ]
     rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
     name = f"{part.dataset}, {differing}" if differing else part.dataset
@@ -330,42 +338,6 @@ def difference_to_published(row: Row, metric: str) -> float | None:
     return spread.mean - row.published[metric] if metric in row.published and spread.n else None
 
 
-def mean_and_std(spread: Spread) -> str:
-    """Return `mean ± std`, or the mean only if there is one value."""
-    return _format_number(spread.mean) + (f" ± {spread.std:.4f}" if spread.std is not None else "")
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as `9.9 s`, `m:ss` or `h:mm:ss`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _format_number(value: float | None) -> str:
-    """Return a metric with four decimals."""
-    return EMPTY_CELL if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _format_difference(test: PairedTest | None) -> str:
-    """Return the difference of a test with half its interval."""
-    return f"{test.difference:+z.4f} ± {test.margin:.4f}" if test else EMPTY_CELL
-
-
-def _format_p(test: PairedTest | None) -> str:
-    """Return the corrected p of a test with four decimals, after a star if it is significant."""
-    if test is None:
-        return EMPTY_CELL
-    star = "* " * (test.p_holm <= SIGNIFICANT)
-    return star + (f"{test.p_holm:.4f}" if test.p_holm >= 0.0001 else "<0.0001")
-
-
-def _format_signed(value: float | None) -> str:
-    """Return a difference with its sign."""
-    return EMPTY_CELL if value is None else f"{value:+z.4f}"
-
-
 def protocol_table(comparison: Comparison) -> Table:
     """Return every key of a protocol with its value."""
     return Table(
@@ -379,10 +351,5 @@ def _values_with_protocols(key: str, each: list[Any]) -> str:
     """Return each distinct value with the numbers of the protocols that have it, such as `5 (1, 3); 0 (2)`."""
     numbers: dict[str, list[int]] = {}
     for number, value in enumerate(each, 1):
-        numbers.setdefault(_format_value(key, value), []).append(number)
+        numbers.setdefault(format_value(key, value), []).append(number)
     return "; ".join(f"{value} ({', '.join(map(str, protocols))})" for value, protocols in numbers.items())
-
-
-def _format_value(key: str, value: Any) -> str:
-    """Return a value of a protocol as text, a checksum shortened."""
-    return value[:12] if key == "sha256" and value else EMPTY_CELL if value is None else str(value)

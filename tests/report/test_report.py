@@ -19,12 +19,13 @@ from written_runs import PUBLISHED, write_run
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.convert import to_plain
+from sasrec_lab.report.cells import format_duration
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
 from sasrec_lab.report.summary import compare_jobs
-from sasrec_lab.report.tables import ProtocolReport, build_report, format_duration
+from sasrec_lab.report.tables import ProtocolReport, build_report
 from sasrec_lab.run.model_name import model_name
 
 
