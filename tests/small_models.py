@@ -41,3 +41,17 @@ def states_of(states: Tensor, sequences: list[list[int]], maxlen: int = MAXLEN) 
 
 
 assert len(packed(SEQUENCES).items) > sum(min(len(items), MAXLEN) for items in SEQUENCES)
+
+
+def assert_states_depend_on_the_own_past(model: Encoder, changed: int) -> None:
+    """Check that another item at this place changes the states from there on, and none of another sequence."""
+    items = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    with torch.no_grad():
+        before = model(packed([[3, 4], items, [5]]))
+        items[changed] = 15
+        after = model(packed([[3, 4], items, [5]]))
+        alone = model(packed([items]))
+    same = [*range(2 + changed), 11]
+    assert torch.equal(before[same], after[same])
+    assert (before[2 + changed : 11] - after[2 + changed : 11]).abs().amax(1).min() > 1e-6
+    torch.testing.assert_close(after[2:11], alone[:9], rtol=0, atol=1e-12)
