@@ -1,5 +1,7 @@
-"""Random items: negatives to train against, and candidates to rank among. B windows, R labels, E rows to rank, N draws,
-V items."""
+"""Random items: negatives to train against, and candidates to rank among.
+
+B windows, R labels, E rows to rank, N draws, V items.
+"""
 
 from typing import Protocol
 
