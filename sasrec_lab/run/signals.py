@@ -16,6 +16,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal's KeyboardInterrupt.
+
+    When a KeyboardInterrupt itself leaves code that `exec` got as text, as dataclasses' does, Python ends the process
+    by SIGINT at its exit, whatever status it exits with. Of a subclass it takes no note.
+    """
+
+
 def exit_at_once() -> None:
     """Let a signal end this process with one line and the shell's status of the signal."""
     _handle(_exit_at_once)
@@ -28,7 +36,7 @@ def raise_exit() -> None:
 
 
 def raise_interrupt() -> None:
-    """Let a signal raise KeyboardInterrupt, also SIGTERM: a run is recorded as interrupted and can be resumed."""
+    """Let a signal raise Interrupted, also SIGTERM: a run is recorded as interrupted and can be resumed."""
     _handle(_raise_interrupt)
 
 
@@ -39,7 +47,7 @@ def use_defaults() -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise the KeyboardInterrupt of a signal after the body, which imports modules; a second signal does not wait."""
+    """Raise the Interrupted of a signal after the body, which imports modules; a second signal does not wait."""
     if not any(signal.getsignal(number) is _raise_interrupt for number in STOP_SIGNALS):  # a notebook, or a launcher
         yield
         return
@@ -56,7 +64,7 @@ def interrupts_deferred() -> Iterator[None]:
     finally:
         raise_interrupt()
     if arrived:
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 def _handle(handler: Handler) -> None:
@@ -78,7 +86,7 @@ def _raise_exit(number: int, _: FrameType | None) -> None:
 
 
 def _raise_interrupt(number: int, _: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _print_line() -> None:

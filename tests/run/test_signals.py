@@ -105,3 +105,22 @@ def test_a_signal_while_files_are_written_raises_exit(default_sigint, capfd):
         os.kill(os.getpid(), signal.SIGTERM)
     assert end.value.code == 143
     assert capfd.readouterr().err == "interrupted\n"
+
+
+INTERRUPTED_EXEC = """import signal, sys
+from sasrec_lab.run import signals
+signals.raise_interrupt()
+try:
+    exec("signal.raise_signal(signal.SIGINT)")
+except KeyboardInterrupt:
+    signals.use_defaults()
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_inside_exec_keeps_the_exit_status(tmp_path):
+    """With a KeyboardInterrupt Python would end the module's process by SIGINT instead, which is status -2 here."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_EXEC)
+    command, env = [sys.executable, "-m", "interrupted"], environment(tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
+    assert done.returncode == 130, done.stderr
