@@ -12,7 +12,7 @@ from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout, pick
 from sasrec_lab.ops.rotary import rotations
 
 
@@ -62,11 +62,12 @@ class Encoder(nn.Module):
         """Return the vectors (V, D) that headed states are compared with; row i is item i + 1."""
         return self.head.item_vectors(self.output_items.weight)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Return the state (T, D) of each token, before the head."""
+    def forward(self, batch: PackedBatch, rows: Tensor | None = None) -> Tensor:
+        """Return the state (T, D) of each token, before the head; with `rows` (R,) only those of these tokens."""
         x, layout = self._embed(batch), self.layout(batch)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, layout)
+        x = self.blocks[-1](x, layout, rows=rows) if self.blocks else pick(x, rows)
         return self.final_norm(x)
 
     def newest(self, batch: PackedBatch) -> Tensor:

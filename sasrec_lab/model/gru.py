@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout, pick
 from sasrec_lab.ops.recurrence import run_gru
 
 
@@ -22,17 +22,19 @@ class GRULayer(nn.Module):
         self.rate, self.maxlen = cfg.dropout, cfg.maxlen
         self.gru = nn.GRU(cfg.dim, cfg.dim)
 
-    def forward(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
-        """Return the states (T, D) after this layer for those before it; with `newest` (B,) only these tokens', (B, D).
+    def forward(
+        self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Return the states (T, D) after this layer for those before it, or only those of the given tokens.
 
-        Every state depends on all earlier ones, so `newest` saves nothing.
+        Every state depends on all earlier ones, so this saves nothing.
         """
         x = dropout(x, self.rate if self.training else 0.0)
         if torch.compiler.is_exporting():
             states = self._single_sequence(x)
         else:
             states = run_gru(self.gru, x, layout.steps)
-        return states if newest is None else states.index_select(0, newest)
+        return pick(states, rows if newest is None else newest)
 
     def _single_sequence(self, x: Tensor) -> Tensor:
         """Return the states of a single sequence's tokens, for export.py.

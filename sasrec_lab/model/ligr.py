@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout, pick
 
 
 class LiGRBlock(TransformerBlock):
@@ -19,18 +19,14 @@ class LiGRBlock(TransformerBlock):
         super().__init__(cfg)
         self.attention_gate = nn.Linear(cfg.dim, cfg.dim)
         self.feed_forward_gate = nn.Linear(cfg.dim, cfg.dim)
+        self.has_kernel = False
 
-    def forward(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
-        """Return the states (T, D) after this block for those before it; with `newest` (B,) only these tokens', (B, D).
-
-        The states of the newest tokens are all that ranking needs of the last block.
-        """
-        return self.transform(x, layout, newest)
-
-    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
-        """Return what `forward` returns."""
-        normed = self.attention_norm(x)
-        at, queries = (x, normed) if newest is None else (x.index_select(0, newest), normed.index_select(0, newest))
-        attended = dropout(self._attend(queries, normed, layout, newest), self.rate if self.training else 0.0)
+    def transform(
+        self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Return what `forward` returns, layer by layer."""
+        only = rows if newest is None else newest
+        normed, at = self.attention_norm(x), pick(x, only)
+        attended = dropout(self._attend(normed, normed, layout, newest, rows), self.rate if self.training else 0.0)
         at = self._add(at, self.attention_gate(at).sigmoid() * attended)
         return self._add(at, self.feed_forward_gate(at).sigmoid() * self.feed_forward(self.feed_forward_norm(at)))

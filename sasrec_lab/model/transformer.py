@@ -8,7 +8,7 @@ from sasrec_lab.config.model import Activation, ModelConfig, Norm, PosEmb
 from sasrec_lab.ops.attention import attend, attend_newest, attend_newest_to, attend_with_padding
 from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout, pick
 from sasrec_lab.ops.rotary import rotate
 
 
@@ -33,34 +33,42 @@ class TransformerBlock(nn.Module):
         self.output = nn.Linear(cfg.dim, cfg.dim) if cfg.output_projection else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.feed_forward = SwiGLU(cfg) if cfg.activation is Activation.swiglu else FeedForward(cfg)
+        self.has_kernel = isinstance(self.feed_forward, FeedForward)
 
-    def forward(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
-        """Return the states (T, D) after this block for those before it; with `newest` (B,) only these tokens', (B, D).
+    def forward(
+        self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Return the states (T, D) after this block for those before it.
 
-        The states of the newest tokens are all that ranking needs of the last block.
+        Of a last block few states may be needed: with `newest` (B,) it returns only those of these tokens, the newest
+        of each sequence, without dropout on attention weights; with `rows` (R,) only those of these tokens.
         """
-        if isinstance(self.feed_forward, SwiGLU):  # which no kernel computes
-            return self.transform(x, layout, newest)
-        return apply_block(self, x, layout, newest)
+        if self.has_kernel and rows is None:
+            return apply_block(self, x, layout, newest)
+        return self.transform(x, layout, newest, rows)
 
-    def transform(self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None) -> Tensor:
+    def transform(
+        self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Return what `forward` returns, layer by layer."""
-        at = x if newest is None else x.index_select(0, newest)
+        only = rows if newest is None else newest
         if self.norm is Norm.post:
-            at = self.attention_norm(self._add(at, self._attend(at, x, layout, newest)))
+            at = self.attention_norm(self._add(pick(x, only), self._attend(x, x, layout, newest, rows)))
             return self.feed_forward_norm(self._add(at, self.feed_forward(at)))
+        normed = self.attention_norm(x)
         if self.norm is Norm.pre:
-            normed = self.attention_norm(x)
-            queries = normed if newest is None else normed.index_select(0, newest)
-            at = self._add(at, self._attend(queries, normed, layout, newest))
+            at = self._add(pick(x, only), self._attend(normed, normed, layout, newest, rows))
             return self._add(at, self.feed_forward(self.feed_forward_norm(at)))
-        normed = self.attention_norm(at)
-        normed = self.feed_forward_norm(self._add(normed, self._attend(normed, x, layout, newest)))
-        return self._add(normed, self.feed_forward(normed))
+        at = self._add(pick(normed, only), self._attend(normed, x, layout, newest, rows))
+        at = self.feed_forward_norm(at)
+        return self._add(at, self.feed_forward(at))
 
-    def _attend(self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None) -> Tensor:
-        q = self.query(queries)
-        return self.output(self._all(q, others, layout) if newest is None else self._newest(q, others, layout))
+    def _attend(
+        self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None, rows: Tensor | None
+    ) -> Tensor:
+        if newest is not None:
+            return self.output(self._newest(self.query(queries.index_select(0, newest)), others, layout))
+        return self.output(pick(self._all(self.query(queries), others, layout), rows))
 
     def _all(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
         k, v = self.key(x), self.value(x)

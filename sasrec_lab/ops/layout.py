@@ -103,3 +103,8 @@ class PaddedRows:
     def take(self, cells: Tensor) -> Tensor:
         """Return the tokens' rows (T, D) of the cells (C, D), zeros after the last sequence."""
         return F.pad(cells.index_select(0, self.cells), (0, 0, 0, self.num_dummies))
+
+
+def pick(states: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the states (T, D), or those of some tokens (R, D)."""
+    return states if rows is None else states.index_select(0, rows)

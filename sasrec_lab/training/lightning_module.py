@@ -56,9 +56,8 @@ class SequentialRecommender(pl.LightningModule):
 
     def batch_loss(self, batch: TrainingBatch) -> Tensor:
         """Return the loss of a batch, without counting it."""
-        labels, states = batch.labels, self.encoder(batch.inputs)
-        if labels.rows is not None:
-            states = states.index_select(0, labels.rows)
+        labels = batch.labels
+        states = self.encoder(batch.inputs, labels.rows)
         table = ItemTable(self.encoder.item_table, self.is_sparse)
         return self.loss.compute(self.encoder.head(states), table, labels, batch.negatives, self.cfg.loss)
 

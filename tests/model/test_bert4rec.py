@@ -69,6 +69,24 @@ def test_newest_is_the_state_of_the_mask(changes):
     torch.testing.assert_close(newest[-1:], model.newest(alone), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["model.norm=sasrec"], ["model.norm=post"], ["model.block=ligr"], ["model=gru4rec"]]
+)
+def test_states_of_some_tokens_are_those_of_all(words):
+    """As training needs of the last block only the states of masked items."""
+    words = ["model=bert4rec", *words, "model.maxlen=9", "model.dim=12", "model.dropout=0"]
+    model = random_encoder(load(["dataset=csv", "dataset.path=x.csv", *words]).model)
+    batch, rows = packed(MASKED[2:] if model.mask is not None else SEQUENCES), torch.tensor([0, 2, 2, 9, 14, 17])
+    (model(batch)[rows].square() * torch.arange(1, 7)[:, None]).sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    states = model(batch, rows)
+    torch.testing.assert_close(states, model(batch)[rows], rtol=0, atol=1e-12)
+    (states.square() * torch.arange(1, 7)[:, None]).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("changed", [0, 4, 8])
 def test_states_depend_on_both_sides_and_on_no_other_sequence(changed):
     model = random_encoder(SMALL).eval()
