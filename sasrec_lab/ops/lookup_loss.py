@@ -1,4 +1,4 @@
-"""Losses of a few items per token, whose vectors are looked up in chunks. T tokens, D dim, N negatives.
+"""Losses of a few items per token, whose vectors are looked up in a table. T tokens, D dim, V items, N negatives.
 
 Gradients are computed in the forward pass, so they have no gradients themselves.
 """
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasrec_lab.ops import library
 from sasrec_lab.ops.cross_entropy import softmax_and_log_p
+from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, kernel
 
-MAX_LOOKUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # of the vectors looked up for one chunk; on the CPU 2 MiB
+# Elements of the vectors that torch copies for one chunk, on the CPU 2 MiB; a kernel reads as many, and more at once
+MAX_LOOKUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26, "compiled": 2**22}
 
 
 def lookup_cross_entropy(states: Tensor, table: Tensor, rows: Tensor, token_weights: Tensor) -> Tensor:
@@ -52,11 +55,11 @@ class _LookupLoss(torch.autograd.Function):
             slopes = table.new_empty(rows.shape)  # (T, 1 + N) derivative of the loss by each logit
             states_grad = torch.empty_like(h)
             losses = []
+            lookup = _lookup(h, table, rows)
             for chunk in _lookup_chunks(rows, h):
-                vectors = F.embedding(rows[chunk], table)  # (t, 1 + N, D)
-                logits = torch.bmm(vectors, h[chunk, :, None]).squeeze(2)
-                losses.append(terms(logits, token_weights[chunk, None], slopes[chunk]))
-                torch.bmm(slopes[chunk, None], vectors, out=states_grad[chunk, None])
+                found = lookup(table, rows[chunk])
+                losses.append(terms(found.logits(h[chunk]), token_weights[chunk, None], slopes[chunk]))
+                found.mix(slopes[chunk], states_grad[chunk])
         ctx.save_for_backward(h, slopes, states_grad, rows)
         ctx.num_items, ctx.states_dtype = len(table), states.dtype
         return torch.stack(losses).sum()
@@ -64,11 +67,8 @@ class _LookupLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         h, slopes, states_grad, rows = ctx.saved_tensors
-        slopes = slopes * grad_output
         # the table's gradient is made here, because scaling a finished one would be one more pass over the catalogue
-        table_grad = h.new_zeros(ctx.num_items, h.shape[1])
-        for chunk in _lookup_chunks(rows, h):
-            table_grad.index_add_(0, rows[chunk].flatten(), (slopes[chunk, :, None] * h[chunk, None]).flatten(0, 1))
+        table_grad = _lookup(h, slopes, rows).table_grad(h, slopes * grad_output, rows, ctx.num_items)
         return (states_grad * grad_output).to(ctx.states_dtype), table_grad, None, None, None
 
 
@@ -91,8 +91,84 @@ def _softmax_terms(logits: Tensor, weights: Tensor, slopes: Tensor) -> Tensor:
     return -torch.sum(log_p * weights)
 
 
+class _Copies:
+    """Copies of the vectors of a chunk's rows (t, 1 + N, D): the form in torch."""
+
+    def __init__(self, table: Tensor, rows: Tensor):
+        self.vectors = F.embedding(rows, table)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the products (t, 1 + N) with the token's state."""
+        return torch.bmm(self.vectors, states[:, :, None]).squeeze(2)
+
+    def mix(self, slopes: Tensor, out: Tensor) -> None:
+        """Write the sums (t, D) of the vectors times the slopes (t, 1 + N) to `out`."""
+        torch.bmm(slopes[:, None], self.vectors, out=out[:, None])
+
+    @staticmethod
+    def table_grad(states: Tensor, slopes: Tensor, rows: Tensor, num_items: int) -> Tensor:
+        """Return the sum (V, D) of the states that looked up each row of the table, times the slopes."""
+        grad = states.new_zeros(num_items, states.shape[1])
+        for chunk in _lookup_chunks(rows, states):
+            grad.index_add_(0, rows[chunk].flatten(), (slopes[chunk, :, None] * states[chunk, None]).flatten(0, 1))
+        return grad
+
+
+class _InPlace:
+    """The vectors of a chunk's rows, read in the table by kernels; the methods do what those of _Copies do."""
+
+    def __init__(self, table: Tensor, rows: Tensor):
+        check_range("rows", rows, 0, len(table) - 1)
+        self.table, self.rows = table, rows
+
+    def logits(self, states: Tensor) -> Tensor:
+        check_shape("states", states, len(self.rows), self.table.shape[1])
+        logits = states.new_empty(self.rows.shape)
+        _lookup_logits_kernel(states, *states.shape, self.table, self.rows, self.rows.shape[1], logits)
+        return logits
+
+    def mix(self, slopes: Tensor, out: Tensor) -> None:
+        check_shape("slopes", slopes, *self.rows.shape)
+        check_shape("out", out, len(self.rows), self.table.shape[1])
+        _lookup_mix_kernel(slopes, *out.shape, self.table, self.rows, self.rows.shape[1], out)
+
+    @staticmethod
+    def table_grad(states: Tensor, slopes: Tensor, rows: Tensor, num_items: int) -> Tensor:
+        check_range("rows", rows, 0, num_items - 1)
+        check_shape("slopes", slopes, *rows.shape)
+        check_shape("states", states, len(rows), states.shape[1])
+        grad = states.new_empty(num_items, states.shape[1])
+        _lookup_table_grad_kernel(states, slopes, *states.shape, rows, rows.shape[1], num_items, grad)
+        return grad
+
+
+@kernel
+def _lookup_logits_kernel(
+    states: Floats, tokens: int, dim: int, table: Floats, rows: Integers, width: int, logits: Floats
+) -> None:
+    """Write the logits (T, 1 + N)."""
+
+
+@kernel
+def _lookup_mix_kernel(
+    slopes: Floats, tokens: int, dim: int, table: Floats, rows: Integers, width: int, out: Floats
+) -> None:
+    """Write the sums (T, D) of the vectors times the slopes."""
+
+
+@kernel
+def _lookup_table_grad_kernel(
+    states: Floats, slopes: Floats, tokens: int, dim: int, rows: Integers, width: int, items: int, grad: Floats
+) -> None:
+    """Write the table's gradient (V, D)."""
+
+
+def _lookup(states: Tensor, table: Tensor, rows: Tensor) -> type[_Copies | _InPlace]:
+    return _InPlace if library.supports(states, table) and rows.is_contiguous() else _Copies
+
+
 def _lookup_chunks(rows: Tensor, states: Tensor) -> Iterator[slice]:
     """Yield chunks of tokens whose vectors, (1 + N, D) each, have at most MAX_LOOKUP_ELEMENTS elements together."""
-    most = MAX_LOOKUP_ELEMENTS["cuda" if states.is_cuda else "cpu"]
-    tokens = max(1, most // (rows.shape[1] * states.shape[1]))
+    form = "cuda" if states.is_cuda else "compiled" if library.supports(states) else "cpu"
+    tokens = max(1, MAX_LOOKUP_ELEMENTS[form] // (rows.shape[1] * states.shape[1]))
     return (slice(start, start + tokens) for start in range(0, len(states), tokens))

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, ranking
+from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, lookup_loss, ranking
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 # what other compilers run as well
@@ -227,7 +227,7 @@ def test_a_failing_compiler_is_no_error():
 
 # Arguments
 
-MODULES = (attention, block, cross_entropy, dropout, ranking)
+MODULES = (attention, block, cross_entropy, dropout, lookup_loss, ranking)
 KERNELS = {
     name.strip("_").removesuffix("_kernel"): function
     for module in MODULES
@@ -357,6 +357,8 @@ LAYOUT = attention.BatchLayout(np.array([0, 2, 5]), 6, torch.device("cpu"))
         lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 4), INTEGERS[[0, 0, 0]], x(2)),
         lambda x: cross_entropy.sampled_cross_entropy(x(3, 4), x(9, 4), INTEGERS, x(6), x(3)),
         lambda x: cross_entropy.softmax_and_log_p(x(3, 4), INTEGERS[:, None]),
+        lambda x: lookup_loss.lookup_cross_entropy(x(3, 4), x(9, 5), INTEGERS[[0, 0, 0]][:, None], x(3)),
+        lambda x: lookup_loss.lookup_cross_entropy(x(2, 4), x(9, 4), INTEGERS[[0, 0, 0]][:, None], x(2)),
     ],
 )
 def test_shapes_that_do_not_fit_are_an_error(call):
@@ -370,6 +372,13 @@ def test_targets_outside_the_table_are_an_error(targets):
     scores = ranking.Scores(torch.ones(2, 4), torch.ones(9, 4))
     with pytest.raises(ValueError, match="targets must be from 1 to 9, not"):
         scores.count_not_below_target(torch.tensor(targets), NONE, NONE)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [[0, 9], [-1, 3]])
+def test_rows_outside_the_table_are_an_error(rows):
+    with pytest.raises(ValueError, match="rows must be from 0 to 8, not"):
+        lookup_loss.lookup_cross_entropy(torch.ones(1, 4), torch.ones(9, 4), torch.tensor([rows]), torch.ones(1))
 
 
 @needs_compiler

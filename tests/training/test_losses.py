@@ -527,13 +527,18 @@ def sampled_loss(
     return LOSSES[cfg.name].compute(states, ItemTable(table, sparse), labels, negatives, cfg)
 
 
+def set_lookup_elements(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    for form in ("cpu", "compiled"):
+        monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, form, elements)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 7, 1000])
 @pytest.mark.parametrize("sampler", [SamplerName.uniform, SamplerName.unseen])
 def test_softmax_over_negatives_of_a_position_against_a_loop(monkeypatch, sampler, tokens_a_chunk, weighted, sparse):
     """A draw that equals the target, or another draw, counts as any other."""
-    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 31 * DIM))
+    set_lookup_elements(monkeypatch, int(tokens_a_chunk * 31 * DIM))
     states, table, labels, _ = windows_example(0, weighted)
     drawn = np.random.default_rng(0).integers(1, ITEMS + 1, (TOKENS, 30))
     assert (drawn == labels.targets.numpy()[:, None]).any()
@@ -544,6 +549,20 @@ def test_softmax_over_negatives_of_a_position_against_a_loop(monkeypatch, sample
     of_states, of_table = gradients(loss, states, table)
     assert of_table.is_sparse == sparse
     assert_close_gradients((of_states, of_table.to_dense()), gradients(expected, states, table))
+
+
+@pytest.mark.usefixtures("_three_threads")
+@pytest.mark.parametrize("dim", [1, 16, 50, 64, 130])
+@pytest.mark.parametrize(("tokens", "width", "items"), [(1, 1, 1), (3, 2, 500), (61, 9, 7), (130, 40, 1201)])
+def test_lookups_on_three_threads(tokens, width, items, dim):
+    torch.manual_seed(0)
+    states, table = (torch.randn(count, dim).requires_grad_() for count in (tokens, items))
+    rows, weights = torch.randint(items, (tokens, width)), torch.rand(tokens)
+    loss = lookup_loss.lookup_cross_entropy(states, table, rows, weights)
+    logits = (table.double()[rows] * states.double()[:, None]).sum(2)
+    expected = (weights * F.cross_entropy(logits, torch.zeros(tokens, dtype=torch.long), reduction="none")).sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
+    assert_close_gradients(gradients(2 * loss, states, table), gradients(2 * expected, states, table))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -588,7 +607,7 @@ def test_large_logits_over_lists_stay_finite_and_right(sampler):
 
 def test_vectors_of_lists_are_never_looked_up_at_once(monkeypatch):
     sequences, each, count = 20, 10, 100
-    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", 10 * (1 + count) * DIM)
+    set_lookup_elements(monkeypatch, 10 * (1 + count) * DIM)
     states, table, targets = example(0, tokens=sequences * each, items=300)
     drawn = np.sort(np.random.default_rng(0).integers(1, 301, (sequences, count)))
     labels = Labels(targets, np.full(sequences, each))
@@ -724,7 +743,7 @@ def plain_binary(
 @pytest.mark.parametrize("tokens_a_chunk", [0.5, 1, 7, 49, 50, 1000])
 @pytest.mark.parametrize("name", [LossName.bce, LossName.gbce])
 def test_binary_losses_in_chunks_equal_those_at_once(monkeypatch, name, tokens_a_chunk, weighted, sparse):
-    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", int(tokens_a_chunk * 4 * DIM))
+    set_lookup_elements(monkeypatch, int(tokens_a_chunk * 4 * DIM))
     states, table, targets = example(0)
     drawn = torch.randint(1, ITEMS + 1, (TOKENS, 3))
     weights = 3 * torch.rand(TOKENS) if weighted else None
@@ -768,7 +787,7 @@ def test_binary_losses_under_autocast_are_exact_for_their_states(name, low_preci
 
 def test_many_negatives_are_never_looked_up_at_once(monkeypatch):
     tokens, negatives = 200, 40
-    monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, "cpu", 10 * 41 * DIM)
+    set_lookup_elements(monkeypatch, 10 * 41 * DIM)
     states, table, targets = example(0, tokens=tokens)
     drawn = torch.randint(1, ITEMS + 1, (tokens, negatives))
     with Largest() as plain:
