@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        return _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output), None, None, None
+        return scale_gradient(states_grad, grad_output), scale_gradient(table_grad, grad_output), None, None, None
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -117,7 +117,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_grad, vectors_grad = ctx.saved_tensors
-        return _scale_gradient(states_grad, grad_output), _scale_gradient(vectors_grad, grad_output), None, None, None
+        return scale_gradient(states_grad, grad_output), scale_gradient(vectors_grad, grad_output), None, None, None
 
 
 class _GroupedCrossEntropy(torch.autograd.Function):
@@ -158,11 +158,11 @@ class _GroupedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        scaled = _scale_gradient(states_grad, grad_output), _scale_gradient(table_grad, grad_output)
+        scaled = scale_gradient(states_grad, grad_output), scale_gradient(table_grad, grad_output)
         return *scaled, None, None, None, None
 
 
-def _scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+def scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     """Scale a gradient.
 
     On the CPU skip the pass if the factor is 1 (the usual case); on a GPU that check would force a synchronization.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.cross_entropy import softmax_and_log_p
+from sasrec_lab.ops.cross_entropy import scale_gradient, softmax_and_log_p
 from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, kernel
 
 # Elements of the vectors that torch copies for one chunk, on the CPU 2 MiB; a kernel reads as many, and more at once
@@ -68,8 +68,9 @@ class _LookupLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         h, slopes, states_grad, rows = ctx.saved_tensors
         # the table's gradient is made here, because scaling a finished one would be one more pass over the catalogue
-        table_grad = _lookup(h, slopes, rows).table_grad(h, slopes * grad_output, rows, ctx.num_items)
-        return (states_grad * grad_output).to(ctx.states_dtype), table_grad, None, None, None
+        scaled = scale_gradient(slopes, grad_output)
+        table_grad = _lookup(h, scaled, rows).table_grad(h, scaled, rows, ctx.num_items)
+        return scale_gradient(states_grad, grad_output).to(ctx.states_dtype), table_grad, None, None, None
 
 
 def _binary_terms(logits: Tensor, weights: Tensor, slopes: Tensor, beta: float) -> Tensor:
