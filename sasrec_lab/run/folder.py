@@ -37,7 +37,7 @@ METRICS = "metrics.json"
 RANKS = "ranks.npz"
 ITEMS = "items.npz"
 WEIGHTS = "weights.npz"  # of a model without epochs, in place of checkpoints
-_MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
+MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
 _MAX_DIRECTORY = 8 << 20  # bytes of an archive's list of members, of which each takes a hundred
 _MAX_HOLES = 16  # times the place that a large file takes on its disk; a disk that compresses halves weights
 BEST_CHECKPOINT = Path("checkpoints", "best.ckpt")  # by validation
@@ -135,8 +135,8 @@ def read_arrays(path: Path, kinds: str = "iuU") -> dict[str, np.ndarray]:
     """
     with open_regular(path) as file:
         try:
-            if (size := os.fstat(file.fileno()).st_size) > _MAX_ARRAY_BYTES:
-                raise ValueError(f"{size:,} bytes, more than {_MAX_ARRAY_BYTES:,}")
+            if (size := os.fstat(file.fileno()).st_size) > MAX_ARRAY_BYTES:
+                raise ValueError(f"{size:,} bytes, more than {MAX_ARRAY_BYTES:,}")
             with opened_archive(file) as archive:
                 return {
                     each.filename.removesuffix(".npy"): _read_array(archive, each, kinds) for each in archive.filelist
@@ -154,7 +154,7 @@ def opened_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
             would become as much memory or time as a stranger likes.
     """
     status = os.fstat(file.fileno())
-    if status.st_size > _MAX_HOLES * status.st_blocks * 512 > 0 and status.st_size > _MAX_ARRAY_BYTES:
+    if status.st_size > _MAX_HOLES * status.st_blocks * 512 > 0 and status.st_size > MAX_ARRAY_BYTES:
         raise ValueError(f"{status.st_size:,} bytes, but most of them are holes that take no place on the disk")
     if _directory_bytes(file, status.st_size) > _MAX_DIRECTORY:
         raise ValueError("it has more members than a run writes")

@@ -18,18 +18,23 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.files import atomic_write
 from sasrec_lab.model import closed_form
 from sasrec_lab.model.closed_form import ItemWeights
-from sasrec_lab.ops.memory import Need, check_memory
-from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, WEIGHTS, read_arrays
+from sasrec_lab.ops.memory import Need, check_memory, format_bytes
+from sasrec_lab.run.folder import ITEMS, MAX_ARRAY_BYTES, RETRAIN_HINT, WEIGHTS, read_arrays
 
 _DOUBLE, _FLOAT, _INT = 8, 4, 4  # bytes
 
 
 def check_fits(cfg: TrainConfig, holdout: Holdout) -> None:
-    """Raise InputError if the weights between all items do not fit in memory, before they are computed."""
+    """Raise InputError unless the weights between all items fit in memory and in the run folder."""
     model, items = cfg.model, holdout.num_items
     if isinstance(model, EaseConfig):
         size, keys = (_DOUBLE + _FLOAT) * items**2, ("model=ease",)
         fix = "use model=itemknn, or fewer items with a higher dataset.min_item"
+        if (written := _FLOAT * items**2) > MAX_ARRAY_BYTES:
+            raise InputError(
+                f"model=ease: the weights between {items:,} items would take {format_bytes(written)} in the run folder,"
+                f" and no command reads more than {format_bytes(MAX_ARRAY_BYTES)}; {fix}"
+            )
     else:
         assert isinstance(model, ItemKnnConfig)
         size, keys = (_FLOAT + _INT) * items * min(model.neighbors, items), (f"model.neighbors={model.neighbors}",)

@@ -78,6 +78,17 @@ def test_without_validation_only_the_test_is_measured():
     assert {name.partition("/")[0] for name in values} == {"test"}
 
 
+def test_weights_that_no_command_would_read_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**60)
+    check_fits(load([*DATA, "model=ease"]), replace(HOLDOUT, item_ids=np.arange(46_340)))
+    with pytest.raises(InputError) as caught:
+        check_fits(load([*DATA, "model=ease"]), replace(HOLDOUT, item_ids=np.arange(50_000)))
+    assert str(caught.value) == (
+        "model=ease: the weights between 50,000 items would take 9.3 GiB in the run folder, and no command reads more"
+        " than 8.0 GiB; use model=itemknn, or fewer items with a higher dataset.min_item"
+    )
+
+
 def test_a_model_that_does_not_fit_in_memory_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10_000)
     with pytest.raises(InputError) as caught:
