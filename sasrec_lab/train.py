@@ -88,7 +88,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.training import checkpoints, tensorboard
         from sasrec_lab.training.memory_needs import check_run_fits
         from sasrec_lab.training.processes import watch_processes
-        from sasrec_lab.training.trainer import build_trainer, check_limits
+        from sasrec_lab.training.trainer import attention_form, build_trainer, check_limits
 
         trainer = build_trainer(cfg, folder)
         watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
@@ -104,7 +104,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         model = build_model(cfg, holdout.num_items)
         matmul = backend.choose_matmul(device, run.previous.get("matmul"))
-        run.info |= describe_machine(device, matmul)
+        run.info |= describe_machine(device, matmul, attention_form(trainer, cfg.model))
         run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
         if warning := summary.kernel_change_warning(run.previous, run.info):

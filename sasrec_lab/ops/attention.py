@@ -11,6 +11,7 @@ from sasrec_lab.ops import library
 from sasrec_lab.ops.buckets import bucketed_attention, by_offset, fused_attention, newest_attention, past_of
 from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
+from sasrec_lab.ops.packed_attention import operator_for, packed_attention
 
 
 def attend(
@@ -35,6 +36,9 @@ def attend(
     if torch.compiler.is_exporting():
         return attend_single_sequence(q, k, v, heads, causal=causal, bias=bias)
     if q.is_cuda:
+        operator = None if bias is not None else operator_for(q, layout, heads)
+        if operator:
+            return packed_attention(operator, q, k, v, layout, heads, rate, causal=causal)
         return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
     if q.dtype == torch.bfloat16:  # under autocast: float32 is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()

@@ -95,10 +95,9 @@ def fused_attention(
     causal: bool = True,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Return attention's output (T, D) by torch's fused kernels, one call per bucket: the form for GPUs.
+    """Return attention's output (T, D) by torch's fused kernels, one call per bucket.
 
-    As of 2.13, torch's attention over sequences of different lengths (varlen_attn) has neither dropout nor single
-    precision, and its flex attention has no dropout.
+    The form for GPUs with a bias, or if no operator of ops/packed_attention.py suits.
     """
     out = []
     inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), strict=True)

@@ -58,6 +58,22 @@ class BatchLayout:
         return int(np.diff(self._known_offsets).max())
 
     @cached_property
+    def packed_offsets(self) -> Tensor:
+        """Return the offsets (S + 1,) int32, on the device, of S sequences that have all tokens; none is empty.
+
+        Dummies after the last sequence are sequences of their own, not longer than the longest one.
+        """
+        real, longest = self.num_real_tokens, max(self.longest, 1)
+        dummies = np.arange(real, self.num_tokens, longest)
+        ends = np.unique(np.concatenate([self._known_offsets, dummies, [self.num_tokens]]))
+        return torch.from_numpy(ends.astype(np.int32)).to(self.device, non_blocking=True)
+
+    @cached_property
+    def is_real(self) -> Tensor:
+        """Return whether each token belongs to a sequence, (T, 1), on the device."""
+        return torch.arange(self.num_tokens, device=self.device)[:, None] < self.num_real_tokens
+
+    @cached_property
     def buckets(self) -> Buckets:
         """Return the sequences in buckets of similar length."""
         return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)

@@ -26,23 +26,26 @@ _PACKAGES = (
 )
 
 
-def describe_machine(device: torch.device, matmul: str | None) -> dict[str, Any]:
+def describe_machine(device: torch.device, matmul: str | None, attention: str | None = None) -> dict[str, Any]:
     """Return the machine's part of run.json.
 
     `matmul` is what `ops.backend.choose_matmul` returned; None says that neither torch's products nor kernels are used.
+    `attention` is its form on a GPU, in words.
     """
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device)}),
+        **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device, attention)}),
         "versions": versions(),
         "system": platform.platform(),
     }
 
 
-def _describe_kernels(device: torch.device) -> dict[str, str]:
+def _describe_kernels(device: torch.device, attention: str | None) -> dict[str, str]:
     found = library.find_kernels() if device.type == "cpu" else library.Kernels(None, [])
     kernels = f"compiled by {library.compiler_name(found.compiler)}" if found.library else "torch's"
+    if attention:
+        kernels += f", attention {attention}"
     return {"kernels": kernels} | ({"no_kernels": found.missing} if found.missing else {})
 
 

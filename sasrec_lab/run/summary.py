@@ -78,6 +78,8 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     model, optimizer = cfg.model, cfg.optimizer.name
     by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
     hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
+    if info["device"].startswith("cuda"):
+        hint = f"\n       kernels: {info['kernels']}"
     heads = "" if model.block is BlockName.gru else f"{counted(model.heads, 'head')}, "
     return (
         f"model  {counted(model.blocks, _PARTS[model.block])}, {heads}dim {model.dim}, maxlen"

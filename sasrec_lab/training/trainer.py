@@ -18,9 +18,11 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sasrec_lab.config.model import BlockName, ModelConfig, PosEmb
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
+from sasrec_lab.ops import packed_attention
 from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults
 from sasrec_lab.training import checkpoints
 from sasrec_lab.training.tensorboard import hyperparameters
@@ -64,6 +66,15 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
         trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
     return trainer
+
+
+def attention_form(trainer: pl.Trainer, model: ModelConfig) -> str | None:
+    """Return how a GPU will compute attention in the Trainer's precision, in words; None without a GPU or attention."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda" or model.block is BlockName.gru:
+        return None
+    with trainer.precision_plugin.forward_context():
+        return packed_attention.describe(device, model.dim // model.heads, model.pos_emb is PosEmb.relative)
 
 
 def _check_nodes(trainer: pl.Trainer) -> None:

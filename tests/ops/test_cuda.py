@@ -20,8 +20,11 @@ from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, Labels, Negatives, PackedBatch, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.metrics import sampled_ranks
-from sasrec_lab.ops import ranking
+from sasrec_lab.ops import attention, ranking
+from sasrec_lab.ops.buckets import bucketed_attention
 from sasrec_lab.ops.dropout import dropout
+from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.packed_attention import MAX_ERROR, OPERATORS, choose, packed_attention
 from sasrec_lab.ops.ranking import Scores, top_k_items
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
@@ -139,6 +142,47 @@ def test_ranks_and_lists_equal_the_cpus(at_once, monkeypatch):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [8, 25, 32, 50, 64, 128, 256])
+def test_an_operator_computes_attention_in_one_launch(dtype, width):
+    assert choose(torch.device("cuda", 0), dtype, width).operator == next(
+        name for name, operator in OPERATORS.items() if dtype in operator.dtypes
+    )
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize(("dim", "heads"), [(64, 1), (64, 2), (50, 1), (10, 5)])
+@pytest.mark.parametrize("lengths", [[1], [200, 0, 3], list(range(1, 60))], ids=["one", "long", "many"])
+def test_packed_attention_is_the_bucketed_one(name, causal, dim, heads, lengths):
+    dtype = OPERATORS[name].dtypes[0]
+    layout, plain = (
+        BatchLayout(np.append(0, np.cumsum(own)), sum(lengths) + 9, torch.device("cuda"))
+        for own in (lengths, [length for length in lengths if length])
+    )
+    x = torch.randn(3, layout.num_tokens, dim, device="cuda").to(dtype).requires_grad_().unbind()
+    out = packed_attention(name, *x, layout, heads, 0.0, causal=causal)
+    exact = bucketed_attention(*(each.double() for each in x), plain.buckets, heads, 0.0, causal=causal)
+    grad = torch.randn_like(out)
+    gradients = torch.autograd.grad(out, x, grad), torch.autograd.grad(exact, x, grad.double())
+    for found, expected in ((out, exact), *zip(*gradients, strict=True)):
+        assert not found[sum(lengths) :].any()
+        assert (found.double() - expected.double()).norm() < MAX_ERROR[dtype] * expected.double().norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", OPERATORS)
+def test_packed_attention_drops_weights_at_the_rate(name):
+    """Equal scores, and values that are the identity: each output is a weight, 1 / (64 * 0.8) if it is kept."""
+    layout = BatchLayout(np.arange(0, 64 * 257, 64), 64 * 256, torch.device("cuda"))
+    values = torch.eye(64, device="cuda", dtype=OPERATORS[name].dtypes[0]).repeat(256, 1)
+    out = packed_attention(name, torch.zeros_like(values), values, values, layout, 1, 0.2, causal=False).float()
+    assert float((out > 0).float().mean()) == pytest.approx(0.8, abs=5e-3)
+    assert out[out > 0].mean().item() == pytest.approx(1 / (64 * 0.8), rel=1e-2)
+
+
+@needs_gpu
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_dropout_keeps_the_mean(rate):
     dropped = dropout(torch.ones(2**20, device="cuda"), rate)
@@ -185,12 +229,14 @@ def test_two_gpus_test_every_user_once(train_command, tmp_path):
 
 @needs_cuda_build
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("operator", [None, *OPERATORS])
 @configs
-def test_no_operation_mixes_devices(overrides):
+def test_no_operation_mixes_devices(overrides, operator, monkeypatch):
     """Batches move to the GPU, and everything they meet up to a loss, a score and a rank is there as well.
 
     Without a GPU torch cannot run the backward pass of fake tensors, nor shapes that depend on numbers.
     """
+    monkeypatch.setattr(attention, "operator_for", lambda *inputs: operator)  # fake tensors cannot be compared
     batch, held_out = batches_of(overrides)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with torch.device("cuda"):

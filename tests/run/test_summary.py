@@ -8,7 +8,7 @@ from small_data import holdout_of, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.run.protocol import describe_candidates
-from sasrec_lab.run.summary import data_line, job_line, kernel_change_warning, results_table
+from sasrec_lab.run.summary import data_line, job_line, kernel_change_warning, model_line, results_table
 
 PROTOCOL = {
     "held_out_users": 1234,
@@ -121,3 +121,15 @@ def test_the_table_names_what_the_test_looks_for():
     tested = results(protocol=PROTOCOL | {"tested": "each item after 2021-05-07"})
     first = results_table(tested, load([]), Path("run")).splitlines()[1]
     assert first.startswith("Test: each item after 2021-05-07 of 1,234 users, ranked among all 5,678 items")
+
+
+def test_the_model_line_names_the_form_of_attention_on_a_gpu():
+    info = {"parameters": 5000, "device": "cuda (a card)", "matmul": "cuda float32 without TF32"}
+    info["kernels"] = "torch's, attention in one launch (efficient)"
+    assert model_line(load([]), "softmax", info).splitlines()[1:] == [
+        "       cuda (a card), cuda float32 without TF32",
+        "       kernels: torch's, attention in one launch (efficient)",
+    ]
+    buckets = info | {"kernels": "torch's, attention in buckets; efficient: differs from buckets by 1e-02"}
+    assert kernel_change_warning(info, info) is None
+    assert kernel_change_warning(info, buckets).startswith("kernels were torch's, attention in one launch (efficient)")
