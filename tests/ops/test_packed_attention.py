@@ -1,6 +1,6 @@
-"""Attention by torch's packed operators: their arguments, results with replacements for a CPU, and when buckets are used instead.
+"""Attention by torch's packed operators: their arguments, their use, and when buckets are used instead.
 
-The operators themselves run on GPUs only: tests/ops/test_cuda.py.
+On a CPU other functions replace them; they run in tests/ops/test_cuda.py.
 """
 
 from collections.abc import Callable
