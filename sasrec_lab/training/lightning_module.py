@@ -49,10 +49,17 @@ class SequentialRecommender(pl.LightningModule):
         self.test_ranks: dict[str, Tensor] = {}  # per target, in the order of the test's rows
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss = self.batch_loss(batch)
-        self.train_loss.update(loss.detach(), (batch.labels.targets > 0).sum())
-        return loss
+        """Return the loss of a batch, times this process's share if there are several.
+
+        Gradients are averaged over the processes, whose batches have different numbers of targets. With the shares the
+        average is that of one process with all windows of the step.
+        """
+        loss, targets = self.batch_loss(batch), (batch.labels.targets > 0).sum()
+        self.train_loss.update(loss.detach(), targets)
+        if self.trainer.world_size == 1:
+            return loss
+        mean_targets = self.trainer.strategy.reduce(targets.float(), reduce_op="mean")
+        return loss * (targets / mean_targets)
 
     def batch_loss(self, batch: TrainingBatch) -> Tensor:
         """Return the loss of a batch, without counting it."""
