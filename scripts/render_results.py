@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.figure import data_of, draw_speed, library, times
-from benchmark.results import decimal
+from benchmark.results import decimal, mean_and_std
 from conf_tables import CONF_TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,7 +148,15 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
     "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
+    "papers": ("papers", "ndcg", ["data", "run", "ndcg", "published", "recall", "published_recall", "minutes"]),
     "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
+}
+NAMES_OF_DATA = {
+    "sasrec_ml_1m": "MovieLens-1M",
+    "bert4rec_beauty": "Beauty, all items",
+    "s3rec_beauty": "Beauty, 5-core",
+    "s3rec_sports": "Sports, 5-core",
+    "s3rec_toys": "Toys, 5-core",
 }
 RATIOS = {  # shown in parentheses next to a speed
     "positions_per_s": "times_faster_training",
@@ -236,24 +244,28 @@ def block(name: str, results: Path) -> str:
 
 
 def overview(results: Path) -> str:
-    """Return the README's table: each preset next to the published value, and the popularity baseline."""
+    """Return the README's table: each preset and model next to the published value, and the popularity baseline."""
     stamp, quality = read_rows("quality", results)
     paper = [row for row in read_rows("paper_table4", results)[1] if row["row"] == "default"]
-    stamp["note"] = "101 items: " + ", ".join(f"{row['data']} {own_stamp(row)}" for row in paper)
+    stamp["note"] = "Rows with seeds: see the page Paper"
     ours = {row["configuration"]: row for row in quality}
     published = next(row["ndcg"] for name, row in ours.items() if "same file" in name)
-    full = "MovieLens-1M, all unseen items"
+    everything = "all unseen items"
     rows = [
-        ("`dataset=sasrec_ml_1m`", full, ours["default"], published),
-        ("`experiment=quality/sasrec_ml_1m`", full, ours["quality preset"], published),
-        ("popularity", full, ours["popularity"], None),
+        ("dataset=sasrec_ml_1m", "MovieLens-1M", everything, ours["default"], published),
+        ("experiment=quality/sasrec_ml_1m", "MovieLens-1M", everything, ours["quality preset"], published),
     ]
+    for row in read_rows("papers", results)[1]:
+        words = row["run"].removeprefix("python -m sasrec_lab.train ")
+        rows.append((words, NAMES_OF_DATA[row["data"]], everything, row, row.get("published")))
+    rows.append(("popularity", "MovieLens-1M", everything, ours["popularity"], None))
     for row, name in zip(paper, ("ml_1m", "beauty"), strict=True):
-        rows.append((f"`experiment=sasrec_paper/{name}`", f"{row['data']}, 101 items", row, row["published_table3"]))
-    lines = ["| configuration | data, candidates | NDCG@10 | recall@10 | published NDCG@10 |", "|---|---|---|---|---|"]
-    for name, data, row, value in rows:
-        cells = [name, data, decimal(row["ndcg"]), decimal(row["recall"]), "" if value is None else decimal(value)]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append((f"experiment=sasrec_paper/{name}", row["data"], "101 items", row, row["published_table3"]))
+    headings = ["configuration", "data", "candidates", "NDCG@10", "recall@10", "published NDCG@10"]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for name, data, candidates, row, value in rows:
+        cells = [decimal(row["ndcg"]), decimal(row["recall"]), "" if value is None else decimal(value)]
+        lines.append(f"| `{name}` | {data} | {candidates} | {' | '.join(cells)} |")
     return "\n".join(["", *lines, "", caption(stamp, seeds=True), "", ""])
 
 
@@ -272,9 +284,15 @@ def number(path: str, results: Path) -> str:
 
 
 def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
-    """Return a file's stamp and its rows, those of ablations with their change against the row `default`."""
+    """Return a file's stamp and its rows, those of ablations with their change against the row `default`.
+
+    A row that keeps its runs one by one gets their mean and deviation, and the stamp of the newest.
+    """
     stamp = json.loads((results / f"{file}.json").read_text())
     rows = stamp.pop("rows")
+    for row in rows:
+        if "runs" in row:
+            row |= summary(row["runs"])
     default = {row["data"]: row for row in rows if row.get("row") == "default"}
     for row in rows:
         if row.get("row") not in (None, "default"):
@@ -282,6 +300,20 @@ def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
             row["change"] = row["ndcg"]["mean"] / reference["ndcg"]["mean"] - 1
             row["published_change"] = row["published"] / reference["published"] - 1
     return stamp, rows
+
+
+def summary(runs: list[Row]) -> Row:
+    """Return mean and deviation of a configuration's runs, their minutes, and when they were measured."""
+    newest = max(runs, key=lambda run: run["measured"])
+    minutes = sorted(round(run["minutes"]) for run in runs)
+    return {
+        "ndcg": mean_and_std([run["ndcg"] for run in runs]),
+        "recall": mean_and_std([run["recall"] for run in runs]),
+        "minutes": f"{minutes[0]}" if minutes[0] == minutes[-1] else f"{minutes[0]} to {minutes[-1]}",
+        "measured": newest["measured"],
+        "commit": newest["commit"],
+        "note": "seeds at several commits" if len({run["commit"] for run in runs}) > 1 else None,
+    }
 
 
 def cell(row: Row, field: str) -> str:
@@ -297,7 +329,9 @@ def caption(stamp: Row, seeds: bool) -> str:
     legend = "Mean ± standard deviation (number of seeds). " if seeds else ""
     versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name in SHOWN_VERSIONS]
     command = f": `{stamp['command']}`" if stamp["command"] else ""
-    return f"*{legend}Measured {', '.join([where_and_when(stamp), *versions])}{command}.{remark(stamp)}*"
+    what = ", ".join(filter(None, [where_and_when(stamp), *versions])) + command
+    measured = f"Measured {what}." if what else ""
+    return f"*{legend}{measured}{remark(stamp)}*".replace("  ", " ")
 
 
 def own_stamp(row: Row) -> str:
