@@ -247,25 +247,25 @@ def overview(results: Path) -> str:
     """Return the README's table: each preset and model next to the published value, and the popularity baseline."""
     stamp, quality = read_rows("quality", results)
     paper = [row for row in read_rows("paper_table4", results)[1] if row["row"] == "default"]
-    stamp["note"] = "Rows with seeds: see the page Paper"
+    stamp["note"] = "rows with a number of seeds: see the page Paper"
     ours = {row["configuration"]: row for row in quality}
     published = next(row["ndcg"] for name, row in ours.items() if "same file" in name)
     everything = "all unseen items"
     rows = [
-        ("dataset=sasrec_ml_1m", "MovieLens-1M", everything, ours["default"], published),
-        ("experiment=quality/sasrec_ml_1m", "MovieLens-1M", everything, ours["quality preset"], published),
+        ("`dataset=sasrec_ml_1m`", "MovieLens-1M", everything, ours["default"], published),
+        ("`experiment=quality/sasrec_ml_1m`", "MovieLens-1M", everything, ours["quality preset"], published),
     ]
     for row in read_rows("papers", results)[1]:
         words = row["run"].removeprefix("python -m sasrec_lab.train ")
-        rows.append((words, NAMES_OF_DATA[row["data"]], everything, row, row.get("published")))
+        rows.append((code(words), row["data"], everything, row, row.get("published")))
     rows.append(("popularity", "MovieLens-1M", everything, ours["popularity"], None))
     for row, name in zip(paper, ("ml_1m", "beauty"), strict=True):
-        rows.append((f"experiment=sasrec_paper/{name}", row["data"], "101 items", row, row["published_table3"]))
+        rows.append((f"`experiment=sasrec_paper/{name}`", row["data"], "101 items", row, row["published_table3"]))
     headings = ["configuration", "data", "candidates", "NDCG@10", "recall@10", "published NDCG@10"]
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     for name, data, candidates, row, value in rows:
         cells = [decimal(row["ndcg"]), decimal(row["recall"]), "" if value is None else decimal(value)]
-        lines.append(f"| `{name}` | {data} | {candidates} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {data} | {candidates} | {' | '.join(cells)} |")
     return "\n".join(["", *lines, "", caption(stamp, seeds=True), "", ""])
 
 
@@ -292,7 +292,7 @@ def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
     rows = stamp.pop("rows")
     for row in rows:
         if "runs" in row:
-            row |= summary(row["runs"])
+            row |= summary(row["runs"]) | {"data": NAMES_OF_DATA[row["data"]]}
     default = {row["data"]: row for row in rows if row.get("row") == "default"}
     for row in rows:
         if row.get("row") not in (None, "default"):

@@ -1,0 +1,106 @@
+"""Add finished runs of papers' experiments to docs/results/papers.json, a row for each configuration.
+
+python scripts/record_runs.py outputs/dross_ml_1m outputs/esasrec_beauty     then: python scripts/render_results.py
+
+Runs of one configuration that differ in their seed are kept one by one and shown as mean and deviation; a run replaces
+an earlier one with its seed. The processor is that of the machine that this script runs on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sasrec_lab.errors import InputError
+from sasrec_lab.ops.backend import processor
+from sasrec_lab.report.records import Run
+from sasrec_lab.report.runs import find_runs
+from sasrec_lab.run.folder import RUN, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "docs/results/papers.json"
+STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "versions", "command"])
+NOTE = "minutes are those of one thread on a busy machine"
+NOT_OF_THE_ROW = ("seed", "hydra.", "data_dir", "ckpt")  # overrides that a row's command is without
+
+
+def main() -> None:
+    """Read the runs and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of some")
+    args = parser.parse_args()
+    try:
+        runs = find_runs(args.folders).finished
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+    for run in runs:
+        info = read_json(run.folder / RUN)
+        assert info is not None
+        if info["git"]["dirty"]:
+            sys.exit(f"error: {run.folder} was trained by uncommitted code; commit it and train again")
+        add_run(rows, run, info["device"])
+    write(FILE, rows)
+    print(f"{FILE.relative_to(ROOT)}: {len(rows)} rows, {sum(len(row['runs']) for row in rows)} runs")
+
+
+def add_run(rows: list[dict[str, Any]], run: Run, device: str) -> None:
+    """Add a run to its row, in the order of seeds; a new row goes to the end."""
+    command = command_of(run)
+    row = next((row for row in rows if row["run"] == command), None)
+    if row is None:
+        row = {"data": run.config["dataset"]["name"], "run": command, **published(run), "runs": []}
+        rows.append(row)
+    others = [other for other in row["runs"] if other["seed"] != run.seed]
+    row["runs"] = sorted([*others, entry(run, device)], key=lambda each: each["seed"])
+
+
+def command_of(run: Run) -> str:
+    """Return the command of a run without its seed and its folders."""
+    words = [f"{key}={value}" for key, value in run.overrides.items() if not key.startswith(NOT_OF_THE_ROW)]
+    return " ".join(["python -m sasrec_lab.train", *words])
+
+
+def published(run: Run) -> dict[str, float]:
+    """Return the values that the paper has for this row on this data set, if any."""
+    cells = run.config["published"] or {}
+    if cells.get("dataset") != run.config["dataset"]["name"]:
+        return {}
+    values = cells["cells"].get(run.config["row"], {})
+    names = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}
+    return {name: values[metric] for metric, name in names.items() if metric in values}
+
+
+def entry(run: Run, device: str) -> dict[str, Any]:
+    """Return what is kept of a run."""
+    return {
+        "seed": run.seed,
+        "ndcg": run.metrics["test/ndcg@10"],
+        "recall": run.metrics["test/recall@10"],
+        "val_ndcg": run.metrics.get("val/ndcg@10"),
+        "epochs": run.epochs,
+        "best_epoch": run.best_epoch,
+        "minutes": round(run.seconds / 60, 1),
+        "device": device,
+        "processor": processor(),
+        "measured": run.start[:10],
+        "commit": run.commit,
+    }
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows, with a line for each run."""
+    blocks = []
+    for row in rows:
+        head = json.dumps({key: value for key, value in row.items() if key != "runs"}, ensure_ascii=False)
+        runs = ",\n".join(f"      {json.dumps(run)}" for run in row["runs"])
+        blocks.append(f'    {head[:-1]}, "runs": [\n{runs}\n    ]}}')
+    newest = max((run for row in rows for run in row["runs"]), key=lambda run: run["measured"])
+    stamp = STAMP | {"measured": newest["measured"], "commit": newest["commit"], "dirty": False, "note": NOTE}
+    head = json.dumps(stamp, indent=2).removesuffix("\n}")
+    file.write_text(f'{head},\n  "rows": [\n' + ",\n".join(blocks) + "\n  ]\n}\n")
+
+
+if __name__ == "__main__":
+    main()
