@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import strategies as st
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
@@ -12,11 +11,6 @@ from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.negatives import per_label
 from sasrec_lab.data.objectives import MaskedItems, NextItem
 from sasrec_lab.data.sequences import Sequences
-
-# Lists of items, one per user. The last user makes a holdout possible and has items of their own.
-ANY_USERS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), max_size=6).map(
-    lambda users: [*users, [10, 11, 10, 11, 12]]
-)
 
 
 def sequences_of(users: list[list[int]], weights: list[list[float]] | None = None) -> Sequences:

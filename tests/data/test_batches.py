@@ -5,9 +5,10 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from any_users import ANY_USERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import ANY_USERS, holdout_of, next_item, training_batch
+from small_data import holdout_of, next_item, training_batch
 from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from any_users import ANY_USERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import ANY_USERS, holdout_of, masked_items, random_users
+from small_data import holdout_of, masked_items, random_users
 
 from sasrec_lab.config.dataset import Windows
 from sasrec_lab.config.schema import Replace
