@@ -345,7 +345,8 @@ def where_and_when(stamp: Row) -> str:
         f"at {stamp['commit'][:7]}{' with local changes' if stamp.get('dirty') else ''}" if stamp.get("commit") else ""
     )
     machine = stamp.get("machine")
-    place = f"on {machine['cpu']}, {counted(machine['cores'], 'core')}" if machine else ""
+    card = f"{machine['gpu']} (driver {machine['driver']}), " if machine and "gpu" in machine else ""
+    place = f"on {card}{machine['cpu']}, {counted(machine['cores'], 'core')}" if machine else ""
     when = " ".join(filter(None, [stamp.get("measured"), commit, place]))
     return ", ".join(filter(None, [when, counted(stamp.get("threads"), "thread")]))
 

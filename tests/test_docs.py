@@ -28,6 +28,7 @@ NOT_RUN = {
     "scripts/bench.py": "some minutes; tests/scripts/test_bench.py runs it on little data",
     "scripts/bench_peers.py": "downloads the peers and takes half an hour",
     "scripts/parity_peers.py": "downloads RecTools and RePlay",
+    "scripts/check_gpu.py": "needs a GPU; tests/scripts/test_check_gpu.py runs it with --cpu",
     "scripts/compare_reference.py": "trains for hours",
     "scripts/make_synthetic.py": "the tutorial's test runs it",
     "scripts/render_results.py": "tests/scripts/test_results.py runs it",

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,12 @@ def main() -> None:
         recommender = untrained(args.overrides)
     except InputError as error:
         sys.exit(f"error: {error}")
-    users = recommender.histories.users.ids[: args.users]
+    print(json.dumps(measure(recommender, args.users)))
+
+
+def measure(recommender: Recommender, count: int) -> dict[str, Any]:
+    """Return lists per second of the first `count` users, and peak memory."""
+    users = recommender.histories.users.ids[:count]
     recommender.recommend(users[:4_000], k=10, on_unsupported_targets="ignore")  # warms up
     start = time.perf_counter()
     lists = recommender.lists_of_users(users, k=10, on_unsupported_targets="ignore")
@@ -42,10 +48,10 @@ def main() -> None:
     seconds = time.perf_counter() - start
     memory = machine.peak_memory_mb()["rss"]
     measured = {"lists_per_s": len(lists.targets) / seconds, "lists_peak_rss_mb": memory}
-    print(json.dumps(measured | {"lists": len(lists.targets), "listed_items": rows}))
+    return measured | {"lists": len(lists.targets), "listed_items": rows}
 
 
-def untrained(overrides: list[str]) -> Recommender:
+def untrained(overrides: list[str], device: str = "cpu") -> Recommender:
     """Return a recommender like one from a run, with the initial weights of training."""
     cfg = load(overrides)
     fetch_missing(cfg.dataset, cfg.data_dir)
@@ -53,7 +59,7 @@ def untrained(overrides: list[str]) -> Recommender:
     holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
     items = Ids(holdout.item_ids)
     torch.manual_seed(cfg.seed)
-    ranker = EncoderRanker(Encoder(len(items), cfg.model), cfg.objective, cfg.model)
+    ranker = EncoderRanker(Encoder(len(items), cfg.model).to(device), cfg.objective, cfg.model)
     recommender = Recommender(Path("untrained"), ranker, items, cfg.dataset)
     recommender.histories = Histories.from_sequences(sequences, items)
     return recommender

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,14 +27,19 @@ def decimal(value: Any) -> str:
     return f"{value['mean']:.4f}{spread} ({value['n']})"
 
 
+@cache
+def _stamp() -> dict[str, Any]:
+    return run_module("benchmark.stamp")
+
+
 def write_results(file: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None) -> None:
     """Write rows as JSON with date, commit, machine, threads, versions and the command that measured them.
 
     `versions` are those of libraries in environments of their own.
     """
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    stamp = run_module("benchmark.stamp") | {"command": command, "note": None}
-    stamp["versions"] |= versions or {}
+    stamp = _stamp() | {"command": command, "note": None}
+    stamp["versions"] = stamp["versions"] | (versions or {})
     lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in rows)
     head = json.dumps(stamp, indent=2, ensure_ascii=False).removesuffix("\n}")
     try:

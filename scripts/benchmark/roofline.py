@@ -11,6 +11,8 @@ import torch
 
 from sasrec_lab.config.model import Activation, BlockName, ModelConfig
 
+SQUARES = {"cuda": 8192, "cpu": 2048}  # rows of the large square matrices by device
+
 
 def flops_per_position(
     model: ModelConfig, compared: int, lengths: np.ndarray, labels_per_position: float = 1.0
@@ -64,7 +66,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, dim: int, items: int) 
 
     float32 runs on the backend that ops/backend.py has chosen, the fastest exact one.
     """
-    size, rows, columns = (8192, 8192, min(items, 16384)) if device.type == "cuda" else (2048, 512, min(items, 8192))
+    size = SQUARES[device.type]
+    rows, columns = (8192, min(items, 16384)) if device.type == "cuda" else (512, min(items, 8192))
     square = torch.randn(size, size, device=device, dtype=dtype)
     states = torch.randn(rows, dim, device=device, dtype=dtype)
     table = torch.randn(columns, dim, device=device, dtype=dtype)

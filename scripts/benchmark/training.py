@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
 from sasrec_lab.run import machine
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.trainer import build_trainer
+from sasrec_lab.training.trainer import attention_form, build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
 
@@ -51,24 +52,22 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -> dict[str, Any]:
-    """Train, then rank; return speeds, peak memory and the roofline."""
+def measure(
+    overrides: list[str], steps: int, ranked_users: int, folder: Path, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, Any]:
+    """Train, then rank; return speeds, peak memory and the roofline. `callbacks` watch the training."""
     warm_up = min(WARM_UP, steps)
     overrides = [*overrides, "trainer.enable_progress_bar=false"]
     limits = ["trainer.max_epochs=-1", f"trainer.max_steps={warm_up + steps}", "trainer.limit_val_batches=0"]
     cfg, training_cfg = load(overrides), load(overrides + limits)
-    fetch_missing(cfg.dataset, cfg.data_dir)
-    holdout = hold_out(
-        load_sequences(cfg.dataset, cfg.data_dir), cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen
-    )
-
+    holdout = load_holdout(cfg)
     trainer = build_trainer(training_cfg, folder)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device
-    info = machine.describe_machine(device, backend.choose_matmul(device))
+    info = machine.describe_machine(device, backend.choose_matmul(device), attention_form(trainer, cfg.model))
     training = TrainingTime(warm_up)
-    trainer.callbacks.append(training)
+    trainer.callbacks += [training, *callbacks]
     backend.keep_freed_memory()
     trainer.fit(model, SequenceData(holdout, training_cfg))
     training_peak = machine.peak_memory_mb()
@@ -102,6 +101,9 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "ranked_users": len(ranked.val),
         "users": len(holdout.starts),
         "items": holdout.num_items,
+        "dense_parameters": sum(
+            x.numel() for x in model.encoder.parameters() if x.grad is None or not x.grad.is_sparse
+        ),
         "device": info["device"],
         "matmul": info["matmul"],
         "kernels": info["kernels"],
@@ -109,6 +111,13 @@ def measure(overrides: list[str], steps: int, ranked_users: int, folder: Path) -
         "torch": torch.__version__,
         "overrides": overrides,
     }
+
+
+def load_holdout(cfg: TrainConfig) -> Holdout:
+    """Return the training windows and the rows to rank, from the cache if the data set was loaded before."""
+    fetch_missing(cfg.dataset, cfg.data_dir)
+    sequences = load_sequences(cfg.dataset, cfg.data_dir)
+    return hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
 
 
 def sequence_lengths(holdout: Holdout, ranked: Holdout, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:

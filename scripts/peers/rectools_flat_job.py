@@ -79,8 +79,10 @@ def train(net: FlatSASRecNet, x: Tensor, y: Tensor, task: dict, with_padding: bo
     optimizer = torch.optim.Adam(net.parameters(), lr=task["lr"], betas=(0.9, 0.98))
     batches = DataLoader(SequenceBatchDataset(x, y), batch_size=task["batch_size"], shuffle=True)
     stopwatch = Stopwatch(WARM_UP)
+    device = next(net.parameters()).device
     while True:
-        for batch in batches:
+        for cpu_batch in batches:
+            batch = {name: column.to(device) for name, column in cpu_batch.items()}
             is_real = batch["y"] != 0
             if with_padding:
                 logits = net(batch).flatten(0, 1)

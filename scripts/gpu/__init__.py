@@ -1,0 +1,1 @@
+"""Checks of check_gpu.py, one file each."""
