@@ -5,8 +5,11 @@ G groups of consecutive tokens.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
 from itertools import accumulate, pairwise
 from math import ceil
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -193,6 +196,8 @@ def _softmax_products(
     if library.supports(states, table, target_vectors, weights) and matmul_dtype == torch.float32:
         masked = None if mask is None else (mask.rows, mask.owners, targets)
         return _softmax_products_compiled(states, table, target_vectors, weights, masked=masked)
+    if mask is None and (triton := _triton_form(states, table, matmul_dtype, is_sampled=False)):
+        return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
         out = _product(h, columns, chunk, out)
@@ -216,6 +221,8 @@ def _sampled_softmax_products(
     tensors = states, target_vectors, negatives, weights, *(shared or ())[:1]
     if library.supports(*tensors) and matmul_dtype == torch.float32:
         return _softmax_products_compiled(states, negatives, target_vectors, weights, shared or (None, None))
+    if triton := _triton_form(states, negatives, matmul_dtype, is_sampled=True):
+        return triton.softmax_products(states, negatives, target_vectors, weights, matmul_dtype, shared or (None, None))
     target_logits = (states * target_vectors).sum(1)  # (T,)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
@@ -228,6 +235,21 @@ def _sampled_softmax_products(
     table, targets = F.pad(negatives, (0, 0, 0, 1)), torch.full((len(states),), len(negatives), device=states.device)
     log_p, expected, table_grad = _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
     return log_p, expected, table_grad[: len(negatives)]
+
+
+def _triton_form(states: Tensor, table: Tensor, matmul_dtype: torch.dtype, is_sampled: bool) -> ModuleType | None:
+    """Return the module of the kernels for a GPU, None if they cannot take these tensors."""
+    triton = _import_triton_form() if states.is_cuda else None
+    return triton if triton and triton.supports(states, table, matmul_dtype, is_sampled) else None
+
+
+@cache
+def _import_triton_form() -> ModuleType | None:
+    """Import the kernels on first use, because Triton takes long to import; None if it is not installed."""
+    try:
+        return import_module("sasrec_lab.ops.triton_cross_entropy")
+    except ImportError:
+        return None
 
 
 def _softmax_products_torch(

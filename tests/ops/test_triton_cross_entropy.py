@@ -1,0 +1,302 @@
+"""The softmax losses by Triton kernels: results on a GPU or by Triton's interpreter, and code for an H100 without one.
+
+The interpreter must be chosen before Triton is imported, so one test runs those named test_kernels_ in a new process.
+Its arrays have no bfloat16, which therefore is compared on a GPU only.
+"""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasrec_lab.ops import cross_entropy, library
+from sasrec_lab.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
+
+triton = pytest.importorskip("triton", reason="needs Triton")
+from sasrec_lab.ops import triton_cross_entropy as kernels  # noqa: E402  it imports Triton
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+runs_kernels = pytest.mark.skipif(
+    not IS_INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU; the interpreter runs it in another test"
+)
+H100_SHARED_MEMORY = 227 * 1024  # bytes that one program can have
+
+
+def test_the_interpreter_finds_the_right_results():
+    if IS_INTERPRETED:
+        pytest.skip("runs the others")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "-k", "test_kernels_", __file__]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "skipped" not in done.stdout
+
+
+# Results
+
+
+@pytest.fixture
+def by_triton(monkeypatch) -> None:
+    """Have the losses use the kernels, whatever the device."""
+    monkeypatch.setattr(cross_entropy, "_triton_form", lambda *tensors, is_sampled: kernels)
+    monkeypatch.setattr(library, "supports", lambda *tensors: False)
+
+
+@pytest.fixture(params=["whole", "in splits"])
+def splits(request, monkeypatch) -> None:
+    """Read what a program reads in one piece, or have a program for each block."""
+    if request.param == "in splits":
+        monkeypatch.setattr(kernels, "BLOCKS_PER_SPLIT", 1)
+
+
+def example(tokens: int, items: int, dim: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return states, table, targets and weights, some of which are 0 as those of dummies."""
+    random = torch.Generator().manual_seed(tokens + items + dim)
+    states = scale * torch.randn(tokens, dim, generator=random) / dim**0.5
+    table, targets = torch.randn(items, dim, generator=random), torch.randint(items, (tokens,), generator=random)
+    weights = 3 * torch.rand(tokens, generator=random)
+    weights[tokens // 2 :: 5] = 0
+    states, table, targets, weights = (x.to(DEVICE) for x in (states, table, targets, weights))
+    return states.requires_grad_(), table.requires_grad_(), targets, weights
+
+
+def plain_softmax(states: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the reference from all logits, by autograd in float64."""
+    logits = states.double() @ table.double().T
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+
+def plain_sampled_softmax(
+    states: Tensor, vectors: Tensor, excluded: Tensor, log_weights: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the reference: for each token, cross_entropy of its target among itself and the negatives that count."""
+    states, vectors = states.double(), vectors.double()
+    total, negatives = states.sum() * 0, vectors[len(states) :]
+    for t, column in enumerate(excluded.tolist()):
+        counts = torch.arange(len(negatives), device=states.device) != column
+        target = vectors[t] @ states[t]
+        others = negatives[counts] @ states[t] + log_weights[counts]
+        total = total + (torch.cat([target[None], others]).logsumexp(0) - target) * weights[t]
+    return total
+
+
+def check(loss: Tensor, expected: Tensor, *inputs: Tensor, within: float = 1e-5) -> None:
+    """Compare losses and their gradients."""
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=within, atol=1e-9)
+    gradients = torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs)
+    for mine, theirs in zip(*gradients, strict=True):
+        assert mine.is_contiguous()
+        assert (mine - theirs).norm() <= within * theirs.norm()
+
+
+@runs_kernels
+@pytest.mark.usefixtures("by_triton", "splits")
+@pytest.mark.parametrize(("tokens", "items", "dim"), [(1, 1, 1), (70, 150, 50), (40, 130, 256)])
+def test_kernels_compute_softmax(tokens, items, dim):
+    states, table, targets, weights = example(tokens, items, dim)
+    weights[0] = 1
+    loss = linear_cross_entropy(states, table, targets, weights)
+    check(loss, plain_softmax(states, table, targets, weights), states, table)
+
+
+def sampled_example(tokens: int, count: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return states, vectors, excluded columns, log weights and weights; some negatives are surplus, of weight -inf."""
+    states, _, _, weights = example(tokens, count, dim)
+    random = torch.Generator().manual_seed(1)
+    vectors, log_weights = torch.randn(tokens + count, dim, generator=random), torch.randn(count, generator=random)
+    log_weights[count - count // 3 :] = float("-inf")
+    excluded = torch.randint(count + 1, (tokens,), generator=random)
+    excluded[::2] = count
+    vectors, excluded, log_weights = (x.to(DEVICE) for x in (vectors, excluded, log_weights))
+    return states, vectors.requires_grad_(), excluded, log_weights, weights
+
+
+@runs_kernels
+@pytest.mark.usefixtures("by_triton", "splits")
+@pytest.mark.parametrize(("tokens", "count", "dim"), [(1, 1, 4), (70, 150, 100)])
+def test_kernels_compute_sampled_softmax(tokens, count, dim):
+    states, vectors, *rest = sampled_example(tokens, count, dim)
+    check(
+        sampled_cross_entropy(states, vectors, *rest),
+        plain_sampled_softmax(states, vectors, *rest),
+        states,
+        vectors,
+    )
+
+
+@runs_kernels
+def test_kernels_compute_softmax_of_negatives_without_weights():
+    states, table, _, weights = (x.detach() for x in example(20, 30, 8))
+    vectors = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    found = kernels.softmax_products(states, table, vectors, weights[:, None], torch.float32, (None, None))
+    p = torch.cat([states @ table.T, (states * vectors).sum(1, keepdim=True)], 1).double().softmax(1)
+    expected = p[:, -1:].log(), p[:, :-1] @ table.double(), (p[:, :-1] * weights[:, None]).T @ states.double()
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("by_triton", "splits")
+@pytest.mark.parametrize("scale", [1.0, 1e-6])  # of the weights, which may be tiny in float16
+@pytest.mark.parametrize("dtype", [torch.float16] if IS_INTERPRETED else [torch.float16, torch.bfloat16])
+def test_kernels_are_close_in_lower_precision(dtype, scale):
+    states, table, targets, weights = example(70, 150, 50)
+    with torch.autocast(DEVICE, dtype):
+        loss = linear_cross_entropy(states, table, targets, scale * weights)
+    check(loss, plain_softmax(states, table, targets, scale * weights), states, table, within=1e-2)
+    states, vectors, excluded, log_weights, weights = sampled_example(40, 70, 16)
+    inputs = states, vectors, excluded, log_weights, scale * weights
+    with torch.autocast(DEVICE, dtype):
+        loss = sampled_cross_entropy(*inputs)
+    check(loss, plain_sampled_softmax(*inputs), states, vectors, within=1e-2)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("scale", [50, 200])
+def test_kernels_compute_large_logits_and_small_probabilities(scale):
+    states, table, targets, weights = example(40, 70, 16, scale)
+    with torch.no_grad():
+        logits = states @ table.T
+        targets[:20] = logits[:20].argmin(1)  # below e^-87, the smallest number of single precision
+        targets[20:] = logits[20:].argmax(1)
+    loss = linear_cross_entropy(states, table, targets, weights)
+    # a score of 500 has an error of 3e-5 in float32, by which its exponential is off
+    check(loss, plain_softmax(states, table, targets, weights), states, table, within=1e-4)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("by_triton")
+def test_kernels_are_exact_if_one_item_has_probability_1():
+    states = torch.tensor([[200.0], [-200.0]], device=DEVICE, requires_grad=True)
+    table = torch.tensor([[1.0], [-1.0], [0.0]], device=DEVICE, requires_grad=True)
+    weights = torch.ones(2, device=DEVICE)
+    assert linear_cross_entropy(states, table, torch.tensor([0, 1], device=DEVICE), weights).item() == 0
+    loss = linear_cross_entropy(states, table, torch.tensor([1, 0], device=DEVICE), weights)
+    assert loss.item() == 800
+    found = torch.autograd.grad(loss, (states, table))
+    assert [g.tolist() for g in found] == [[[2.0], [-2.0]], [[400.0], [-400.0], [0.0]]]
+
+
+@runs_kernels
+def test_kernels_keep_nan_in_its_token():
+    states, table, targets, weights = (x.detach() for x in example(5, 70, 16))
+    states[3, 2] = float("nan")
+    for sampled in (None, (None, None)):
+        found = kernels.softmax_products(states, table, table[targets], weights[:, None], torch.float32, sampled)
+        assert found[0].isnan().flatten().tolist() == [False, False, False, True, False]
+        assert found[1].isnan().all(1).tolist() == [False, False, False, True, False]
+
+
+@runs_kernels
+@pytest.mark.usefixtures("splits")
+def test_kernels_give_the_same_bits_each_time():
+    states, table, targets, weights = (x.detach() for x in example(150, 200, 16))
+    inputs = states, table, table[targets], weights[:, None], torch.float32
+    first, second = (kernels.softmax_products(*inputs) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@runs_kernels
+def test_kernels_that_are_wrong_are_found(monkeypatch, caplog):
+    case = torch.device(DEVICE), torch.float32, 8, True
+    assert kernels._is_correct.__wrapped__(*case)
+    assert not caplog.messages
+    right = kernels.softmax_products
+    for factor, error in ((1.001, "1.0e-03"), (float("nan"), "nan")):
+        caplog.clear()
+        monkeypatch.setattr(
+            kernels, "softmax_products", lambda *inputs, factor=factor: [factor * x for x in right(*inputs)]
+        )
+        assert not kernels._is_correct.__wrapped__(*case)
+        (message,) = caplog.messages
+        assert message.endswith(f"(dim 8, torch.float32): relative errors of its results: {error}, {error}, {error}")
+
+
+# Choosing them
+
+
+def test_what_the_kernels_cannot_take_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(kernels, "_is_correct", lambda *case: True)
+    x = torch.randn(3, 8)
+    assert not kernels.supports(x, x, torch.float32, False)
+    assert cross_entropy._triton_form(x, x, torch.float32, is_sampled=False) is None
+
+
+def test_failing_kernels_are_reported_in_one_line(monkeypatch, caplog):
+    def fail(*inputs):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(kernels, "softmax_products", fail)
+    with caplog.at_level(logging.WARNING):
+        assert not kernels._is_correct.__wrapped__(torch.device("cpu"), torch.float32, 8, False)
+    (message,) = caplog.messages
+    assert message.endswith("on cpu (dim 8, torch.float32): no compiler")
+
+
+# Compiling them
+
+POINTERS = {"excluded": "*i64", "states": None, "table": None, "target_vectors": None}
+
+
+def compile_for_h100(function, dtype: str, dim: int, sampled: bool):
+    """Compile a kernel as a launch with aligned tensors would."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    blocks = kernels.blocks_for({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], kernels.padded_width(dim))
+    tokens, items = blocks.held, blocks.streamed
+    if function is kernels._table_grad_kernel:
+        tokens, items = items, tokens
+    elif function is kernels._combination_kernel:
+        tokens = 16
+    constants = {"DIM": dim, "WIDTH": kernels.padded_width(dim), "LIFT": 1.0, "HAS_TARGET_COLUMN": sampled}
+    constants |= {"TOKENS": tokens, "ITEMS": items} | ({} if sampled else {"biases": None, "excluded": None})
+    signature, values, attributes = {}, {}, {}
+    for place, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in ("tokens", "items", "length", "splits"):
+            signature[name] = "i32"
+        else:
+            signature[name] = POINTERS.get(name, "*fp32") or f"*{dtype}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def registers_and_stack(cubin: bytes, folder: Path) -> tuple[int, int] | None:
+    """Return the registers of a thread, and the bytes that did not fit them, by the tool in Triton's package."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        return None
+    (folder / "kernel.cubin").write_bytes(cubin)
+    done = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(("dtype", "dim", "sampled"), [("bf16", 256, True), ("fp32", 128, True)])
+def test_an_h100_has_room_for_the_compiled_code(dtype, dim, sampled, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for function in (kernels._expectation_kernel, kernels._combination_kernel, kernels._table_grad_kernel):
+        compiled = compile_for_h100(function, dtype, dim, sampled)
+        assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= H100_SHARED_MEMORY
+        uses_tensor_cores = dtype == "bf16" and function is not kernels._combination_kernel
+        assert ("wgmma" in compiled.asm["ptx"]) == uses_tensor_cores
+        assert "tf32" not in compiled.asm["ptx"]
+        usage = registers_and_stack(compiled.asm["cubin"], tmp_path)
+        print(function.__name__, dtype, dim, f"{compiled.metadata.shared} bytes, registers and stack:", usage)
+        assert usage is None or usage[1] <= 256
