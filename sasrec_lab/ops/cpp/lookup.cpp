@@ -53,7 +53,7 @@ void lookup_logits(const float* states, int64_t T, int64_t D, const float* table
             for (int64_t k = 0; k < whole; k += W) {
                 const vec x = load(state + k);
 #pragma GCC unroll 8
-                for (int i = 0; i < S; i++) totals[i] += x * load(vectors[i] + k);
+                for (int i = 0; i < S; i++) totals[i] = add_product(totals[i], x, load(vectors[i] + k));
             }
             for (int i = 0; i < std::min<int64_t>(S, M - m); i++)
                 logits[t * M + m + i] = sum(totals[i]) + dot(state + whole, vectors[i] + whole, D - whole);
@@ -75,7 +75,7 @@ void lookup_mix(const float* slopes, int64_t T, int64_t D, const float* table, c
                     const vec factor = all(factors[m]);
                     const float* vector = table + own[m] * D + k;
 #pragma GCC unroll 8
-                    for (int n = 0; n < N; n++) total[n] += factor * load(vector + n * W);
+                    for (int n = 0; n < N; n++) total[n] = add_product(total[n], factor, load(vector + n * W));
                 }
                 for (int n = 0; n < N; n++) store(out + t * D + k + n * W, total[n]);
             },
@@ -98,8 +98,8 @@ void lookup_table_grad(const float* states, const float* slopes, int64_t T, int6
             const float* state = states + t * D;
             const int64_t* own = rows + t * M;
             for (int64_t m = 0; m < M; m++) {
-                fetch(grad, own, m, M, D);
                 if (size > 1 && uint32_t(own[m]) % size != me) continue;
+                fetch(grad, own, m, M, D);
                 const float slope = slopes[t * M + m];
                 float* row = grad + own[m] * D;
 #pragma omp simd

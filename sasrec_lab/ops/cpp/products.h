@@ -10,6 +10,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #ifdef __AVX512F__
 constexpr int W = 16;  // floats in a register
 constexpr int NR = 4;  // registers in a row of a product's tile: it needs MR * NR + NR + 1 of the 32 or 16 there are
@@ -28,6 +32,17 @@ static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return 
 static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
 static inline vec all(float x) { return x - vec{}; }  // "+" would compile to an addition, because of -0
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+// a b + total with one rounding, where the processor can. Left to the compiler, some loops would round twice and others not
+// (g++ on AMD's), so that the same item would have two scores.
+static inline vec add_product(vec total, vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)total);
+#elif defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)total);
+#else
+    return total + a * b;
+#endif
+}
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Reduces all lanes to one number, one half by the other half: lane after lane, each step would wait for the last.
@@ -91,7 +106,7 @@ static inline void multiply(int64_t K, const float* a, int64_t a_row, int64_t a_
         for (int m = 0; m < M; m++) {
             const vec x = all(a[m * a_row]);
 #pragma GCC unroll 8
-            for (int n = 0; n < N; n++) total[m][n] += x * row[n];
+            for (int n = 0; n < N; n++) total[m][n] = add_product(total[m][n], x, row[n]);
         }
     }
 }
@@ -205,7 +220,8 @@ static inline void score_pairs(int64_t pairs, int64_t D, const float* columns, i
         }
         for (int64_t k = 0; k < D; k++)
 #pragma GCC unroll 8
-            for (int m = 0; m < M; m++) scores[m] += all(rows[m][k]) * load(places[m] + k * widths[m]);
+            for (int m = 0; m < M; m++)
+                scores[m] = add_product(scores[m], all(rows[m][k]), load(places[m] + k * widths[m]));
         for (int m = 0; m < std::min<int64_t>(M, pairs - first); m++) use(first + m, scores[m][lanes[m]]);
     }
 }

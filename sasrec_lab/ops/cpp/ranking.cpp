@@ -1,10 +1,6 @@
 // Ranks by counting, and top-k lists. U states, D dim, V items. Row i of a table is item i + 1. Seen pairs, sorted by
 // state, say which user has seen which item.
 
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-
 #include "products.h"
 #include "threads.h"
 
