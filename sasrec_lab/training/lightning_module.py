@@ -59,7 +59,7 @@ class SequentialRecommender(pl.LightningModule):
         if self.trainer.world_size == 1:
             return loss
         mean_targets = self.trainer.strategy.reduce(targets.float(), reduce_op="mean")
-        return loss * (targets / mean_targets)
+        return loss * (targets / mean_targets.clamp(min=1 / self.trainer.world_size))
 
     def batch_loss(self, batch: TrainingBatch) -> Tensor:
         """Return the loss of a batch, without counting it."""

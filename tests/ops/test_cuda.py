@@ -85,10 +85,10 @@ def test_losses_and_gradients_equal_the_cpus(overrides):
     there = deepcopy(model).cuda()
     for each, own in ((model, batch), (there, batch.to("cuda"))):
         optimizer = each.configure_optimizers()["optimizer"]
-        each.training_step(own, 0).backward()
+        each.batch_loss(own).backward()
         optimizer.step()
         optimizer.zero_grad()
-        each.training_step(own, 0).backward()
+        each.batch_loss(own).backward()
     torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=1e-5, atol=0)
     for (name, expected), parameter in zip(model.encoder.named_parameters(), there.encoder.parameters(), strict=True):
         gradients = (x.grad.to_dense().cpu() for x in (parameter, expected))
@@ -110,9 +110,9 @@ def test_states_of_the_newest_items_equal_the_cpus(overrides):
 def test_bfloat16_losses_and_gradients_are_close(losses):
     model, (batch, _) = model_of(["model.dropout=0", *losses]), batches_of(losses)
     there = deepcopy(model).cuda()
-    model.training_step(batch, 0).backward()
+    model.batch_loss(batch).backward()
     with torch.autocast("cuda", torch.bfloat16):
-        loss = there.training_step(batch.to("cuda"), 0)
+        loss = there.batch_loss(batch.to("cuda"))
     loss.backward()
     torch.testing.assert_close(there.train_loss.compute().cpu(), model.train_loss.compute(), rtol=0.01, atol=0)
     pairs = zip(there.encoder.named_parameters(), model.encoder.parameters(), strict=True)
@@ -242,7 +242,7 @@ def test_no_operation_mixes_devices(overrides, operator, monkeypatch):
         with torch.device("cuda"):
             model = model_of(overrides)
         batch, held_out = fake(batch, mode), fake(held_out, mode)
-        loss = model.training_step(batch, 0)
+        loss = model.batch_loss(batch)
         assert loss.is_cuda
         with torch.no_grad():
             scores = model.eval().scores(held_out)

@@ -118,7 +118,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_inside_exec_keeps_the_exit_status(tmp_path):
+def test_an_interrupt_inside_exec_keeps_the_exit_status(default_sigint, tmp_path):
     """With a KeyboardInterrupt Python would end the module's process by SIGINT instead, which is status -2 here."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED_EXEC)
     command, env = [sys.executable, "-m", "interrupted"], environment(tmp_path)

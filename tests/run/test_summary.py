@@ -125,11 +125,18 @@ def test_the_table_names_what_the_test_looks_for():
 
 def test_the_model_line_names_the_form_of_attention_on_a_gpu():
     info = {"parameters": 5000, "device": "cuda (a card)", "matmul": "cuda float32 without TF32"}
-    info["kernels"] = "torch's, attention in one launch (efficient)"
+    info |= {"kernels": "torch's", "attention": "in one launch (efficient); flash: not for this type"}
     assert model_line(load([]), "softmax", info).splitlines()[1:] == [
         "       cuda (a card), cuda float32 without TF32",
-        "       kernels: torch's, attention in one launch (efficient)",
+        "       attention in one launch (efficient); flash: not for this type",
     ]
-    buckets = info | {"kernels": "torch's, attention in buckets; efficient: differs from buckets by 1e-02"}
-    assert kernel_change_warning(info, info) is None
-    assert kernel_change_warning(info, buckets).startswith("kernels were torch's, attention in one launch (efficient)")
+    assert kernel_change_warning({}, info) is None
+    assert kernel_change_warning(info, info | {"attention": "in one launch (efficient)"}) is None
+    for before in (
+        {"kernels": "torch's"},
+        info | {"attention": "in buckets; efficient: differs from buckets by 1e-02"},
+    ):
+        assert kernel_change_warning(before, info) == (
+            "attention was in buckets and is now in one launch (efficient): numbers will differ from those of an"
+            " uninterrupted run"
+        )

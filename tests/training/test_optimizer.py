@@ -188,7 +188,7 @@ def test_gradients_have_only_the_rows_of_the_batch(loss, share_items):
     cfg = config(*loss, f"model.share_items={share_items}")
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
     batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
-    model.training_step(batch, 0).backward()
+    model.batch_loss(batch).backward()
     drawn = batch.negatives.items.flatten().tolist()
     inputs, compared = set(batch.inputs.items.tolist()), {*batch.labels.targets.tolist(), *drawn} - {0}
     tables = {
