@@ -59,7 +59,7 @@ def _efficient_arguments(
 
 
 _HALF = (torch.bfloat16, torch.float16)
-OPERATORS = {  # the faster one first
+OPERATORS = {  # the one that should be faster first
     "flash": Operator("_flash_attention_forward", _HALF, 256, _flash_arguments),
     "efficient": Operator("_efficient_attention_forward", (torch.float32, *_HALF), 1024, _efficient_arguments),
 }

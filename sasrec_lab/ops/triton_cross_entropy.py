@@ -80,7 +80,7 @@ def softmax_products(
 
 
 def blocks_for(dtype: torch.dtype, width: int) -> Blocks:
-    """Return the sizes with which ptxas keeps a program in registers, and buffers in the memory of a multiprocessor."""
+    """Return sizes that ptxas nearly fits in registers, with buffers in the memory of a multiprocessor."""
     if dtype != torch.float32:
         return Blocks(held=128, streamed=64, warps=8, stages=3)
     if width <= 64:
@@ -170,14 +170,15 @@ def _is_correct(device: torch.device, dtype: torch.dtype, dim: int, is_sampled: 
     random = torch.Generator().manual_seed(0)
     shapes = (150, dim), (600, dim), (150, dim), (150, 1), (600,)
     states, table, targets, weights, biases = (torch.randn(shape, generator=random).to(device) for shape in shapes)
-    sampled = (biases, torch.arange(150, device=device)) if is_sampled else None
+    variants = ((biases, torch.arange(150, device=device)), (None, None)) if is_sampled else (None,)
     states, table = states / dim**0.5, table if is_sampled else torch.cat([targets, table])
     try:
-        found = softmax_products(states, table, targets, weights, dtype, sampled)
+        found = [softmax_products(states, table, targets, weights, dtype, sampled) for sampled in variants]
     except Exception as error:  # of a compiler or a driver; their types are not a part of Triton's interface
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
-        pairs = zip(found, plain_products(states, table, targets, weights, sampled), strict=True)
+        plain = (plain_products(states, table, targets, weights, sampled) for sampled in variants)
+        pairs = ((x, expected) for both in zip(found, plain, strict=True) for x, expected in zip(*both, strict=True))
         errors = [float((x - expected).norm() / expected.norm()) for x, expected in pairs]
         if all(error <= MAX_ERROR[dtype] for error in errors):  # no NaN is
             return True

@@ -35,17 +35,16 @@ def describe_machine(device: torch.device, matmul: str | None, attention: str | 
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device, attention)}),
+        **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device)}),
+        **({} if attention is None else {"attention": attention}),
         "versions": versions(),
         "system": platform.platform(),
     }
 
 
-def _describe_kernels(device: torch.device, attention: str | None) -> dict[str, str]:
+def _describe_kernels(device: torch.device) -> dict[str, str]:
     found = library.find_kernels() if device.type == "cpu" else library.Kernels(None, [])
     kernels = f"compiled by {library.compiler_name(found.compiler)}" if found.library else "torch's"
-    if attention:
-        kernels += f", attention {attention}"
     return {"kernels": kernels} | ({"no_kernels": found.missing} if found.missing else {})
 
 

@@ -78,8 +78,8 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     model, optimizer = cfg.model, cfg.optimizer.name
     by = "" if optimizer is OptimizerName.adam else f" by {optimizer.name}"
     hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
-    if info["device"].startswith("cuda"):
-        hint = f"\n       kernels: {info['kernels']}"
+    if "attention" in info:
+        hint = f"\n       attention {info['attention']}"
     heads = "" if model.block is BlockName.gru else f"{counted(model.heads, 'head')}, "
     return (
         f"model  {counted(model.blocks, _PARTS[model.block])}, {heads}dim {model.dim}, maxlen"
@@ -100,14 +100,16 @@ def closed_form_line(cfg: TrainConfig, info: dict[str, Any]) -> str:
 def kernel_change_warning(previous: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Return a warning if a run resumes with other kernels than it had, given both contents of run.json.
 
-    Other kernels round differently, and torch's dropout draws other masks.
+    Other kernels round differently, and draw other masks for dropout.
     """
-    if now["kernels"].startswith(previous.get("kernels") or ""):  # earlier versions wrote just "compiled"
-        return None
-    return (
-        f"kernels were {previous['kernels']} and are now {now['kernels']}: numbers will differ from those of an"
-        " uninterrupted run"
-    )
+    changes = []
+    if not now["kernels"].startswith(previous.get("kernels") or ""):  # earlier versions wrote just "compiled"
+        changes.append(f"kernels were {previous['kernels']} and are now {now['kernels']}")
+    if previous and "attention" in now:  # earlier versions had buckets only
+        had, has = (run.get("attention", "in buckets").partition(";")[0] for run in (previous, now))
+        if had != has:
+            changes.append(f"attention was {had} and is now {has}")
+    return f"{', '.join(changes)}: numbers will differ from those of an uninterrupted run" if changes else None
 
 
 def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
