@@ -1,6 +1,6 @@
 """Check the GPU path on this machine's card: whether it computes the right numbers, and how fast.
 
-python scripts/check_gpu.py --json docs/results/gpu.json   every check, at most six minutes on an H100
+python scripts/check_gpu.py --json docs/results/gpu.json   every check; none starts after six minutes
 python scripts/check_gpu.py --only attention,losses        some of them
 python scripts/check_gpu.py --cpu                          tiny sizes without a GPU: whether the checks themselves run
 

@@ -95,4 +95,4 @@ def _of_negatives(target: Tensor, others: Tensor, cfg: LossConfig, items: int) -
     return losses / (cfg.negatives + 1) if cfg.name is LossName.gbce else losses
 
 
-CHECK = Check("losses", "every loss against the plain formula", 25, rows)
+CHECK = Check("losses", "the losses against their plain formula", 25, rows)

@@ -12,6 +12,7 @@ from benchmark.jobs import JOBS, job_overrides
 from benchmark.subprocesses import SCRIPTS, JobFailed, run_module
 
 from gpu.check import Check, Row, Setting, attempt
+from gpu.training import missing_data
 
 JOB, WINDOWS = JOBS["ml1m"], Path("outputs/bench/ml1m_windows.npz")
 STEPS = 100
@@ -24,8 +25,12 @@ def rows(setting: Setting) -> Iterator[Row]:
         yield {"what": what, "skipped": "rectools is not installed: pip install 'rectools[torch]'"}
         return
     given = ["dataset=synthetic", "dataset.synthetic.users=40", "model.maxlen=8"] if setting.tiny else []
+    overrides = job_overrides(JOB, given, Path())
+    if missing := missing_data(overrides):
+        yield {"what": what, "skipped": missing}
+        return
     try:
-        task = run_module("benchmark.windows", str(WINDOWS), *job_overrides(JOB, given, Path()))
+        task = run_module("benchmark.windows", str(WINDOWS), *overrides)
     except JobFailed as error:
         yield {"what": what, "skipped": str(error)}
         return
