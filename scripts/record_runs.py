@@ -8,13 +8,14 @@ an earlier one with its seed. The processor is that of the machine that this scr
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops.backend import processor
-from sasrec_lab.report.records import Run
+from sasrec_lab.report.records import Run, read_overrides
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.run.folder import RUN, read_json
 
@@ -22,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs/results/papers.json"
 STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "versions", "command"])
 NOTE = "minutes are those of one thread on a busy machine"
-NOT_OF_THE_ROW = ("seed", "hydra.", "data_dir", "ckpt")  # overrides that a row's command is without
+COMMAND = ["python", "-m", "sasrec_lab.train"]
+METRICS = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}  # -> field of the published value
+NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=")  # overrides that a row's command is without
 
 
 def main() -> None:
@@ -31,35 +34,43 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of some")
     args = parser.parse_args()
     try:
-        runs = find_runs(args.folders).finished
+        rows = with_runs(json.loads(FILE.read_text())["rows"] if FILE.exists() else [], args.folders)
     except InputError as error:
         sys.exit(f"error: {error}")
-    rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-    for run in runs:
-        info = read_json(run.folder / RUN)
-        assert info is not None
-        if info["git"]["dirty"]:
-            sys.exit(f"error: {run.folder} was trained by uncommitted code; commit it and train again")
-        add_run(rows, run, info["device"])
     write(FILE, rows)
     print(f"{FILE.relative_to(ROOT)}: {len(rows)} rows, {sum(len(row['runs']) for row in rows)} runs")
 
 
-def add_run(rows: list[dict[str, Any]], run: Run, device: str) -> None:
-    """Add a run to its row, in the order of seeds; a new row goes to the end."""
-    command = command_of(run)
-    row = next((row for row in rows if row["run"] == command), None)
+def with_runs(rows: list[dict[str, Any]], folders: list[Path]) -> list[dict[str, Any]]:
+    """Return the rows with the finished runs in some folders; raise InputError if one cannot be published."""
+    runs = find_runs(folders).finished
+    if not runs:
+        raise InputError(f"{', '.join(map(str, folders))}: no finished run; wait for one, or resume it")
+    for run in runs:
+        info = read_json(run.folder / RUN)
+        assert info is not None
+        if info["git"].get("dirty") is not False:
+            raise InputError(f"{run.folder} was not trained by a commit without changes; train again in a clean clone")
+        if missing := [metric for metric in METRICS if metric not in run.metrics]:
+            raise InputError(f"{run.folder} has no {missing[0]}; train with evaluation.k=10 and without sampled items")
+        add_run(rows, run, read_overrides(run.folder), info["device"])
+    return rows
+
+
+def add_run(rows: list[dict[str, Any]], run: Run, words: list[str], device: str) -> None:
+    """Add a run, started with these words, to its row, in the order of seeds; a new row goes to the end."""
+    words = [word for word in words if not word.lstrip("+~").startswith(NOT_OF_THE_ROW)]
+    row = next((row for row in rows if sorted(shlex.split(row["run"])[len(COMMAND) :]) == sorted(words)), None)
     if row is None:
-        row = {"data": run.config["dataset"]["name"], "run": command, **published(run), "runs": []}
+        row = {
+            "data": run.config["dataset"]["name"],
+            "run": shlex.join([*COMMAND, *words]),
+            **published(run),
+            "runs": [],
+        }
         rows.append(row)
     others = [other for other in row["runs"] if other["seed"] != run.seed]
     row["runs"] = sorted([*others, entry(run, device)], key=lambda each: each["seed"])
-
-
-def command_of(run: Run) -> str:
-    """Return the command of a run without its seed and its folders."""
-    words = [f"{key}={value}" for key, value in run.overrides.items() if not key.startswith(NOT_OF_THE_ROW)]
-    return " ".join(["python -m sasrec_lab.train", *words])
 
 
 def published(run: Run) -> dict[str, float]:
@@ -68,8 +79,7 @@ def published(run: Run) -> dict[str, float]:
     if cells.get("dataset") != run.config["dataset"]["name"]:
         return {}
     values = cells["cells"].get(run.config["row"], {})
-    names = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}
-    return {name: values[metric] for metric, name in names.items() if metric in values}
+    return {name: values[metric] for metric, name in METRICS.items() if metric in values}
 
 
 def entry(run: Run, device: str) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def entry(run: Run, device: str) -> dict[str, Any]:
         "minutes": round(run.seconds / 60, 1),
         "device": device,
         "processor": processor(),
-        "measured": run.start[:10],
+        "measured": run.start[:16],
         "commit": run.commit,
     }
 
@@ -97,7 +107,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
         runs = ",\n".join(f"      {json.dumps(run)}" for run in row["runs"])
         blocks.append(f'    {head[:-1]}, "runs": [\n{runs}\n    ]}}')
     newest = max((run for row in rows for run in row["runs"]), key=lambda run: run["measured"])
-    stamp = STAMP | {"measured": newest["measured"], "commit": newest["commit"], "dirty": False, "note": NOTE}
+    stamp = STAMP | {"measured": newest["measured"][:10], "commit": newest["commit"], "dirty": False, "note": NOTE}
     head = json.dumps(stamp, indent=2).removesuffix("\n}")
     file.write_text(f'{head},\n  "rows": [\n' + ",\n".join(blocks) + "\n  ]\n}\n")
 

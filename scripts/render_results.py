@@ -153,10 +153,12 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
 }
 NAMES_OF_DATA = {
     "sasrec_ml_1m": "MovieLens-1M",
+    "ml_1m": "MovieLens-1M, all 3,706 items",
     "bert4rec_beauty": "Beauty, all items",
     "s3rec_beauty": "Beauty, 5-core",
     "s3rec_sports": "Sports, 5-core",
     "s3rec_toys": "Toys, 5-core",
+    "yelp": "Yelp",
 }
 RATIOS = {  # shown in parentheses next to a speed
     "positions_per_s": "times_faster_training",
@@ -240,7 +242,18 @@ def block(name: str, results: Path) -> str:
         first, *cells = [cell(row, field) for field in fields] + ([note] if any(own) else [])
         lines.append("| " + " | ".join(["" if first == group else first, *cells]) + " |")
         group = first
-    return "\n".join(["", *lines, "", caption(stamp, seeds="± " in "".join(lines)), "", ""])
+    return "\n".join(
+        [
+            "",
+            *lines,
+            "",
+            caption(
+                stamp, seeds=any(isinstance(value, dict) and "n" in value for row in rows for value in row.values())
+            ),
+            "",
+            "",
+        ]
+    )
 
 
 def overview(results: Path) -> str:
@@ -310,7 +323,7 @@ def summary(runs: list[Row]) -> Row:
         "ndcg": mean_and_std([run["ndcg"] for run in runs]),
         "recall": mean_and_std([run["recall"] for run in runs]),
         "minutes": f"{minutes[0]}" if minutes[0] == minutes[-1] else f"{minutes[0]} to {minutes[-1]}",
-        "measured": newest["measured"],
+        "measured": newest["measured"][:10],
         "commit": newest["commit"],
         "note": "seeds at several commits" if len({run["commit"] for run in runs}) > 1 else None,
     }

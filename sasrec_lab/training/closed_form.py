@@ -29,16 +29,17 @@ def check_fits(cfg: TrainConfig, holdout: Holdout) -> None:
     model, items = cfg.model, holdout.num_items
     if isinstance(model, EaseConfig):
         size, keys = (_DOUBLE + _FLOAT) * items**2, ("model=ease",)
+        written = _FLOAT * items**2
         fix = "use model=itemknn, or fewer items with a higher dataset.min_item"
-        if (written := _FLOAT * items**2) > MAX_ARRAY_BYTES:
-            raise InputError(
-                f"model=ease: the weights between {items:,} items would take {format_bytes(written)} in the run folder,"
-                f" and no command reads more than {format_bytes(MAX_ARRAY_BYTES)}; {fix}"
-            )
     else:
         assert isinstance(model, ItemKnnConfig)
         size, keys = (_FLOAT + _INT) * items * min(model.neighbors, items), (f"model.neighbors={model.neighbors}",)
-        fix = "lower it"
+        written, fix = size, "lower it"
+    if written > MAX_ARRAY_BYTES:
+        raise InputError(
+            f"{keys[0]}: the weights between {items:,} items would take {format_bytes(written)} in the run folder, and"
+            f" no command reads more than {format_bytes(MAX_ARRAY_BYTES)}; {fix}"
+        )
     check_memory([Need(f"the weights between {items:,} items", keys, size)], "cpu", fix)
 
 

@@ -4,10 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import record_runs
 import render_results
 
+from sasrec_lab.errors import InputError
 from sasrec_lab.report.records import Run
 
 PUBLISHED = {
@@ -39,8 +42,9 @@ def run_of(seed: int, ndcg: float, dataset: str = "s3rec_beauty", commit: str = 
 
 def test_runs_of_a_configuration_become_a_row(tmp_path):
     rows = []
-    for run in (run_of(2, 0.16), run_of(1, 0.5), run_of(1, 0.18, commit="b")):
-        record_runs.add_run(rows, run, "cpu (1 thread)")
+    for run in (run_of(1, 0.3), run_of(2, 0.16), run_of(1, 0.5), run_of(1, 0.18, commit="b")):
+        words = ["experiment=p/x", "dross=plus", f"seed={run.seed}", "hydra.run.dir=/a/b"]
+        record_runs.add_run(rows, run, words[:: 1 if run.seed == 1 else -1], "cpu (1 thread)")
     file = tmp_path / "papers.json"
     record_runs.write(file, rows)
     written = json.loads(file.read_text())
@@ -53,7 +57,13 @@ def test_runs_of_a_configuration_become_a_row(tmp_path):
     )
 
 
+def test_folders_without_a_finished_run_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no run|no finished run"):
+        record_runs.with_runs([], [tmp_path / "empty"])
+
+
 def test_values_published_for_other_data_are_left_out():
     rows = []
-    record_runs.add_run(rows, run_of(1, 0.1, dataset="s3rec_toys"), "cpu (1 thread)")
+    record_runs.add_run(rows, run_of(1, 0.1, dataset="s3rec_toys"), [], "cpu (1 thread)")
     assert "published" not in rows[0]
