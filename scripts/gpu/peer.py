@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,12 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 def _trained(task: dict[str, Any], with_padding: bool, device: torch.device) -> Row:
     sys.path.insert(0, str(SCRIPTS / "peers"))  # the script runs in RecTools' environment too, without this package
-    from rectools_flat_job import FlatSASRecNet, read_windows, train
-
-    x, y, items = read_windows(task)
-    net = FlatSASRecNet(len(items), task["dim"], task["blocks"], task["heads"], task["maxlen"], dropout=task["dropout"])
-    return {"positions_per_s": train(net.to(device), x, y, task, with_padding)}
+    job = import_module("rectools_flat_job")
+    x, y, items = job.read_windows(task)
+    net = job.FlatSASRecNet(
+        len(items), task["dim"], task["blocks"], task["heads"], task["maxlen"], dropout=task["dropout"]
+    )
+    return {"positions_per_s": job.train(net.to(device), x, y, task, with_padding)}
 
 
 CHECK = Check("peer", "RecTools' flat SASRec", 25, rows)
