@@ -52,7 +52,7 @@ def test_ties_go_to_the_lower_index_across_blocks(monkeypatch):
 
 @pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("dim", [1, 8, 20, 64])
-@pytest.mark.parametrize("items", [7, 20])  # more than the kernel scores at a time, and some of which it scores alone
+@pytest.mark.parametrize("items", [7, 20])  # one tile of six and a rest, and several
 @pytest.mark.parametrize("users", [1, 5, 17, 40])
 def test_equal_items_have_equal_scores(users, items, dim):
     """In the kernel, and all are counted: g++ once rounded the scores of some items twice on AMD's processors."""
