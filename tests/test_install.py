@@ -108,7 +108,7 @@ def test_help_and_config_do_not_import_torch(tmp_path: Path) -> None:
     assert run(sys.executable, "-c", check, cwd=tmp_path) == "[]\n"
     before = children_seconds()
     run(sys.executable, "-m", "sasrec_lab.train", "--cfg", "job", cwd=tmp_path)
-    assert children_seconds() - before < 1.5
+    assert children_seconds() - before < 3  # 1.8 on a slow machine, and several more with these imports
 
 
 def requirements(*extras: str) -> list[Requirement]:
