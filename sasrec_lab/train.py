@@ -19,7 +19,6 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
-from sasrec_lab.report.summary import compare_jobs
 from sasrec_lab.run import sweep
 from sasrec_lab.run.failures import explaining_failures
 from sasrec_lab.run.folder import has_checkpoint
@@ -45,7 +44,14 @@ errors = logging.getLogger("sasrec_lab.errors")  # goes into train.log; the scre
 
 def entry() -> None:
     """Run the command line."""
-    launch(main, compare_jobs)
+    launch(main, _compare_jobs)
+
+
+def _compare_jobs(folder: Path) -> str:
+    """Return the comparison of a sweep's jobs."""
+    from sasrec_lab.report.summary import compare_jobs  # late, as it imports NumPy
+
+    return compare_jobs(folder)
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")

@@ -91,8 +91,8 @@ def test_a_training_command_is_accepted(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINED)
 def test_a_training_command_runs(command, train_here, tmp_path):
-    """On generated data in place of published files, for one epoch, and with one seed."""
-    words = [word.replace("seed=range(3)", "seed=0") for word in words_of(command)]
+    """On generated data in place of published files, for one epoch."""
+    words = words_of(command)
     if "sweep=optuna_small" in words and find_spec("optuna") is None:
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     if any(word in PRINTED_ONLY for word in words):

@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.data.source import plain_or_gz
@@ -31,6 +29,9 @@ from sasrec_lab.files import (
     read_small_text,
 )
 from sasrec_lab.run.fields import check_fields
+
+if TYPE_CHECKING:  # help and errors do not wait for NumPy
+    import numpy as np
 
 RUN = "run.json"
 METRICS = "metrics.json"
@@ -104,7 +105,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return {"status": "unfinished", "error": None} | read_intact_json(folder / METRICS)
 
 
-def read_items(folder: Path) -> dict[str, np.ndarray]:
+def read_items(folder: Path) -> "dict[str, np.ndarray]":
     """Return the arrays of items.npz: `ids` and, if the data set has titles, `titles`.
 
     Raises:
@@ -122,7 +123,7 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_arrays(path: Path, kinds: str = "iuU") -> dict[str, np.ndarray]:
+def read_arrays(path: Path, kinds: str = "iuU") -> "dict[str, np.ndarray]":
     """Return the arrays of an .npz file by name, such as a run writes; nothing is unpickled.
 
     `kinds` are the kinds of NumPy types that it may have.
@@ -182,7 +183,9 @@ def _directory_bytes(file: BinaryIO, size: int) -> int:
     return int(struct.unpack_from("<Q", large, 40)[0])
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str) -> "np.ndarray":
+    import numpy as np
+
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{member.filename} has an unknown format")
@@ -193,7 +196,9 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str) -
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _check_items(arrays: dict[str, np.ndarray]) -> None:
+def _check_items(arrays: "dict[str, np.ndarray]") -> None:
+    import numpy as np
+
     ids, titles = arrays.get("ids"), arrays.get("titles")
     if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iuU" or len(np.unique(ids)) < len(ids):
         raise ValueError("it has no array `ids` of distinct integers or texts")

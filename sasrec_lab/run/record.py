@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import TrainConfig
@@ -30,7 +28,9 @@ from sasrec_lab.run.folder import (
 from sasrec_lab.run.lock import is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # help and errors do not wait for NumPy
+    import numpy as np
+
     from sasrec_lab.data.evaluation_rows import EvaluationRows
     from sasrec_lab.data.sequences import Sequences
 
@@ -142,6 +142,8 @@ def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", seq
     `ranks` has the columns `row` and `user` (indices), `rank` and, if asked for, `sampled_rank`, one entry per target
     of the test's rows, in their order. The row is written too if a user may have several targets.
     """
+    import numpy as np
+
     columns = {name: np.asarray(column) for name, column in ranks.items()}
     if len(rows.targets) == rows.num_users:
         del columns["row"]
@@ -151,8 +153,10 @@ def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", seq
         np.savez(draft, **columns)  # type: ignore[arg-type] # no column is called allow_pickle
 
 
-def write_items(folder: Path, ids: np.ndarray, titles: np.ndarray | None) -> None:
+def write_items(folder: Path, ids: "np.ndarray", titles: "np.ndarray | None") -> None:
     """Write items.npz: the raw ids of the items that the model knows, item i + 1 at place i, and any titles."""
+    import numpy as np
+
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
     with atomic_write(folder / ITEMS, locked=True) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
