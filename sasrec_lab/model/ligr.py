@@ -25,8 +25,8 @@ class LiGRBlock(TransformerBlock):
         self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
         """Return what `forward` returns, layer by layer."""
-        only = rows if newest is None else newest
-        normed, at = self.attention_norm(x), pick(x, only)
-        attended = dropout(self._attend(normed, normed, layout, newest, rows), self.rate if self.training else 0.0)
+        normed, at = self.attention_norm(x), pick(pick(x, newest), rows)
+        attended = self._attend(pick(normed, newest), normed, layout, newest, rows)
+        attended = dropout(attended, self.rate if self.training else 0.0)
         at = self._add(at, self.attention_gate(at).sigmoid() * attended)
         return self._add(at, self.feed_forward_gate(at).sigmoid() * self.feed_forward(self.feed_forward_norm(at)))

@@ -51,24 +51,26 @@ class TransformerBlock(nn.Module):
         self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
         """Return what `forward` returns, layer by layer."""
-        only = rows if newest is None else newest
+        at = pick(x, newest)
         if self.norm is Norm.post:
-            at = self.attention_norm(self._add(pick(x, only), self._attend(x, x, layout, newest, rows)))
+            at = self.attention_norm(self._add(pick(at, rows), self._attend(at, x, layout, newest, rows)))
             return self.feed_forward_norm(self._add(at, self.feed_forward(at)))
-        normed = self.attention_norm(x)
         if self.norm is Norm.pre:
-            at = self._add(pick(x, only), self._attend(normed, normed, layout, newest, rows))
+            normed = self.attention_norm(x)
+            at = self._add(pick(at, rows), self._attend(pick(normed, newest), normed, layout, newest, rows))
             return self._add(at, self.feed_forward(self.feed_forward_norm(at)))
-        at = self._add(pick(normed, only), self._attend(normed, x, layout, newest, rows))
-        at = self.feed_forward_norm(at)
+        normed = self.attention_norm(at)
+        at = self.feed_forward_norm(self._add(pick(normed, rows), self._attend(normed, x, layout, newest, rows)))
         return self._add(at, self.feed_forward(at))
 
     def _attend(
         self, queries: Tensor, others: Tensor, layout: BatchLayout, newest: Tensor | None, rows: Tensor | None
     ) -> Tensor:
+        """Return attention's output for the newest tokens' queries (B, D), or for all tokens' (T, D) or some rows."""
+        q = self.query(queries)
         if newest is not None:
-            return self.output(self._newest(self.query(queries.index_select(0, newest)), others, layout))
-        return self.output(pick(self._all(self.query(queries), others, layout), rows))
+            return self.output(self._newest(q, others, layout))
+        return self.output(pick(self._all(q, others, layout), rows))
 
     def _all(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
         k, v = self.key(x), self.value(x)
