@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.ops import library
-from sasrec_lab.ops.cross_entropy import scale_gradient, softmax_and_log_p
+from sasrec_lab.ops.cross_entropy import scale_gradient
 from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, kernel
+from sasrec_lab.ops.softmax_products import softmax_and_log_p
 
 # Elements of the vectors that torch copies for one chunk, on the CPU 2 MiB; a kernel reads as many, and more at once
 MAX_LOOKUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26, "compiled": 2**22}
@@ -56,7 +57,7 @@ class _LookupLoss(torch.autograd.Function):
             states_grad = torch.empty_like(h)
             losses = []
             lookup = _lookup(h, table, rows)
-            for chunk in _lookup_chunks(rows, h):
+            for chunk in _chunks(rows, h, lookup.max_elements(h)):
                 found = lookup(table, rows[chunk])
                 losses.append(terms(found.logits(h[chunk]), token_weights[chunk, None], slopes[chunk]))
                 found.mix(slopes[chunk], states_grad[chunk])
@@ -107,10 +108,15 @@ class _Copies:
         torch.bmm(slopes[:, None], self.vectors, out=out[:, None])
 
     @staticmethod
+    def max_elements(states: Tensor) -> int:
+        """Return how many elements the vectors of a chunk may have."""
+        return MAX_LOOKUP_ELEMENTS["cuda" if states.is_cuda else "cpu"]
+
+    @staticmethod
     def table_grad(states: Tensor, slopes: Tensor, rows: Tensor, num_items: int) -> Tensor:
         """Return the sum (V, D) of the states that looked up each row of the table, times the slopes."""
         grad = states.new_zeros(num_items, states.shape[1])
-        for chunk in _lookup_chunks(rows, states):
+        for chunk in _chunks(rows, states, _Copies.max_elements(states)):
             grad.index_add_(0, rows[chunk].flatten(), (slopes[chunk, :, None] * states[chunk, None]).flatten(0, 1))
         return grad
 
@@ -132,6 +138,10 @@ class _InPlace:
         check_shape("slopes", slopes, *self.rows.shape)
         check_shape("out", out, len(self.rows), self.table.shape[1])
         _lookup_mix_kernel(slopes, *out.shape, self.table, self.rows, self.rows.shape[1], out)
+
+    @staticmethod
+    def max_elements(states: Tensor) -> int:
+        return MAX_LOOKUP_ELEMENTS["compiled"]
 
     @staticmethod
     def table_grad(states: Tensor, slopes: Tensor, rows: Tensor, num_items: int) -> Tensor:
@@ -168,8 +178,7 @@ def _lookup(states: Tensor, table: Tensor, rows: Tensor) -> type[_Copies | _InPl
     return _InPlace if library.supports(states, table) and rows.is_contiguous() else _Copies
 
 
-def _lookup_chunks(rows: Tensor, states: Tensor) -> Iterator[slice]:
-    """Yield chunks of tokens whose vectors, (1 + N, D) each, have at most MAX_LOOKUP_ELEMENTS elements together."""
-    form = "cuda" if states.is_cuda else "compiled" if library.supports(states) else "cpu"
-    tokens = max(1, MAX_LOOKUP_ELEMENTS[form] // (rows.shape[1] * states.shape[1]))
+def _chunks(rows: Tensor, states: Tensor, max_elements: int) -> Iterator[slice]:
+    """Yield chunks of tokens whose vectors, (1 + N, D) each, have at most this many elements together."""
+    tokens = max(1, max_elements // (rows.shape[1] * states.shape[1]))
     return (slice(start, start + tokens) for start in range(0, len(states), tokens))

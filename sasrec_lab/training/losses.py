@@ -20,8 +20,9 @@ from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
-from sasrec_lab.ops.cross_entropy import Mask, grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
+from sasrec_lab.ops.cross_entropy import grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 from sasrec_lab.ops.lookup_loss import lookup_binary_cross_entropy, lookup_cross_entropy
+from sasrec_lab.ops.softmax_products import Mask
 
 
 class ItemTable(NamedTuple):

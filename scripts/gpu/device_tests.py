@@ -11,7 +11,7 @@ from benchmark.subprocesses import SCRIPTS
 from gpu.check import Check, Row, Setting
 
 SECONDS = 70
-FILES = ("tests/ops/test_cuda.py", "tests/ops/test_triton_cross_entropy.py")
+FILES = ("tests/ops/test_cuda.py", "tests/ops/test_triton_softmax_products.py")
 
 
 def rows(setting: Setting) -> Iterator[Row]:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, lookup_loss, ranking
+from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, lookup_loss, ranking, softmax_products
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 # what other compilers run as well
@@ -194,7 +194,7 @@ def test_without_a_compiler_the_message_names_one(monkeypatch):
 
 FEWER_THREADS = """
 import torch
-from sasrec_lab.ops.cross_entropy import _softmax_products_compiled
+from sasrec_lab.ops.softmax_products import _softmax_products_compiled
 from sasrec_lab.ops.ranking import Scores
 torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
@@ -227,7 +227,7 @@ def test_a_failing_compiler_is_no_error():
 
 # Arguments
 
-MODULES = (attention, block, cross_entropy, dropout, lookup_loss, ranking)
+MODULES = (attention, block, dropout, lookup_loss, ranking, softmax_products)
 KERNELS = {
     name.strip("_").removesuffix("_kernel"): function
     for module in MODULES
@@ -356,7 +356,7 @@ LAYOUT = attention.BatchLayout(np.array([0, 2, 5]), 6, torch.device("cpu"))
         lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 4), INTEGERS, x(3)),
         lambda x: cross_entropy.linear_cross_entropy(x(3, 4), x(9, 4), INTEGERS[[0, 0, 0]], x(2)),
         lambda x: cross_entropy.sampled_cross_entropy(x(3, 4), x(9, 4), INTEGERS, x(6), x(3)),
-        lambda x: cross_entropy.softmax_and_log_p(x(3, 4), INTEGERS[:, None]),
+        lambda x: softmax_products.softmax_and_log_p(x(3, 4), INTEGERS[:, None]),
         lambda x: lookup_loss.lookup_cross_entropy(x(3, 4), x(9, 5), INTEGERS[[0, 0, 0]][:, None], x(3)),
         lambda x: lookup_loss.lookup_cross_entropy(x(2, 4), x(9, 4), INTEGERS[[0, 0, 0]][:, None], x(2)),
     ],

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.ops import cross_entropy, library
+from sasrec_lab.ops import library, softmax_products
 from sasrec_lab.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
 
 triton = pytest.importorskip("triton", reason="needs Triton")
-from sasrec_lab.ops import triton_cross_entropy as kernels  # noqa: E402  it imports Triton
+from sasrec_lab.ops import triton_softmax_products as kernels  # noqa: E402  it imports Triton
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -46,7 +46,7 @@ def test_the_interpreter_finds_the_right_results():
 @pytest.fixture
 def by_triton(monkeypatch) -> None:
     """Have the losses use the kernels, whatever the device."""
-    monkeypatch.setattr(cross_entropy, "_triton_form", lambda *tensors, is_sampled: kernels)
+    monkeypatch.setattr(softmax_products, "_triton_form", lambda *tensors, is_sampled: kernels)
     monkeypatch.setattr(library, "supports", lambda *tensors: False)
 
 
@@ -229,7 +229,7 @@ def test_what_the_kernels_cannot_take_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(kernels, "_is_correct", lambda *case: True)
     x = torch.randn(3, 8)
     assert not kernels.supports(x, x, torch.float32, False)
-    assert cross_entropy._triton_form(x, x, torch.float32, is_sampled=False) is None
+    assert softmax_products._triton_form(x, x, torch.float32, is_sampled=False) is None
 
 
 def test_failing_kernels_are_reported_in_one_line(monkeypatch, caplog):

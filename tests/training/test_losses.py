@@ -20,8 +20,8 @@ from sasrec_lab.data.batches import Labels, Negatives, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops import cross_entropy, lookup_loss
 from sasrec_lab.ops import library as kernels
+from sasrec_lab.ops import lookup_loss, softmax_products
 from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.losses import LOSSES, ItemTable
 
@@ -40,7 +40,7 @@ def _three_threads():
 
 def set_chunk_rows(monkeypatch, rows: int) -> None:
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(cross_entropy.MAX_CHUNK_TOKENS, form, rows)
+        monkeypatch.setitem(softmax_products.MAX_CHUNK_TOKENS, form, rows)
 
 
 def batch_of(
@@ -165,7 +165,7 @@ def test_softmax_on_three_threads(tokens, items, dim):
 
 def test_a_chunk_has_at_least_sixteen_rows(monkeypatch):
     for form in ("cpu", "compiled"):
-        monkeypatch.setitem(cross_entropy.MAX_CHUNK_LOGITS, form, 1)
+        monkeypatch.setitem(softmax_products.MAX_CHUNK_LOGITS, form, 1)
     states, table, targets = example(0)
     loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -347,9 +347,9 @@ def test_the_compiled_softmax_keeps_nan(monkeypatch, at, items):
     logits, targets = torch.randn(3, items), torch.tensor([[1], [2], [0]])
     logits[1, {"first": 0, "middle": items // 2, "last": items - 1, "target": 2}[at]] = float("nan")
     compiled, plain = logits.clone(), logits.clone()
-    log_p = cross_entropy.softmax_and_log_p(compiled, targets)
+    log_p = softmax_products.softmax_and_log_p(compiled, targets)
     monkeypatch.setattr(kernels, "supports", lambda *tensors: False)
-    torch.testing.assert_close(log_p, cross_entropy.softmax_and_log_p(plain, targets), equal_nan=True)
+    torch.testing.assert_close(log_p, softmax_products.softmax_and_log_p(plain, targets), equal_nan=True)
     torch.testing.assert_close(compiled, plain, equal_nan=True)
     assert log_p.isnan().flatten().tolist() == [False, True, False]
     assert compiled[1].isnan().all()
