@@ -22,7 +22,7 @@ from sasrec_lab.run.folder import RUN, read_json
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs/results/papers.json"
 STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "versions", "command"])
-NOTE = "minutes are those of one thread on a busy machine"
+NOTE = "minutes depend on the machine and on what else it did"
 COMMAND = ["python", "-m", "sasrec_lab.train"]
 METRICS = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}  # -> field of the published value
 NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=")  # overrides that a row's command is without

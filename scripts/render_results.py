@@ -10,8 +10,8 @@ In a page, a table with its caption is what is between two markers, each on a li
 
 and a number inside a sentence is between `<!-- result:speed/ml1m/rectools/times_faster_training -->` and
 `<!-- /result -->`: the table's name, words that pick its first row with these values, then the field. `mean`, `std` or
-`n` may follow a field that has them. TABLES has the names of the tables, FIELDS those of the fields. A block such as
-`results:first_run_output` is what a command printed; tables of keys come from the comments in conf/.
+`n` may follow a field that has them. TABLES has the names of the tables, result_fields.py those of the fields. A block
+such as `results:first_run_output` is what a command printed; tables of keys come from the comments in conf/.
 
 Each file of docs/results/ has `measured` (date), `commit`, `dirty`, `machine`, `threads`, `versions`, `command` and
 `note`; null is unknown and omitted from captions. A row with a stamp of its own overrides the file's. Figures that
@@ -22,97 +22,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from benchmark.figure import data_of, draw_speed, library, times
+from benchmark.figure import data_of, draw_speed
 from benchmark.results import decimal, mean_and_std
 from conf_tables import CONF_TABLES
+from result_fields import FIELDS, Row, cell, code
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
 NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
 SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 
-Row = dict[str, Any]
 
-
-def ranged(number: str) -> Callable[[Any], str]:
-    """Return a format for a number, or for a range as `low to high`."""
-
-    def formatted(value: Any) -> str:
-        values = value.values() if isinstance(value, dict) else [value]
-        return " to ".join(format(x, number) for x in values)
-
-    return formatted
-
-
-def code(value: str) -> str:
-    """Format a command or an override."""
-    return f"`{value}`"
-
-
-def scientific(value: float) -> str:
-    """Format a small difference as `1.9e-06`."""
-    return f"{value:.1e}" if value else "0"
-
-
-def percent(value: float) -> str:
-    """Format a relative change as `-3 %`."""
-    return f"{100 * value:+.0f} %"
-
-
-FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, format
-    "technique": ("technique", str),
-    "effect": ("saves or reaches", str),
-    "file": ("file", str),
-    "model": ("", str),
-    "configuration": ("configuration", str),
-    "run": ("command", code),
-    "machine_of_run": ("machine", str),
-    "implementation": ("implementation", str),
-    "data": ("data", str),
-    "row": ("row", code),
-    "loss": ("loss", code),
-    "job": ("job", code),
-    "about": ("job", str),
-    "by": ("by", library),
-    "kernels": ("kernels", str),
-    "difference": ("compared", str),
-    "largest": ("largest difference", scientific),
-    "of": ("in", str),
-    "at_most": ("allowed", scientific),
-    "ndcg": ("NDCG@10", decimal),
-    "recall": ("recall@10", decimal),
-    "mrr": ("MRR", decimal),
-    "change": ("change", percent),
-    "published": ("published", decimal),
-    "published_change": ("change", percent),
-    "published_table3": ("published NDCG@10", decimal),
-    "published_recall": ("published recall@10", decimal),
-    "epochs": ("epochs", str),
-    "best_epoch": ("best epoch", lambda epoch: str(epoch + 1)),  # recorded from 0, shown from 1
-    "minutes": ("minutes", str),
-    "n": ("n", str),
-    "positions_per_s": ("positions/s", ranged(",.0f")),
-    "users_per_s": ("users/s ranked", ranged(",.0f")),
-    "lists_per_s": ("lists/s", ranged(",.0f")),
-    "times_faster_training": ("sasrec_lab trains", times),
-    "times_faster_ranking": ("sasrec_lab ranks", times),
-    "times_faster_lists": ("sasrec_lab makes lists", times),
-    "peak_rss_mb": ("peak MB", ranged(",.0f")),
-    "seconds": ("seconds", "{:.3g}".format),
-    "cached_seconds": ("from the cache", "{:.3g}".format),
-    "tensor_seconds": ("by its `build_sequences`", "{:.3g}".format),
-    "fraction_of_roofline": ("of roofline", ranged(".2f")),
-    "fault": ("fault", str),
-    "tried": ("tried", "{:,}".format),
-    "survived": ("survived", "{:,}".format),
-    "command": ("command", code),
-    "relative_to_gcc": ("relative to g++", ranged(".2f")),
-    "relative_to_float32": ("relative to float32", ranged(".2f")),
-}
 TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a row must have, columns
     "first_run": ("first_run", "mrr", ["model", "ndcg", "recall", "mrr"]),
     "rounding": ("rounding", "ndcg", ["machine_of_run", "ndcg", "recall"]),
@@ -159,11 +81,6 @@ NAMES_OF_DATA = {
     "s3rec_sports": "Sports, 5-core",
     "s3rec_toys": "Toys, 5-core",
     "yelp": "Yelp",
-}
-RATIOS = {  # shown in parentheses next to a speed
-    "positions_per_s": "times_faster_training",
-    "users_per_s": "times_faster_ranking",
-    "lists_per_s": "times_faster_lists",
 }
 
 
@@ -242,18 +159,8 @@ def block(name: str, results: Path) -> str:
         first, *cells = [cell(row, field) for field in fields] + ([note] if any(own) else [])
         lines.append("| " + " | ".join(["" if first == group else first, *cells]) + " |")
         group = first
-    return "\n".join(
-        [
-            "",
-            *lines,
-            "",
-            caption(
-                stamp, seeds=any(isinstance(value, dict) and "n" in value for row in rows for value in row.values())
-            ),
-            "",
-            "",
-        ]
-    )
+    has_seeds = any(isinstance(value, dict) and "n" in value for row in rows for value in row.values())
+    return "\n".join(["", *lines, "", caption(stamp, seeds=has_seeds), "", ""])
 
 
 def overview(results: Path) -> str:
@@ -327,14 +234,6 @@ def summary(runs: list[Row]) -> Row:
         "commit": newest["commit"],
         "note": "seeds at several commits" if len({run["commit"] for run in runs}) > 1 else None,
     }
-
-
-def cell(row: Row, field: str) -> str:
-    """Return a table's cell, empty if nothing was measured."""
-    if row.get(field) is None:
-        return ""
-    ratio = row.get(RATIOS.get(field, ""), 1)
-    return FIELDS[field][1](row[field]) + (f" ({times(ratio)})" if ratio != 1 else "")
 
 
 def caption(stamp: Row, seeds: bool) -> str:
