@@ -10,8 +10,8 @@ from sasrec_lab.config.arguments import Arguments
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write, tolerate_closed_pipe
 from sasrec_lab.report import formats
+from sasrec_lab.report.contents import Report, build_report
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.tables import Report, build_report
 from sasrec_lab.run import signals
 
 _HELP = """\

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure as Canvas
 
 from sasrec_lab.report import plots
 from sasrec_lab.report.canvas import add_title, drawing
+from sasrec_lab.report.contents import ProtocolReport, Report
 from sasrec_lab.report.plots import setting
 from sasrec_lab.report.rows import DEFAULT, Row
-from sasrec_lab.report.tables import ProtocolReport, Report
 from sasrec_lab.run.protocol import describe_candidates
 
 _MAX_CELLS = 2500  # of a heat map

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 
 from sasrec_lab.errors import printable
+from sasrec_lab.report.contents import ProtocolReport, Report
 from sasrec_lab.report.rows import Row
-from sasrec_lab.report.tables import ProtocolReport, Report, Table, difference_to_published
+from sasrec_lab.report.tables import Table, all_tables, difference_to_published, protocols_table
 
 _LATEX_ESCAPES = {
     **{letter: f"\\{letter}" for letter in "_%&#$"},
@@ -53,11 +54,11 @@ def markdown(report: Report) -> str:
 def latex(report: Report) -> str:
     """Return the report for `\\input`, with the package booktabs: tables, legends below them, notes as comments."""
     blocks = ["% needs \\usepackage{booktabs}"]
-    blocks += [_latex_table(report.protocols_table, "", [])] if report.protocols_table else []
+    blocks += [_latex_table(differing, "", [])] if (differing := protocols_table(report)) else []
     for heading, part in report.titled_parts:
         shared = [f"every row: {format_overrides(part.comparison.shared)}"] if part.comparison.shared else []
         blocks.append("\n".join(f"% {printable(line)}" for line in [heading, *shared, *part.notes]))
-        first, *rest = part.tables()
+        first, *rest = all_tables(part)
         blocks.append(_latex_table(first, heading, part.legend()))
         blocks += [_latex_table(table, heading, []) for table in rest]
     return "\n\n".join(blocks) + "\n"
@@ -129,12 +130,12 @@ def _document(
     escape: Callable[[str], str],
 ) -> str:
     """Return the whole report, with tables, headings (of level 0 or 1), lists and text in one format."""
-    blocks = [table(report.protocols_table)] if report.protocols_table else []
+    blocks = [table(differing)] if (differing := protocols_table(report)) else []
     for title, part in report.titled_parts:
         blocks.append(heading(escape(title), 0))
         if part.comparison.shared:
             blocks.append(f"every row: {escape(format_overrides(part.comparison.shared))}")
-        blocks += [table(each) for each in part.tables()]
+        blocks += [table(each) for each in all_tables(part)]
         notes = [*part.legend(), *part.notes]
         blocks += ["\n".join(f"{bullet}{escape(note)}" for note in notes)] if notes else []
     for name, lines in report.without_result.items():

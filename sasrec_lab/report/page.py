@@ -3,9 +3,10 @@
 import html
 
 from sasrec_lab.errors import printable
+from sasrec_lab.report.contents import ProtocolReport, Report
 from sasrec_lab.report.figures import Figure
 from sasrec_lab.report.formats import format_overrides
-from sasrec_lab.report.tables import ProtocolReport, Report, Table, protocol_table
+from sasrec_lab.report.tables import Table, first_tables, further_tables, protocol_table, protocols_table
 
 _STYLE = """
 :root { color-scheme: only light; --ink: #1d2733; --soft: #5d6b7a; --line: #e1e5ea; --tint: #f6f8fa; }
@@ -50,8 +51,8 @@ def html_page(report: Report, figures: list[Figure]) -> str:
     title = ", ".join(dict.fromkeys(part.dataset for part in report.parts))
     folders = " ".join(map(str, report.found.folders))
     body = [f"<h1>{_escape(title)}</h1>", f"<p>Runs in <code>{_escape(folders)}</code></p>", _counts(report)]
-    if report.protocols_table:
-        body.append(_table(report.protocols_table))
+    if differing := protocols_table(report):
+        body.append(_table(differing))
     for heading, part in report.titled_parts:
         body += [f"<h2>{_escape(heading)}</h2>", *_part(part, [f for f in figures if f.part is part])]
     if report.without_result:
@@ -83,11 +84,11 @@ def _part(part: ProtocolReport, figures: list[Figure]) -> list[str]:
     marks = {row.label: "best" for row in part.comparison.rows if row is part.best}
     if part.baseline and len(part.comparison.rows) > 1:
         marks[part.baseline.label] = "baseline best" if part.baseline is part.best else "baseline"
-    blocks += [_table(table, marks) for table in part.first_tables()]
+    blocks += [_table(table, marks) for table in first_tables(part)]
     if notes := [*part.legend(), *part.notes]:
         blocks.append(_list(notes))
     blocks.append(_figures(figures) if figures else "")
-    blocks += [_table(table, marks) for table in part.further_tables()]
+    blocks += [_table(table, marks) for table in further_tables(part)]
     blocks.append(f"<details><summary>Protocol</summary>{_table(protocol_table(part.comparison))}</details>")
     return blocks
 

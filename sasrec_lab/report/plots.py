@@ -18,9 +18,9 @@ from sasrec_lab.config.convert import flatten
 from sasrec_lab.errors import printable
 from sasrec_lab.report.canvas import GRAY, add_legend, new_canvas, text_color, use_log_scale, wrap
 from sasrec_lab.report.cells import SIGNIFICANT, mean_and_std
+from sasrec_lab.report.contents import ProtocolReport
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.rows import Row
-from sasrec_lab.report.tables import ProtocolReport
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
 BASELINE, PUBLISHED, UNTRAINED = "#222222", "#9aa3ad", "#7d8791"

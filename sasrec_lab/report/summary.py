@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from sasrec_lab.errors import InputError
+from sasrec_lab.report.contents import build_report
 from sasrec_lab.report.formats import format_overrides, plain_table
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.tables import build_report, short_table
+from sasrec_lab.report.tables import short_table
 
 _MAX_ROWS = 10
 

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.axes import Axes
 from written_runs import PUBLISHED, write_run
 
+from sasrec_lab.report.contents import build_report
 from sasrec_lab.report.figures import Figure, draw_figures
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.tables import build_report
 
 
 def write_rows(folder: Path, seeds: int, *overrides: str, users: int = 100) -> None:

@@ -10,10 +10,10 @@ import pytest
 from written_runs import PUBLISHED, write_run
 
 from sasrec_lab.report import formats
+from sasrec_lab.report.contents import Report, build_report
 from sasrec_lab.report.figures import draw_figures
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.tables import Report, build_report
 
 HOSTILE = [
     '<script>alert(1)</script><img src=x onerror="alert(1)">',

@@ -12,9 +12,9 @@ import yaml
 from written_runs import write_run
 
 from sasrec_lab.report import runs as search
+from sasrec_lab.report.contents import build_report
 from sasrec_lab.report.curves import learning_curve
 from sasrec_lab.report.runs import find_runs
-from sasrec_lab.report.tables import build_report
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -20,12 +20,13 @@ from written_runs import PUBLISHED, write_run
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.report.cells import format_duration
+from sasrec_lab.report.contents import ProtocolReport, build_report
 from sasrec_lab.report.page import html_page
 from sasrec_lab.report.rows import Row, Spread, comparisons
 from sasrec_lab.report.runs import find_runs
 from sasrec_lab.report.significance import FLIPS, compare, holm_correction, sign_flip_p
 from sasrec_lab.report.summary import compare_jobs
-from sasrec_lab.report.tables import ProtocolReport, build_report
+from sasrec_lab.report.tables import all_tables, protocols_table
 from sasrec_lab.run.model_name import model_name
 
 
@@ -284,7 +285,7 @@ def test_protocols_get_own_tables_and_a_list_of_differences(tmp_path, report_her
     write_run(tmp_path / "x/b", seed=1, protocol={"sampled_candidates": drawn, "filters": {"min_user": 5}})
     report = build_report(find_runs([tmp_path / "x"]), [], None)
     assert [[row.label for row in part.comparison.rows] for part in report.parts] == [["default"], ["default"]]
-    assert report.protocols_table.rows == [
+    assert protocols_table(report).rows == [
         ["filters.min_user", "0 (1); 5 (2)"],
         ["sampled_candidates.draw", "paper (1); unseen (2)"],
     ]
@@ -327,14 +328,14 @@ def test_runs_without_a_holdout_have_a_cost_and_no_figures(tmp_path, report_here
     folder = write_run(tmp_path / "x/0-a")
     results = json.loads((folder / "metrics.json").read_text()) | {"metrics": {}, "baselines": {}}
     (folder / "metrics.json").write_text(json.dumps(results))
-    assert [table.title for table in only_part(tmp_path).tables()] == ["Cost per run (mean over seeds)"]
+    assert [table.title for table in all_tables(only_part(tmp_path))] == ["Cost per run (mean over seeds)"]
     assert draw_figures(build_report(find_runs([tmp_path]), [], None)) == []
     assert compare_jobs(tmp_path / "x") == ""
     assert report_here("x", "--html", "a.html", "--markdown", "a.md", "--csv", "a.csv").returncode == 0
 
 
 def test_full_and_sampled_ranks_have_separate_tables(sweep):
-    titles = [table.title for table in only_part(sweep).tables()]
+    titles = [table.title for table in all_tables(only_part(sweep))]
     assert titles[:2] == [
         "test/ndcg@10: all 9 items except those already seen",
         "test/ndcg@10-sampled3: the target and 3 sampled items (draw=paper)",
@@ -609,7 +610,7 @@ def test_significant_differences_have_a_star(tmp_path):
     write_run(tmp_path / "b", "model.dim=8", users=users, ranks=[1] * 100)
     write_run(tmp_path / "c", "model.dim=16", users=users, ranks=[4, 6] * 50)
     part = only_part(tmp_path)
-    cells = {row[0]: row[-1] for row in part.tables()[0].rows}
+    cells = {row[0]: row[-1] for row in all_tables(part)[0].rows}
     assert cells["model.dim=8"] == "* <0.0001"
     assert not cells["model.dim=16"].startswith("*")
     assert [part.is_significant(row, "test/ndcg@10") for row in part.comparison.rows] == [False, True, False]
