@@ -1,4 +1,4 @@
-"""What a report contains: the rows of each protocol, their tests against a baseline, and what has no results."""
+"""The contents of a report: the rows of each protocol, their tests against a baseline, and what has no results."""
 
 import math
 from dataclasses import dataclass
