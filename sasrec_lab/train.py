@@ -7,6 +7,7 @@ python -m sasrec_lab.train --help                             what there is to c
 
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sasrec_lab.data.holdout import Holdout
     from sasrec_lab.data.sequences import Sequences
     from sasrec_lab.training.lightning_module import SequentialRecommender
+    from sasrec_lab.training.warm_start import EarlierRun
 
 log = logging.getLogger("sasrec_lab.train")  # this name also when the module runs as __main__
 errors = logging.getLogger("sasrec_lab.errors")  # goes into train.log; the screen gets the line as the program ends
@@ -91,7 +93,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         from sasrec_lab.ops import backend
         from sasrec_lab.run import summary
         from sasrec_lab.run.machine import describe_machine
-        from sasrec_lab.training import checkpoints, tensorboard
+        from sasrec_lab.training import checkpoints, tensorboard, warm_start
         from sasrec_lab.training.memory_needs import check_run_fits
         from sasrec_lab.training.processes import watch_processes
         from sasrec_lab.training.trainer import attention_form, build_trainer, check_limits
@@ -99,6 +101,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         trainer = build_trainer(cfg, folder)
         watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
         resumed = checkpoints.checkpoint_to_resume(cfg, folder)
+        earlier = warm_start.load_earlier(cfg, run.previous)
 
         device, processes = trainer.strategy.root_device, trainer.world_size
         sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
@@ -115,6 +118,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
         if warning := summary.kernel_change_warning(run.previous, run.info):
             log.warning(warning)
+        start_warm(run, model, earlier, holdout)
 
         if has_test:
             measure_baselines(run, data, sequences)
@@ -222,6 +226,25 @@ def build_model(cfg: TrainConfig, num_items: int) -> "SequentialRecommender":
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return SequentialRecommender(num_items, cfg)
+
+
+def start_warm(
+    run: RunRecord, model: "SequentialRecommender", earlier: "EarlierRun | None", holdout: "Holdout"
+) -> None:
+    """Copy the initial weights of an earlier run, and record where they come from, also in a run that resumes."""
+    from sasrec_lab.training import warm_start
+
+    if earlier:
+        taken = warm_start.start_from(earlier, model.encoder, holdout.item_ids)
+        other = warm_start.other_data(earlier.protocol, run.results["protocol"])
+        run.info["init_from"] = asdict(taken) | {"other_data": other}
+        log.info(f"start  {taken}")
+        if other:
+            log.warning(f"       it was trained on other data ({other}), which may include items held out here")
+    elif "init_from" in run.previous:
+        run.info["init_from"] = run.previous["init_from"]
+    if other := run.info.get("init_from", {}).get("other_data"):
+        run.results["protocol"]["initial_weights"] = f"of a run on other data ({other})"
 
 
 def measure_baselines(run: RunRecord, data: "SequenceData", sequences: "Sequences") -> None:

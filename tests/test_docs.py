@@ -110,13 +110,16 @@ def test_a_training_command_runs(command, train_here, tmp_path):
     if "ckpt=last" in words:
         assert train_here(*(word for word in words if word != "ckpt=last")).returncode == 0
         words[words.index("trainer.max_epochs=1")] = "trainer.max_epochs=2"
+    if starts := [word.partition("=")[2] for word in words if word.startswith("init_from=")]:
+        earlier = [*(word for word in words if not word.startswith("init_from=")), f"hydra.run.dir={starts[0]}"]
+        assert train_here(*earlier).returncode == 0
     if "sweep=optuna_small" in words:
         words.append("hydra.sweeper.n_trials=2")
     done = train_here(*words)
     assert (done.returncode, done.stderr) == (0, "")
     jobs = len(check_command_line(words).jobs) or 2
     ends = re.findall(r"^(?:checkpoint  |weights  |job \S+: )", done.stdout, re.M)  # of a run, and of a job of a sweep
-    assert len(list(tmp_path.rglob("metrics.json"))) == len(ends) == jobs
+    assert len(list(tmp_path.rglob("metrics.json"))) == len(ends) + len(starts) == jobs + len(starts)
 
 
 @pytest.mark.slow

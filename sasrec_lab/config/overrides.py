@@ -18,7 +18,7 @@ _SINGLE_PATHS = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.
 _MAX_KEY = 200  # characters: file systems allow no longer name of a group's folder
 _MAX_SHOWN = 200
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # without tab and line feed
-_PATHS = (*_SINGLE_PATHS, "data_dir", "ckpt", "dataset.path")  # a comma in the last three separates jobs of a sweep
+_PATHS = (*_SINGLE_PATHS, "data_dir", "ckpt", "init_from", "dataset.path")  # commas in the last four separate jobs
 
 
 def normalize(words: list[str]) -> list[str]:

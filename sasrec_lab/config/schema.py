@@ -209,6 +209,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = MISSING
     tensorboard: TensorBoardConfig = MISSING
     trainer: dict[str, Any] = MISSING
+    init_from: Optional[str] = None  # older runs lack it
 
     def __post_init__(self) -> None:
         check_at_least("batch_size", self.batch_size, 1)
@@ -237,6 +238,8 @@ class TrainConfig:
     def _check_closed_form(self, name: str) -> None:
         if self.ckpt not in (None, "last"):
             raise InputError(f"ckpt={self.ckpt}: model={name} has no epochs to continue from; remove ckpt")
+        if self.init_from is not None:
+            raise InputError(f"init_from={self.init_from}: model={name} has no initial weights; remove init_from")
         part = self.trainer.get("limit_val_batches", 1.0)
         if part not in (0, 1.0) or (part == 1 and isinstance(part, int)):
             raise InputError(

@@ -206,46 +206,46 @@ def _check_items(arrays: "dict[str, np.ndarray]") -> None:
         raise ValueError(f"it has {titles.size:,} titles for {len(ids):,} items")
 
 
-def load_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plain config of a finished run and its metrics.json.
+def load_finished(folder: Path, key: str = "run") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plain config of a finished run and its metrics.json; `key` is what the user named the folder with.
 
     Raises:
         InputError: the folder does not exist, has no run in it, or its run has not finished.
     """
     if not folder.is_dir():
         hint = did_you_mean_path(folder, only_folders=True) or "; check the path"
-        raise InputError(f"run={folder}: there is no such folder{hint}")
+        raise InputError(f"{key}={folder}: there is no such folder{hint}")
     info = read_json(folder / RUN, RESUME_HINT)
     results = {"status": None, "error": None} | (read_json(folder / METRICS, RESUME_HINT) or {})
     if info is None:
-        raise _no_run_error(folder, results)
+        raise _no_run_error(folder, results, key)
     if results["status"] != "finished" or "end" not in info:
-        raise _unfinished_error(folder, results)
+        raise _unfinished_error(folder, results, key)
     try:
         info["config"]["dataset"].keys(), info["config"]["data_dir"]
         results["protocol"]["sha256"], results["best_epoch"]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"run={folder}: {RUN} or {METRICS} is malformed ({error}); {RETRAIN_HINT}") from error
+        raise InputError(f"{key}={folder}: {RUN} or {METRICS} is malformed ({error}); {RETRAIN_HINT}") from error
     _make_paths_absolute(info["config"], info.get("directory", ""))
     return info["config"], results
 
 
-def _no_run_error(folder: Path, results: dict[str, Any]) -> InputError:
+def _no_run_error(folder: Path, results: dict[str, Any], key: str) -> InputError:
     if results["error"]:
-        return InputError(f"run={folder}: the run failed ({results['error']}); choose a finished one")
+        return InputError(f"{key}={folder}: the run failed ({results['error']}); choose a finished one")
     runs = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
     if not runs:
-        return InputError(f"run={folder} is not a run folder: it has no {RUN}; choose the folder of a finished run")
+        return InputError(f"{key}={folder} is not a run folder: it has no {RUN}; choose the folder of a finished run")
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    example = shlex.quote(format_override("run", display_path(folder / runs[-1])))
-    return InputError(f"run={folder} is not a run folder: it contains {count}; choose one, such as {example}")
+    example = shlex.quote(format_override(key, display_path(folder / runs[-1])))
+    return InputError(f"{key}={folder} is not a run folder: it contains {count}; choose one, such as {example}")
 
 
-def _unfinished_error(folder: Path, results: dict[str, Any]) -> InputError:
+def _unfinished_error(folder: Path, results: dict[str, Any], key: str) -> InputError:
     ends = {"failed": "failed", "interrupted": "was interrupted"}
     reason = f" ({results['error']})" if results["error"] else ""
     end = ends.get(results["status"], "has not finished") + reason
-    return InputError(f"run={folder}: the run {end}; resume it, or choose a finished one")
+    return InputError(f"{key}={folder}: the run {end}; resume it, or choose a finished one")
 
 
 def _make_paths_absolute(config: dict[str, Any], directory: str) -> None:

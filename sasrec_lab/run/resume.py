@@ -19,6 +19,7 @@ from sasrec_lab.run.folder import (
     has_checkpoint,
     read_intact_json,
 )
+from sasrec_lab.run.initial_run import find_initial_run
 from sasrec_lab.run.lock import check_unlocked, check_writable
 from sasrec_lab.run.provenance import as_typed
 
@@ -32,7 +33,7 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
 
     Raises:
         InputError: the folder cannot be written, another process runs in it, it holds another configuration's results,
-            or there is no checkpoint to resume from.
+            there is no checkpoint to resume from, or no run to take initial weights from.
     """
     check_writable(folder, key)
     check_unlocked(folder, key)
@@ -43,6 +44,7 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
             raise InputError(
                 f"ckpt=last: no run found in {folder}; pass the folder to resume as hydra.run.dir=<folder>"
             )
+        find_initial_run(cfg)
         return None
     differing = differences(completed(previous), to_plain(cfg))
     longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]

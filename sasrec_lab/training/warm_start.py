@@ -1,0 +1,137 @@
+"""Start an encoder from a finished run: weights by their names, rows of item tables by the items' raw ids.
+
+L positions, V items of this run, W of the earlier one.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.data.ids import Ids
+from sasrec_lab.errors import counted
+from sasrec_lab.files import display_path
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.run.folder import read_items
+from sasrec_lab.run.initial_run import KEY, find_initial_run
+from sasrec_lab.training.checkpoints import tested_checkpoint
+from sasrec_lab.training.saved_encoder import load_encoder
+
+_ITEM_TABLES = ("input_items.weight", "output_items.weight", "head.bias")  # a row for each item
+_POSITIONS = "positions.weight"  # (L, D)
+_BIAS = ".relative_bias"  # (H, L), or (H, 2L - 1) if later items are attended to: a column for each distance
+_DATA_KEYS = ("sha256", "filters", "order", "holdout", "time_split")  # of a protocol: what training may have seen
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The encoder that a finished run was tested with, and the items that it knows."""
+
+    folder: Path
+    checkpoint: Path
+    encoder: Encoder
+    items: Ids
+    protocol: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an encoder has taken from an earlier run."""
+
+    run: str
+    sha256: str  # of its checkpoint
+    weights: int  # that were taken, of ...
+    of_weights: int
+    items: int  # of this run that the earlier one knows, of ...
+    of_items: int
+
+    def __str__(self) -> str:
+        new = self.of_items - self.items
+        items = f"{self.items:,} of {counted(self.of_items, 'item')} by id"
+        items += f", {new:,} new at the mean of its items" if new else ""
+        return f"{self.weights} of {counted(self.of_weights, 'weight table')} of {self.run}; {items}"
+
+
+def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | None:
+    """Return the run that `init_from` names; None without it, or if `previous`, the run that resumes, has started so.
+
+    Raises:
+        InputError: it is missing, unfinished or broken, or its weights mean something else in this run's model.
+    """
+    found = None if KEY in previous else find_initial_run(cfg)
+    if found is None:
+        return None
+    folder, results = found
+    items = Ids(read_items(folder)["ids"])
+    checkpoint = tested_checkpoint(folder, results)
+    encoder, _ = load_encoder(checkpoint, len(items))
+    return EarlierRun(folder, checkpoint, encoder, items, results["protocol"])
+
+
+@torch.no_grad()
+def start_from(earlier: EarlierRun, encoder: Encoder, item_ids: np.ndarray) -> Start:
+    """Copy the earlier run's weights into an encoder whose items have these raw ids (V,).
+
+    A new item gets the mean vector of the earlier run's items. Positions and distances beyond the earlier maxlen get
+    the weights of its last one. What the earlier run lacks, such as a further block, stays as it is.
+    """
+    rows = torch.from_numpy(earlier.items.indices(item_ids, "items"))  # (V,) -1: new
+    known = dict(earlier.encoder.named_parameters())
+    taken = 0
+    for name, weights in encoder.named_parameters():
+        if name in known:
+            weights.copy_(_fitted(name, known[name], weights, rows, encoder.mask is None))
+            taken += 1
+    with earlier.checkpoint.open("rb") as file:
+        sha256 = file_digest(file, "sha256").hexdigest()
+    of_weights = sum(1 for _ in encoder.parameters())
+    return Start(display_path(earlier.folder), sha256, taken, of_weights, int((rows >= 0).sum()), len(rows))
+
+
+def _fitted(name: str, saved: Tensor, weights: Tensor, rows: Tensor, causal: bool) -> Tensor:
+    """Return the saved weights with a row for each of this run's items or positions."""
+    if name in _ITEM_TABLES:
+        return torch.cat([saved, saved.mean(0, keepdim=True)])[rows]  # row -1 is the mean
+    if name == _POSITIONS:
+        return saved[torch.arange(len(weights)).clamp(max=len(saved) - 1)]
+    if name.endswith(_BIAS):
+        return saved[:, _columns(weights.shape[1], saved.shape[1], causal)]
+    return saved
+
+
+def _columns(columns: int, saved: int, causal: bool) -> Tensor:
+    """Return the saved column of each distance, that of the nearest one for a distance that was not saved."""
+    if causal:
+        return torch.arange(columns).clamp(max=saved - 1)
+    reach = saved // 2
+    return (torch.arange(columns) - columns // 2).clamp(-reach, reach) + reach
+
+
+def other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Return in which keys an earlier run's protocol differs so that it may have trained on this run's test items.
+
+    None if it cannot have: both hold out the same, or both the last items and the earlier run read the same file, but
+    only up to an earlier time.
+    """
+    differing = [key for key in _DATA_KEYS if before.get(key) != now.get(key)]
+    if differing == ["filters"] and now["holdout"].startswith("last item"):
+        filters = before["filters"] if isinstance(before["filters"], dict) else {}
+        others = [key for key in now["filters"] if filters.get(key, "") != now["filters"][key]]
+        if others == ["until"] and _is_earlier(filters.get("until"), now["filters"]["until"]):
+            return None
+    return ", ".join(differing) or None
+
+
+def _is_earlier(before: Any, now: Any) -> bool:
+    """Return whether one value of dataset.until is known to be before another one; null means any time."""
+    if before is None or now is None:
+        return before is not None
+    with suppress(ValueError):
+        return float(before) <= float(now)
+    return len(before) == len(now) and bool(before <= now)  # dates of one form
