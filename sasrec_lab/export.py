@@ -38,7 +38,7 @@ def entry() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     finally:
-        signals.use_defaults()
+        signals.expect_exit()
     print(f"{program} and {ids}")
 
 

@@ -5,6 +5,7 @@ A request may make a file operation of the command fail, by tests/fault.c, which
 """
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -78,6 +79,7 @@ def serve() -> None:
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     others = threads - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}  # jemalloc is ready for forks
     assert not others, f"{others}: a fork would lack these threads, which may hold locks"
+    gc.freeze()  # so that no command visits what was imported, as each would at its end
     known: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)

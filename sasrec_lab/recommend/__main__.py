@@ -44,7 +44,7 @@ def entry() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     finally:
-        signals.use_defaults()
+        signals.expect_exit()
 
 
 @hydra.main(config_path=CONF_DIR, config_name="recommend", version_base="1.3")

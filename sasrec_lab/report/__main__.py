@@ -52,7 +52,7 @@ def entry() -> None:
     except OSError as error:
         sys.exit(f"error: {error.filename or args.figures}: {error.strerror}; choose another path")
     finally:
-        signals.use_defaults()
+        signals.expect_exit()
 
 
 def _parse(words: list[str]) -> Namespace:

@@ -55,7 +55,7 @@ def launch(main: Main, compare: Compare) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        signals.use_defaults()
+        signals.expect_exit()
 
 
 def _run_as_helper(main: Main) -> None:

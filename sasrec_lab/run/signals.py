@@ -5,6 +5,8 @@ as another one: the process ends at once. While files are written, an exception 
 imports little, because the handlers are set only after its import.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -41,8 +43,17 @@ def raise_interrupt() -> None:
 
 
 def use_defaults() -> None:
-    """Let a signal end this process silently: the command has ended, and only Python's own exit follows."""
+    """Let a signal end this process silently."""
     _handle(signal.SIG_DFL)
+
+
+def expect_exit() -> None:
+    """Let a signal end this process silently and its exit be fast: the command has ended, only Python's exit follows.
+
+    Python's last collection would visit every object, which takes a second if torch is loaded.
+    """
+    use_defaults()
+    atexit.register(gc.freeze)
 
 
 @contextmanager
