@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.model import ClosedFormConfig
+from sasrec_lab.config.model import ClosedFormConfig, ItemVectors
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from sasrec_lab.data.datamodule import SequenceData
     from sasrec_lab.data.holdout import Holdout
+    from sasrec_lab.data.items import ItemFeatures
     from sasrec_lab.data.sequences import Sequences
     from sasrec_lab.training.lightning_module import SequentialRecommender
     from sasrec_lab.training.warm_start import EarlierRun
@@ -90,6 +91,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
         from pytorch_lightning.loggers import TensorBoardLogger
 
+        from sasrec_lab.evaluation.cold_targets import cold_and_known
         from sasrec_lab.ops import backend
         from sasrec_lab.run import summary
         from sasrec_lab.run.machine import describe_machine
@@ -105,13 +107,14 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         device, processes = trainer.strategy.root_device, trainer.world_size
         sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
+        features = read_item_features(cfg, data.holdout)
         holdout, has_test = data.holdout, len(data.holdout.test) > 0
         checkpoints.check_items(resumed, holdout.num_items)
         check_limits(cfg, data, processes)
         if trainer.is_global_zero:
-            write_items(folder, holdout.item_ids, titles)
+            write_items(folder, holdout.item_ids, titles, features.names if features else None)
 
-        model = build_model(cfg, holdout.num_items)
+        model = build_model(cfg, holdout.num_items, features)
         matmul = backend.choose_matmul(device, run.previous.get("matmul"))
         run.info |= describe_machine(device, matmul, attention_form(trainer, cfg.model))
         run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -129,6 +132,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             if has_test:
                 write_ranks(folder, model.test_ranks, holdout.test, sequences)
+                run.results["cold_targets"] = cold_and_known(holdout, model.test_ranks["rank"], cfg.evaluation.k)
             assert isinstance(trainer.logger, TensorBoardLogger)
             writer = trainer.logger.experiment
             best, epochs = run.results["best_epoch"], run.results["epochs"]
@@ -151,6 +155,7 @@ def fit_closed_form(run: RunRecord, cfg: TrainConfig) -> None:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
+    from sasrec_lab.evaluation.cold_targets import cold_and_known
     from sasrec_lab.run import summary
     from sasrec_lab.run.machine import describe_machine, peak_memory_mb
     from sasrec_lab.training import closed_form, tensorboard
@@ -172,6 +177,7 @@ def fit_closed_form(run: RunRecord, cfg: TrainConfig) -> None:
         with run.phase("test"):
             run.results["metrics"], ranks = closed_form.measure(weights, data)
         write_ranks(run.folder, ranks, data.holdout.test, sequences)
+        run.results["cold_targets"] = cold_and_known(data.holdout, ranks["rank"], cfg.evaluation.k)
     run.info["peak_memory_mb"] = peak_memory_mb()
     with SummaryWriter(str(run.folder / "tb")) as writer:
         tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
@@ -197,7 +203,13 @@ def load_data(
         fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
         holdout = hold_out(
-            sequences, dataset.windows, dataset.catalogue, cfg.model.maxlen, dataset.holdout, dataset.time_split
+            sequences,
+            dataset.windows,
+            dataset.catalogue,
+            cfg.model.maxlen,
+            dataset.holdout,
+            dataset.time_split,
+            cold_last=getattr(cfg.model, "items", ItemVectors.ids) is not ItemVectors.ids,
         )
         check_fits(holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
@@ -206,6 +218,17 @@ def load_data(
     log.info(data_line(sequences, holdout))
     report_unreachable(run, holdout, cfg)
     return sequences, data, titles
+
+
+def read_item_features(cfg: TrainConfig, holdout: "Holdout") -> "ItemFeatures | None":
+    """Return the features that the model makes item vectors of, None if it does not."""
+    from sasrec_lab.data.items import read_features
+
+    if cfg.model.items is ItemVectors.ids:
+        return None
+    features = read_features(cfg.dataset, cfg.data_dir, holdout.item_ids, holdout.num_compared)
+    log.info(f"       item features: {features}")
+    return features
 
 
 def report_unreachable(run: RunRecord, holdout: "Holdout", cfg: TrainConfig) -> None:
@@ -218,14 +241,14 @@ def report_unreachable(run: RunRecord, holdout: "Holdout", cfg: TrainConfig) -> 
         log.warning(f"       {line}")
 
 
-def build_model(cfg: TrainConfig, num_items: int) -> "SequentialRecommender":
+def build_model(cfg: TrainConfig, num_items: int, features: "ItemFeatures | None") -> "SequentialRecommender":
     """Return the model with the initial weights that the seed determines."""
     import pytorch_lightning as pl
 
     from sasrec_lab.training.lightning_module import SequentialRecommender
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return SequentialRecommender(num_items, cfg)
+    return SequentialRecommender(num_items, cfg, features)
 
 
 def start_warm(

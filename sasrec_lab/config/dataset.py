@@ -1,7 +1,7 @@
 """Schema of the keys of a data set, and checks across them. The values are in conf/train.yaml and conf/dataset/."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from math import isfinite, nan
@@ -85,6 +85,35 @@ class TitlesConfig:
     encoding: str = "utf-8"
     item: str = "item_id"
     title: str = "title"
+
+
+@dataclass
+class FeaturesConfig:
+    """A file of item features in the data root or next to the user's data, a line or Parquet row for each item.
+
+    It may be the file of titles, which is fetched with a public data set.
+    """
+
+    path: Optional[str] = None
+    separator: str = ","
+    names: Optional[list[str]] = None  # of its first columns, if it has no header line
+    encoding: str = "utf-8"
+    item: str = "item_id"
+    categories: list[str] = field(default_factory=list)
+    split: Optional[str] = "|"
+    flags: list[str] = field(default_factory=list)
+    vectors: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            return
+        if not self.categories and not self.flags and self.vectors is None:
+            raise InputError(
+                f"dataset.features.path={self.path} needs the columns to use: dataset.features.categories=[genres], or"
+                " dataset.features.vectors=..."
+            )
+        if self.split == "":
+            raise InputError("dataset.features.split must not be empty; set it to null if a cell is one category")
 
 
 @dataclass
@@ -201,6 +230,7 @@ class DatasetConfig:
     min_item: int = MISSING
     until_stable: bool = MISSING
     titles: Optional[TitlesConfig] = MISSING
+    features: Optional[FeaturesConfig] = None  # older runs lack it
     holdout: HoldoutMode = MISSING
     time_split: Optional[TimeSplitConfig] = None
     windows: Windows = MISSING
@@ -236,9 +266,9 @@ class DatasetConfig:
         if self.holdout is not HoldoutMode.time:
             if self.time_split is not None:
                 changed = next(
-                    f"{field.name}={value.name if isinstance(value, Enum) else value}"
-                    for field in fields(TimeSplitConfig)
-                    if (value := getattr(self.time_split, field.name)) != field.default
+                    f"{key.name}={value.name if isinstance(value, Enum) else value}"
+                    for key in fields(TimeSplitConfig)
+                    if (value := getattr(self.time_split, key.name)) != key.default
                 )
                 raise InputError(f"dataset.time_split.{changed} needs dataset.holdout=time")
             return
@@ -266,6 +296,8 @@ class DatasetConfig:
             self.weight = None
         if self.titles is not None and self.titles.path is None:
             self.titles = None
+        if self.features is not None and self.features.path is None:
+            self.features = None
         if self.format is not Format.synthetic:
             self.synthetic = None
         if self.holdout is not HoldoutMode.time and self.time_split in (None, TimeSplitConfig()):

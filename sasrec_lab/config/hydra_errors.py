@@ -17,7 +17,7 @@ from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
-_NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.synthetic")
+_NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.features", r"dataset\.synthetic")
 _KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
     r"Value '(.*?)' of type '\w+' could not be converted to Integer": "an integer",
     r"Value '(.*?)' of type '\w+' could not be converted to Float": "a number",

@@ -18,6 +18,7 @@ PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
 Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal"])
+ItemVectors = Enum("ItemVectors", ["ids", "features", "both"])
 Similarity = Enum("Similarity", ["dot", "cosine"])
 Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
 
@@ -70,6 +71,8 @@ class ModelConfig(ModelSection):
     output_bias: bool = False
     similarity: Similarity = Similarity.dot
     temperature: float = 1.0
+    items: ItemVectors = ItemVectors.ids
+    id_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_at_least("model.blocks", self.blocks, 0)
@@ -99,6 +102,21 @@ class ModelConfig(ModelSection):
         if not self.temperature > 0:
             raise InputError(f"model.temperature={self.temperature} must be above 0")
         self._check_positions()
+        self._check_items()
+
+    def _check_items(self) -> None:
+        if self.items is not ItemVectors.ids and not self.share_items:
+            raise InputError(
+                f"model.share_items=false does not go with model.items={self.items.name}, whose vectors are both input"
+                " and output; set model.share_items=true"
+            )
+        if not 0 <= self.id_dropout < 1:
+            raise InputError(f"model.id_dropout={self.id_dropout} must be at least 0 and below 1")
+        if self.id_dropout and self.items is not ItemVectors.both:
+            raise InputError(
+                f"model.id_dropout={self.id_dropout} only applies to model.items=both, where features remain without"
+                f" the id; set it to 0 for model.items={self.items.name}"
+            )
 
     def _check_pad_keys(self) -> None:
         for key, refused in (("block=ligr", self.block is BlockName.ligr), ("causal=false", not self.causal)):

@@ -17,7 +17,15 @@ from omegaconf import MISSING, OmegaConf
 from sasrec_lab.config.checks import check_at_least, check_finite, check_folder_names, check_seed, check_trainer_flag
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.job_folders import job_folder
-from sasrec_lab.config.model import MODEL_SCHEMAS, AnyModel, BlockName, ClosedFormConfig, ModelConfig, Similarity
+from sasrec_lab.config.model import (
+    MODEL_SCHEMAS,
+    AnyModel,
+    BlockName,
+    ClosedFormConfig,
+    ItemVectors,
+    ModelConfig,
+    Similarity,
+)
 from sasrec_lab.errors import InputError, nearest
 
 _PACKAGE = Path(__file__).parent.parent
@@ -227,6 +235,11 @@ class TrainConfig:
             self._check_encoder()
 
     def _check_encoder(self) -> None:
+        if self.model.items is not ItemVectors.ids and self.dataset.features is None:
+            raise InputError(
+                f"model.items={self.model.items.name} needs a file of item features; set dataset.features.path=...,"
+                " or model.items=ids"
+            )
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
         if self.tensorboard.attention_users and self.model.block is BlockName.gru:
@@ -291,8 +304,12 @@ class TrainConfig:
                 "optimizer.name=rowwise_adam is for losses that touch few rows of the item table, not for loss=softmax;"
                 " use adam, or loss=sampled_softmax"
             )
-        if self.model.output_bias or self.model.similarity is Similarity.cosine:
-            key = "output_bias=true" if self.model.output_bias else "similarity=cosine"
+        dense = {
+            "output_bias=true": self.model.output_bias,
+            "similarity=cosine": self.model.similarity is Similarity.cosine,
+            f"items={self.model.items.name}": self.model.items is not ItemVectors.ids,
+        }
+        if key := next((key for key, is_set in dense.items() if is_set), None):
             raise InputError(
                 f"model.{key} changes every item vector in each step, but optimizer.name=rowwise_adam updates only the"
                 " rows of a batch; use adam"

@@ -38,11 +38,28 @@ class Holdout:
     window_users: np.ndarray  # (W,)
     item_ids: np.ndarray  # (num_items,)
     time_split: dict[str, Any] | None = None  # its times and counts, as metrics.json records them
+    num_cold: int = 0  # items at the end of the catalogue that training does not have, if they are put there
 
     @property
     def num_items(self) -> int:
         """Return the size of the catalogue."""
         return len(self.item_ids)
+
+    @property
+    def num_compared(self) -> int:
+        """Return how many items, the first ones of the catalogue, training compares with each other."""
+        return self.num_items - self.num_cold
+
+    def in_training(self) -> np.ndarray:
+        """Return which of the items are training interactions, shape (N,) bool."""
+        depth = np.zeros(len(self.items) + 1, dtype=np.int64)
+        np.add.at(depth, self.starts, 1)
+        np.add.at(depth, self.train_ends, -1)
+        return np.cumsum(depth)[:-1] > 0
+
+    def training_counts(self) -> np.ndarray:
+        """Return how often each item occurs in training, shape (num_items,) int64."""
+        return np.bincount(self.items[self.in_training()], minlength=self.num_items + 1)[1:]
 
     def rows(self, stage: str) -> EvaluationRows:
         """Return the rows of "val" or "test"."""
@@ -72,8 +89,13 @@ def hold_out(
     maxlen: int,
     mode: HoldoutMode = HoldoutMode.last,
     time_split: TimeSplitConfig | None = None,
+    *,
+    cold_last: bool = False,
 ) -> Holdout:
     """Split every sequence and cut the training windows. `time_split` has the cuts of `mode=time`.
+
+    With `cold_last` items that do not occur in training are put at the end of the catalogue, for models that know them
+    by their features.
 
     Raises:
         InputError: no user has the three interactions that a holdout needs, or the two that training needs; or a cut in
@@ -103,7 +125,7 @@ def hold_out(
         time_split=record,
     )
     if catalogue is not Catalogue.train:
-        return holdout
+        return _put_cold_last(holdout) if cold_last else holdout
     is_known = _in_windows(sequences, window_starts, window_ends) if record is None else split.is_trained
     return _restrict(holdout, is_known)
 
@@ -169,6 +191,26 @@ def _in_windows(sequences: Sequences, starts: np.ndarray, ends: np.ndarray) -> n
     depth = np.bincount(starts, minlength=size) - np.bincount(ends, minlength=size)
     inside = np.cumsum(depth)[:-1] > 0  # (N,)
     return np.bincount(sequences.items[inside], minlength=len(sequences.item_ids) + 1)[1:] > 0
+
+
+def _put_cold_last(holdout: Holdout) -> Holdout:
+    """Return the holdout with the items that training has, then the others, each in the same order as before."""
+    is_cold = holdout.training_counts() == 0
+    order = np.argsort(is_cold, kind="stable")  # old indices, from 0
+    new_index = np.zeros(len(order) + 1, dtype=np.int32)
+    new_index[order + 1] = np.arange(1, len(order) + 1)
+
+    def renumber(rows: EvaluationRows) -> EvaluationRows:
+        return replace(rows, targets=new_index[rows.targets])
+
+    return replace(
+        holdout,
+        items=new_index[holdout.items],
+        val=renumber(holdout.val),
+        test=renumber(holdout.test),
+        item_ids=holdout.item_ids[order],
+        num_cold=int(is_cold.sum()),
+    )
 
 
 def _restrict(holdout: Holdout, known: np.ndarray) -> Holdout:

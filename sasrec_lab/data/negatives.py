@@ -38,7 +38,7 @@ class UniformSampler:
 
     def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
         """Return the negatives (R, N) of R labels."""
-        return per_label(rng.integers(1, self.holdout.num_items + 1, size=(labels.counts.sum(), self.count)), labels)
+        return per_label(rng.integers(1, self.holdout.num_compared + 1, size=(labels.counts.sum(), self.count)), labels)
 
 
 class UnseenSampler:
@@ -80,7 +80,8 @@ class SharedSampler:
     def __init__(self, holdout: Holdout, count: int):
         # By popularity: on MovieLens-1M with 1,024 negatives, NDCG@10 after 14 epochs was 0.129; with uniform draws
         # 0.118, with the full softmax 0.145. Each count is raised by one, so that every item can be drawn.
-        self.cumulative, self.count = np.cumsum(training_counts(holdout) + 1), count
+        counts = holdout.training_counts()[: holdout.num_compared]
+        self.cumulative, self.count = np.cumsum(counts + 1), count
 
     def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
         """Return the shared negatives (N,); they do not depend on the windows."""
@@ -172,7 +173,7 @@ def window_items(holdout: Holdout, windows: np.ndarray) -> "UserItems":
     """Return the items of each training window, inputs and targets; its place in `windows` is the user of the pairs."""
     starts, ends = holdout.window_starts[windows], holdout.window_ends[windows]
     rows = np.repeat(np.arange(len(windows)), ends - starts)
-    return UserItems(rows, holdout.items[concatenate_ranges(starts, ends)], holdout.num_items)
+    return UserItems(rows, holdout.items[concatenate_ranges(starts, ends)], holdout.num_compared)
 
 
 def _as_rows(keys: np.ndarray, base: int, rows: int) -> np.ndarray:
@@ -192,10 +193,11 @@ def draw_candidates(holdout: Holdout, how: Draw, count: int, seed: int, stage: s
     """
     rng = np.random.default_rng([seed, {"val": 0, "test": 1}[stage]])
     if how is Draw.paper:
-        excluded = training_items(holdout)
+        ends = holdout.train_ends
     else:
-        excluded = _items_before(holdout, np.append(holdout.starts[1:], len(holdout.items)))
-    cumulative = np.cumsum(training_counts(holdout)) if how is Draw.popularity else None
+        ends = np.append(holdout.starts[1:], len(holdout.items))
+    excluded = _items_before(holdout, ends, holdout.num_items)
+    cumulative = np.cumsum(holdout.training_counts()) if how is Draw.popularity else None
     users = np.repeat(holdout.rows(stage).users, count)
     return draw_excluding(users, excluded, rng, cumulative).reshape(-1, count).astype(np.int32)
 
@@ -251,25 +253,13 @@ def _draw(count: int, num_items: int, rng: np.random.Generator, cumulative: np.n
     return np.searchsorted(cumulative, rng.integers(0, cumulative[-1], size=count), side="right") + 1
 
 
-def training_counts(holdout: Holdout) -> np.ndarray:
-    """Return how often each item occurs in training, shape (V,) int64."""
-    return np.bincount(holdout.items[in_training(holdout)], minlength=holdout.num_items + 1)[1:]
-
-
-def in_training(holdout: Holdout) -> np.ndarray:
-    """Return which of the holdout's items are training interactions, shape (N,) bool."""
-    depth = np.zeros(len(holdout.items) + 1, dtype=np.int64)
-    np.add.at(depth, holdout.starts, 1)
-    np.add.at(depth, holdout.train_ends, -1)
-    return np.cumsum(depth)[:-1] > 0
-
-
 def training_items(holdout: Holdout) -> UserItems:
-    """Return the items that each user has seen in training."""
-    return _items_before(holdout, holdout.train_ends)
+    """Return the items that each user has seen in training; others are drawn from those that training compares."""
+    return _items_before(holdout, holdout.train_ends, holdout.num_compared)
 
 
-def _items_before(holdout: Holdout, ends: np.ndarray) -> UserItems:
+def _items_before(holdout: Holdout, ends: np.ndarray, num_items: int) -> UserItems:
+    """Return the items of each user before a place, none above `num_items`, up to which others are drawn."""
     lengths = ends - holdout.starts
     users = np.repeat(np.arange(len(lengths)), lengths)
-    return UserItems(users, holdout.items[concatenate_ranges(holdout.starts, ends)], holdout.num_items)
+    return UserItems(users, holdout.items[concatenate_ranges(holdout.starts, ends)], num_items)

@@ -64,7 +64,7 @@ class MaskedItems:
         inputs, places = pack(starts, ends, holdout.items)
         rows, counts = self._choose(ends - starts, rng)
         targets = holdout.items[places[rows]]
-        inputs.items[torch.from_numpy(rows)] = as_tensor(self._shown(targets, holdout.num_items, rng))
+        inputs.items[torch.from_numpy(rows)] = as_tensor(self._shown(targets, holdout.num_compared, rng))
         dummies = (0, round_up_size(len(rows)) - len(rows))  # few sizes of R, as of T
         weights = None
         if holdout.weights is not None:

@@ -146,7 +146,18 @@ def _id_array(values: pd.Series | pd.Index) -> np.ndarray:
     return values.to_numpy(np.int64 if pd.api.types.is_integer_dtype(values) else str)
 
 
-_NOT_IN_CACHE_KEY = ("name", "path", "sources", "sha256", "titles", "holdout", "time_split", "windows", "catalogue")
+_NOT_IN_CACHE_KEY = (
+    "name",
+    "path",
+    "sources",
+    "sha256",
+    "titles",
+    "features",
+    "holdout",
+    "time_split",
+    "windows",
+    "catalogue",
+)
 
 
 def _folder_name(dataset: DatasetConfig, sha256: str | None) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from sasrec_lab.config.dataset import DatasetConfig, Format
+from sasrec_lab.config.dataset import DatasetConfig, FeaturesConfig, Format
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError
@@ -71,12 +71,26 @@ def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
     return _find_user_file(str(dataset.titles.path), root, "dataset.titles.path")
 
 
+def find_features(features: FeaturesConfig, root: Path) -> Path:
+    """Return the file of item features; raise InputError if it is missing."""
+    return _find_user_file(str(features.path), root, "dataset.features.path")
+
+
+def find_vectors(features: FeaturesConfig, root: Path) -> Path:
+    """Return the .npy file of item vectors; raise InputError if it is missing."""
+    return _find_user_file(str(features.vectors), root, "dataset.features.vectors")
+
+
 def check_user_files(dataset: DatasetConfig, data_dir: str | None) -> None:
-    """Raise InputError if the user's own file, or that of its titles, is missing; published ones are fetched later."""
+    """Raise InputError if the user's own file, or one of its items, is missing; published ones are fetched later."""
     if dataset.format is not Format.synthetic and not dataset.sources:
         root = data_root(data_dir)
         find(dataset, root)
         find_titles(dataset, root)
+        if dataset.features is not None:
+            find_features(dataset.features, root)
+            if str(dataset.features.vectors).endswith(".npy"):
+                find_vectors(dataset.features, root)
 
 
 def _find_user_file(path: str, root: Path, key: str) -> Path:

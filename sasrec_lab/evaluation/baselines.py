@@ -11,7 +11,6 @@ from torch import Tensor
 from sasrec_lab.data.cleaning import days_before
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import in_training, training_counts
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.ops.sparse_scores import SparseScores, SparseTable, shared_by_all
@@ -22,7 +21,7 @@ POPULARITY, RECENT_POPULARITY, MARKOV = "popularity", "recent_popularity", "mark
 def baseline_metrics(data: SequenceData, sequences: Sequences) -> dict[str, dict[str, float]]:
     """Return validation and test metrics by baseline."""
     evaluation, holdout = data.cfg.evaluation, data.holdout
-    counts = training_counts(holdout)
+    counts = holdout.training_counts()
     tables = {POPULARITY: shared_by_all(torch.from_numpy(counts))}
     recent = recent_counts(sequences, holdout, evaluation.recent_days)
     if recent is not None:
@@ -52,7 +51,7 @@ def recent_counts(sequences: Sequences, holdout: Holdout, days: int | None) -> n
     if len(items) < len(times):  # the catalogue lacks some of the items
         known = np.flatnonzero(np.isin(sequences.item_ids, holdout.item_ids)) + 1
         times = times[np.isin(sequences.items, known)]
-    trained = in_training(holdout)
+    trained = holdout.in_training()
     items, times = items[trained], times[trained]
     since = days_before(times, days)
     return None if since is None else np.bincount(items[times > since], minlength=holdout.num_items + 1)[1:]
@@ -67,7 +66,7 @@ def markov_table(holdout: Holdout, counts: np.ndarray) -> SparseTable:
     by C_i + 1 is omitted: it does not change the order of a row.
     """
     items, size = holdout.items, holdout.num_items + 1
-    trained = in_training(holdout)
+    trained = holdout.in_training()
     follows = trained[1:] & trained[:-1]
     follows[holdout.starts[(holdout.starts > 0) & (holdout.starts < len(items))] - 1] = False  # of another user
     first = np.flatnonzero(follows)

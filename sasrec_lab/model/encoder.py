@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.model import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import MASK, PackedBatch
+from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.model.blocks import BLOCKS
+from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
@@ -28,12 +30,12 @@ class Encoder(nn.Module):
     sinusoids: Tensor  # (L, D) only if the positions are sinusoidal
     rotations: Tensor  # (L, D / H / 2, 2) only if they are rotary: real and imaginary parts
 
-    def __init__(self, num_items: int, cfg: ModelConfig):
+    def __init__(self, num_items: int, cfg: ModelConfig, features: ItemFeatures | None = None):
         super().__init__()
         self.maxlen = cfg.maxlen
         self.rate = 0.0 if cfg.block is BlockName.gru else cfg.dropout  # a GRU layer drops its own input
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
-        self.input_items = nn.Embedding(num_items, cfg.dim)
+        self.input_items = FeatureVectors(features, cfg) if features else nn.Embedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
         self.positions = nn.Embedding(cfg.maxlen, cfg.dim) if cfg.pos_emb is PosEmb.learned else None
         if cfg.pos_emb is PosEmb.sinusoidal:
@@ -47,8 +49,10 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = Head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
+        if isinstance(self.input_items, FeatureVectors) and cfg.init is not Init.normal:
+            self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
-            self.mask.data.normal_().mul_(self.input_items.weight.detach().std(correction=0))
+            self.mask.data.normal_().mul_(self.item_vectors().detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
 
@@ -57,14 +61,30 @@ class Encoder(nn.Module):
         """Return how many of a history's newest items predict the next one; a mask behind them takes a place."""
         return self.maxlen - (self.mask is not None)
 
+    def item_vectors(self) -> Tensor:
+        """Return the items' output vectors (V, D), before the head; row i is item i + 1."""
+        return self.output_items() if isinstance(self.output_items, FeatureVectors) else self.output_items.weight
+
     @property
     def item_table(self) -> Tensor:
         """Return the vectors (V, D) that headed states are compared with; row i is item i + 1."""
-        return self.head.item_vectors(self.output_items.weight)
+        return self.head.item_vectors(self.item_vectors())
 
-    def forward(self, batch: PackedBatch, rows: Tensor | None = None) -> Tensor:
-        """Return the state (T, D) of each token, before the head; with `rows` (R,) only those of these tokens."""
-        x, layout = self._embed(batch), self.layout(batch)
+    def states_and_table(self, batch: PackedBatch, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the headed states of some tokens, as `forward` takes `rows`, and the table to compare them with.
+
+        Item vectors that are made of features are made once for both.
+        """
+        vectors = self.item_vectors()
+        states, table = self(batch, rows, vectors), self.head.item_vectors(vectors)
+        return self.head(states), table
+
+    def forward(self, batch: PackedBatch, rows: Tensor | None = None, vectors: Tensor | None = None) -> Tensor:
+        """Return the state (T, D) of each token, before the head; with `rows` (R,) only those of these tokens.
+
+        `vectors` (V, D) are the input vectors, if they are made of features and have been made.
+        """
+        x, layout = self._embed(batch, vectors), self.layout(batch)
         for block in self.blocks[:-1]:
             x = block(x, layout)
         x = self.blocks[-1](x, layout, rows=rows) if self.blocks else pick(x, rows)
@@ -81,8 +101,13 @@ class Encoder(nn.Module):
         x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
         return self.head(self.final_norm(x))
 
-    def _embed(self, batch: PackedBatch) -> Tensor:
-        x = self._look_up(batch.items)  # (T, D)
+    def freeze_vectors(self) -> None:
+        """Replace vectors that are made of features by a table of them, for a model that is trained no more."""
+        if isinstance(self.input_items, FeatureVectors):
+            self.input_items = self.output_items = nn.Embedding.from_pretrained(self.item_vectors().detach())
+
+    def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
+        x = self._look_up(batch.items, vectors)  # (T, D)
         if self.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):  # scaling and addition in one pass
             table = self.sinusoids if self.positions is None else self.positions.weight
             from_oldest = self.positions_from is PositionsFrom.oldest
@@ -92,13 +117,19 @@ class Encoder(nn.Module):
             x = x * self.scale
         return dropout(x, self.rate if self.training else 0.0)
 
-    def _look_up(self, items: Tensor) -> Tensor:
+    def _look_up(self, items: Tensor, vectors: Tensor | None) -> Tensor:
         if self.mask is None:
-            return self.input_items(items - 1)
+            return self._rows(items - 1, vectors)
         is_mask = items == MASK
         # a row that the batch looks up anyway, so that no further row gets a gradient
         rows = torch.where(is_mask, items.max().clamp(min=1), items) - 1
-        return torch.where(is_mask[:, None], self.mask, self.input_items(rows))
+        return torch.where(is_mask[:, None], self.mask, self._rows(rows, vectors))
+
+    def _rows(self, rows: Tensor, vectors: Tensor | None) -> Tensor:
+        """Return these rows of the input vectors."""
+        if isinstance(self.input_items, FeatureVectors):
+            return F.embedding(rows, self.input_items() if vectors is None else vectors)
+        return self.input_items(rows)
 
     def layout(self, batch: PackedBatch) -> BatchLayout:
         """Return what the blocks need to know of the batch."""

@@ -55,7 +55,7 @@ class EncoderRanker:
     @property
     def device(self) -> torch.device:
         """Return the device that the lists are made on."""
-        return self.encoder.input_items.weight.device
+        return self.encoder.item_vectors().device
 
     def for_users(
         self, histories: Histories, users: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None
@@ -72,7 +72,7 @@ class EncoderRanker:
 
     @cached_property
     def _vectors(self) -> Tensor:
-        return F.normalize(self.encoder.output_items.weight.detach(), dim=1)
+        return F.normalize(self.encoder.item_vectors().detach(), dim=1)
 
     @torch.inference_mode()
     def _newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:

@@ -72,6 +72,19 @@ class ProtocolReport:
         """Return the data set and what was held out."""
         return f"{self.dataset}, {describe_test(self.comparison.protocol)}"
 
+    def _cold_lines(self, metric: str) -> list[str]:
+        """Return a line on cold test targets and, of each row, one with its metric of these and of the others."""
+        lines: list[str] = []
+        for row in self.comparison.rows:
+            found = [run.cold_targets for run in row.runs if metric in run.cold_targets.get("cold", {})]
+            if found and not lines:
+                cold, known = (int(found[0][name]["targets"]) for name in ("cold", "known"))
+                lines.append(f"cold: {cold:,} of {cold + known:,} test targets are items that training does not have")
+            if found:
+                means = [math.fsum(each[name][metric] for each in found) / len(found) for name in ("cold", "known")]
+                lines.append(f"{metric} of {row.label}: cold targets {means[0]:.4f}, the others {means[1]:.4f}")
+        return lines
+
     def legend(self) -> list[str]:
         """Return lines that explain the columns."""
         rows, lines = self.comparison.rows, []
@@ -84,6 +97,7 @@ class ProtocolReport:
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")
         if leak := self.comparison.protocol.get(LEAK):
             lines.append(f"leak: {leak:.1%} of the test targets are not later than the latest training interaction")
+        lines += self._cold_lines(self.metrics[0])
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
         if self.tests:

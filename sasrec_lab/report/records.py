@@ -33,6 +33,7 @@ class Run:
     protocol: dict[str, Any]
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]  # popularity and others that need no training
+    cold_targets: dict[str, dict[str, float]]  # number and metrics of `cold` test targets and `known` ones, or empty
     epochs: int
     best_epoch: int | None
     seconds: float  # of training, including the earlier parts of a resumed run
@@ -67,7 +68,7 @@ def read_run(folder: Path) -> Run:
     info, results = info or {}, results or {}
     overrides = parse_overrides(read_overrides(folder))
     if status != "finished":
-        return Run(folder, status, results.get("error"), overrides, {}, "", {}, {}, {}, 0, None, 0.0, 0, None, "")
+        return Run(folder, status, results.get("error"), overrides, {}, "", {}, {}, {}, {}, 0, None, 0.0, 0, None, "")
     config, metrics = info["config"], results["metrics"]
     if missing := [key for key in _CONFIG_KEYS if key not in flatten(config, separator=".")]:
         raise ValueError(f"the config in {RUN} has no {missing[0]}")
@@ -81,6 +82,7 @@ def read_run(folder: Path) -> Run:
         protocol=_read_protocol(results, has_sampled=any("-sampled" in name for name in metrics)),
         metrics=metrics,
         baselines=results["baselines"],
+        cold_targets=results.get("cold_targets", {}),  # older runs lack it
         epochs=results["epochs"],
         best_epoch=results["best_epoch"],
         seconds=sum(part["seconds"].get("fit", 0.0) for part in [*info.get("earlier", []), info]),

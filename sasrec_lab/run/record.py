@@ -153,11 +153,18 @@ def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", seq
         np.savez(draft, **columns)  # type: ignore[arg-type] # no column is called allow_pickle
 
 
-def write_items(folder: Path, ids: "np.ndarray", titles: "np.ndarray | None") -> None:
-    """Write items.npz: the raw ids of the items that the model knows, item i + 1 at place i, and any titles."""
+def write_items(
+    folder: Path, ids: "np.ndarray", titles: "np.ndarray | None", categories: "list[str] | None" = None
+) -> None:
+    """Write items.npz: the raw ids of the items that the model knows, item i + 1 at place i, and any titles.
+
+    `categories` are the names of those that item vectors are made of.
+    """
     import numpy as np
 
     arrays = {"ids": ids} if titles is None else {"ids": ids, "titles": titles}
+    if categories:
+        arrays["categories"] = np.array(categories)
     with atomic_write(folder / ITEMS, locked=True) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
+from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
@@ -26,18 +27,21 @@ TRAIN_LOSS, TRAIN_LR = "~train/loss", "~train/lr"
 class SequentialRecommender(pl.LightningModule):
     """An encoder, its loss, and its metrics.
 
-    A checkpoint contains `num_items` and the config as plain values, so it loads with `weights_only=True`.
+    `features` are those that item vectors are made of, if they are. A checkpoint contains `num_items` and the config as
+    plain values, so it loads with `weights_only=True`.
     """
 
-    def __init__(self, num_items: int, cfg: TrainConfig):
+    def __init__(self, num_items: int, cfg: TrainConfig, features: ItemFeatures | None = None):
         super().__init__()
         self.save_hyperparameters({"num_items": num_items, "config": to_plain(cfg)}, logger=False)
         self.cfg, self.loss = cfg, LOSSES[cfg.loss.name]
+        self.num_compared = features.num_trained if features else num_items  # the first items, which training has
         if self.loss.check:
-            self.loss.check(cfg.loss, num_items)
-        self.encoder = Encoder(num_items, cfg.model)
+            self.loss.check(cfg.loss, self.num_compared)
+        self.encoder = Encoder(num_items, cfg.model, features)
         self.is_sparse = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just a batch's rows
-        self.encoder.input_items.sparse = self.is_sparse
+        if self.is_sparse:
+            self.encoder.input_items.sparse = True
         self.train_loss = MeanLoss()
         target = cfg.dataset.target
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True)
@@ -64,9 +68,11 @@ class SequentialRecommender(pl.LightningModule):
     def batch_loss(self, batch: TrainingBatch) -> Tensor:
         """Return the loss of a batch, without counting it."""
         labels = batch.labels
-        states = self.encoder(batch.inputs, labels.rows)
-        table = ItemTable(self.encoder.item_table, self.is_sparse)
-        return self.loss.compute(self.encoder.head(states), table, labels, batch.negatives, self.cfg.loss)
+        states, vectors = self.encoder.states_and_table(batch.inputs, labels.rows)
+        if self.num_compared < len(vectors):
+            vectors = vectors[: self.num_compared]
+        table = ItemTable(vectors, self.is_sparse)
+        return self.loss.compute(states, table, labels, batch.negatives, self.cfg.loss)
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Seed dropout by seed and epoch, so that a resumed run equals an uninterrupted one.

@@ -27,7 +27,7 @@ ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more c
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
 
 _TEST_MRR = re.compile("^test/mrr")
-_NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles", "dataset/time_split")
+_NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles", "dataset/features", "dataset/time_split")
 _NOT_SHOWN = (*_NULLABLE_SECTIONS, "dataset/sources")
 
 
@@ -111,7 +111,7 @@ def write_projector(
     counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
     chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
     rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
-    vectors = encoder.output_items.weight[torch.from_numpy(chosen)]
+    vectors = encoder.item_vectors()[torch.from_numpy(chosen)]
     writer.add_embedding(vectors, rows, tag="items", metadata_header=["item", "id", "interactions"])
 
 

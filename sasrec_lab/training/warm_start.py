@@ -15,15 +15,17 @@ from torch import Tensor
 
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.errors import counted
+from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.run.folder import read_items
 from sasrec_lab.run.initial_run import KEY, find_initial_run
 from sasrec_lab.training.checkpoints import tested_checkpoint
 from sasrec_lab.training.saved_encoder import load_encoder
 
 _ITEM_TABLES = ("input_items.weight", "output_items.weight", "head.bias")  # a row for each item
+_IDS, _CATEGORIES = "input_items.ids.weight", "input_items.by_category.weight"  # of vectors that features make
 _POSITIONS = "positions.weight"  # (L, D)
 _BIAS = ".relative_bias"  # (H, L), or (H, 2L - 1) if later items are attended to: a column for each distance
 _DATA_KEYS = ("sha256", "filters", "order", "holdout", "time_split")  # of a protocol: what training may have seen
@@ -37,6 +39,7 @@ class EarlierRun:
     checkpoint: Path
     encoder: Encoder
     items: Ids
+    categories: list[str]  # that its item vectors are made of
     protocol: dict[str, Any]
 
 
@@ -50,11 +53,12 @@ class Start:
     of_weights: int
     items: int  # of this run that the earlier one knows, of ...
     of_items: int
+    new_items: str  # what their vectors are
 
     def __str__(self) -> str:
         new = self.of_items - self.items
         items = f"{self.items:,} of {counted(self.of_items, 'item')} by id"
-        items += f", {new:,} new at the mean of its items" if new else ""
+        items += f", {new:,} new {self.new_items}" if new else ""
         return f"{self.weights} of {counted(self.of_weights, 'weight table')} of {self.run}; {items}"
 
 
@@ -68,17 +72,19 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
     if found is None:
         return None
     folder, results = found
-    items = Ids(read_items(folder)["ids"])
+    arrays = read_items(folder)
+    items, categories = Ids(arrays["ids"]), [str(name) for name in arrays.get("categories", [])]
     checkpoint = tested_checkpoint(folder, results)
-    encoder, _ = load_encoder(checkpoint, len(items))
-    return EarlierRun(folder, checkpoint, encoder, items, results["protocol"])
+    encoder, _ = load_encoder(checkpoint, len(items), frozen=False)
+    return EarlierRun(folder, checkpoint, encoder, items, categories, results["protocol"])
 
 
 @torch.no_grad()
 def start_from(earlier: EarlierRun, encoder: Encoder, item_ids: np.ndarray) -> Start:
     """Copy the earlier run's weights into an encoder whose items have these raw ids (V,).
 
-    A new item gets the mean vector of the earlier run's items. Positions and distances beyond the earlier maxlen get
+    A new item gets the mean vector of the earlier run's items or, if features make its vector, none of its id. A
+    category is known by its name. Positions and distances beyond the earlier maxlen get
     the weights of its last one. What the earlier run lacks, such as a further block, stays as it is.
     """
     rows = torch.from_numpy(earlier.items.indices(item_ids, "items"))  # (V,) -1: new
@@ -86,23 +92,49 @@ def start_from(earlier: EarlierRun, encoder: Encoder, item_ids: np.ndarray) -> S
     taken = 0
     for name, weights in encoder.named_parameters():
         if name in known:
-            weights.copy_(_fitted(name, known[name], weights, rows, encoder.mask is None))
+            weights.copy_(_fitted(name, known[name], weights, rows, earlier.encoder.mask is None))
             taken += 1
+    if isinstance(encoder.input_items, FeatureVectors):
+        _copy_categories(earlier, encoder.input_items)
     with earlier.checkpoint.open("rb") as file:
         sha256 = file_digest(file, "sha256").hexdigest()
+    has_features = isinstance(encoder.input_items, FeatureVectors)
+    new_items = "made of their features" if has_features else "at the mean of its items"
     of_weights = sum(1 for _ in encoder.parameters())
-    return Start(display_path(earlier.folder), sha256, taken, of_weights, int((rows >= 0).sum()), len(rows))
+    return Start(display_path(earlier.folder), sha256, taken, of_weights, int((rows >= 0).sum()), len(rows), new_items)
 
 
 def _fitted(name: str, saved: Tensor, weights: Tensor, rows: Tensor, causal: bool) -> Tensor:
     """Return the saved weights with a row for each of this run's items or positions."""
     if name in _ITEM_TABLES:
         return torch.cat([saved, saved.mean(0, keepdim=True)])[rows]  # row -1 is the mean
+    if name == _IDS:
+        rows = rows[: len(weights)]
+        rows = torch.where(rows < len(saved), rows, -1)  # those that training did not have are new
+        return torch.cat([saved, torch.zeros_like(saved[:1])])[rows]
+    if name == _CATEGORIES:
+        return weights  # by name, below
     if name == _POSITIONS:
         return saved[torch.arange(len(weights)).clamp(max=len(saved) - 1)]
     if name.endswith(_BIAS):
         return saved[:, _columns(weights.shape[1], saved.shape[1], causal)]
+    if saved.shape != weights.shape:  # of given vectors, which no key of the model describes
+        raise InputError(
+            f"{KEY}: {name} has the shape {tuple(saved.shape)}, not {tuple(weights.shape)}; use the same"
+            " vectors in dataset.features"
+        )
     return saved
+
+
+def _copy_categories(earlier: EarlierRun, vectors: FeatureVectors) -> None:
+    """Copy the vectors of categories that the earlier run has, by their names."""
+    saved = earlier.encoder.input_items
+    if not isinstance(saved, FeatureVectors) or saved.by_category is None or vectors.by_category is None:
+        return
+    places = {name: row for row, name in enumerate(earlier.categories)}
+    pairs = [(row, places[name]) for row, name in enumerate(vectors.names) if name in places]
+    own, theirs = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    vectors.by_category.weight[own] = saved.by_category.weight[theirs]
 
 
 def _columns(columns: int, saved: int, causal: bool) -> Tensor:

@@ -6,7 +6,6 @@ from small_data import sequences_of
 
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data.holdout import hold_out
-from sasrec_lab.data.negatives import training_counts
 from sasrec_lab.errors import InputError
 
 USERS = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=9), min_size=1, max_size=6)
@@ -33,7 +32,7 @@ def test_windows_and_targets_against_a_loop(users, windows, mode, maxlen):
     assert sorted(holdout.items[start:end].tolist() for start, end in cuts) == sorted(spans)
     assert [list(pair) for pair in zip(holdout.val.targets, holdout.test.targets, strict=True)] == targets
     trained = [item for items in users for item in _training(items, mode)]
-    assert training_counts(holdout).tolist() == [trained.count(item) for item in range(1, holdout.num_items + 1)]
+    assert holdout.training_counts().tolist() == [trained.count(item) for item in range(1, holdout.num_items + 1)]
 
 
 def _training(items: list[int], mode: HoldoutMode) -> list[int]:

@@ -1,15 +1,16 @@
-"""Item titles."""
+"""Item titles and features."""
 
 import gzip
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import DatasetConfig, TitlesConfig
-from sasrec_lab.data.items import read_titles
+from sasrec_lab.data.items import read_features, read_titles
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import memory
 
@@ -90,3 +91,52 @@ def test_titles_that_would_fill_the_memory_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _: 5000)
     with pytest.raises(InputError, match=r"t\.csv\.gz is too large for this machine; use a part of it, or more memory"):
         read_titles(dataset(tmp_path / "t.csv"), None, IDS)
+
+
+def features(path: Path, *words: str) -> DatasetConfig:
+    words = [f"dataset.features.path={path}", *(f"dataset.features.{word}" for word in words)]
+    return load(["dataset=csv", "dataset.path=x.csv", *words]).dataset
+
+
+def test_categories_of_cells_with_several_of_them(tmp_path):
+    file = tmp_path / "f.csv"
+    file.write_text("item_id,genres,year\n7,Comedy | Drama||Comedy,1999\n3,,2001\n1,Drama,\n9,War,1900\n7,Later,1\n")
+    found = read_features(features(file, "categories=[genres,year]"), None, IDS, num_trained=2)
+    # item 7 is not in training, so its own categories are omitted
+    assert found.names == ["genres=Drama", "year=2001"]
+    assert (found.offsets.tolist(), found.categories.tolist()) == ([0, 1, 2, 3], [0, 1, 0])
+    assert str(found) == "2 categories, of 3 of 3 items"
+    whole = read_features(features(file, "categories=[genres]", "split=null"), None, IDS, num_trained=3)
+    assert whole.names == ["genres=Drama", "genres=Comedy | Drama||Comedy"]
+
+
+def test_vectors_of_a_matrix_or_of_a_parquet_column(tmp_path):
+    file = tmp_path / "f.csv"
+    file.write_text("item_id\n7\n9\n1\n")
+    np.save(tmp_path / "v.npy", np.arange(6.0).reshape(3, 2))
+    found = read_features(features(file, f"vectors={tmp_path / 'v.npy'}"), None, IDS, num_trained=3)
+    assert found.vectors.tolist() == [[4, 5], [0, 0], [0, 1]]
+    assert str(found) == "vectors of 2 numbers, of 2 of 3 items"
+    table = pd.DataFrame({"item_id": [7, 1], "vector": [[1.0, 2.0], [3.0, 4.0]], "genres": [["a", "b"], []]})
+    table.to_parquet(tmp_path / "f.parquet")
+    both = read_features(features(tmp_path / "f.parquet", "vectors=vector", "categories=[genres]"), None, IDS, 3)
+    assert both.vectors.tolist() == [[3, 4], [0, 0], [1, 2]]
+    assert (both.names, both.offsets.tolist()) == (["genres=a", "genres=b"], [0, 0, 0, 2])
+
+
+def test_broken_vectors_are_one_line(tmp_path):
+    file, matrix = tmp_path / "f.csv", tmp_path / "v.npy"
+    file.write_text("item_id\n7\n1\n")
+    cfg = features(file, f"vectors={matrix}")
+    for content, message in (
+        (np.zeros((3, 2)), r"v\.npy has 3 rows, but .*f\.csv has 2 items"),
+        (np.full((2, 2), np.nan), "is not a .npy matrix of numbers .it has NaN"),
+        (np.zeros(4), r"is not a .npy matrix of numbers .its shape is \(4,\)"),
+        (np.array([{}, {}]), "is not a .npy matrix of numbers .Array can't be memory-mapped: Python objects"),
+    ):
+        np.save(matrix, content, allow_pickle=True)
+        with pytest.raises(InputError, match=message):
+            read_features(cfg, None, IDS, 3)
+    pd.DataFrame({"item_id": [7, 1], "vector": [[1.0], [3.0, 4.0]]}).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(InputError, match="column vector must have a list of numbers in each row, all of one length"):
+        read_features(features(tmp_path / "f.parquet", "vectors=vector"), None, IDS, 3)

@@ -28,7 +28,6 @@ from sasrec_lab.data.negatives import (
     draw_distinct,
     draw_excluding,
     draw_shared,
-    training_counts,
     training_items,
 )
 from sasrec_lab.ops.backend import round_up_size
@@ -75,15 +74,15 @@ def test_training_items_and_counts_against_a_loop(seed, catalogue):
     ]
     spans = zip(holdout.starts, holdout.train_ends, strict=True)
     counts = Counter(item for start, end in spans for item in holdout.items[start:end].tolist())
-    assert training_counts(holdout).tolist() == [counts[item] for item in range(1, holdout.num_items + 1)]
+    assert holdout.training_counts().tolist() == [counts[item] for item in range(1, holdout.num_items + 1)]
 
 
 def test_training_counts_exclude_users_with_one_interaction():
-    assert training_counts(holdout_of([[1, 2], [1], [3], [2, 1, 3]])).tolist() == [1, 2, 0]
+    assert holdout_of([[1, 2], [1], [3], [2, 1, 3]]).training_counts().tolist() == [1, 2, 0]
 
 
 def test_training_counts_exclude_validation_and_test():
-    assert training_counts(holdout_of(USERS)).tolist() == [2, 1, 1, 0, 1, 1, 2, 1]
+    assert holdout_of(USERS).training_counts().tolist() == [2, 1, 1, 0, 1, 1, 2, 1]
 
 
 # Drawing
@@ -245,7 +244,7 @@ def test_shared_negatives_can_be_any_item():
     assert batch.negatives.log_weights.dtype == torch.float32
     weights, again, other = (data[np.arange(2), [0, 0, step, 0]].negatives.log_weights.tolist() for step in (0, 0, 1))
     assert batch.negatives.log_weights.tolist() == weights == again != other
-    expected = 200 * (training_counts(holdout) + 1) / (training_counts(holdout) + 1).sum()
+    expected = 200 * (holdout.training_counts() + 1) / (holdout.training_counts() + 1).sum()
     times = batch.negatives.log_weights[:8].exp().numpy() * expected
     np.testing.assert_allclose(times, np.rint(times), atol=1e-3)
     assert times.sum() == pytest.approx(200)
@@ -291,7 +290,7 @@ def test_candidates_against_a_loop(users, how, stage, catalogue, seed):
     holdout = holdout_of(users, catalogue=catalogue)
     drawn = draw_candidates(holdout, how, 6, seed, stage)
     assert drawn.shape == (len(holdout.test), 6)
-    counts = training_counts(holdout)
+    counts = holdout.training_counts()
     possible = {item for item in range(1, holdout.num_items + 1) if how is not Draw.popularity or counts[item - 1]}
     for row, user in enumerate(holdout.test.users):
         end = holdout.train_ends[user] if how is Draw.paper else holdout.test.ends[row]

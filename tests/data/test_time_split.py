@@ -15,7 +15,7 @@ from sasrec_lab.config.model import EaseConfig, ItemKnnConfig, Weighting
 from sasrec_lab.config.schema import Draw
 from sasrec_lab.data.batches import evaluation_batch
 from sasrec_lab.data.holdout import Holdout, hold_out
-from sasrec_lab.data.negatives import draw_candidates, training_counts
+from sasrec_lab.data.negatives import draw_candidates
 from sasrec_lab.data.objectives import NextItem
 from sasrec_lab.data.reach import count_unreachable
 from sasrec_lab.data.sequences import Sequences
@@ -128,7 +128,7 @@ def test_rows_are_those_of_the_rules(target, history):
                     (user, [i for i in items if i in in_catalogue], [i if i in in_catalogue else 0 for i in targets])
                     for user, items, targets in rows
                 ]
-            counts = dict(zip(holdout.item_ids.tolist(), training_counts(holdout).tolist(), strict=True))
+            counts = dict(zip(holdout.item_ids.tolist(), holdout.training_counts().tolist(), strict=True))
             assert {item: count for item, count in counts.items() if count} == training.item.value_counts().to_dict()
             trained = set(holdout.window_users.tolist())
             assert trained == set(training.user)
@@ -366,7 +366,7 @@ def test_a_row_without_a_history_is_a_miss_of_models_only(catalogue):
     ]
     for scores in of_models:
         assert full_ranks(scores, batch, filter_seen=True).tolist() == [holdout.num_items]
-    counts = training_counts(holdout)
+    counts = holdout.training_counts()
     newest = newest_items(holdout, "test", batch.rows)
     assert newest.tolist() == [0]
     for table in (shared_by_all(torch.from_numpy(counts)), markov_table(holdout, counts)):

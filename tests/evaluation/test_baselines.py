@@ -13,7 +13,6 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
-from sasrec_lab.data.negatives import training_counts
 from sasrec_lab.evaluation.baselines import baseline_metrics, markov_table, recent_counts
 
 DAY = 86_400
@@ -68,7 +67,7 @@ def test_markov_equals_its_definition(seed, catalogue, filter_seen):
 
 def test_markov_counts_what_follows_directly_within_a_user():
     holdout = holdout_of([[1, 2, 1, 2, 3, 9, 9], [2, 3, 9, 9], [3, 1]])
-    table = markov_table(holdout, training_counts(holdout))
+    table = markov_table(holdout, holdout.training_counts())
     assert table.offsets.tolist() == [0, 0, 1, 3, 4, 4, 4, 4, 4, 4, 4]  # of no item, then of the items 1 to 9
     assert table.items.tolist() == [2, 1, 3, 1]
     assert (table.values - table.shared[table.items - 1]).tolist() == pytest.approx([2, 1, 2, 1])
@@ -89,7 +88,7 @@ def test_recent_popularity_counts_the_last_days_of_training():
     holdout = holdout_of(users)  # training ends on day 9.5
     assert recent_counts(sequences, holdout, 1).tolist() == [0, 1, 1, 0, 0]
     assert recent_counts(sequences, holdout, 8).tolist() == [0, 2, 1, 0, 0]
-    assert recent_counts(sequences, holdout, 100).tolist() == training_counts(holdout).tolist()
+    assert recent_counts(sequences, holdout, 100).tolist() == holdout.training_counts().tolist()
     for unit in (10**3, 10**6, 10**9):
         other = replace(sequences, times=sequences.times * unit)
         assert recent_counts(other, holdout, 8).tolist() == [0, 2, 1, 0, 0]

@@ -23,7 +23,7 @@ KINDS = [SMALL, replace(SMALL, pos_emb=PosEmb.relative), replace(SMALL, pos_emb=
 def earlier_run(tmp_path, encoder: Encoder, ids: list[int]) -> EarlierRun:
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
-    return EarlierRun(tmp_path, checkpoint, encoder, Ids(np.array(ids)), {})
+    return EarlierRun(tmp_path, checkpoint, encoder, Ids(np.array(ids)), [], {})
 
 
 @pytest.mark.parametrize("cfg", KINDS)
