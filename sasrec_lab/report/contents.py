@@ -97,7 +97,7 @@ class ProtocolReport:
                 lines.append(f"every row here was run with {' '.join(changed)}; the published rows may differ in that")
         if leak := self.comparison.protocol.get(LEAK):
             lines.append(f"leak: {leak:.1%} of the test targets are not later than the latest training interaction")
-        lines += self._cold_lines(self.metrics[0])
+        lines += self._cold_lines(self.metrics[0]) if self.metrics else []
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
         if self.tests:
