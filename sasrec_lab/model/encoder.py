@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = Head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
-        if isinstance(self.input_items, FeatureVectors) and cfg.init is not Init.normal:
+        if isinstance(self.input_items, FeatureVectors) and cfg.init not in (Init.normal, Init.torch):
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
             self.mask.data.normal_().mul_(self.item_vectors().detach().std(correction=0))
@@ -142,7 +142,12 @@ class Encoder(nn.Module):
 
 
 def _initialize(module: nn.Module, init: Init) -> None:
-    """Initialize all matrices alike, and biases with zero (the authors' Glorot is xavier_uniform)."""
+    """Initialize all matrices alike, and biases with zero (the authors' Glorot is xavier_uniform).
+
+    `torch` leaves what torch has drawn: item vectors and positions N(0, 1), linear layers uniform.
+    """
+    if init is Init.torch:
+        return
     if isinstance(module, (nn.Linear, nn.Embedding)):
         if init is Init.normal:
             nn.init.normal_(module.weight, std=0.02)
