@@ -360,7 +360,7 @@ def test_initial_values(init):
         if "norm" in key:
             assert (parameter == (1 if key.endswith("weight") else 0)).all()
         elif key.endswith("bias"):
-            if init is Init.xavier_packed and "feed_forward" in key:  # the default of nn.Linear
+            if init is Init.torch or (init is Init.xavier_packed and "feed_forward" in key):  # nn.Linear's own
                 bound = 1 / sqrt(160 if "outer" in key else 80)
                 assert 0.9 * bound < parameter.abs().max() <= bound
             else:
@@ -369,10 +369,14 @@ def test_initial_values(init):
             std = 0.02 if init is Init.normal else sqrt(2 / sum(parameter.shape))
             if init is Init.xavier_packed and any(part in key for part in ("query", "key", "value")):
                 std = sqrt(2 / (3 * 80 + 80))  # for one matrix (240, 80)
+            is_uniform = init is Init.xavier_uniform
+            if init is Init.torch:
+                is_uniform = "items" not in key and "positions" not in key
+                std = 1 / sqrt(3 * parameter.shape[1]) if is_uniform else 1
             assert abs(parameter.std() / std - 1) < 5 / sqrt(2 * parameter.numel()), key
             assert abs(parameter.mean() / std) < 5 / sqrt(parameter.numel()), key
             largest = parameter.abs().max() / std
-            assert largest <= sqrt(3) + 1e-6 if init is Init.xavier_uniform else largest > 3
+            assert largest <= sqrt(3) + 1e-6 if is_uniform else largest > 3
 
 
 # Dropout
