@@ -12,6 +12,7 @@ from sasrec_lab.ops.buckets import bucketed_attention, by_offset, fused_attentio
 from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.library import ROW_MULTIPLE, Floats, Integers, check_shape, kernel
 from sasrec_lab.ops.packed_attention import operator_for, packed_attention
+from sasrec_lab.ops.time_decay import decay_scores
 
 
 def attend(
@@ -24,27 +25,32 @@ def attend(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q k' / sqrt(D / H) + bias) v within each sequence.
+    """Return softmax(q k' / sqrt(D / H) + bias + decay) v within each sequence.
 
     A token attends to itself and earlier ones if `causal`, else to all tokens of its sequence. `rate` is the dropout on
     the weights. Dummy tokens after the last sequence get zeros.
 
     Column i - j of `bias` (H or 1, n) is added to the scores of query i and key j if `causal`, else column
     i - j + n - 1 of `bias` (H or 1, 2n - 1). A single row is for all heads. No sequence may be longer than n.
+
+    With `decay` (2,), c and beta above 0, the scores of all heads get - c days**beta, where days is the time from key j
+    to the query time of i, zero if that is earlier. The layout has the times.
     """  # all (T, D)
     if torch.compiler.is_exporting():
-        return attend_single_sequence(q, k, v, heads, causal=causal, bias=bias)
+        decays = None if decay is None else decay_scores(layout.gaps(slice(None), slice(None)), decay)
+        return attend_single_sequence(q, k, v, heads, causal=causal, bias=bias, decays=decays)
     if q.is_cuda:
-        operator = None if bias is not None else operator_for(q, layout, heads)
+        operator = None if bias is not None or decay is not None else operator_for(q, layout, heads)
         if operator:
             return packed_attention(operator, q, k, v, layout, heads, rate, causal=causal)
-        return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
+        return fused_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias, decay=decay)
     if q.dtype == torch.bfloat16:  # under autocast: float32 is faster here and has a kernel
         q, k, v = q.float(), k.float(), v.float()
     if library.supports(q):
-        return compiled_attention(q, k, v, layout, heads, rate, causal=causal, bias=bias)
-    return bucketed_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
+        return compiled_attention(q, k, v, layout, heads, rate, causal=causal, bias=bias, decay=decay)
+    return bucketed_attention(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias, decay=decay)
 
 
 def attend_with_padding(
@@ -67,6 +73,7 @@ def attend_newest(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
     """Return what `attend` gives each sequence's newest token, for its query q (B, D), k = key(x) and v = value(x).
 
@@ -74,7 +81,7 @@ def attend_newest(
     the two matrices applied to the query and to the average: two products less for each token. The key's bias adds the
     same to all scores of a query, which the softmax ignores. The newest token attends to all others, so `causal` only
     tells what the columns of `bias` are. With `pad_keys` as in `attend_with_padding`, where the padding's states are
-    zero. Without dropout.
+    zero; it has no times. Without dropout.
     """  # (B, D)
     if pad_keys:
         x, layout = layout.padded_rows.fill(x, torch.zeros_like(x[0])), layout.padded_rows.layout
@@ -83,7 +90,7 @@ def attend_newest(
     q = torch.einsum("bhd,hde->bhe", q, key.weight.unflatten(0, shape))  # (B, H, D)
     x = x.to(q.dtype)
     past = None if bias is None else past_of(bias, causal)
-    mean = _attend_newest(q.contiguous()[:, None], x, x, layout, 1 / sqrt(shape[1]), past)[:, 0]  # (B, H, D)
+    mean = _attend_newest(q.contiguous()[:, None], x, x, layout, 1 / sqrt(shape[1]), past, decay)[:, 0]  # (B, H, D)
     values = torch.einsum("bhe,hde->bhd", mean, value.weight.unflatten(0, shape))  # (B, H, D / H)
     return values.flatten(1) + value.bias
 
@@ -97,6 +104,7 @@ def attend_newest_to(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
     """Return what `attend` gives each sequence's newest token, for its query q (B, D), keys and values (T, D).
 
@@ -104,31 +112,48 @@ def attend_newest_to(
     """  # (B, D)
     q = q.unflatten(1, (heads, 1, -1))  # (B, H, 1, D / H)
     past = None if bias is None else past_of(bias, causal)
-    return _attend_newest(q, k.to(q.dtype), v.to(q.dtype), layout, 1 / sqrt(q.shape[-1]), past).flatten(1)
+    return _attend_newest(q, k.to(q.dtype), v.to(q.dtype), layout, 1 / sqrt(q.shape[-1]), past, decay).flatten(1)
 
 
-def _attend_newest(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, scale: float, past: Tensor | None) -> Tensor:
+def _attend_newest(
+    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, scale: float, past: Tensor | None, decay: Tensor | None
+) -> Tensor:
     """Return `newest_attention`, in an export for the tokens of a single sequence."""
+    decays = None if decay is None else decay_scores(layout.newest_gaps, decay)  # (T,)
     if torch.compiler.is_exporting():
         k, v = (x.unflatten(1, (q.shape[1], -1)).transpose(0, 1) for x in (k, v))  # (G, T, E)
-        biases = None
+        biases = decays
         if past is not None:
             ages = torch.arange(k.shape[1], device=q.device).flip(0)
             biases = past.index_select(1, ages).expand(q.shape[1] * q.shape[2], -1).unflatten(0, q.shape[1:3])
+            biases = biases if decays is None else biases + decays
         return F.scaled_dot_product_attention(q[0], k, v, biases, scale=scale)[None]
-    return newest_attention(q, k, v, layout.buckets, scale, past)
+    return newest_attention(q, k, v, layout.buckets, scale, past, decays)
 
 
 def attend_single_sequence(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = True, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    causal: bool = True,
+    bias: Tensor | None = None,
+    decays: Tensor | None = None,
 ) -> Tensor:
-    """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file."""
+    """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file.
+
+    `decays` (T, T) are added to the scores.
+    """
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, D / H)
-    if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
     places = torch.arange(q.shape[1], device=q.device)
     distances = places[:, None] - places  # (T, T)
-    biases = bias[:, distances.clamp(min=0) if causal else distances + bias.shape[1] // 2]
+    biases = decays
+    if bias is not None:
+        biases = bias[:, distances.clamp(min=0) if causal else distances + bias.shape[1] // 2]
+        biases = biases if decays is None else biases + decays
+    if biases is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
     if causal:
         biases = biases.masked_fill(distances < 0, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, biases).transpose(0, 1).flatten(1)
@@ -147,6 +172,7 @@ def compiled_attention(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
     """Return `attend` by the kernel: one sequence and head at a time in a core's own cache.
 
@@ -154,7 +180,7 @@ def compiled_attention(
     `bucketed_attention`.
     """
     biases = None if bias is None else _bias_rows(bias, causal, layout.longest, heads, sqrt(q.shape[1] // heads))
-    return _CompiledAttention.apply(q, k, v, layout, heads, rate, causal, biases)
+    return _CompiledAttention.apply(q, k, v, layout, heads, rate, causal, biases, decay)
 
 
 def _bias_rows(bias: Tensor, causal: bool, longest: int, heads: int, unit: float) -> Tensor:
@@ -178,6 +204,7 @@ class _CompiledAttention(torch.autograd.Function):
         rate: float,
         causal: bool,
         biases: Tensor | None,
+        decay: Tensor | None,
     ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         for name, x in (("q", q), ("k", k), ("v", v)):
@@ -186,13 +213,14 @@ class _CompiledAttention(torch.autograd.Function):
         ctx.layout = layout
         ctx.sizes = sequences, q.shape[1], heads, int(causal), 1 / sqrt(q.shape[1] // heads), float(rate)
         ctx.bias_sizes = (0, 0) if biases is None else (biases.shape[1], (biases.shape[1] - ROW_MULTIPLE) // 2)
+        ctx.decay = (None, 0.0, 0.0) if decay is None else (layout.pair_logarithms, *decay.tolist())
         out = torch.empty_like(q)
         out[layout.num_real_tokens :] = 0
         weights = None  # only a backward pass uses them
         if any(ctx.needs_input_grad):
             weights = q.new_empty(heads * _weights_size_kernel(offsets, sequences))
         seed = int(torch.randint(2**62, ())) if rate else 0  # follows torch's own seed
-        _attention_kernel(q, k, v, offsets, *ctx.sizes, biases, *ctx.bias_sizes, seed, out, weights)
+        _attention_kernel(q, k, v, offsets, *ctx.sizes, biases, *ctx.bias_sizes, *ctx.decay, seed, out, weights)
         ctx.save_for_backward(q, k, v, out, weights)
         return out
 
@@ -204,9 +232,11 @@ class _CompiledAttention(torch.autograd.Function):
             x[ctx.layout.num_real_tokens :] = 0
         heads, scale, columns = ctx.sizes[2], ctx.sizes[4], ctx.bias_sizes[0]
         biases = q.new_zeros(heads, columns) if columns else None
+        decay = None if ctx.decay[0] is None else q.new_empty(2)
         offsets, grad = ctx.layout.offsets_tensor, grad.contiguous()
-        _attention_backward_kernel(q, k, v, out, grad, weights, offsets, *ctx.sizes, biases, *ctx.bias_sizes, *grads)
-        return *grads, None, None, None, None, None if biases is None else biases.mul_(scale)
+        added = biases, *ctx.bias_sizes, *ctx.decay
+        _attention_backward_kernel(q, k, v, out, grad, weights, offsets, *ctx.sizes, *added, *grads, decay)
+        return *grads, None, None, None, None, None if biases is None else biases.mul_(scale), decay
 
 
 @kernel
@@ -229,6 +259,9 @@ def _attention_kernel(
     biases: Floats | None,
     columns: int,
     reach: int,
+    logarithms: Floats | None,
+    c: float,
+    beta: float,
     seed: int,
     out: Floats,
     weights: Floats | None,
@@ -254,8 +287,12 @@ def _attention_backward_kernel(
     biases_grad: Floats | None,
     columns: int,
     reach: int,
+    logarithms: Floats | None,
+    c: float,
+    beta: float,
     q_grad: Floats,
     k_grad: Floats,
     v_grad: Floats,
+    decay_grad: Floats | None,
 ) -> None:
-    """Write the gradients of q, k and v, and add those of the biases."""
+    """Write the gradients of q, k and v and of the decay, and add those of the biases."""

@@ -4,7 +4,7 @@ Hardly anything is computed for positions that do not exist. Causal attention ne
 sees the cells after a sequence's newest item. B sequences, T tokens, D dim, H heads, C cells of all buckets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 from typing import Any
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from sasrec_lab.ops.backend import round_up_size
 from sasrec_lab.ops.dropout import keep_mask, keep_probability
+from sasrec_lab.ops.time_buckets import time_buckets
+from sasrec_lab.ops.time_decay import decay_scores
 
 QUERIES_PER_PRODUCT = 128  # with the keys up to them; fewer compute less in vain, in more calls
 
@@ -30,6 +32,8 @@ class Buckets:
     cells: Tensor  # (C,) the token in each cell, one bucket after the other
     places: Tensor  # (tokens in sequences,) the cell of each token
     num_tokens: int  # T, including those of no sequence
+    times: Tensor | None = None  # (C,) of the token in each cell, in seconds
+    query_times: Tensor | None = None  # (C,) at which its prediction is asked for
 
     @staticmethod
     def from_offsets(offsets: np.ndarray, num_tokens: int, device: torch.device) -> "Buckets":
@@ -59,6 +63,37 @@ class Buckets:
             torch.from_numpy(places).to(device),
             num_tokens,
         )
+
+    def with_times(self, times: Tensor, query_times: Tensor) -> "Buckets":
+        """Return these buckets with the tokens' times (T,) and query times (T,)."""
+        return replace(self, times=times[self.cells], query_times=query_times[self.cells])
+
+    def gaps(self, bucket: int, queries: slice, keys: slice) -> Tensor:
+        """Return the seconds (n, queries, keys) from the keys' times to the query times, of these cells in each row."""
+        assert self.times is not None, "the layout has no times"
+        assert self.query_times is not None
+        times, query_times = (self.split(x, 1)[bucket][:, 0, :, 0] for x in (self.times, self.query_times))
+        return query_times[:, queries, None] - times[:, None, keys]
+
+    @cached_property
+    def time_buckets(self) -> list[Tensor]:
+        """Return the time buckets (n, queries, keys) int32 of the gaps of each causal piece; all layers share them."""
+        return [time_buckets(self.gaps(*piece)).int() for piece in self.pieces(causal=True)]
+
+    def pieces(self, causal: bool) -> list[tuple[int, slice, slice]]:
+        """Return (bucket, queries, the keys that they meet) of each product."""
+        pieces = []
+        for i, (_, length) in enumerate(self.sizes):
+            for begin in range(0, length, QUERIES_PER_PRODUCT):
+                end = min(begin + QUERIES_PER_PRODUCT, length)
+                pieces.append((i, slice(begin, end), slice(end if causal else length)))
+        return pieces
+
+    def ages(self, bucket: int) -> Tensor:
+        """Return the distance of each cell from its sequence's newest token (members, L), zero after it."""
+        steps = np.arange(self.sizes[bucket][1])
+        ages = np.maximum(self.lengths[bucket][:, None] - 1 - steps, 0)
+        return torch.from_numpy(ages).to(self.cells.device)
 
     @cached_property
     def key_masks(self) -> list[Tensor]:
@@ -94,23 +129,34 @@ def fused_attention(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
     """Return attention's output (T, D) by torch's fused kernels, one call per bucket.
 
-    The form for GPUs with a bias, or if no operator of ops/packed_attention.py suits.
+    The form for GPUs with a bias or decay, or if no operator of ops/packed_attention.py suits.
     """
     out = []
     inputs = zip(*(buckets.gather(x, heads) for x in (q, k, v)), strict=True)
     for i, (queries, keys, values) in enumerate(inputs):
         mask = None if causal else buckets.key_masks[i][:, None, None]  # (n, 1, 1, L)
-        if bias is not None:
-            length = slice(queries.shape[2])
+        biases = _added_scores(buckets, (i, slice(queries.shape[2]), slice(queries.shape[2])), causal, bias, decay)
+        if biases is not None:
             future = torch.ones(queries.shape[2], queries.shape[2], dtype=torch.bool, device=q.device).triu(1)
-            biases = bias_scores(bias, causal, length, length)[None].to(queries.dtype)  # (1, H, L, L)
-            mask = biases.masked_fill(future if mask is None else ~mask, float("-inf"))
+            mask = biases.to(queries.dtype).masked_fill(future if mask is None else ~mask, float("-inf"))
         is_causal = mask is None
         out.append(F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=rate, is_causal=is_causal))
     return buckets.scatter(out)
+
+
+def _added_scores(
+    buckets: Buckets, piece: tuple[int, slice, slice], causal: bool, bias: Tensor | None, decay: Tensor | None
+) -> Tensor | None:
+    """Return what is added to the scores of a piece (n or 1, H or 1, queries, keys), if anything."""
+    added = None if bias is None else bias_scores(bias, causal, *piece[1:])[None]
+    if decay is None:
+        return added
+    decays = decay_scores(buckets.gaps(*piece), decay)[:, None]
+    return decays if added is None else added + decays
 
 
 def bias_scores(bias: Tensor, causal: bool, queries: slice, keys: slice) -> Tensor:
@@ -139,25 +185,34 @@ def past_of(bias: Tensor, causal: bool) -> Tensor:
 
 
 def newest_attention(
-    q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, scale: float, past: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buckets: Buckets,
+    scale: float,
+    past: Tensor | None = None,
+    decays: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(scale q k' + bias) v (B, G, Q, E) within each sequence, for Q queries in each of G groups.
 
-    Keys and values (T, G E) may be the same tensor. `past` is the bias (G Q or 1, n) by distance from the newest token.
+    Keys and values (T, G E) may be the same tensor. The bias is the sum of `past` (G Q or 1, n) by distance from the
+    newest token, and `decays` (T,) by key.
     """
     out, groups = torch.empty_like(q), q.shape[1]
     keys = buckets.gather(k, groups)
     values = keys if v is k else buckets.gather(v, groups)
-    for key, value, members, lengths, mask in zip(
-        keys, values, buckets.members, buckets.lengths, buckets.key_masks, strict=True
-    ):
+    added = None if decays is None else buckets.gather(decays[:, None].to(q.dtype), 1)  # (n, 1, L, 1) of each bucket
+    for i, (key, value, members, mask) in enumerate(zip(keys, values, buckets.members, buckets.key_masks, strict=True)):
         rows, n = torch.from_numpy(members).to(q.device), len(members)
         k, v = key[:n].flatten(0, 1), value[:n].flatten(0, 1)  # (n G, L, E)
         visible = mask[:n, None].repeat_interleave(groups, 0)  # (n G, 1, L)
         if past is not None:
-            ages = np.maximum(lengths[:, None] - 1 - np.arange(k.shape[1]), 0)  # (n, L)
-            biases = past[:, torch.from_numpy(ages).to(q.device)].expand(groups * q.shape[2], -1, -1)  # (G Q, n, L)
+            biases = past[:, buckets.ages(i)].expand(groups * q.shape[2], -1, -1)  # (G Q, n, L)
             biases = biases.transpose(0, 1).reshape(n * groups, -1, k.shape[1]).to(q.dtype)
+        if added is not None:
+            own = added[i][:n, 0].mT.repeat_interleave(groups, 0)  # (n G, 1, L)
+            biases = own if past is None else biases + own
+        if past is not None or added is not None:
             visible = biases.masked_fill(~visible, float("-inf"))
         mean = F.scaled_dot_product_attention(q[rows].flatten(0, 1), k, v, attn_mask=visible, scale=scale)
         out[rows] = mean.unflatten(0, (n, groups))
@@ -174,6 +229,7 @@ def bucketed_attention(
     *,
     causal: bool = True,
     bias: Tensor | None = None,
+    decay: Tensor | None = None,
 ) -> Tensor:
     """Return attention's output (T, D) by matrix products: the form for CPUs without a kernel.
 
@@ -181,10 +237,9 @@ def bucketed_attention(
     written by hand: autograd's would keep five (n, L, L) tensors instead of two, and would add up by index although
     cells and tokens match one to one. Reference: tests/reference_model.py.
     """
-    biases = []  # of each piece, (H or 1, rows, keys); autograd leads their gradients to the table
-    if bias is not None:
-        pieces = _pieces(buckets, causal)
-        biases = [bias_scores(bias, causal, rows, seen) for _, rows, seen in pieces]
+    biases = []  # of each piece, (n or 1, H or 1, rows, keys); autograd leads their gradients to the parameters
+    if bias is not None or decay is not None:
+        biases = [_added_scores(buckets, piece, causal, bias, decay) for piece in buckets.pieces(causal)]
     return _BucketedAttention.apply(q, k, v, buckets, heads, rate, causal, *biases)
 
 
@@ -209,7 +264,7 @@ class _BucketedAttention(torch.autograd.Function):
             values = buckets.gather(v * ctx.scales[1] if rate else v, heads)
             out = [torch.empty_like(x) for x in queries]
             weights, kept = [], []  # per piece; kept: after dropout
-            pieces = _pieces(buckets, causal)
+            pieces = buckets.pieces(causal)
             for i, (bucket, rows, seen) in enumerate(pieces):
                 scores = queries[bucket][:, :, rows] @ keys[bucket][:, :, seen].mT
                 if biases:
@@ -220,14 +275,15 @@ class _BucketedAttention(torch.autograd.Function):
                 kept.append(weights[-1] * keep_mask(weights[-1], rate) if rate else weights[-1])
                 out[bucket][:, :, rows] = kept[-1].to(v.dtype) @ values[bucket][:, :, seen]
         ctx.save_for_backward(*queries, *keys, *values, *out, *weights, *kept)
-        ctx.buckets, ctx.heads, ctx.pieces, ctx.bias_heads = buckets, heads, pieces, [len(x) for x in biases]
+        ctx.buckets, ctx.heads, ctx.pieces, ctx.bias_shapes = buckets, heads, pieces, [x.shape for x in biases]
         return buckets.scatter(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         buckets, n = ctx.buckets, len(ctx.buckets.sizes)
         q, k, v, out = (ctx.saved_tensors[i : i + n] for i in range(0, 4 * n, n))
-        pieces, biases_grads = ctx.pieces, []
+        pieces = ctx.pieces
+        biases_grads: list[Tensor] = []
         weights, kept = ctx.saved_tensors[4 * n :][: len(pieces)], ctx.saved_tensors[4 * n + len(pieces) :]
         cells = q[0].new_zeros(len(buckets.cells), grad.shape[1])
         cells.index_copy_(0, buckets.places, grad[: len(buckets.places)].to(cells.dtype))
@@ -241,9 +297,8 @@ class _BucketedAttention(torch.autograd.Function):
             if used is not weight:
                 scores_grad = torch.ops.aten.threshold_backward(scores_grad, used, 0)  # 0 where the weight was dropped
             scores_grad.sub_((row_grads * out[i][:, :, rows]).sum(-1, keepdim=True)).mul_(weight)
-            if ctx.bias_heads:
-                of_heads = scores_grad.sum(0)
-                biases_grads.append(of_heads if len(of_heads) == ctx.bias_heads[0] else of_heads.sum(0, keepdim=True))
+            if ctx.bias_shapes:
+                biases_grads.append(_sum_to(scores_grad, ctx.bias_shapes[len(biases_grads)]))
             scores_grad = scores_grad.to(row_grads.dtype)
             q_grads[i][:, :, rows] = scores_grad @ k[i][:, :, seen]
             k_grads[i][:, :, seen] += scores_grad.mT @ q[i][:, :, rows]
@@ -251,14 +306,12 @@ class _BucketedAttention(torch.autograd.Function):
         return q_grad.mul_(ctx.scales[0]), k_grad, v_grad.mul_(ctx.scales[1]), None, None, None, None, *biases_grads
 
 
-def _pieces(buckets: Buckets, causal: bool) -> list[tuple[int, slice, slice]]:
-    """Return (bucket, queries, the keys that they meet) of each product."""
-    pieces = []
-    for i, (_, length) in enumerate(buckets.sizes):
-        for begin in range(0, length, QUERIES_PER_PRODUCT):
-            end = min(begin + QUERIES_PER_PRODUCT, length)
-            pieces.append((i, slice(begin, end), slice(end if causal else length)))
-    return pieces
+def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient (n, H, rows, keys) summed over sequences, then over heads, if `shape` has one of them."""
+    for dim in (0, 1):
+        if shape[dim] < grad.shape[dim]:
+            grad = grad.sum(dim, keepdim=True)
+    return grad
 
 
 def _softmax_of_past(scores: Tensor, begin: int) -> Tensor:

@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.ops.buckets import Buckets
+from sasrec_lab.ops.library import ROW_MULTIPLE, check_shape
 from sasrec_lab.ops.recurrence import Steps
+from sasrec_lab.ops.time_buckets import pair_buckets
+from sasrec_lab.ops.time_decay import pair_logarithms
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,16 @@ class BatchLayout:
     positions: Tensor | None = None  # (T,) counted from each sequence's newest token; only for `padded_rows`
     maxlen: int | None = None  # only for `padded_rows`
     rotations: Tensor | None = None  # (T, D / H / 2) of the tokens, by ops/rotary.py; None if not rotary
+    times: Tensor | None = None  # (T,) int64 seconds; those of dummies are of no account
+    query_times: Tensor | None = None  # (T,) int64 seconds, at which each token's prediction is asked for
 
     def __post_init__(self) -> None:
         offsets = self.offsets
         if offsets is not None and (offsets[0] != 0 or offsets[-1] > self.num_tokens or (np.diff(offsets) < 0).any()):
             raise ValueError(f"offsets must rise from 0 to at most the {self.num_tokens} tokens")
+        for name, x in (("times", self.times), ("query_times", self.query_times)):
+            if x is not None and offsets is not None:
+                check_shape(name, x, self.num_tokens)
 
     @property
     def _known_offsets(self) -> np.ndarray:
@@ -76,7 +84,47 @@ class BatchLayout:
     @cached_property
     def buckets(self) -> Buckets:
         """Return the sequences in buckets of similar length."""
-        return Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
+        buckets = Buckets.from_offsets(self._known_offsets, self.num_tokens, self.device)
+        if self.times is None or self.query_times is None:
+            return buckets
+        return buckets.with_times(self.times, self.query_times)
+
+    @property
+    def _known_times(self) -> tuple[Tensor, Tensor]:
+        assert self.times is not None, "the layout has no times"
+        assert self.query_times is not None, "the layout has no query times"
+        return self.times, self.query_times
+
+    def gaps(self, queries: slice, keys: slice) -> Tensor:
+        """Return the seconds (queries, keys) from the keys' times to the query times, of these tokens."""
+        times, query_times = self._known_times
+        return query_times[queries, None] - times[keys]
+
+    @cached_property
+    def newest_gaps(self) -> Tensor:
+        """Return the seconds (T,) from each token to its sequence's last query time, and zeros for dummies."""
+        times, query_times = self._known_times
+        if self.offsets is None:
+            return query_times[-1] - times
+        newest = np.repeat(self.offsets[1:] - 1, np.diff(self.offsets))  # of each token's sequence
+        gaps = query_times[torch.from_numpy(newest).to(self.device)] - times[: len(newest)]
+        return F.pad(gaps, (0, self.num_tokens - len(newest)))
+
+    @cached_property
+    def pair_buckets(self) -> Tensor:
+        """Return the time buckets of all pairs of tokens, for the kernel of pointwise attention."""
+        return pair_buckets(*self._known_times, self.offsets_tensor, self._num_pairs)
+
+    @cached_property
+    def pair_logarithms(self) -> Tensor:
+        """Return the logarithms of the days between all pairs of tokens, for the kernel of attention."""
+        return pair_logarithms(*self._known_times, self.offsets_tensor, self._num_pairs)
+
+    @property
+    def _num_pairs(self) -> int:
+        """Return the number of pairs in rows that are padded as in cpp/gaps.h."""
+        lengths = np.diff(self._known_offsets)
+        return int((lengths * (lengths + -lengths % ROW_MULTIPLE)).sum())
 
     @cached_property
     def steps(self) -> Steps:

@@ -35,6 +35,7 @@ ROW_MULTIPLE = 16  # floats; rows of parameters are padded to whole registers of
 # Argument types of kernels, next to int (int64_t, uint64_t) and float (double)
 Floats = Annotated[Tensor, torch.float32]  # float*
 Integers = Annotated[Tensor, torch.int64]  # int64_t*
+Bytes = Annotated[Tensor, torch.uint8]  # uint8_t*
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def supports(*tensors: Tensor) -> bool:
 def kernel(declaration: Callable[..., Any]) -> Callable[..., Any]:
     """Turn a declaration `_name_kernel` into a call of the C++ function `name`.
 
-    The parameters' annotations are the C++ function's argument types, in order: Floats, Integers, int, float, or
-    `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments, so a call
-    with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its own. Callers
-    derive sizes from the tensors, and compare shapes that must agree with `check_shape`,
-    and indices from data with `check_range`.
+    The parameters' annotations are the C++ function's argument types, in order: Floats, Integers, Bytes, int, float,
+    or `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments, so a
+    call with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its own.
+    Callers derive sizes from the tensors, and compare shapes that must agree with `check_shape`, and indices from data
+    with `check_range`.
     """
     name, signature = declaration.__name__.strip("_").removesuffix("_kernel"), inspect.signature(declaration)
     arguments = [(parameter.name, _KINDS[parameter.annotation]) for parameter in signature.parameters.values()]
@@ -150,12 +151,14 @@ def _describe(value: Any) -> str:
     return repr(value)
 
 
-_FLOATS, _INTEGERS = _tensor_kind(torch.float32), _tensor_kind(torch.int64)
+_FLOATS, _INTEGERS, _BYTES = _tensor_kind(torch.float32), _tensor_kind(torch.int64), _tensor_kind(torch.uint8)
 _KINDS = {
     Floats: _FLOATS,
     Integers: _INTEGERS,
+    Bytes: _BYTES,
     Floats | None: _nullable(_FLOATS),
     Integers | None: _nullable(_INTEGERS),
+    Bytes | None: _nullable(_BYTES),
     # no bool, which is an int to Python, and no integer that C++ would cut
     int: _Kind("an int of 64 bits", lambda value: type(value) is int and -(2**63) <= value < 2**63, ctypes.c_int64),
     float: _Kind("a float", lambda value: isinstance(value, float), ctypes.c_double),

@@ -4,15 +4,10 @@
 
 #include <cstdint>
 
+#include "gaps.h"
 #include "random.h"
 #include "softmax.h"
 #include "threads.h"
-
-// Copies scale * x (rows, d), its rows `width` apart, to out, whose rows are `stride` apart.
-static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, float scale, float* out, int64_t stride) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < d; c++) out[i * stride + c] = scale * x[i * width + c];
-}
 
 // Marks dropped weights by a negative sign.
 static void mark_dropped(float* row, int64_t count, uint32_t threshold, Random& random) {
@@ -25,9 +20,15 @@ static void mark_dropped(float* row, int64_t count, uint32_t threshold, Random& 
     }
 }
 
-// Adds x (count,) to the row, and whatever follows there in the last register.
-static void add_row(const float* x, int64_t count, float* row) {
-    for (int64_t j = 0; j < count; j += W) store(row + j, load(row + j) + load(x + j));
+// days^beta, of the logarithms of days: finite however large they are.
+static inline vec power(vec logarithms, float beta) {
+    const vec x = logarithms * beta;
+    return exponential(x > 87.0f ? all(87.0f) : x);
+}
+
+// Subtracts c days^beta from the row.
+static void subtract_decay(const float* logarithms, float c, float beta, int64_t count, float* row) {
+    for (int64_t j = 0; j < count; j += W) store(row + j, load(row + j) - c * power(load(logarithms + j), beta));
 }
 
 // Floats of one sequence's weights in one head.
@@ -44,15 +45,17 @@ int64_t weights_size(const int64_t* offsets, int64_t B) {
 
 // out (T, D) = dropout(softmax(scale * q k')) v over the past if `causal`, else over the sequence. `weights` stores the
 // softmax for the backward pass, negative if dropped; it may be null. So may `biases` (heads, columns), of which element
-// reach + j - i is added to the product of query i and key j; rows are a register longer than that needs.
+// reach + j - i is added to the product of query i and key j; rows are a register longer than that needs. `logarithms` by
+// gaps.cpp may be null too; if not, the softmax is of scale * q k' - c days^beta.
 void attention(const float* q, const float* k, const float* v, const int64_t* offsets, int64_t B, int64_t D,
                int64_t heads, int64_t causal, double scale, double rate, const float* biases, int64_t columns, int64_t reach,
-               uint64_t seed, float* out, float* weights) {
+               const float* logarithms, double c, double beta, uint64_t seed, float* out, float* weights) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     const uint32_t threshold = threshold_of(rate);
     std::vector<int64_t> first(B + 1, 0);
     for (int64_t s = 0; s < B; s++) first[s + 1] = first[s] + heads * weights_of(offsets[s + 1] - offsets[s]);
+    const std::vector<int64_t> pairs = first_pairs(offsets, logarithms ? B : 0);
     parallel([&](const Team& team) {
         std::vector<float> k_columns, v_rows, block, own_block, out_block(MR * wide);
         team.take_turns(B * heads, 1, [&](int64_t task) {
@@ -70,6 +73,10 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
                 const auto count = [&](int64_t m) { return causal ? i + m + 1 : L; };
                 for (int64_t m = 0; m < rows; m++) {
                     if (biases) add_row(biases + h * columns + reach - i - m, count(m), P + m * ld);
+                    if (logarithms) {
+                        const float* own = logarithms + pairs[s] + (i + m) * pairs_width(L);
+                        subtract_decay(own, float(c / scale), float(beta), count(m), P + m * ld);
+                    }
                     softmax_row(P + m * ld, count(m), round_up(seen, W), scale);
                 }
                 if (threshold) {
@@ -88,11 +95,12 @@ void attention(const float* q, const float* k, const float* v, const int64_t* of
     });
 }
 
-// Gradients of q, k and v from that of `out`, and if not null those of scale * biases, which are added to `biases_grad`.
+// Gradients of q, k and v from that of `out`, and if not null those of scale * biases, which are added to `biases_grad`, and
+// of (c, beta), which are written to `decay_grad`.
 void attention_backward(const float* q, const float* k, const float* v, const float* out, const float* grad,
                         const float* weights, const int64_t* offsets, int64_t B, int64_t D, int64_t heads, int64_t causal,
-                        double scale, double rate, float* biases_grad, int64_t columns, int64_t reach, float* q_grad,
-                        float* k_grad, float* v_grad) {
+                        double scale, double rate, float* biases_grad, int64_t columns, int64_t reach, const float* logarithms,
+                        double c, double beta, float* q_grad, float* k_grad, float* v_grad, float* decay_grad) {
     const int64_t d = D / heads, wide = round_up(d, W);
     const float kept = 1 / (1 - rate);
     std::vector<int64_t> first(B + 1, 0);
@@ -102,6 +110,8 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
         return heads * (2 * offsets[s] + W * s) + h * (2 * (offsets[s + 1] - offsets[s]) + W);
     };
     std::vector<float> sums(biases_grad ? heads * (2 * offsets[B] + W * B) : 0, 0.0f);
+    std::vector<float> decay_sums(logarithms ? 2 * B * heads : 0);
+    const std::vector<int64_t> pairs = first_pairs(offsets, logarithms ? B : 0);
     parallel([&](const Team& team) {
         std::vector<float> v_columns, q_rows, k_rows, grad_rows, used, scores, tile_out(MR * wide);
         team.take_turns(B * heads, 1, [&](int64_t task) {
@@ -114,6 +124,7 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
             copy_rows(q + start, L, d, D, q_rows.data(), wide);
             copy_rows(k + start, L, d, D, k_rows.data(), wide);
             copy_rows(grad + start, L, d, D, grad_rows.data(), wide);
+            vec c_sum = {}, beta_sum = {};
             for (int64_t i = 0; i < L; i += MR) {
                 const int64_t rows = std::min<int64_t>(MR, L - i), seen = causal ? i + rows : L;
                 float* S = &scores[i * ld];
@@ -131,6 +142,11 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                         float* sum = &sums[sums_of(s, h) + L - 1 - i - m];
                         for (int64_t j = 0; j < seen; j += W) store(sum + j, load(sum + j) + load(S + m * ld + j));
                     }
+                    for (int64_t j = 0; logarithms && j < seen; j += W) {
+                        const vec own = load(logarithms + pairs[s] + (i + m) * pairs_width(L) + j);
+                        const vec change = load(S + m * ld + j) * power(own, float(beta));
+                        c_sum += change, beta_sum += change * own;
+                    }
                 }
                 rows_product(rows, wide, seen, S, ld, 1, k_rows.data(), wide, tile_out.data(), wide);
                 unpack_rows(tile_out.data(), rows, d, wide, float(scale), q_grad + start + i * D, D);
@@ -144,6 +160,7 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
                              wide);
                 unpack_rows(tile_out.data(), columns, d, wide, 1, v_grad + start + j * D, D);
             }
+            if (logarithms) decay_sums[2 * task] = sum(c_sum), decay_sums[2 * task + 1] = sum(beta_sum);
         });
     });
     for (int64_t task = 0; biases_grad && task < B * heads; task++) {
@@ -151,5 +168,9 @@ void attention_backward(const float* q, const float* k, const float* v, const fl
         float* total = biases_grad + h * columns + reach - L + 1;
         for (int64_t t = 0; t < 2 * L - 1; t++) total[t] += sums[sums_of(s, h) + t];
     }
+    double of_c = 0, of_beta = 0;
+    for (int64_t task = 0; logarithms && task < B * heads; task++)
+        of_c -= decay_sums[2 * task], of_beta -= c * decay_sums[2 * task + 1];
+    if (logarithms) decay_grad[0] = float(of_c), decay_grad[1] = float(of_beta);
 }
 }

@@ -1,4 +1,4 @@
-// Shared by the kernels of attention: transposed keys, and the softmax of a row of scores.
+// Shared by the kernels of attention: transposed keys, rows of heads, and the softmax of a row of scores.
 
 #pragma once
 
@@ -14,6 +14,17 @@ static void pack_columns(const float* x, int64_t L, int64_t d, int64_t stride, f
             for (int64_t i = std::max<int64_t>(count, 0); i < W; i++) column[i] = 0;
         }
     }
+}
+
+// Copies scale * x (rows, d), its rows `width` apart, to out, whose rows are `stride` apart.
+static void unpack_rows(const float* x, int64_t rows, int64_t d, int64_t width, float scale, float* out, int64_t stride) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < d; c++) out[i * stride + c] = scale * x[i * width + c];
+}
+
+// Adds x (count,) to the row, and whatever follows there in the last register.
+static void add_row(const float* x, int64_t count, float* row) {
+    for (int64_t j = 0; j < count; j += W) store(row + j, load(row + j) + load(x + j));
 }
 
 // Replaces scores by weights: the softmax of the first `count` times `scale`, and zeros from there to `width`.
