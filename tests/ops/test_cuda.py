@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_data import holdout_of, random_users
+from timed_layouts import layout_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,7 +26,9 @@ from sasrec_lab.ops.buckets import bucketed_attention
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout
 from sasrec_lab.ops.packed_attention import MAX_ERROR, OPERATORS, choose, packed_attention
+from sasrec_lab.ops.pointwise import attend_pointwise, attend_pointwise_newest
 from sasrec_lab.ops.ranking import Scores, top_k_items
+from sasrec_lab.ops.time_buckets import NUM_BUCKETS
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -180,6 +183,31 @@ def test_packed_attention_drops_weights_at_the_rate(name):
     out = packed_attention(name, torch.zeros_like(values), values, values, layout, 1, 0.2, causal=False).float()
     assert float((out > 0).float().mean()) == pytest.approx(0.8, abs=5e-3)
     assert out[out > 0].mean().item() == pytest.approx(1 / (64 * 0.8), rel=1e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("form", ["decay", "pointwise"])
+def test_attention_by_time_equals_the_cpus(form):
+    layout, found = layout_of([200, 1, 33]), []
+    there = replace(
+        layout, device=torch.device("cuda"), times=layout.times.cuda(), query_times=layout.query_times.cuda()
+    )
+    random = torch.Generator().manual_seed(0)
+    shapes = (layout.num_tokens, 64), (layout.num_tokens, 64), (layout.num_tokens, 64), (1, 200), (NUM_BUCKETS,), (2,)
+    given = [torch.rand(shape, generator=random) for shape in shapes]
+    for own in (layout, there):
+        *x, bias, table, decay = (each.to(own.device).requires_grad_() for each in given)
+        newest = own.offsets_tensor.to(own.device)[1:] - 1
+        if form == "decay":
+            out = attention.attend(*x, own, 2, 0.0, bias=bias, decay=decay)
+            of_newest = attention.attend_newest_to(x[0][newest], *x[1:], own, 2, bias=bias, decay=decay)
+        else:
+            out = attend_pointwise(*x, own, 2, 200.0, bias[0], table)
+            of_newest = attend_pointwise_newest(x[0][newest], *x[1:], own, 2, 200.0, bias[0], table)
+        used = [*x, bias, decay if form == "decay" else table]
+        found.append([each.cpu() for each in (out, of_newest, *torch.autograd.grad(out.square().sum(), used))])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
 
 
 @needs_gpu

@@ -19,7 +19,19 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.ops import attention, block, cross_entropy, dropout, library, lookup_loss, ranking, softmax_products
+from sasrec_lab.ops import (
+    attention,
+    block,
+    cross_entropy,
+    dropout,
+    library,
+    lookup_loss,
+    pointwise,
+    ranking,
+    softmax_products,
+    time_buckets,
+    time_decay,
+)
 
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 # what other compilers run as well
@@ -33,6 +45,10 @@ COMPARISONS = (
     "ops/test_attention.py::test_compiled_dropout_has_its_rate_and_follows_the_seed",
     "ops/test_attention.py::test_masks_of_sequences_and_heads_are_independent",
     "ops/test_attention.py::test_compiled_dropout_has_the_gradients_of_its_mask",
+    "ops/test_pointwise.py::test_the_kernel_equals_torchs_form",
+    "ops/test_pointwise.py::test_the_kernel_takes_scores_of_any_size",
+    "ops/test_pointwise.py::test_the_kernels_buckets_of_pairs_equal_torchs",
+    "ops/test_time_decay.py::test_decayed_attention_equals_the_plain_loop",
     "training/test_losses.py::test_softmax_on_three_threads",
     "training/test_losses.py::test_a_target_of_vanishing_probability",
     "training/test_losses.py::test_with_every_item_drawn_once_it_is_the_full_softmax",
@@ -227,14 +243,14 @@ def test_a_failing_compiler_is_no_error():
 
 # Arguments
 
-MODULES = (attention, block, dropout, lookup_loss, ranking, softmax_products)
+MODULES = (attention, block, dropout, lookup_loss, pointwise, ranking, softmax_products, time_buckets, time_decay)
 KERNELS = {
     name.strip("_").removesuffix("_kernel"): function
     for module in MODULES
     for name, function in vars(module).items()
     if name.endswith("_kernel")
 }
-POINTERS = {"float*": library.Floats, "int64_t*": library.Integers}
+POINTERS = {"float*": library.Floats, "int64_t*": library.Integers, "uint8_t*": library.Bytes}
 NUMBERS = {"int64_t": int, "uint64_t": int, "double": float}
 
 
@@ -347,6 +363,10 @@ LAYOUT = attention.BatchLayout(np.array([0, 2, 5]), 6, torch.device("cpu"))
         lambda x: attention.attend(x(6, 4), x(6, 4), x(5, 4), LAYOUT, 1, 0.0),
         lambda x: attention.attend(x(5, 4), x(5, 4), x(5, 4), LAYOUT, 1, 0.0),
         lambda x: attention.attend(x(6, 4), x(6, 3), x(6, 4), LAYOUT, 1, 0.0),
+        lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 3), x(6, 4), LAYOUT, 1, 1.0),
+        lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 4), x(5, 4), LAYOUT, 1, 1.0),
+        lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 4), x(6, 4), LAYOUT, 1, 1.0, None, x(128)),
+        lambda x: attention.BatchLayout(np.array([0, 5]), 6, torch.device("cpu"), times=INTEGERS, query_times=INTEGERS),
         lambda x: ranking.top_k_items(x(3, 4), x(9, 5), 2, NONE, NONE),
         lambda x: ranking.top_k_items(x(3, 4), x(9, 4), 2, torch.zeros(1, dtype=torch.int64), NONE),
         lambda x: ranking.Scores(x(3, 4), x(9, 5)).count_not_below_target(INTEGERS[[0, 0, 0]], NONE, NONE),
