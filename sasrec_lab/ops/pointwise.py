@@ -135,8 +135,15 @@ def _attend_piece(
     if position_bias is not None:
         scores = scores + bias_scores(position_bias[None], True, rows, seen)
     if time_bias is not None and times is not None:
-        scores = scores + F.embedding(times, time_bias[:, None])[:, None, ..., 0]
+        scores = scores + _look_up(time_bias, times)[:, None]
     return F.silu(scores).tril(rows.start) @ v
+
+
+def _look_up(table: Tensor, places: Tensor) -> Tensor:
+    """Return the elements of a table (n,) at these places, of any shape."""
+    if places.is_cuda:  # the backward pass of index_select would add in any order there, and on a CPU is faster
+        return F.embedding(places, table[:, None])[..., 0]
+    return table.index_select(0, places.flatten()).view(places.shape)
 
 
 def _bucketed_newest(

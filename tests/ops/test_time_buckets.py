@@ -63,8 +63,8 @@ def test_buckets_of_random_differences_equal_the_formula():
     assert torch.equal(time_buckets(differences), by_formula(differences))
 
 
-def test_torchs_own_logarithm_gives_the_buckets_of_35_years():
-    """HSTU's code in torch: from 2**24 seconds on its last bit depends on the machine."""
-    differences = torch.cat([torch.arange(300_000), torch.tensor([e for e in edges() if e < 2**30])])
+def test_torchs_own_logarithm_gives_the_same_buckets():
+    """HSTU's code in torch; from about 2**20 seconds on, the last bit of a machine's logarithm may move an edge."""
+    differences = torch.arange(2**20)
     expected = (torch.log(differences.clamp(min=1)) / 0.301).long()
     assert torch.equal(time_buckets(differences), expected)

@@ -17,7 +17,7 @@ from sasrec_lab.ops.time_decay import decay_scores
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 DAY = 86400
-LENGTHS = [[1], [150], [17, 2, 33, 16, 1, 64, 5]]
+LENGTHS = [[1], [130], [17, 2, 33, 16, 1, 64, 5]]
 directions = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 
@@ -62,24 +62,22 @@ def gradients(out: Tensor, x: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad((out * weights).sum(), x, allow_unused=True, materialize_grads=True)
 
 
+@needs_compiler
 @directions
 @pytest.mark.parametrize(("dim", "heads", "rows"), [(12, 1, 0), (50, 1, 1), (64, 2, 0), (6, 3, 3)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("form", ["bucketed", "fused", pytest.param("compiled", marks=needs_compiler)])
-def test_decayed_attention_equals_the_plain_loop(lengths, dim, heads, rows, causal, form):
+def test_decayed_attention_equals_the_plain_loop(lengths, dim, heads, rows, causal):
     layout = layout_of(lengths)
     reach = max(lengths) + 3
     *x, bias, decay = inputs(layout.num_tokens, dim, max(rows, 1), reach if causal else 2 * reach - 1)
     kind = {"causal": causal, "bias": bias if rows else None}
-    if form == "compiled":
-        out = compiled_attention(*x, layout, heads, 0.0, **kind, decay=decay)
-    else:
-        function = {"bucketed": bucketed_attention, "fused": fused_attention}[form]
-        out = function(*x, layout.buckets, heads, 0.0, **kind, decay=decay)
     expected = plain_attention(*x, layout, heads, decay, **kind)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    found, by_loop = gradients(out, [*x, bias, decay]), gradients(expected, [*x, bias, decay])
-    torch.testing.assert_close(found, by_loop, rtol=1e-4, atol=1e-4)
+    by_loop = gradients(expected, [*x, bias, decay])
+    forms = (bucketed_attention, layout.buckets), (fused_attention, layout.buckets), (compiled_attention, layout)
+    for function, place in forms:
+        out = function(*x, place, heads, 0.0, **kind, decay=decay)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradients(out, [*x, bias, decay]), by_loop, rtol=1e-4, atol=1e-4)
 
 
 def test_the_decay_of_two_keys_by_hand():
@@ -89,6 +87,16 @@ def test_the_decay_of_two_keys_by_hand():
     q, v = torch.zeros(2, 1), torch.tensor([[1.0], [0.0]])
     out = attend(q, q, v, layout, 1, 0.0, decay=torch.tensor([0.5, 0.5]))
     assert float(out[1, 0]) == pytest.approx(exp(-1) / (1 + exp(-1)))
+
+
+def test_the_gaps_of_two_sequences():
+    times, query_times = torch.tensor([5, 9, 20, 0]), torch.tensor([9, 30, 18, 0])
+    layout = BatchLayout(np.array([0, 2, 3]), 4, CPU, times=times, query_times=query_times)
+    assert layout.newest_gaps.tolist() == [25, 21, -2, 0]
+    assert layout.gaps(slice(2), slice(2)).tolist() == [[4, 0], [25, 21]]
+    (gaps,) = (layout.buckets.gaps(i, slice(2), slice(2)) for i in range(len(layout.buckets.sizes)))
+    assert gaps[0].tolist() == [[4, 0], [25, 21]]
+    assert gaps[1, :1, :1].tolist() == [[-2]]
 
 
 def test_a_gap_below_zero_does_not_decay():
