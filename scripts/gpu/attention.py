@@ -51,22 +51,36 @@ def forced(name: str) -> Iterator[None]:
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """Yield the largest errors of each form and type, then what its dropout keeps and how it scales that."""
+    """Yield the largest errors of each form and type, with a bias too, then what its dropout keeps and scales by."""
     lengths = (1, 3, 30) if setting.tiny else (1, 200, 3, 17, 64, 150, 33)
     for name, (form, dtypes) in forms(setting.device).items():
         for dtype in dtypes:
             what = f"{name}, {str(dtype).removeprefix('torch.')}"
             yield attempt(what, partial(_errors, form, dtype, lengths, setting.device))
+            if name not in OPERATORS:
+                biased = partial(_errors, form, dtype, lengths, setting.device, has_bias=True)
+                yield attempt(f"{what}, with a bias", biased)
             yield attempt(f"{what}, dropout {RATE}", partial(_dropout, form, dtype, setting))
 
 
 def _in_buckets(
-    function: Form, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, rate: float, *, causal: bool
+    function: Form,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BatchLayout,
+    heads: int,
+    rate: float,
+    *,
+    causal: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    return function(q, k, v, layout.buckets, heads, rate, causal=causal)
+    return function(q, k, v, layout.buckets, heads, rate, causal=causal, bias=bias)
 
 
-def _errors(form: Form, dtype: torch.dtype, lengths: tuple[int, ...], device: torch.device) -> Row:
+def _errors(
+    form: Form, dtype: torch.dtype, lengths: tuple[int, ...], device: torch.device, *, has_bias: bool = False
+) -> Row:
     layout = BatchLayout(np.append(0, np.cumsum(lengths)), sum(lengths) + DUMMIES, device)
     outputs, gradients = [0.0], [0.0]
     random = torch.Generator().manual_seed(0)
@@ -74,23 +88,34 @@ def _errors(form: Form, dtype: torch.dtype, lengths: tuple[int, ...], device: to
         size = layout.num_tokens, dim
         *x, grad = (torch.randn(size, generator=random).to(device, dtype).requires_grad_() for _ in range(4))
         for causal in (True, False):
-            out = form(*x, layout, heads, 0.0, causal=causal)
-            exact = _plain(*(each.double() for each in x), layout, heads, causal)
+            bias, tensors = {}, x
+            if has_bias:
+                distances = layout.longest if causal else 2 * layout.longest - 1
+                bias = {"bias": torch.randn(heads, distances, generator=random).to(device).requires_grad_()}
+                tensors = [*x, bias["bias"]]
+            out = form(*x, layout, heads, 0.0, causal=causal, **bias)
+            exact = _plain(*(each.double() for each in x), layout, heads, causal, **bias)
             outputs.append(relative_error(out, exact))
-            pairs = torch.autograd.grad(out, x, grad), torch.autograd.grad(exact, x, grad.double())
+            pairs = torch.autograd.grad(out, tensors, grad), torch.autograd.grad(exact, tensors, grad.double())
             gradients += [relative_error(found, other.double()) for found, other in zip(*pairs, strict=True)]
     measured = {"output_error": max(outputs), "gradient_error": max(gradients), "allowed": MAX_ERROR[dtype]}
     is_right = max(*outputs, *gradients) <= MAX_ERROR[dtype]
     return measured if is_right else measured | {"failed": "differs from the plain formula"}
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, causal: bool) -> Tensor:
-    """Return attention by the full (H, T, T) scores; dummies get zeros."""
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, heads: int, causal: bool, bias: Tensor | None = None
+) -> Tensor:
+    """Return attention by the full (H, T, T) scores; dummies get zeros. `bias` is as in `attend`."""
     real, tokens = layout.num_real_tokens, torch.arange(layout.num_tokens)
     owner = torch.searchsorted(layout.offsets_tensor, tokens, right=True).to(q.device)  # (T,)
     visible = (owner[:, None] == owner).tril() if causal else owner[:, None] == owner
     q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, D / H)
-    scores = (q @ k.mT / sqrt(q.shape[2])).masked_fill(~visible, float("-inf"))
+    scores = q @ k.mT / sqrt(q.shape[2])
+    if bias is not None:
+        distances = (tokens[:, None] - tokens + (0 if causal else bias.shape[1] // 2)).clamp(0, bias.shape[1] - 1)
+        scores = scores + bias.double()[:, distances.to(q.device)]  # those of other sequences are not visible
+    scores = scores.masked_fill(~visible, float("-inf"))
     out = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
     return out * (tokens < real).to(out)[:, None]
 

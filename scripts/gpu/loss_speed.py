@@ -1,4 +1,4 @@
-"""Time the softmax loss with its gradients, by ours, by torch's own and by plain logits.
+"""Time the softmax loss with its gradients, by ours in both forms, by torch's own and by plain logits.
 
 R labels, D dim, V items.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpu.check import Check, Row, Setting, attempt
+from gpu.losses import in_chunks
 from gpu.stopwatch import best_seconds, peak_mb
 from sasrec_lab.ops.cross_entropy import linear_cross_entropy
 
@@ -24,6 +25,12 @@ def ours(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     return linear_cross_entropy(states, table, targets, weights)
 
 
+def chunks(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss by the form in torch, which a GPU has for want of Triton kernels."""
+    with in_chunks():
+        return ours(states, table, targets)
+
+
 def torchs(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss by torch's function that stores no logits."""
     return F.linear_cross_entropy(states, table, targets)  # type: ignore[attr-defined, unused-ignore]
@@ -34,7 +41,12 @@ def plain(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(states @ table.T, targets)
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"ours": ours, "torch": torchs, "plain logits": plain}
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ours": ours,
+    "ours in chunks": chunks,
+    "torch": torchs,
+    "plain logits": plain,
+}
 
 
 def rows(setting: Setting) -> Iterator[Row]:
