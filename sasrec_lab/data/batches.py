@@ -4,22 +4,25 @@ Everything in the model is per token; only attention needs to know where a seque
 labels, N negatives.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import ObjectiveConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
+from sasrec_lab.ops.layout import Segments
 
 MASK = 0  # in the place of an item in a packed batch: a model that predicts masked items has a vector for it
 
-_Batch = TypeVar("_Batch", bound="PackedBatch | Labels | Negatives | TrainingBatch | EvaluationBatch")
+_Batch = TypeVar("_Batch", bound="PackedBatch | Labels | Negatives | TrainingBatch | EvaluationBatch | Segments")
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,20 @@ class PackedBatch:
     positions: Tensor  # (T,) int64, counted from the sequence's newest item, which is 0
     last: Tensor  # (B,) token of each sequence's newest item, or the mask behind it
     offsets: np.ndarray | None  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to
-    # offsets[s + 1] - 1; None in an export, where all tokens are one sequence
+    # offsets[s + 1] - 1; None in an export, where all tokens are one sequence, and in a captured step
+    segments: Segments | None = None  # the same on the device, for captured steps
 
     def positions_from_oldest(self) -> Tensor:
         """Return the positions (T,) counted from the sequence's oldest item in the batch, which is 0."""
+        if self.segments is not None:
+            tokens = torch.arange(len(self.items), dtype=torch.int32, device=self.items.device)
+            return self.segments.places(tokens).long()
         if self.offsets is None:
             return self.last - self.positions
         places = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         dummies = len(self.positions) - len(places)
-        return torch.from_numpy(np.pad(places, (0, dummies))).to(self.positions.device)
+        on_cpu = torch.from_numpy(np.pad(places, (0, dummies)))
+        return on_cpu.to(self.positions.device, non_blocking=self.positions.is_cuda)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch on `device`; Lightning calls this."""
@@ -90,6 +98,21 @@ class TrainingBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch on `device`; Lightning calls this."""
         return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> Self:
+        """Return the batch in memory that a GPU copies from while the program continues; torch's loader calls this."""
+        return mapped(self, Tensor.pin_memory)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the batch, in the same order for every batch."""
+        found: list[Tensor] = []
+
+        def add(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        mapped(self, add)
+        return found
 
 
 class Objective(Protocol):
@@ -147,6 +170,43 @@ def pack(starts: np.ndarray, ends: np.ndarray, items: np.ndarray) -> tuple[Packe
     return batch, places
 
 
+def in_segments(inputs: PackedBatch, labels: Labels, maxlen: int) -> tuple[PackedBatch, Labels]:
+    """Return inputs and labels with `segments`, whose number follows from B and T, and with dummies for them.
+
+    Sequences have at most `maxlen` tokens, and none is empty. The dummies are divided evenly into as many segments as
+    the most dummies of such a batch need, so there are a few more of them than segments.
+    """
+    assert inputs.offsets is not None
+    offsets, size = inputs.offsets, len(inputs.items)
+    tokens, longest = int(offsets[-1]), max(maxlen, 2)
+    while size - tokens < _dummy_segments(size, longest):
+        size = round_up_size(size + 1)
+    count, dummies = _dummy_segments(size, longest), size - tokens
+    ends = tokens + np.arange(1, count + 1) * dummies // count
+    segments = torch.from_numpy(np.append(offsets, ends).astype(np.int32))
+    more = size - len(inputs.items)
+    inputs = replace(
+        inputs,
+        items=torch.cat([inputs.items, inputs.items[-1:].expand(more)]),
+        positions=F.pad(inputs.positions, (0, more)),
+        segments=Segments(segments, len(offsets) - 1, longest),
+    )
+    if labels.rows is None:  # token i predicts target i
+        weights = None if labels.weights is None else F.pad(labels.weights, (0, more))
+        labels = replace(labels, targets=F.pad(labels.targets, (0, more)), weights=weights)
+    return inputs, labels
+
+
+def _dummy_segments(size: int, longest: int) -> int:
+    """Return how many segments of at most `longest` tokens hold all dummies of a batch of `size` tokens.
+
+    Before `in_segments` there are fewer dummies than sizes are apart, an eighth of the power of two below; it adds as
+    many at most.
+    """
+    apart = max(1, 2 ** (size.bit_length() - 1) // 8)
+    return -(-2 * apart // longest)
+
+
 def evaluation_batch(
     holdout: Holdout, rows: np.ndarray, stage: str, objective: Objective, candidates: np.ndarray | None
 ) -> EvaluationBatch:
@@ -187,11 +247,17 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
 
 
-def _moved(batch: _Batch, device: torch.device | str, non_blocking: bool) -> _Batch:
-    """Return the same batch with every tensor in it on `device`."""
-    moved: dict[str, Any] = {}
+def mapped(batch: _Batch, function: Callable[[Tensor], Tensor]) -> _Batch:
+    """Return the same batch with every tensor in it replaced by the function of it."""
+    changed: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if isinstance(value, (Tensor, PackedBatch, Labels, Negatives)):
-            moved[field.name] = value.to(device, non_blocking=non_blocking)
-    return replace(batch, **moved)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+        elif isinstance(value, (PackedBatch, Labels, Negatives, Segments)):
+            changed[field.name] = mapped(value, function)
+    return replace(batch, **changed)
+
+
+def _moved(batch: _Batch, device: torch.device | str, non_blocking: bool) -> _Batch:
+    return mapped(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -138,7 +138,8 @@ class Encoder(nn.Module):
             factors = torch.view_as_complex(self.rotations.index_select(0, batch.positions))
         # not len(items), which torch.export would fix to the example's length
         tokens, device = batch.items.shape[0], batch.items.device
-        return BatchLayout(batch.offsets, tokens, device, batch.positions, self.maxlen, factors)
+        known = batch.offsets, tokens, device, batch.positions, self.maxlen, factors
+        return BatchLayout(*known, segments=batch.segments)
 
 
 def _initialize(module: nn.Module, init: Init) -> None:

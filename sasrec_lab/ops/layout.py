@@ -16,11 +16,32 @@ from sasrec_lab.ops.time_decay import pair_logarithms
 
 
 @dataclass(frozen=True)
+class Segments:
+    """A packed batch divided into segments, as many for every batch of a shape: its sequences, then dummies.
+
+    They are on the device: a step that needs nothing else of the layout can be repeated for another batch.
+    """
+
+    offsets: Tensor  # (S + 1,) int32 from 0 to T; no segment is empty
+    sequences: int  # B: the first segments
+    longest: int  # at least the number of tokens of the longest segment
+
+    def is_real(self, tokens: Tensor) -> Tensor:
+        """Return whether each of some tokens, given by their indices, belongs to a sequence."""
+        return tokens < self.offsets[self.sequences]
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """Return how many tokens of the same sequence are before each of these int32 indices; 0 for dummies."""
+        segments = torch.searchsorted(self.offsets, tokens, right=True) - 1
+        return torch.where(self.is_real(tokens), tokens - self.offsets[segments], 0)
+
+
+@dataclass(frozen=True)
 class BatchLayout:
     """Layout of a packed batch for attention and recurrence, computed once and shared by all blocks.
 
     Sequence s has the tokens offsets[s] to offsets[s + 1] - 1. In an export, offsets are None and all tokens are one
-    sequence.
+    sequence; in a captured step they are None, because only `segments` are those of the batch.
     """
 
     offsets: np.ndarray | None  # (B + 1,) int64
@@ -31,6 +52,7 @@ class BatchLayout:
     rotations: Tensor | None = None  # (T, D / H / 2) of the tokens, by ops/rotary.py; None if not rotary
     times: Tensor | None = None  # (T,) int64 seconds; those of dummies are of no account
     query_times: Tensor | None = None  # (T,) int64 seconds, at which each token's prediction is asked for
+    segments: Segments | None = None  # only for captured steps
 
     def __post_init__(self) -> None:
         offsets = self.offsets
@@ -42,7 +64,7 @@ class BatchLayout:
 
     @property
     def _known_offsets(self) -> np.ndarray:
-        assert self.offsets is not None, "an export has no offsets"
+        assert self.offsets is not None, "exports and captured steps have no offsets"
         return self.offsets
 
     @cached_property
@@ -62,7 +84,9 @@ class BatchLayout:
 
     @cached_property
     def longest(self) -> int:
-        """Return the number of tokens of the longest sequence."""
+        """Return the number of tokens of the longest sequence, or with `segments` at least that."""
+        if self.segments is not None:
+            return self.segments.longest
         return int(np.diff(self._known_offsets).max())
 
     @cached_property
@@ -71,15 +95,23 @@ class BatchLayout:
 
         Dummies after the last sequence are sequences of their own, not longer than the longest one.
         """
+        if self.segments is not None:
+            return self.segments.offsets
         real, longest = self.num_real_tokens, max(self.longest, 1)
         dummies = np.arange(real, self.num_tokens, longest)
         ends = np.unique(np.concatenate([self._known_offsets, dummies, [self.num_tokens]]))
         return torch.from_numpy(ends.astype(np.int32)).to(self.device, non_blocking=True)
 
+    @property
+    def has_dummies(self) -> bool:
+        """Return whether there are tokens of no sequence."""
+        return self.segments is not None or self.num_real_tokens < self.num_tokens
+
     @cached_property
     def is_real(self) -> Tensor:
         """Return whether each token belongs to a sequence, (T, 1), on the device."""
-        return torch.arange(self.num_tokens, device=self.device)[:, None] < self.num_real_tokens
+        tokens = torch.arange(self.num_tokens, device=self.device)[:, None]
+        return tokens < self.num_real_tokens if self.segments is None else self.segments.is_real(tokens)
 
     @cached_property
     def buckets(self) -> Buckets:

@@ -119,7 +119,7 @@ def packed_attention(
     arguments = OPERATORS[name].arguments(q, k, v, layout.packed_offsets, longest, float(rate), causal, scale)
     out = _overload(name)(**arguments)[0]  # (T, H, E), of `efficient` (1, T, H, E)
     out = out.view(q.shape)[..., :width].flatten(1)
-    return out if layout.num_real_tokens == layout.num_tokens else out * layout.is_real
+    return out * layout.is_real if layout.has_dummies else out
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

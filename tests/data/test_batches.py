@@ -12,7 +12,7 @@ from small_data import holdout_of, next_item, training_batch
 from torch import Tensor
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.data.batches import EvaluationBatch, PackedBatch, evaluation_batch, pack
+from sasrec_lab.data.batches import EvaluationBatch, Labels, PackedBatch, evaluation_batch, in_segments, pack
 from sasrec_lab.ops.backend import round_up_size
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -102,6 +102,49 @@ def test_a_training_batch_is_its_windows(users, windows, maxlen, size, count):
         assert batch.negatives is None
     else:
         assert batch.negatives.items.tolist() == drawn.tolist() + [drawn[-1].tolist()] * len(dummies)
+
+
+# Segments
+
+
+def packed(lengths: list[int]) -> tuple[PackedBatch, Labels]:
+    """Return sequences of the items 1, 2, ..., each of which is its own target."""
+    ends = np.cumsum(lengths)
+    inputs, _ = pack(np.append(0, ends[:-1]), ends, np.arange(1, ends[-1] + 1))
+    targets = torch.where(torch.arange(len(inputs.items)) < ends[-1], inputs.items, 0)
+    return inputs, Labels(targets, np.array(lengths), weights=(targets > 0).float())
+
+
+def test_segments_are_the_sequences_and_then_dummies():
+    inputs, labels = in_segments(*packed([2, 3, 12]), maxlen=12)
+    assert inputs.items.tolist() == [*range(1, 18), 17]
+    assert inputs.positions.tolist()[-2:] == [0, 0]
+    assert (labels.targets.tolist()[-2:], labels.weights.tolist()[-2:]) == ([17, 0], [1, 0])
+    segments = inputs.segments
+    assert (segments.offsets.tolist(), segments.sequences, segments.longest) == ([0, 2, 5, 17, 18], 3, 12)
+    assert segments.offsets.dtype == torch.int32
+
+
+@few
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(0, 200))
+def test_the_number_of_segments_follows_from_the_shape(lengths, more):
+    maxlen = max(lengths) + more
+    before, labels = packed(lengths)
+    inputs, labels = in_segments(before, labels, maxlen)
+    sizes, real = inputs.segments.offsets.diff(), sum(lengths)
+    assert inputs.segments.offsets[-1] == len(inputs.items) == len(labels.targets) == len(labels.weights)
+    assert sizes[: len(lengths)].tolist() == lengths
+    assert 1 <= int(sizes.min()) <= int(sizes.max()) <= inputs.segments.longest <= max(maxlen, 2)
+    assert len(inputs.items) == round_up_size(len(inputs.items)) <= max(real + 3, 1.4 * real)
+    assert torch.equal(inputs.positions_from_oldest()[: len(before.items)], before.positions_from_oldest())
+    assert not inputs.positions_from_oldest()[real:].any()
+    assert not labels.targets[real:].any()
+    # the same for other sequences with the same sum, and for the largest and the least that have this size
+    for tokens in {real, real - 1, len(inputs.items) - len(sizes) + len(lengths)} - {0}:
+        others = [maxlen] * (tokens // maxlen) + [tokens % maxlen] * (tokens % maxlen > 0)
+        other, _ = in_segments(*packed(others), maxlen)
+        if len(other.items) == len(inputs.items):
+            assert len(other.segments.offsets) - len(others) == len(sizes) + 1 - len(lengths)
 
 
 # Evaluation
