@@ -184,8 +184,8 @@ class PaddedRows:
             self.cells, self.num_dummies = maxlen - 1 - positions, 0
             self.layout = BatchLayout(None, maxlen, layout.device)
             return
-        lengths = torch.from_numpy(np.diff(layout.offsets_tensor.numpy()))  # (B,)
-        ends = (torch.arange(1, layout.num_sequences + 1) * maxlen).repeat_interleave(lengths).to(layout.device)
+        every_end, lengths = np.arange(1, layout.num_sequences + 1) * maxlen, np.diff(layout._known_offsets)  # (B,)
+        ends = torch.from_numpy(np.repeat(every_end, lengths)).to(layout.device)
         self.cells = ends - 1 - positions[: len(ends)]  # (tokens in sequences,)
         self.num_dummies = layout.num_tokens - len(ends)
         offsets = np.arange(layout.num_sequences + 1) * maxlen  # every sequence has `maxlen` tokens
