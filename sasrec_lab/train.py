@@ -93,12 +93,10 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         from sasrec_lab.evaluation.cold_targets import cold_and_known
         from sasrec_lab.ops import backend
-        from sasrec_lab.run import summary
-        from sasrec_lab.run.machine import describe_machine
         from sasrec_lab.training import checkpoints, tensorboard, warm_start
         from sasrec_lab.training.memory_needs import check_run_fits
         from sasrec_lab.training.processes import watch_processes
-        from sasrec_lab.training.trainer import attention_form, build_trainer, check_limits
+        from sasrec_lab.training.trainer import build_trainer, check_limits
 
         trainer = build_trainer(cfg, folder)
         watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
@@ -115,12 +113,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
             write_items(folder, holdout.item_ids, titles, features.names if features else None)
 
         model = build_model(cfg, holdout.num_items, features)
-        matmul = backend.choose_matmul(device, run.previous.get("matmul"))
-        run.info |= describe_machine(device, matmul, attention_form(trainer, cfg.model))
-        run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
-        if warning := summary.kernel_change_warning(run.previous, run.info):
-            log.warning(warning)
+        report_model(run, trainer, model, data)
         start_warm(run, model, earlier, holdout)
 
         if has_test:
@@ -270,6 +263,22 @@ def start_warm(
         run.results["protocol"]["initial_weights"] = f"of a run on other data ({other})"
 
 
+def report_model(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
+    """Record and log the model's size, the machine, and the forms in which both compute."""
+    from sasrec_lab.ops.backend import choose_matmul
+    from sasrec_lab.run import summary
+    from sasrec_lab.run.machine import describe_machine
+    from sasrec_lab.training.forms import describe_forms
+
+    device, cfg = trainer.strategy.root_device, model.cfg
+    matmul = choose_matmul(device, run.previous.get("matmul"))
+    run.info |= describe_machine(device, matmul) | describe_forms(trainer, model, data)
+    run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
+    if warning := summary.kernel_change_warning(run.previous, run.info):
+        log.warning(warning)
+
+
 def measure_baselines(run: RunRecord, data: "SequenceData", sequences: "Sequences") -> None:
     """Measure popularity and a Markov chain on the held-out users."""
     from sasrec_lab.evaluation.baselines import baseline_metrics
@@ -285,6 +294,7 @@ def fit(
     from sasrec_lab.run.machine import peak_memory_mb
     from sasrec_lab.run.protocol import LAST_EPOCH
     from sasrec_lab.training.checkpoints import results
+    from sasrec_lab.training.forms import capture_form
     from sasrec_lab.training.trainer import interruptible
 
     try:
@@ -300,6 +310,8 @@ def fit(
         raise InputError(f"ckpt: {resumed} cannot be resumed ({reason}); choose another checkpoint") from error
     finally:
         run.info["peak_memory_mb"] = peak_memory_mb()
+        if form := capture_form(model):
+            run.info["capture"] = form
         run.results |= results(trainer)
     if not has_checkpoint(run.folder):
         flags = [f"trainer.{flag}={model.cfg.trainer.get(flag)}" for flag in ("max_epochs", "max_steps", "max_time")]

@@ -24,6 +24,7 @@ from sasrec_lab.config.model import (
     ClosedFormConfig,
     ItemVectors,
     ModelConfig,
+    PosEmb,
     Similarity,
 )
 from sasrec_lab.errors import InputError, nearest
@@ -209,6 +210,7 @@ class TrainConfig:
     batch_size: int = MISSING
     data_dir: Optional[str] = MISSING
     ckpt: Optional[str] = MISSING
+    capture: bool = False  # older runs lack it
     dataset: DatasetConfig = MISSING
     objective: ObjectiveConfig = MISSING
     loss: LossConfig = MISSING
@@ -242,6 +244,8 @@ class TrainConfig:
             )
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
+        if self.capture:
+            self._check_capture()
         if self.tensorboard.attention_users and self.model.block is BlockName.gru:
             raise InputError(
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
@@ -253,6 +257,8 @@ class TrainConfig:
             raise InputError(f"ckpt={self.ckpt}: model={name} has no epochs to continue from; remove ckpt")
         if self.init_from is not None:
             raise InputError(f"init_from={self.init_from}: model={name} has no initial weights; remove init_from")
+        if self.capture:
+            raise InputError(f"capture=true is for models trained in steps, which model={name} is not; remove it")
         part = self.trainer.get("limit_val_batches", 1.0)
         if part not in (0, 1.0) or (part == 1 and isinstance(part, int)):
             raise InputError(
@@ -318,6 +324,22 @@ class TrainConfig:
             raise InputError(
                 f"trainer.gradient_clip_val={self.trainer['gradient_clip_val']} must be null for"
                 " optimizer.name=rowwise_adam, whose row gradients are not clipped; set it to null, or use adam"
+            )
+
+    def _check_capture(self) -> None:
+        model, loss = self.model, self.loss
+        reasons = {
+            "model.block=gru": model.block is BlockName.gru,
+            "model.pos_emb=relative": model.pos_emb is PosEmb.relative,
+            "model.pad_keys=true": model.pad_keys,
+            "loss.sampler=sequence": loss.sampler is SamplerName.sequence,
+            "loss.exclude=history": loss.exclude is Exclude.history,
+            "optimizer.name=rowwise_adam": self.optimizer.name is OptimizerName.rowwise_adam,
+        }
+        for key in (key for key, applies in reasons.items() if applies):
+            raise InputError(
+                f"capture=true repeats a step for other batches of the same size, but with {key} its operations depend"
+                " on the lengths or the items of a batch; set capture=false"
             )
 
     @property

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import Exclude, TrainConfig
-from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch
+from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch, in_segments
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items
 from sasrec_lab.data.objectives import OBJECTIVES
@@ -39,8 +40,18 @@ class SequenceData(pl.LightningDataModule):
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         excludes_windows = self.cfg.loss.exclude is Exclude.history
-        data = TrainingData(self.holdout, self.objective, build_sampler(self.holdout, self.cfg.loss), excludes_windows)
-        return DataLoader(data, batch_size=None, sampler=order)
+        data = TrainingData(
+            self.holdout,
+            self.objective,
+            build_sampler(self.holdout, self.cfg.loss),
+            excludes_windows,
+            self.cfg.model.maxlen if self.cfg.capture else None,
+        )
+        return DataLoader(data, batch_size=None, sampler=order, pin_memory=self._is_for_gpu())
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on the device; the program continues while a GPU copies it."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of validation batches."""
@@ -72,6 +83,9 @@ class SequenceData(pl.LightningDataModule):
             return len(self._order(0, processes))
         data = self._held_out(stage)
         return min(len(self._rows(data, process, processes)) for process in range(processes))
+
+    def _is_for_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         """Return this process's index and the number of processes."""
@@ -112,7 +126,8 @@ class ShuffledWindows(Sampler[Any]):
 class TrainingData(Dataset[TrainingBatch]):
     """Map window indices and a seed to a packed batch, with negatives if there is a sampler.
 
-    With `excludes_windows` the labels exclude the items of their own window.
+    With `excludes_windows` the labels exclude the items of their own window. With `segment_length`, the longest window,
+    batches have segments for captured steps.
     """
 
     def __init__(
@@ -121,15 +136,18 @@ class TrainingData(Dataset[TrainingBatch]):
         objective: Objective,
         sampler: NegativeSampler | None = None,
         excludes_windows: bool = False,
+        segment_length: int | None = None,
     ):
         self.holdout, self.objective, self.sampler = holdout, objective, sampler
-        self.excludes_windows = excludes_windows
+        self.excludes_windows, self.segment_length = excludes_windows, segment_length
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> TrainingBatch:
         """Return the batch of (windows, seed)."""
         windows, seed = step
         rng = np.random.default_rng(seed)
         inputs, labels = self.objective.training(self.holdout, windows, rng)
+        if self.segment_length is not None:
+            inputs, labels = in_segments(inputs, labels, self.segment_length)
         if self.excludes_windows:
             labels = replace(labels, excluded=as_tensor(window_items(self.holdout, windows).as_rows(len(windows))))
         if self.sampler is None:

@@ -39,8 +39,17 @@ class Mask(NamedTuple):
         is_masked = logits.new_zeros(last - first + 1, logits.shape[1] + 1, dtype=torch.bool)
         is_masked.scatter_(1, self.rows[first : last + 1] + 1, True)
         target_logits = logits.gather(1, targets)
-        logits.masked_fill_(is_masked[:, 1:][(owners - first).to(logits.device)], float("-inf"))
+        rows = (owners - first).to(logits.device, non_blocking=logits.is_cuda)
+        logits.masked_fill_(is_masked[:, 1:][rows], float("-inf"))
         return logits.scatter_(1, targets, target_logits)
+
+
+def describe(device: torch.device, dtype: torch.dtype, dim: int, *, is_sampled: bool, has_mask: bool) -> str:
+    """Return in words who computes the products of states (T, D) on a device, for products in `dtype`."""
+    states = torch.empty(1, dim, device=device)
+    if library.supports(states) and dtype == torch.float32:
+        return "CPU kernel"
+    return "torch, in chunks" if has_mask or not _triton_form(states, states, dtype, is_sampled) else "Triton kernels"
 
 
 def softmax_products(

@@ -26,17 +26,15 @@ _PACKAGES = (
 )
 
 
-def describe_machine(device: torch.device, matmul: str | None, attention: str | None = None) -> dict[str, Any]:
+def describe_machine(device: torch.device, matmul: str | None) -> dict[str, Any]:
     """Return the machine's part of run.json.
 
     `matmul` is what `ops.backend.choose_matmul` returned; None says that neither torch's products nor kernels are used.
-    `attention` is its form on a GPU, in words.
     """
     return {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         **({} if matmul is None else {"matmul": matmul, **_describe_kernels(device)}),
-        **({} if attention is None else {"attention": attention}),
         "versions": versions(),
         "system": platform.platform(),
     }

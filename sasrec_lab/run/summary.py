@@ -80,6 +80,10 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
     hint = f"\n       slower torch path: no compiled kernels ({info['no_kernels']})" if "no_kernels" in info else ""
     if "attention" in info:
         hint = f"\n       attention {info['attention']}"
+    if "softmax" in info and info["device"].startswith("cuda"):
+        hint += f"\n       softmax by {info['softmax']}"
+    if "capture" in info:
+        hint += f"\n       capture: {info['capture']}"
     heads = "" if model.block is BlockName.gru else f"{counted(model.heads, 'head')}, "
     return (
         f"model  {counted(model.blocks, _PARTS[model.block])}, {heads}dim {model.dim}, maxlen"

@@ -17,6 +17,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLoss
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
+from sasrec_lab.training.captured_steps import CapturedSteps, GraphRecorder
 from sasrec_lab.training.losses import LOSSES, ItemTable
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
@@ -42,6 +43,8 @@ class SequentialRecommender(pl.LightningModule):
         self.is_sparse = cfg.optimizer.name is OptimizerName.rowwise_adam  # it needs gradients of just a batch's rows
         if self.is_sparse:
             self.encoder.input_items.sparse = True
+        self.captured: CapturedSteps | None = None  # during training with capture=true
+        self.capture_fault: str | None = None  # why there are none in spite of it
         self.train_loss = MeanLoss()
         target = cfg.dataset.target
         self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True)
@@ -58,7 +61,8 @@ class SequentialRecommender(pl.LightningModule):
         Gradients are averaged over the processes, whose batches have different numbers of targets. With the shares the
         average is that of one process with all windows of the step.
         """
-        loss, targets = self.batch_loss(batch), (batch.labels.targets > 0).sum()
+        loss_of = self.batch_loss if self.captured is None else self.captured.loss
+        loss, targets = loss_of(batch), (batch.labels.targets > 0).sum()
         self.train_loss.update(loss.detach(), targets)
         if self.trainer.world_size == 1:
             return loss
@@ -73,6 +77,22 @@ class SequentialRecommender(pl.LightningModule):
             vectors = vectors[: self.num_compared]
         table = ItemTable(vectors, self.is_sparse)
         return self.loss.compute(states, table, labels, batch.negatives, self.cfg.loss)
+
+    def on_train_start(self) -> None:
+        """Prepare for captured steps, once the callbacks that copy the module have done so."""
+        if self.cfg.capture and self.capture_fault is None:
+            self.captured = self.captured_steps()
+
+    def on_train_end(self) -> None:
+        """Free the memory of captured steps."""
+        if self.captured is not None:
+            self.capture_fault = self.captured.fault
+            self.captured = None
+
+    def captured_steps(self) -> CapturedSteps:
+        """Return an empty store of training steps on the module's GPU."""
+        trained = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        return CapturedSteps(self.batch_loss, trained, GraphRecorder())
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Seed dropout by seed and epoch, so that a resumed run equals an uninterrupted one.

@@ -18,11 +18,9 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sasrec_lab.config.model import BlockName, ModelConfig, PosEmb
 from sasrec_lab.config.schema import OptimizerName, TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops import packed_attention
 from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults
 from sasrec_lab.training import checkpoints
 from sasrec_lab.training.tensorboard import hyperparameters
@@ -61,6 +59,8 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             f"optimizer.name=rowwise_adam must run on one device, but trainer asks for {trainer.world_size}; set"
             " trainer.devices=1 or optimizer.name=adam"
         )
+    if cfg.capture:
+        _check_capture(trainer)
     _check_nodes(trainer)
     if trainer.world_size > 1:
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
@@ -68,13 +68,16 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
     return trainer
 
 
-def attention_form(trainer: pl.Trainer, model: ModelConfig) -> str | None:
-    """Return how a GPU will compute attention in the Trainer's precision, in words; None without a GPU or attention."""
+def _check_capture(trainer: pl.Trainer) -> None:
+    """Raise InputError if the Trainer does not run on one GPU."""
     device = trainer.strategy.root_device
-    if device.type != "cuda" or model.block is BlockName.gru:
-        return None
-    with trainer.precision_plugin.forward_context():
-        return packed_attention.describe(device, model.dim // model.heads, model.pos_emb is PosEmb.relative)
+    if device.type != "cuda":
+        raise InputError(f"capture=true needs a CUDA device, but trainer uses {device.type}; set capture=false")
+    if trainer.world_size > 1:
+        raise InputError(
+            f"capture=true must run on one device, but trainer asks for {trainer.world_size}; set trainer.devices=1 or"
+            " capture=false"
+        )
 
 
 def _check_nodes(trainer: pl.Trainer) -> None:

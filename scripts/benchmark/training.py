@@ -30,8 +30,9 @@ from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
 from sasrec_lab.run import machine
+from sasrec_lab.training.forms import capture_form
 from sasrec_lab.training.lightning_module import SequentialRecommender
-from sasrec_lab.training.trainer import attention_form, build_trainer
+from sasrec_lab.training.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
 
@@ -65,7 +66,7 @@ def measure(
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device
-    info = machine.describe_machine(device, backend.choose_matmul(device), attention_form(trainer, cfg.model))
+    info = machine.describe_machine(device, backend.choose_matmul(device))
     training = TrainingTime(warm_up)
     trainer.callbacks += [training, *callbacks]
     backend.keep_freed_memory()
@@ -108,6 +109,7 @@ def measure(
         "matmul": info["matmul"],
         "kernels": info["kernels"],
         "precision": cfg.trainer["precision"],
+        "capture": capture_form(model),
         "torch": torch.__version__,
         "overrides": overrides,
     }

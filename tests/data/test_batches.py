@@ -10,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import holdout_of, next_item, training_batch
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.data.batches import EvaluationBatch, Labels, PackedBatch, evaluation_batch, in_segments, pack
+from sasrec_lab.data.batches import (
+    EvaluationBatch,
+    Labels,
+    Negatives,
+    PackedBatch,
+    TrainingBatch,
+    evaluation_batch,
+    in_segments,
+    pack,
+)
 from sasrec_lab.ops.backend import round_up_size
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -258,6 +268,17 @@ def tensors(batch: PackedBatch | EvaluationBatch) -> list[Tensor]:
         elif isinstance(value, Tensor):
             found.append(value)
     return found
+
+
+def test_the_loader_pins_every_tensor_of_a_training_batch(monkeypatch):
+    inputs, labels = in_segments(*packed([2, 3]), maxlen=3)
+    batch = TrainingBatch(inputs, labels, Negatives(torch.tensor([1, 2]), torch.zeros(2)))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, *device: -tensor)
+    pinned = pin_memory(batch)
+    expected = [inputs.items, inputs.positions, inputs.last, inputs.segments.offsets, labels.targets, labels.weights]
+    assert [x.tolist() for x in pinned.tensors()[:6]] == [(-x).tolist() for x in expected]
+    assert len(pinned.tensors()) == 8
+    assert pinned.inputs.offsets is inputs.offsets
 
 
 def test_to_moves_every_tensor():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,3 +241,20 @@ def test_candidates_stay_with_their_users():
             assert batch.candidates.tolist() == data.candidates[stage][rows].tolist()
     assert SequenceData(HOLDOUT, replace(cfg, seed=9)).candidates["val"].tolist() == data.candidates["val"].tolist()
     assert all(batch.candidates is None for batch in data_of().val_dataloader())
+
+
+def test_training_batches_are_pinned_for_a_gpu_only():
+    data = data_of()
+    assert not data.train_dataloader().pin_memory
+    for device, is_pinned in (("cpu", False), ("cuda", True)):
+        data.trainer = SimpleNamespace(
+            strategy=SimpleNamespace(root_device=torch.device(device)),
+            fit_loop=SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0))),
+        )
+        assert data.train_dataloader().pin_memory == is_pinned
+
+
+def test_batches_are_in_segments_only_if_steps_are_captured():
+    for capture in (False, True):
+        batch = next(iter(data_of(replace(CONFIG, capture=capture)).train_dataloader()))
+        assert (batch.inputs.segments is not None) == capture

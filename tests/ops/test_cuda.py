@@ -4,6 +4,7 @@ Without a GPU, if torch is a CUDA build: no operation mixes devices, by torch's 
 device but no numbers.
 """
 
+import gc
 import json
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -24,7 +25,7 @@ from sasrec_lab.evaluation.metrics import sampled_ranks
 from sasrec_lab.ops import attention, ranking
 from sasrec_lab.ops.buckets import bucketed_attention
 from sasrec_lab.ops.dropout import dropout
-from sasrec_lab.ops.layout import BatchLayout
+from sasrec_lab.ops.layout import BatchLayout, Segments
 from sasrec_lab.ops.packed_attention import MAX_ERROR, OPERATORS, choose, packed_attention
 from sasrec_lab.ops.pointwise import attend_pointwise, attend_pointwise_newest
 from sasrec_lab.ops.ranking import Scores, top_k_items
@@ -58,8 +59,21 @@ READ_BACK = [
     ["loss=sampled_softmax", "loss.negatives=8", "loss.sampler=sequence"],
     ["loss.exclude=history"],
 ]
+CAPTURED = [
+    [],
+    ["model.heads=2", "model.norm=pre", "model.pos_emb=sinusoidal"],
+    ["model.pos_emb=rope"],
+    ["model=bert4rec"],
+    ["model=ligr", "model.heads=2", "model.positions_from=oldest"],
+    ["loss=bce"],
+    ["loss=gbce", "loss.negatives=5"],
+    ["loss=bpr"],
+    ["loss=sampled_softmax", "loss.negatives=8"],
+    ["loss=sampled_softmax", "loss.negatives=8", "loss.sampler=uniform"],
+]
+captured_configs = pytest.mark.parametrize("overrides", CAPTURED, ids=" ".join)
 all_configs = pytest.mark.parametrize("overrides", [*CONFIGS, *READ_BACK], ids=" ".join)
-FakedBatch = TrainingBatch | EvaluationBatch | PackedBatch | Labels | Negatives
+FakedBatch = TrainingBatch | EvaluationBatch | PackedBatch | Labels | Negatives | Segments
 TINY = ["dataset=synthetic", "dataset.synthetic.users=300", "dataset.synthetic.items=60", "model=tiny"]
 
 
@@ -219,10 +233,45 @@ def test_dropout_keeps_the_mean(rate):
 
 
 @needs_gpu
+@captured_configs
+def test_captured_steps_equal_those_launched_one_by_one(overrides):
+    cfg = job(["model.dropout=0", "batch_size=8", "capture=true", *overrides])
+    model = model_of(["model.dropout=0", *overrides]).cuda()
+    steps, batches = model.captured_steps(), list(SequenceData(HOLDOUT, cfg).train_dataloader())
+    for batch in (batch.to("cuda") for batch in 2 * batches):
+        results = []
+        for loss_of in (steps.loss, model.batch_loss):
+            loss = loss_of(batch)
+            gradients = torch.autograd.grad(loss, list(model.encoder.parameters()), allow_unused=True)
+            results.append((loss.detach(), *gradients))
+            del loss  # with its graph, which would be alive when the next step is recorded
+        for found, expected in zip(*results, strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (steps.fault, len(steps.steps) > 0) == (None, True)
+
+
+@needs_gpu
+def test_a_captured_step_drops_other_weights_each_time():
+    cfg = job(["model.dropout=0.5", "batch_size=8", "capture=true"])
+    model = model_of(["model.dropout=0.5"]).cuda()
+    steps, batch = model.captured_steps(), next(iter(SequenceData(HOLDOUT, cfg).train_dataloader())).to("cuda")
+    losses = []
+    for loss_of in (steps.loss, steps.loss, model.batch_loss):
+        torch.manual_seed(3)  # as when an epoch begins
+        losses.append([loss_of(batch).item() for _ in range(3)])
+    assert len(set(losses[0])) == 3
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
+
+
+@needs_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
+        ["capture=true"],
+        ["capture=true", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.ema=0.9"],
         ["trainer.gradient_clip_val=1"],
         ["trainer.precision=bf16-mixed"],
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.ema=0.9"],
@@ -255,7 +304,17 @@ def test_two_gpus_test_every_user_once(train_command, tmp_path):
     assert len(set(ranks["user"])) == len(ranks["user"]) == held_out
 
 
+@pytest.fixture
+def kept_garbage():
+    """Leave what a test made to the end of the process: torch 2.13 crashes if Python collects fake tensors' graphs."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 @needs_cuda_build
+@pytest.mark.usefixtures("kept_garbage")
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("operator", [None, *OPERATORS])
 @configs
@@ -279,6 +338,30 @@ def test_no_operation_mixes_devices(overrides, operator, monkeypatch):
                 assert sampled_ranks(scores, held_out).is_cuda
 
 
+@needs_cuda_build
+@pytest.mark.usefixtures("kept_garbage")
+@pytest.mark.parametrize("operator", OPERATORS)
+@captured_configs
+def test_a_captured_step_needs_nothing_of_the_host(overrides, operator, monkeypatch):
+    """Tensors that are not on the GPU are refused, and so is what depends on numbers; the optimizer's step too.
+
+    The backward pass is in tests/training/test_captured_steps.py, on a device without numbers.
+    """
+    monkeypatch.setattr(attention, "operator_for", lambda *inputs: operator)
+    overrides = [*overrides, "capture=true"]
+    batch, _ = batches_of(overrides)
+    with FakeTensorMode() as mode:
+        with torch.device("cuda"):
+            model = model_of(overrides)
+        batch = fake(batch, mode)
+        batch = replace(batch, inputs=replace(batch.inputs, offsets=None), labels=replace(batch.labels, counts=None))
+        loss = model.batch_loss(batch)
+        assert loss.is_cuda
+        for parameter in model.encoder.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        model.configure_optimizers()["optimizer"].step()
+
+
 def fake(batch: FakedBatch, mode: FakeTensorMode) -> FakedBatch:
     """Return the batch as `batch.to("cuda")` would."""
     there = {}
@@ -286,6 +369,6 @@ def fake(batch: FakedBatch, mode: FakeTensorMode) -> FakedBatch:
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             there[field.name] = mode.from_tensor(value).to("cuda")
-        elif isinstance(value, (PackedBatch, Labels, Negatives)):
+        elif isinstance(value, (PackedBatch, Labels, Negatives, Segments)):
             there[field.name] = fake(value, mode)
     return replace(batch, **there)

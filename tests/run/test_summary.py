@@ -130,6 +130,13 @@ def test_the_model_line_names_the_form_of_attention_on_a_gpu():
         "       cuda (a card), cuda float32 without TF32",
         "       attention in one launch (efficient); flash: not for this type",
     ]
+    forms = {"softmax": "Triton kernels", "capture": "a CUDA graph for each size of batch"}
+    assert model_line(load([]), "softmax", info | forms).splitlines()[3:] == [
+        "       softmax by Triton kernels",
+        "       capture: a CUDA graph for each size of batch",
+    ]
+    on_cpu = info | {"device": "cpu (2 threads)", "softmax": "CPU kernel"}
+    assert "CPU kernel" not in model_line(load([]), "softmax", on_cpu)  # in run.json only
     assert kernel_change_warning({}, info) is None
     assert kernel_change_warning(info, info | {"attention": "in one launch (efficient)"}) is None
     for before in (

@@ -13,8 +13,7 @@ from small_data import holdout_of, random_users
 from sasrec_lab.config.command_line import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
-from sasrec_lab.ops import packed_attention
-from sasrec_lab.training.trainer import ProgressBar, attention_form, build_trainer, check_limits
+from sasrec_lab.training.trainer import ProgressBar, build_trainer, check_limits
 
 FILE = [
     *("dataset=synthetic", "dataset.synthetic.users=40", "dataset.synthetic.items=30", "model=tiny"),
@@ -166,26 +165,14 @@ def test_other_nodes_need_a_launcher(tmp_path, monkeypatch):
     assert build_trainer(cfg, tmp_path).world_size == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "asked"),
-    [
-        (["model.dim=48", "model.heads=2"], (torch.float32, 24, False)),
-        (["trainer.precision=bf16-mixed"], (torch.bfloat16, 64, False)),
-        (["model.pos_emb=relative"], (torch.float32, 64, True)),
-        (["model=gru4rec"], None),
-    ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
-)
-def test_attention_is_described_for_precision_and_width(words, asked, monkeypatch, tmp_path):
-    def described(device: torch.device, width: int, has_bias: bool) -> tuple:
-        assert device.type == "cuda"
-        is_half = torch.is_autocast_enabled("cpu")  # the Trainer's own device
-        return torch.get_autocast_dtype("cpu") if is_half else torch.get_default_dtype(), width, has_bias
-
-    monkeypatch.setattr(packed_attention, "describe", described)
-    cfg = load(["model.dim=64", "trainer.accelerator=cpu", *words])
-    trainer = build_trainer(cfg, tmp_path)
-    assert attention_form(trainer, cfg.model) is None  # on a CPU
-    monkeypatch.setattr(trainer.strategy, "_parallel_devices", None, raising=False)
-    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda"))
-    assert attention_form(trainer, cfg.model) == asked
+def test_capture_needs_one_gpu(tmp_path, monkeypatch):
+    cfg = load(["trainer.accelerator=cpu", "capture=true"])
+    with pytest.raises(InputError) as caught:
+        build_trainer(cfg, tmp_path)
+    assert str(caught.value) == "capture=true needs a CUDA device, but trainer uses cpu; set capture=false"
+    monkeypatch.setattr(pl.strategies.DDPStrategy, "root_device", torch.device("cuda"))
+    with pytest.raises(InputError) as caught:
+        build_trainer(load(["trainer.accelerator=cpu", "capture=true", "trainer.devices=2"]), tmp_path)
+    assert str(caught.value) == (
+        "capture=true must run on one device, but trainer asks for 2; set trainer.devices=1 or capture=false"
+    )

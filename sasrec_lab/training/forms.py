@@ -1,0 +1,66 @@
+"""Descriptions, for run.json and the opening lines, of the forms in which a run computes on its device."""
+
+import pytorch_lightning as pl
+import torch
+
+from sasrec_lab.config.model import BlockName, ModelConfig, PosEmb
+from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.ops import packed_attention, softmax_products
+from sasrec_lab.training.lightning_module import SequentialRecommender
+
+
+def describe_forms(trainer: pl.Trainer, model: SequentialRecommender, data: SequenceData) -> dict[str, str]:
+    """Return the forms in the Trainer's precision, without those that the run does not have.
+
+    With `capture=true` a step is tried on the first batch. If that fails, the model trains as without capture.
+    """
+    cfg = model.cfg
+    if cfg.capture:
+        _try_capture(trainer, model, data)
+    forms = {
+        "attention": attention_form(trainer, cfg.model),
+        "softmax": softmax_form(trainer, cfg.model, cfg.loss),
+        "capture": capture_form(model),
+    }
+    return {name: form for name, form in forms.items() if form is not None}
+
+
+def attention_form(trainer: pl.Trainer, model: ModelConfig) -> str | None:
+    """Return how a GPU will compute attention; None without a GPU or attention."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda" or model.block is BlockName.gru:
+        return None
+    with trainer.precision_plugin.forward_context():
+        return packed_attention.describe(device, model.dim // model.heads, model.pos_emb is PosEmb.relative)
+
+
+def softmax_form(trainer: pl.Trainer, model: ModelConfig, loss: LossConfig) -> str | None:
+    """Return who will compute the softmax of a loss; None for losses of a few items per position."""
+    is_sampled = loss.name is LossName.sampled_softmax and loss.sampler in (SamplerName.shared, SamplerName.sequence)
+    if loss.name is not LossName.softmax and not is_sampled:
+        return None
+    device, dim = trainer.strategy.root_device, model.dim + model.output_bias
+    with trainer.precision_plugin.forward_context():
+        dtype = packed_attention.computing_dtype(device, torch.get_default_dtype())
+        has_mask = loss.exclude is Exclude.history
+        return softmax_products.describe(device, dtype, dim, is_sampled=is_sampled, has_mask=has_mask)
+
+
+def capture_form(model: SequentialRecommender) -> str | None:
+    """Return whether training steps are captured; None if the config does not ask for it."""
+    if not model.cfg.capture:
+        return None
+    if model.capture_fault is None:
+        return "a CUDA graph for each size of batch"
+    return f"failed, steps are launched one operation at a time: {model.capture_fault}"
+
+
+def _try_capture(trainer: pl.Trainer, model: SequentialRecommender, data: SequenceData) -> None:
+    device = trainer.strategy.root_device
+    batch = next(iter(data.train_dataloader())).to(device)
+    with trainer.precision_plugin.forward_context(), torch.cuda.device_of(batch.inputs.items):
+        steps = model.to(device).captured_steps()
+        steps.loss(batch)
+    model.capture_fault = steps.fault
+    model.cpu()  # until training starts
