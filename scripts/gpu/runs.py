@@ -22,6 +22,7 @@ SAME_SEED = (  # each with what adds up by index: the table's gradient, sampled 
     ("loss=gbce", "loss.negatives=5"),
     ("loss=sampled_softmax", "loss.negatives=32", "optimizer.name=rowwise_adam"),
     ("loss=softmax", "trainer.precision=bf16-mixed"),
+    ("loss=softmax", "capture=true"),
 )
 
 

@@ -28,7 +28,7 @@ from sasrec_lab.ops.packed_attention import OPERATORS
 
 NAMES = ("ml1m", "sparse", "kion-like", "million")  # a to d
 STEPS, RANKED_USERS = 200, 20_000
-PROFILED_STEP = 5  # while training warms up
+PROFILED_STEP = 20  # while training warms up, when most sizes of batches have been captured
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 OPTIMIZER_BYTES = 4 * 8  # of a parameter and step: gradient written and read; Adam reads and writes three tensors
 TINY = (
@@ -59,11 +59,12 @@ class LaunchCount(pl.Callback):
         if trainer.global_step == PROFILED_STEP + 1 and module.device.type == "cuda":
             self.profiler.__exit__(None, None, None)
             events = self.profiler.key_averages()
-            self.launches = sum(event.count for event in events if "LaunchKernel" in event.key)
+            kinds = ("LaunchKernel", "GraphLaunch")
+            self.launches = sum(event.count for event in events if any(kind in event.key for kind in kinds))
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """Yield the speeds of each job, precision and form of attention, then of its lists."""
+    """Yield the speeds of each job, precision and form of attention, captured too, then of its lists."""
     card = Card.measured(setting.device, tiny=setting.tiny)
     yield {"what": "card", "gb_per_s": card.bytes_per_s / 1e9, "us_per_launch": 1e6 * card.seconds_per_launch}
     for job in (JOBS[name] for name in (NAMES[::3] if setting.tiny else NAMES)):
@@ -76,6 +77,8 @@ def rows(setting: Setting) -> Iterator[Row]:
                 what = f"{job.name}, {precision}, attention {form}"
                 words = [*overrides, f"trainer.precision={precision}"]
                 yield attempt(what, partial(_trained, words, form, setting, card))
+                if form != "buckets":
+                    yield _captured(f"{what}, captured", [*words, "capture=true"], form, setting, card)
         yield attempt(f"{job.name}, lists of ten", partial(_listed, overrides, setting))
 
 
@@ -103,6 +106,14 @@ def _forms(setting: Setting, dtype: torch.dtype) -> list[str]:
     return ["buckets", *names] if setting.device.type == "cuda" else ["compiled"]
 
 
+def _captured(what: str, words: list[str], form: str, setting: Setting, card: Card) -> Row:
+    """Return the speed of captured steps, or the reason why capture failed, after which training continues without."""
+    if setting.device.type != "cuda":
+        return {"what": what, "skipped": "no CUDA"}
+    row = attempt(what, partial(_trained, words, form, setting, card))
+    return row | {"failed": row["capture"]} if row.get("capture", "").startswith("failed") else row
+
+
 def _trained(overrides: list[str], form: str, setting: Setting, card: Card) -> Row:
     steps, users = (2, 20) if setting.tiny else (STEPS, RANKED_USERS)
     launches = LaunchCount()
@@ -111,7 +122,7 @@ def _trained(overrides: list[str], form: str, setting: Setting, card: Card) -> R
     square = {"cpu": 64} if setting.tiny else {}
     with tempfile.TemporaryDirectory() as folder, forced(form), patch.dict(roofline.SQUARES, square):
         found = measure(overrides, steps, users, Path(folder), [launches])
-    kept = ("positions_per_s", "step_ms", "users_per_s", "peak_cuda_mb", "matrix_gflops", "items")
+    kept = ("positions_per_s", "step_ms", "users_per_s", "peak_cuda_mb", "matrix_gflops", "items", "capture")
     row = {name: found[name] for name in kept} | {"steps_per_s": 1000 / found["step_ms"], "launches": launches.launches}
     return row | _floor(found, launches.launches, card)
 

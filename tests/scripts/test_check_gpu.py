@@ -45,7 +45,11 @@ def test_every_check_runs_on_a_cpu(tmp_path):
     assert not [row for row in rows if "failed" in row]
     for check, field in MEASURED.items():
         assert any(field in row for row in rows if row["check"] == check), check
-    assert {row["check"] for row in rows if "skipped" in row} <= {"tests", "peer", "loss speed"}
+    captured = [row for row in rows if row["what"].endswith(", captured")]
+    assert {row["skipped"] for row in captured} == {"no CUDA"}
+    assert {row["check"] for row in rows if "skipped" in row and row not in captured} <= {"tests", "peer", "loss speed"}
+    for part in (", with a bias", "loss.exclude=history", "loss.sampler=sequence", " in chunks"):
+        assert any(part in row["what"] for row in rows), part
     table = done.stdout.partition("| check | what | measured |\n|---|---|---|\n")[2]
     assert table.count("\n| ") + 1 == len(rows)
 
