@@ -67,7 +67,7 @@ def test_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
     ]
     written = results(run)
     keys = ["status", "error", "protocol", "metrics", "baselines", "best_epoch", "epochs", "unreachable_targets"]
-    assert list(written) == keys
+    assert list(written) == [*keys, "cold_targets"]
     assert (written["status"], written["error"], written["epochs"]) == ("finished", None, 15)
     one_stage = [f"{metric}@{k}" for metric in ("ndcg", "recall", "mrr") for k in (5, 10, 20)] + ["mrr"]
     assert written["metrics"].keys() == {
