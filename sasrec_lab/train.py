@@ -105,7 +105,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
         device, processes = trainer.strategy.root_device, trainer.world_size
         sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
-        features = read_item_features(cfg, data.holdout)
+        features = read_item_features(run, cfg, data.holdout)
         holdout, has_test = data.holdout, len(data.holdout.test) > 0
         checkpoints.check_items(resumed, holdout.num_items)
         check_limits(cfg, data, processes)
@@ -213,13 +213,23 @@ def load_data(
     return sequences, data, titles
 
 
-def read_item_features(cfg: TrainConfig, holdout: "Holdout") -> "ItemFeatures | None":
-    """Return the features that the model makes item vectors of, None if it does not."""
+def read_item_features(run: RunRecord, cfg: TrainConfig, holdout: "Holdout") -> "ItemFeatures | None":
+    """Return the features that the model makes item vectors of, None if it does not.
+
+    Raises:
+        InputError: their file is missing or wrong, or has changed since the run that resumes began.
+    """
     from sasrec_lab.data.items import read_features
 
-    if cfg.model.items is ItemVectors.ids:
-        return None
     features = read_features(cfg.dataset, cfg.data_dir, holdout.item_ids, holdout.num_compared)
+    if features is None or cfg.dataset.features is None:
+        return None
+    checksum = features.checksum()
+    if run.info.setdefault("item_features", checksum) != checksum:
+        raise InputError(
+            f"dataset.features.path={cfg.dataset.features.path} has other features than when this run began; restore"
+            " the file, or start over in another folder"
+        )
     log.info(f"       item features: {features}")
     return features
 
@@ -247,7 +257,7 @@ def build_model(cfg: TrainConfig, num_items: int, features: "ItemFeatures | None
 def start_warm(
     run: RunRecord, model: "SequentialRecommender", earlier: "EarlierRun | None", holdout: "Holdout"
 ) -> None:
-    """Copy the initial weights of an earlier run, and record where they come from, also in a run that resumes."""
+    """Copy the initial weights of an earlier run, and record where they come from."""
     from sasrec_lab.training import warm_start
 
     if earlier:
@@ -257,8 +267,6 @@ def start_warm(
         log.info(f"start  {taken}")
         if other:
             log.warning(f"       it was trained on other data ({other}), which may include items held out here")
-    elif "init_from" in run.previous:
-        run.info["init_from"] = run.previous["init_from"]
     if other := run.info.get("init_from", {}).get("other_data"):
         run.results["protocol"]["initial_weights"] = f"of a run on other data ({other})"
 

@@ -18,6 +18,7 @@ _BOOKKEEPING_KEYS = (
     "data_dir",
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
     "dataset.sources",
+    "dataset.titles",
     "evaluation.recent_days",  # of a baseline only; older runs lack it
     "published",
     "tensorboard",

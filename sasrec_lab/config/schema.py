@@ -222,6 +222,8 @@ class TrainConfig:
     init_from: Optional[str] = None  # older runs lack it
 
     def __post_init__(self) -> None:
+        if getattr(self.model, "items", ItemVectors.ids) is ItemVectors.ids:
+            self.dataset.features = None  # nothing reads them
         check_at_least("batch_size", self.batch_size, 1)
         check_seed("seed", self.seed)
         check_folder_names("name", self.name, "a folder below outputs/", nested=True)
@@ -237,6 +239,10 @@ class TrainConfig:
             self._check_encoder()
 
     def _check_encoder(self) -> None:
+        if self.init_from is not None and self.ckpt not in (None, "last"):
+            raise InputError(
+                f"init_from={self.init_from} and ckpt={self.ckpt} both give the weights to start with; remove one"
+            )
         if self.model.items is not ItemVectors.ids and self.dataset.features is None:
             raise InputError(
                 f"model.items={self.model.items.name} needs a file of item features; set dataset.features.path=...,"

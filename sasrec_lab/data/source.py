@@ -71,9 +71,18 @@ def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
     return _find_user_file(str(dataset.titles.path), root, "dataset.titles.path")
 
 
-def find_features(features: FeaturesConfig, root: Path) -> Path:
+def find_features(dataset: DatasetConfig, root: Path) -> Path:
     """Return the file of item features; raise InputError if it is missing."""
-    return _find_user_file(str(features.path), root, "dataset.features.path")
+    assert dataset.features is not None
+    path = str(dataset.features.path)
+    found = plain_or_gz(root / path) if dataset.sources else None
+    if dataset.sources and found is None and plain_or_gz(Path(os.path.expanduser(path))) is None:
+        urls = [source.url for source in dataset.sources if source.url and source.titles]
+        hint = f"; {urls[0]} has it" if urls else ""
+        raise InputError(
+            f"dataset.features.path={path} is missing; put the file at {root / path}{hint}, or set model.items=ids"
+        )
+    return found or _find_user_file(path, root, "dataset.features.path")
 
 
 def find_vectors(features: FeaturesConfig, root: Path) -> Path:
@@ -88,7 +97,7 @@ def check_user_files(dataset: DatasetConfig, data_dir: str | None) -> None:
         find(dataset, root)
         find_titles(dataset, root)
         if dataset.features is not None:
-            find_features(dataset.features, root)
+            find_features(dataset, root)
             if str(dataset.features.vectors).endswith(".npy"):
                 find_vectors(dataset.features, root)
 

@@ -20,8 +20,11 @@ def cold_and_known(holdout: Holdout, ranks: Tensor, k: list[int]) -> dict[str, d
     is_cold = torch.from_numpy(counts[holdout.test.targets] == 0)
     if not is_cold.any():
         return {}
+    groups = {"cold": is_cold, "known": ~is_cold}
     values: dict[str, dict[str, Any]] = {}
-    for name, is_wanted in (("cold", is_cold), ("known", ~is_cold)):
+    for name, is_wanted in groups.items():
+        if not is_wanted.any():
+            continue
         measured = metrics_from_counts(torch.bincount(ranks[is_wanted], minlength=max(k) + 1).double(), k)
         values[name] = {"targets": int(is_wanted.sum())} | {f"test/{key}": value for key, value in measured.items()}
     return values

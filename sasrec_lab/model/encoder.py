@@ -52,7 +52,8 @@ class Encoder(nn.Module):
         if isinstance(self.input_items, FeatureVectors) and cfg.init not in (Init.normal, Init.torch):
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
-            self.mask.data.normal_().mul_(self.item_vectors().detach().std(correction=0))
+            inputs = self.input_items() if isinstance(self.input_items, FeatureVectors) else self.input_items.weight
+            self.mask.data.normal_().mul_(inputs.detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
 
@@ -90,12 +91,12 @@ class Encoder(nn.Module):
         x = self.blocks[-1](x, layout, rows=rows) if self.blocks else pick(x, rows)
         return self.final_norm(x)
 
-    def newest(self, batch: PackedBatch) -> Tensor:
+    def newest(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         """Return the headed state (B, D) of each sequence's newest item, for less than half the work of `forward`.
 
-        Not for training, because the last block has no dropout on attention weights.
+        `vectors` as in `forward`. Not for training, because the last block has no dropout on attention weights.
         """
-        x, layout = self._embed(batch), self.layout(batch)
+        x, layout = self._embed(batch, vectors), self.layout(batch)
         for block in self.blocks[:-1]:
             x = block(x, layout)
         x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
@@ -104,7 +105,8 @@ class Encoder(nn.Module):
     def freeze_vectors(self) -> None:
         """Replace vectors that are made of features by a table of them, for a model that is trained no more."""
         if isinstance(self.input_items, FeatureVectors):
-            self.input_items = self.output_items = nn.Embedding.from_pretrained(self.item_vectors().detach())
+            vectors = self.input_items.eval()().detach()  # without dropout
+            self.input_items = self.output_items = nn.Embedding.from_pretrained(vectors)
 
     def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         x = self._look_up(batch.items, vectors)  # (T, D)

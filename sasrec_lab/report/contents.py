@@ -76,13 +76,23 @@ class ProtocolReport:
         """Return a line on cold test targets and, of each row, one with its metric of these and of the others."""
         lines: list[str] = []
         for row in self.comparison.rows:
-            found = [run.cold_targets for run in row.runs if metric in run.cold_targets.get("cold", {})]
-            if found and not lines:
-                cold, known = (int(found[0][name]["targets"]) for name in ("cold", "known"))
+            groups = {
+                name: [
+                    run.cold_targets[name]
+                    for run in row.runs
+                    if {"targets", metric} <= run.cold_targets.get(name, {}).keys()
+                ]
+                for name in ("cold", "known")
+            }
+            if not all(groups.values()):
+                continue
+            if not lines:
+                cold, known = (int(found[0]["targets"]) for found in groups.values())
                 lines.append(f"cold: {cold:,} of {cold + known:,} test targets are items that training does not have")
-            if found:
-                means = [math.fsum(each[name][metric] for each in found) / len(found) for name in ("cold", "known")]
-                lines.append(f"{metric} of {row.label}: cold targets {means[0]:.4f}, the others {means[1]:.4f}")
+            cold_mean, known_mean = (
+                math.fsum(each[metric] for each in found) / len(found) for found in groups.values()
+            )
+            lines.append(f"{metric} of {row.label}: cold targets {cold_mean:.4f}, the others {known_mean:.4f}")
         return lines
 
     def legend(self) -> list[str]:

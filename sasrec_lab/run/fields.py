@@ -92,6 +92,7 @@ _RULES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "earlier.*": _OBJECT,
         "earlier.*.seconds": _OBJECT,
         "earlier.*.seconds.*": _POSITIVE,
+        "item_features": _TEXT,
         "init_from": _OBJECT,
         "init_from.other_data": _or_null(_TEXT),
         "parameters": _COUNT,

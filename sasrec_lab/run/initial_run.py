@@ -11,8 +11,8 @@ from sasrec_lab.run.folder import load_finished
 from sasrec_lab.run.model_name import model_name
 
 KEY = "init_from"
-# Keys of `model` that change neither a weight's meaning nor, but for items and positions, its shape
-_MAY_DIFFER = ("blocks", "dropout", "head_transform", "init", "maxlen", "output_bias", "share_items", "temperature")
+# Keys of `model` that leave the weights' meaning as it is, and their shapes except those of tables of positions
+_MAY_DIFFER = ("blocks", "dropout", "head_transform", "id_dropout", "init", "maxlen", "output_bias", "temperature")
 
 
 def find_initial_run(cfg: TrainConfig) -> tuple[Path, dict[str, Any]] | None:

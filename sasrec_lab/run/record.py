@@ -55,6 +55,9 @@ class RunRecord:
             "seconds": {},
             "config": to_plain(cfg),
         }
+        for key in ("init_from", "item_features"):  # what the run began with
+            if key in self.previous:
+                self.info[key] = self.previous[key]
         if self.previous:
             last = {key: value for key, value in self.previous.items() if key not in ("config", "earlier")}
             self.info["earlier"] = [*self.previous.get("earlier", []), last]

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from sasrec_lab.config.convert import to_plain
+from sasrec_lab.config.convert import completed, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, counted
@@ -210,7 +210,7 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
         log.warning(f"{folder / LAST_CHECKPOINT} is missing: resuming from the best epoch, {path.name}")
     try:
         saved = load(path, _fix_for_broken(path, folder))
-        model = saved["hyper_parameters"]["config"]["model"]
+        model = completed(saved["hyper_parameters"]["config"])["model"]
     except InputError as error:
         raise InputError(f"ckpt={cfg.ckpt}: {error}") from error
     now = to_plain(cfg.model)

@@ -184,10 +184,11 @@ class SequentialRecommender(pl.LightningModule):
 
     def scores(self, batch: EvaluationBatch) -> Scores:
         """Return the scores of all items for each user; users without known items get NaN, the worst rank."""
-        table = self.encoder.item_table
+        vectors = self.encoder.item_vectors()
+        table = self.encoder.head.item_vectors(vectors)
         if batch.inputs is None:
             return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
-        states = self.encoder.newest(batch.inputs).to(table.dtype)  # (ranked users, D)
+        states = self.encoder.newest(batch.inputs, vectors).to(table.dtype)  # (ranked users, D)
         if len(batch.ranked) < len(batch.users):
             all_states = states.new_full((len(batch.users), states.shape[1]), float("nan"))
             states = all_states.index_copy_(0, batch.ranked, states)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.config.model import Activation, BlockName, ModelConfig, PosEmb
+from sasrec_lab.config.model import Activation, BlockName, ItemVectors, ModelConfig, PosEmb
 from sasrec_lab.config.schema import LossName, OptimizerName, SamplerName, TrainConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import SAMPLERS
@@ -39,6 +39,8 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
         PosEmb.rope: model.dim // model.heads,
     }
     tables = 1 if model.share_items else 2
+    if model.items is ItemVectors.features:
+        item_copies = 2  # the vectors that a step makes, and their gradient
     blocks = (dim, _key(cfg, "model.blocks"), *([_key(cfg, "model.ff_dim")] if model.ff_dim else []))
     return [
         Need(f"the vectors of {num_items:,} items", (dim,), item_copies * tables * num_items * model.dim * _FLOAT),

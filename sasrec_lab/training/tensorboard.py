@@ -111,7 +111,9 @@ def write_projector(
     counts = np.bincount(holdout.items, minlength=holdout.num_items + 1)[1:]
     chosen = np.argsort(-counts, kind="stable")[:PROJECTOR_ITEMS]
     rows = [[" ".join(str(names[i]).split()), ids[i], counts[i]] for i in chosen]
-    vectors = encoder.item_vectors()[torch.from_numpy(chosen)]
+    training = encoder.training
+    vectors = encoder.eval().item_vectors()[torch.from_numpy(chosen)]
+    encoder.train(training)
     writer.add_embedding(vectors, rows, tag="items", metadata_header=["item", "id", "interactions"])
 
 

@@ -19,7 +19,7 @@ from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.feature_vectors import FeatureVectors
-from sasrec_lab.run.folder import read_items
+from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, read_items
 from sasrec_lab.run.initial_run import KEY, find_initial_run
 from sasrec_lab.training.checkpoints import tested_checkpoint
 from sasrec_lab.training.saved_encoder import load_encoder
@@ -73,9 +73,13 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
         return None
     folder, results = found
     arrays = read_items(folder)
-    items, categories = Ids(arrays["ids"]), [str(name) for name in arrays.get("categories", [])]
+    items, categories = Ids(arrays["ids"]), [str(name) for name in arrays.get("categories", np.array([])).ravel()]
     checkpoint = tested_checkpoint(folder, results)
     encoder, _ = load_encoder(checkpoint, len(items), frozen=False)
+    if isinstance(encoder.input_items, FeatureVectors) and len(categories) != len(encoder.input_items.names):
+        raise InputError(
+            f"{KEY}={cfg.init_from}: {ITEMS} does not have the categories of the checkpoint; {RETRAIN_HINT}"
+        )
     return EarlierRun(folder, checkpoint, encoder, items, categories, results["protocol"])
 
 
@@ -84,10 +88,18 @@ def start_from(earlier: EarlierRun, encoder: Encoder, item_ids: np.ndarray) -> S
     """Copy the earlier run's weights into an encoder whose items have these raw ids (V,).
 
     A new item gets the mean vector of the earlier run's items or, if features make its vector, none of its id. A
-    category is known by its name. Positions and distances beyond the earlier maxlen get
-    the weights of its last one. What the earlier run lacks, such as a further block, stays as it is.
+    category is known by its name. Positions and distances beyond the earlier maxlen get the weights of its last one.
+    What the earlier run lacks, such as a further block, stays as it is.
+
+    Raises:
+        InputError: the earlier run has none of the items, or given vectors of another size.
     """
     rows = torch.from_numpy(earlier.items.indices(item_ids, "items"))  # (V,) -1: new
+    if not (rows >= 0).any():
+        raise InputError(
+            f"{KEY}={display_path(earlier.folder)} has none of the {counted(len(rows), 'item')} of this data set;"
+            " choose a run on the same items"
+        )
     known = dict(earlier.encoder.named_parameters())
     taken = 0
     for name, weights in encoder.named_parameters():
@@ -148,12 +160,14 @@ def _columns(columns: int, saved: int, causal: bool) -> Tensor:
 def other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Return in which keys an earlier run's protocol differs so that it may have trained on this run's test items.
 
-    None if it cannot have: both hold out the same, or both the last items and the earlier run read the same file, but
-    only up to an earlier time.
+    `initial_weights` is one if the earlier run itself started from such a run. None if it cannot have: both hold out
+    the same, or both the last items and the earlier run read the same file, but only up to an earlier time.
     """
     differing = [key for key in _DATA_KEYS if before.get(key) != now.get(key)]
+    if "initial_weights" in before:
+        differing.append("initial_weights")
     if differing == ["filters"] and now["holdout"].startswith("last item"):
-        filters = before["filters"] if isinstance(before["filters"], dict) else {}
+        filters = before["filters"] if isinstance(before.get("filters"), dict) else {}
         others = [key for key in now["filters"] if filters.get(key, "") != now["filters"][key]]
         if others == ["until"] and _is_earlier(filters.get("until"), now["filters"]["until"]):
             return None
@@ -162,8 +176,8 @@ def other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 def _is_earlier(before: Any, now: Any) -> bool:
     """Return whether one value of dataset.until is known to be before another one; null means any time."""
-    if before is None or now is None:
-        return before is not None
+    if not isinstance(before, str) or not isinstance(now, str):
+        return isinstance(before, str) and now is None
     with suppress(ValueError):
         return float(before) <= float(now)
-    return len(before) == len(now) and bool(before <= now)  # dates of one form
+    return len(before) == len(now) and before <= now  # dates of one form

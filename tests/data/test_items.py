@@ -95,7 +95,7 @@ def test_titles_that_would_fill_the_memory_are_one_line(tmp_path, monkeypatch):
 
 def features(path: Path, *words: str) -> DatasetConfig:
     words = [f"dataset.features.path={path}", *(f"dataset.features.{word}" for word in words)]
-    return load(["dataset=csv", "dataset.path=x.csv", *words]).dataset
+    return load(["dataset=csv", "dataset.path=x.csv", "model.items=features", *words]).dataset
 
 
 def test_categories_of_cells_with_several_of_them(tmp_path):
@@ -130,13 +130,67 @@ def test_broken_vectors_are_one_line(tmp_path):
     cfg = features(file, f"vectors={matrix}")
     for content, message in (
         (np.zeros((3, 2)), r"v\.npy has 3 rows, but .*f\.csv has 2 items"),
-        (np.full((2, 2), np.nan), "is not a .npy matrix of numbers .it has NaN"),
-        (np.zeros(4), r"is not a .npy matrix of numbers .its shape is \(4,\)"),
-        (np.array([{}, {}]), "is not a .npy matrix of numbers .Array can't be memory-mapped: Python objects"),
+        (np.array([[1, 1], [0, np.nan]]), "v.npy: row 2 has NaN, infinite or too large numbers"),
+        (np.array([[1, 1], [0, 1e300]]), "v.npy: row 2 has NaN, infinite or too large numbers"),
+        (np.zeros(4), r"v.npy is not a matrix of real numbers \(float64 of shape \(4,\)\)"),
+        (np.zeros((2, 2), complex), r"is not a matrix of real numbers \(complex128 of shape"),
+        (np.zeros(2, [("a", int)]), r"is not a matrix of real numbers \("),
+        (np.array([{}, {}]), "is not a .npy file of numbers .Array can't be memory-mapped: Python objects"),
     ):
         np.save(matrix, content, allow_pickle=True)
         with pytest.raises(InputError, match=message):
             read_features(cfg, None, IDS, 3)
-    pd.DataFrame({"item_id": [7, 1], "vector": [[1.0], [3.0, 4.0]]}).to_parquet(tmp_path / "f.parquet")
-    with pytest.raises(InputError, match="column vector must have a list of numbers in each row, all of one length"):
-        read_features(features(tmp_path / "f.parquet", "vectors=vector"), None, IDS, 3)
+    with matrix.open("wb") as archive:
+        np.savez(archive, x=np.zeros((2, 2)))
+    with pytest.raises(InputError, match=r"v\.npy is not a matrix of real numbers .an archive of arrays"):
+        read_features(cfg, None, IDS, 3)
+    for vectors, message in (([[1.0], [3.0, 4.0]], "a list of 2, not 1"), ([["y"], ["x"]], "could not convert")):
+        pd.DataFrame({"item_id": [7, 1], "vector": vectors}).to_parquet(tmp_path / "f.parquet")
+        with pytest.raises(InputError, match=rf"column vector must have lists of numbers of one length \({message}"):
+            read_features(features(tmp_path / "f.parquet", "vectors=vector"), None, IDS, 3)
+
+
+def test_missing_values_of_a_parquet_file_are_no_features(tmp_path):
+    table = pd.DataFrame(
+        {
+            "item_id": [7, 1],
+            "year": pd.array([1999, None], "Int64"),
+            "score": [None, 2.0],
+            "genres": [["a", None], None],
+            "vector": [None, [1.0, 2.0]],
+            "new": pd.array([None, True], "boolean"),
+        }
+    )
+    table.to_parquet(tmp_path / "f.parquet")
+    words = ["categories=[year,score,genres]", "flags=[new]", "vectors=vector"]
+    found = read_features(features(tmp_path / "f.parquet", *words), None, IDS, 3)
+    assert found.names == ["score=2", "new", "year=1999", "genres=a"]
+    assert found.categories.tolist() == [0, 1, 2, 3]
+    assert found.vectors.tolist() == [[1, 2], [0, 0], [0, 0]]
+
+
+def test_flags_are_ones_and_other_values_are_refused(tmp_path):
+    file = tmp_path / "f.csv"
+    file.write_text("item_id,War,Drama\n7,1,0\n1,,true\n")
+    found = read_features(features(file, "flags=[War,Drama]"), None, IDS, 3)
+    assert (found.names, found.offsets.tolist()) == (["Drama", "War"], [0, 1, 1, 2])
+    file.write_text("item_id,War\n7,1\n1,2\n")
+    with pytest.raises(InputError, match="row 2 of the items: column War is '2', but a flag is 1 or 0, true or false"):
+        read_features(features(file, "flags=[War]"), None, IDS, 3)
+
+
+def test_features_of_other_items_are_refused(tmp_path):
+    file = tmp_path / "f.csv"
+    file.write_text("item_id,genre\n1,\n8,Drama\n")
+    with pytest.raises(
+        InputError, match=r"f\.csv has no feature of any item in training; check dataset\.features\.item="
+    ):
+        read_features(features(file, "categories=[genre]"), None, IDS, 3)
+
+
+def test_a_missing_file_of_a_published_data_set_says_its_place(tmp_path):
+    cfg = load(["dataset=ml_100k", "model.items=both"]).dataset
+    with pytest.raises(
+        InputError, match=r"u\.item is missing; put the file at .*ml-100k/u\.item; https://.*zip has it"
+    ):
+        read_features(cfg, str(tmp_path), IDS, 3)

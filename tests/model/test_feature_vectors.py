@@ -66,6 +66,13 @@ def test_a_model_of_features_equals_one_with_the_made_table():
         assert torch.equal(model.newest(batch), plain.newest(batch))
 
 
+def test_a_frozen_table_has_no_dropout():
+    model = Encoder(4, replace(SMALL, items=ItemVectors.both, id_dropout=0.9), FEATURES)
+    expected = model.eval().item_vectors()
+    model.train().freeze_vectors()
+    assert torch.equal(model.item_vectors(), expected)
+
+
 def test_a_share_of_the_ids_is_dropped_in_training_only():
     features = replace(
         FEATURES, num_trained=4, names=[], vectors=None, offsets=np.zeros(5, int), categories=np.zeros(0, int)
@@ -182,6 +189,14 @@ def test_cold_items_are_found_by_their_category(train_here, recommend_here, repo
     best = recommender.recommend([1], 10, histories, filter_viewed=False)["item_id"] // 100
     assert (best == 4).sum() >= 8
     assert encoder.item_vectors().shape == (60, 16)
+    kinds = (tmp_path / "kinds.csv").read_text()
+    (tmp_path / "kinds.csv").write_text(kinds.replace("of 3|film", "of 2|film"))
+    words[words.index("trainer.max_epochs=12")] = "trainer.max_epochs=13"
+    resumed = train_here(*words, *kind, "hydra.run.dir=runs/both", "ckpt=last")
+    assert "dataset.features.path=kinds.csv has other features than when this run began" in resumed.stderr
+    (tmp_path / "kinds.csv").write_text(kinds)
+    resumed = train_here(*words, *kind, "hydra.run.dir=runs/both", "ckpt=last", "tensorboard.projector=true")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
 
 
 def test_mistakes_are_one_line(train_here, tmp_path):

@@ -11,6 +11,7 @@ from small_models import packed
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.model import ModelConfig, PosEmb
 from sasrec_lab.data.ids import Ids
+from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.training.warm_start import EarlierRun, other_data, start_from
 
@@ -59,6 +60,12 @@ def test_more_positions_repeat_the_weights_of_the_oldest(tmp_path):
         assert torch.equal(extended, torch.cat([*ends[0], saved, *ends[1]], 1))
 
 
+def test_a_run_on_other_items_is_refused(tmp_path):
+    earlier = earlier_run(tmp_path, Encoder(3, SMALL), [1, 2, 3])
+    with pytest.raises(InputError, match="has none of the 2 items of this data set; choose a run on the same items"):
+        start_from(earlier, Encoder(2, SMALL), np.array([8, 9]))
+
+
 def test_a_further_block_keeps_its_initial_weights(tmp_path):
     old, new = Encoder(3, SMALL), Encoder(3, replace(SMALL, blocks=SMALL.blocks + 1))
     initial = new.blocks[-1].query.weight.clone()
@@ -84,6 +91,9 @@ PROTOCOL = {
         ({"filters": {"until": None, "min_item": 0}}, "filters"),
         ({"filters": {"until": "2001-04-30", "min_item": 5}}, "filters"),
         ({"filters": 7}, "filters"),
+        ({"filters": None}, "filters"),
+        ({"filters": {"until": True, "min_item": 0}}, "filters"),
+        ({"initial_weights": "of a run on other data (holdout)"}, "initial_weights"),
         ({"holdout": "none: all is trained on"}, "holdout"),
         ({"sha256": "b", "filters": {}}, "sha256, filters"),
     ],
@@ -133,12 +143,17 @@ def test_a_run_on_a_later_cut_starts_from_an_earlier_one(train_here, tmp_path):
 
 
 def test_a_start_from_other_data_is_in_the_protocol(train_here, tmp_path):
+    """Also in that of a run that starts from one that did so."""
     assert train_here(*DATA, *QUICK, "dataset.holdout=none", "hydra.run.dir=all").returncode == 0
     done = train_here(*DATA, *QUICK, "init_from=all", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert "it was trained on other data (holdout), which may include items held out here" in done.stdout + done.stderr
     protocol = json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]
     assert protocol["initial_weights"] == "of a run on other data (holdout)"
+    done = train_here(*DATA, *QUICK, "init_from=run", "hydra.run.dir=next")
+    assert "it was trained on other data (initial_weights)" in done.stdout + done.stderr
+    protocol = json.loads((tmp_path / "next" / "metrics.json").read_text())["protocol"]
+    assert protocol["initial_weights"] == "of a run on other data (initial_weights)"
 
 
 def test_mistakes_are_answered_with_their_fix(train_here, tmp_path):
@@ -148,6 +163,7 @@ def test_mistakes_are_answered_with_their_fix(train_here, tmp_path):
         (["init_from=ru"], "init_from=ru: there is no such folder; did you mean run?"),
         (["init_from=ease"], "init_from=ease: EASE has no weights that training could start from"),
         (["init_from=run", "model.dim=32"], "init_from=run has model.dim=16, not 32; set model.dim to that value"),
+        (["init_from=run", "ckpt=run/checkpoints/last.ckpt"], "both give the weights to start with; remove one"),
         (["init_from=run", "model=ease"], "init_from=run: model=ease has no initial weights; remove init_from"),
     ):
         done = train_here(*DATA, *words, "hydra.run.dir=other")
