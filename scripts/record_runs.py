@@ -25,7 +25,8 @@ STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "ver
 NOTE = "minutes depend on the machine and on what else it did"
 COMMAND = ["python", "-m", "sasrec_lab.train"]
 METRICS = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}  # -> field of the published value
-NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=")  # overrides that a row's command is without
+# Overrides that a row's command is without
+NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=", "trainer.enable_progress_bar=")
 
 
 def main() -> None:
