@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Windows
+from sasrec_lab.config.model import QueryTime
 from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.holdout import Holdout, hold_out
@@ -13,7 +14,9 @@ from sasrec_lab.data.objectives import MaskedItems, NextItem
 from sasrec_lab.data.sequences import Sequences
 
 
-def sequences_of(users: list[list[int]], weights: list[list[float]] | None = None) -> Sequences:
+def sequences_of(
+    users: list[list[int]], weights: list[list[float]] | None = None, times: list[list[int]] | None = None
+) -> Sequences:
     """Return sequences of these item indices, a list per user. Item 1 has the raw id 10, user 0 the raw id 100."""
     items = np.array([item for items in users for item in items], dtype=np.int32)
     return Sequences(
@@ -21,7 +24,7 @@ def sequences_of(users: list[list[int]], weights: list[list[float]] | None = Non
         offsets=np.cumsum([0] + [len(items) for items in users]),
         user_ids=np.arange(100, 100 + len(users)),
         item_ids=10 * np.arange(1, items.max() + 1),
-        times=None,
+        times=None if times is None else np.concatenate(times),
         weights=None if weights is None else np.array([w for row in weights for w in row], dtype=np.float32),
         file="x.csv",
         sha256=None,
@@ -35,9 +38,11 @@ def holdout_of(
     windows: Windows = Windows.last,
     catalogue: Catalogue = Catalogue.all,
     weights: list[list[float]] | None = None,
+    times: list[list[int]] | None = None,
+    query_time: QueryTime | None = None,
 ) -> Holdout:
     """Return the holdout of these users."""
-    return hold_out(sequences_of(users, weights), windows, catalogue, maxlen)
+    return hold_out(sequences_of(users, weights, times), windows, catalogue, maxlen, query_time=query_time)
 
 
 def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15) -> list[list[int]]:
@@ -47,9 +52,15 @@ def random_users(seed: int, users: int = 30, items: int = 20, longest: int = 15)
     return [*lists, [*random.integers(1, items + 1, longest - 1).tolist(), items]]
 
 
-def next_item(maxlen: int) -> NextItem:
+def hourly(users: list[list[int]]) -> list[list[int]]:
+    """Return times for these users' items: an hour between neighbors, the same start for all."""
+    return [[1_500_000_000 + 3_600 * place for place in range(len(items))] for items in users]
+
+
+def next_item(maxlen: int, reads_times: bool = False) -> NextItem:
     """Return the objective of SASRec for windows of this length."""
-    return NextItem(ObjectiveConfig(ObjectiveName.next_item), SimpleNamespace(maxlen=maxlen))
+    model = SimpleNamespace(maxlen=maxlen, reads_times=reads_times)
+    return NextItem(ObjectiveConfig(ObjectiveName.next_item), model)
 
 
 def masked_items(maxlen: int, share: float = 0.2, last: float = 0.0, replace: Replace = Replace.mask) -> MaskedItems:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.config.model import ModelConfig
-from sasrec_lab.data.batches import PackedBatch, pack
+from sasrec_lab.data.batches import PackedBatch, pack, with_times
 from sasrec_lab.model.encoder import Encoder
 
 ITEMS, MAXLEN = 20, 9
@@ -55,3 +55,20 @@ def assert_states_depend_on_the_own_past(model: Encoder, changed: int) -> None:
     assert torch.equal(before[same], after[same])
     assert (before[2 + changed : 11] - after[2 + changed : 11]).abs().amax(1).min() > 1e-6
     torch.testing.assert_close(after[2:11], alone[:9], rtol=0, atol=1e-12)
+
+
+def random_times(sequences: list[list[int]], maxlen: int = MAXLEN, seed: int = 0) -> tuple[list, list]:
+    """Return when each item was taken and when the next one is asked for: gaps from none to years, none negative."""
+    random = np.random.default_rng(seed)
+    times, asked = [], []
+    for items in sequences:
+        gaps = np.rint(np.exp(random.uniform(-2, 18, min(len(items), maxlen) + 1))).astype(np.int64)
+        moments = 1_500_000_000 + np.cumsum(gaps)
+        times.append(moments[:-1].tolist())
+        asked.append(moments[1:].tolist())
+    return times, asked
+
+
+def timed(batch: PackedBatch, times: list[list[int]], asked: list[list[int]]) -> PackedBatch:
+    """Return the batch with these times of each sequence's tokens, and when the item after each is asked for."""
+    return with_times(batch, np.concatenate(times), np.concatenate(asked))

@@ -170,15 +170,16 @@ def check_trainer_flag(flag: str, value: Any) -> None:
     if flag in _CHOICES:
         choices = _CHOICES[flag]
         if not any(type(value) is type(choice) and value == choice for choice in choices):
-            named = [_typed_form(choice) for choice in choices]
+            named = [typed_form(choice) for choice in choices]
             hint = did_you_mean(str(value), named)
-            raise InputError(f"{key}={_typed_form(value)} is not one of {', '.join(named)}{hint}")
+            raise InputError(f"{key}={typed_form(value)} is not one of {', '.join(named)}{hint}")
         return
     is_valid, rule = _RULES[flag]
     if not is_valid(value):
-        raise InputError(f"{key}={_typed_form(value)} must be {rule}")
+        raise InputError(f"{key}={typed_form(value)} must be {rule}")
 
 
-def _typed_form(value: Any) -> str:
-    """Return a value as it is written on the command line, such as null and true."""
+def typed_form(value: Any) -> str:
+    """Return a value as it is written on the command line, such as null, true and the name of a choice."""
+    value = getattr(value, "name", value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

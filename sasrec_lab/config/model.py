@@ -6,34 +6,49 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from omegaconf import MISSING
 
-from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.config.checks import check_at_least, check_finite, typed_form
 from sasrec_lab.errors import InputError
 
 _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
-BlockName = Enum("BlockName", ["transformer", "ligr", "gru"])
+BlockName = Enum("BlockName", ["transformer", "ligr", "gru", "hstu"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "relative", "none"])
 PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
 Activation = Enum("Activation", ["relu", "gelu", "swiglu"])
-Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal", "torch"])
+Init = Enum("Init", ["xavier_normal", "xavier_uniform", "xavier_packed", "normal", "torch", "meta"])
+TimeBias = Enum("TimeBias", ["none", "decay", "buckets"])
+QueryTime = Enum("QueryTime", ["target", "last"])
 ItemVectors = Enum("ItemVectors", ["ids", "features", "both"])
 Similarity = Enum("Similarity", ["dot", "cosine"])
 Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
 
-# Keys of attention and feed-forward, which a GRU does not have, with the only value that they may have there
-_UNUSED_BY_GRU: dict[str, Any] = {
-    "heads": 1,
-    "norm": Norm.sasrec,
-    "norm_eps": 1e-8,
-    "residual": True,
-    "ff_dim": None,
-    "activation": Activation.relu,
-    "output_projection": False,
-    "pad_keys": False,
-    "causal": True,
+# Keys that a block does not have, or in one form only, with the value that they must have there
+_FIXED: dict[BlockName, dict[str, Any]] = {
+    BlockName.gru: {
+        "heads": 1,
+        "norm": Norm.sasrec,
+        "norm_eps": 1e-8,
+        "residual": True,
+        "ff_dim": None,
+        "activation": Activation.relu,
+        "output_projection": False,
+        "pad_keys": False,
+        "causal": True,
+    },
+    BlockName.hstu: {
+        "norm": Norm.pre,
+        "residual": True,
+        "ff_dim": None,
+        "activation": Activation.relu,
+        "output_projection": True,
+        "pad_keys": False,
+        "causal": True,
+    },
 }
+# Keys of model.block=hstu, with the value that they must have for the other blocks
+_OF_HSTU: dict[str, Any] = {"position_bias": False, "norm_affine": True, "divisor": None, "qk_dim": None, "v_dim": None}
 
 
 @dataclass
@@ -73,6 +88,13 @@ class ModelConfig(ModelSection):
     temperature: float = 1.0
     items: ItemVectors = ItemVectors.ids
     id_dropout: float = 0.0
+    time_bias: TimeBias = TimeBias.none
+    query_time: QueryTime = QueryTime.target
+    position_bias: bool = False
+    norm_affine: bool = True
+    divisor: Optional[float] = None
+    qk_dim: Optional[int] = None
+    v_dim: Optional[int] = None
 
     def __post_init__(self) -> None:
         check_at_least("model.blocks", self.blocks, 0)
@@ -87,13 +109,12 @@ class ModelConfig(ModelSection):
             self._check_pad_keys()
         if self.block is BlockName.ligr and self.norm is not Norm.pre:
             raise InputError(f"model.norm={self.norm.name} must be pre for model.block=ligr; set it to pre")
-        if self.block is BlockName.gru:
-            self._check_gru()
+        self._check_block()
         if self.ff_dim is not None:
             check_at_least("model.ff_dim", self.ff_dim, 1)
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
-        if self.dim % self.heads:
+        if self.dim % self.heads and None in (self.qk_dim, self.v_dim):
             fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
             raise InputError(
                 f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
@@ -102,6 +123,7 @@ class ModelConfig(ModelSection):
         if not self.temperature > 0:
             raise InputError(f"model.temperature={self.temperature} must be above 0")
         self._check_positions()
+        self._check_times()
         self._check_items()
 
     def _check_items(self) -> None:
@@ -135,6 +157,11 @@ class ModelConfig(ModelSection):
                     f"model.pos_emb={self.pos_emb.name} is a part of attention, which model.block=gru does not have;"
                     " set it to none"
                 )
+            if self.block is BlockName.hstu:
+                raise InputError(
+                    f"model.pos_emb={self.pos_emb.name} does not go with model.block=hstu; set it to learned,"
+                    " sinusoidal or none: the bias by distance is model.position_bias=true there"
+                )
             if self.pad_keys:
                 raise InputError(
                     f"model.pos_emb={self.pos_emb.name} does not go with model.pad_keys=true; set model.pad_keys=false,"
@@ -152,20 +179,68 @@ class ModelConfig(ModelSection):
             if self.pad_keys:
                 raise InputError("model.positions_from=oldest requires model.pad_keys=false")
 
-    def _check_gru(self) -> None:
-        if self.blocks < 1:
+    def _check_block(self) -> None:
+        if self.block is BlockName.gru and self.blocks < 1:
             raise InputError(f"model.blocks={self.blocks} must be at least 1 for model.block=gru")
-        for key, value in _UNUSED_BY_GRU.items():
+        for key, value in _FIXED.get(self.block, {}).items():
             if (given := getattr(self, key)) != value:
-                named = [str(getattr(x, "name", "null" if x is None else x)) for x in (given, value)]
                 raise InputError(
-                    f"model.{key}={named[0].lower()} does not apply to model.block=gru; set it to {named[1].lower()}"
+                    f"model.{key}={typed_form(given)} does not apply to model.block={self.block.name}; set it to"
+                    f" {typed_form(value)}"
+                )
+        if self.block is BlockName.hstu:
+            self._check_hstu()
+            return
+        for key, value in _OF_HSTU.items():
+            if (given := getattr(self, key)) != value:
+                raise InputError(
+                    f"model.{key}={typed_form(given)} only applies to model.block=hstu; set it to {typed_form(value)}"
+                    + (", or use model.pos_emb=relative" if key == "position_bias" else "")
+                )
+        if self.init is Init.meta:
+            raise InputError("model.init=meta only applies to model.block=hstu; set it to normal")
+
+    def _check_hstu(self) -> None:
+        for key in ("qk_dim", "v_dim"):
+            if (width := getattr(self, key)) is not None:
+                check_at_least(f"model.{key}", width, 1)
+        if self.divisor is not None:
+            check_finite("model.divisor", self.divisor)
+            if not self.divisor > 0:
+                raise InputError(f"model.divisor={self.divisor} must be above 0; null: maxlen")
+
+    def _check_times(self) -> None:
+        bias, block = self.time_bias, self.block.name
+        if bias is TimeBias.none:
+            if self.query_time is not QueryTime.target:
+                raise InputError(
+                    f"model.query_time={self.query_time.name} only applies to a model that reads times; set it to"
+                    " target, or set model.time_bias"
+                )
+            return
+        blocks = {
+            TimeBias.decay: (BlockName.transformer, BlockName.ligr),
+            TimeBias.buckets: (BlockName.hstu,),
+        }[bias]
+        if self.block not in blocks:
+            others = {BlockName.hstu: "buckets or none", BlockName.gru: "none"}.get(self.block, "decay or none")
+            raise InputError(f"model.time_bias={bias.name} does not go with model.block={block}; use {others}")
+        for key, value in (("causal", True), ("pad_keys", False)):
+            if getattr(self, key) is not value:
+                raise InputError(
+                    f"model.time_bias={bias.name} requires model.{key}={typed_form(value)}; set that, or"
+                    " model.time_bias=none"
                 )
 
     @property
     def num_distances(self) -> int:
         """Return the number of distances from an item to one that it attends to."""
         return self.maxlen if self.causal else 2 * self.maxlen - 1
+
+    @property
+    def reads_times(self) -> bool:
+        """Return whether the model reads when items were taken, and when the next one is asked for."""
+        return self.time_bias is not TimeBias.none
 
     @property
     def feed_forward_width(self) -> int:
@@ -177,7 +252,8 @@ class ModelConfig(ModelSection):
 class ClosedFormConfig(ModelSection):
     """Keys of `model` for models without training epochs: weights between items, computed at once."""
 
-    maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states
+    maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states ...
+    reads_times = False  # ... and no times
 
     name: str = MISSING
 

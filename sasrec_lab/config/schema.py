@@ -36,7 +36,7 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
 Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
-SamplerName = Enum("SamplerName", ["none", "shared", "sequence", "unseen", "uniform"])
+SamplerName = Enum("SamplerName", ["none", "shared", "sequence", "unseen", "uniform", "others"])
 Exclude = Enum("Exclude", ["none", "history"])
 OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
@@ -71,7 +71,13 @@ class ObjectiveConfig:
 # By loss: the samplers whose negatives it takes. The first is that of records that lack the key.
 _SAMPLERS = {
     LossName.softmax: [SamplerName.none],
-    LossName.sampled_softmax: [SamplerName.shared, SamplerName.sequence, SamplerName.uniform, SamplerName.unseen],
+    LossName.sampled_softmax: [
+        SamplerName.shared,
+        SamplerName.sequence,
+        SamplerName.uniform,
+        SamplerName.others,
+        SamplerName.unseen,
+    ],
     LossName.bce: [SamplerName.unseen, SamplerName.uniform],
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
@@ -233,6 +239,11 @@ class TrainConfig:
             raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
         self._check_metrics()
         self._check_objective()
+        if self.model.reads_times and self.dataset.time is None:
+            raise InputError(
+                f"model.time_bias={self.model.time_bias.name} reads times, but dataset={self.dataset.name} has none;"
+                " set dataset.time to the timestamps' column, or model.time_bias=none"
+            )
         if isinstance(self.model, ClosedFormConfig):
             self._check_closed_form(self.model.name)
         else:
@@ -252,10 +263,11 @@ class TrainConfig:
             self._check_rowwise_adam()
         if self.capture:
             self._check_capture()
-        if self.tensorboard.attention_users and self.model.block is BlockName.gru:
+        if self.tensorboard.attention_users and self.model.block in (BlockName.gru, BlockName.hstu):
+            drawn = "attention" if self.model.block is BlockName.gru else "the softmax of attention"
             raise InputError(
-                f"tensorboard.attention_users={self.tensorboard.attention_users} draws attention, which model.block=gru"
-                " does not have; set it to 0"
+                f"tensorboard.attention_users={self.tensorboard.attention_users} draws {drawn}, which"
+                f" model.block={self.model.block.name} does not have; set it to 0"
             )
 
     def _check_closed_form(self, name: str) -> None:
@@ -294,10 +306,11 @@ class TrainConfig:
         predicts_masks = self.objective.name is ObjectiveName.masked_items
         is_causal = getattr(self.model, "causal", True)
         if is_causal and predicts_masks:
-            has_attention = isinstance(self.model, ModelConfig) and self.model.block is not BlockName.gru
+            blocks = (BlockName.transformer, BlockName.ligr)
+            has_key = isinstance(self.model, ModelConfig) and self.model.block in blocks
             raise InputError(
                 "objective=masked_items needs a model that also attends to later items"
-                f"{': model.causal=false' if has_attention else ''}; use model=bert4rec, or objective=next_item"
+                f"{': model.causal=false' if has_key else ''}; use model=bert4rec, or objective=next_item"
             )
         if not is_causal and not predicts_masks:
             raise InputError(
@@ -336,7 +349,9 @@ class TrainConfig:
         model, loss = self.model, self.loss
         reasons = {
             "model.block=gru": model.block is BlockName.gru,
+            "model.block=hstu": model.block is BlockName.hstu,
             "model.pos_emb=relative": model.pos_emb is PosEmb.relative,
+            "model.time_bias=decay": model.reads_times,
             "model.pad_keys=true": model.pad_keys,
             "loss.sampler=sequence": loss.sampler is SamplerName.sequence,
             "loss.exclude=history": loss.exclude is Exclude.history,
@@ -367,6 +382,7 @@ class RecommendConfig:
     items_to_recommend: Any = MISSING
     filter_itself: bool = MISSING
     on_unsupported_targets: Unsupported = MISSING
+    query_time: Any = MISSING
     output: Optional[str] = MISSING
     data_dir: Optional[str] = MISSING
     device: str = MISSING
@@ -379,8 +395,9 @@ class RecommendConfig:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             hint = "; did you mean cuda?" if self.device.startswith("gpu") else ""
             raise InputError(f"device={self.device} is not one of auto, cpu, cuda, cuda:<number>, mps{hint}")
-        if self.items is not None and self.interactions is not None:
-            raise InputError(f"interactions={self.interactions} only applies to users=...; remove it for items=...")
+        for key in ("interactions", "query_time"):
+            if self.items is not None and (given := getattr(self, key)) is not None:
+                raise InputError(f"{key}={given} only applies to users=...; remove it for items=...")
         if self.output is not None and Path(self.output).suffix not in (".csv", ".parquet"):
             raise InputError(f"output={self.output} must end in .csv or .parquet; omit it to print the lists")
 

@@ -39,6 +39,8 @@ class PackedBatch:
     offsets: np.ndarray | None  # (B + 1,) int64, always on the CPU: sequence s has the tokens offsets[s] to
     # offsets[s + 1] - 1; None in an export, where all tokens are one sequence, and in a captured step
     segments: Segments | None = None  # the same on the device, for captured steps
+    times: Tensor | None = None  # (T,) int64 seconds since 1970, if the model reads times: of each item, ...
+    query_times: Tensor | None = None  # (T,) ... and when the one after it is asked for
 
     def positions_from_oldest(self) -> Tensor:
         """Return the positions (T,) counted from the sequence's oldest item in the batch, which is 0."""
@@ -123,8 +125,19 @@ class Objective(Protocol):
     def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
         """Return inputs and labels of training windows, given by their indices."""
 
-    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
-        """Return inputs whose newest states predict the item after each history items[start:end], none empty."""
+    def inference(
+        self,
+        items: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        times: np.ndarray | None = None,
+        query_times: np.ndarray | None = None,
+    ) -> PackedBatch:
+        """Return inputs whose newest states predict the item after each history items[start:end], none empty.
+
+        For a model that reads times, `times` (N,) are those of the items, and `query_times` (B,) when the item after
+        each history is asked for; without these it is asked for at the time of the newest item.
+        """
 
     def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
         """Return how many tokens `inference` packs for a history of each length."""
@@ -207,6 +220,13 @@ def _dummy_segments(size: int, longest: int) -> int:
     return -(-2 * apart // longest)
 
 
+def with_times(batch: PackedBatch, times: np.ndarray, query_times: np.ndarray) -> PackedBatch:
+    """Return the batch with the times of its real tokens; dummies repeat those of the last one."""
+    dummies = (0, len(batch.items) - len(times))
+    own, asked = (as_tensor(np.pad(values, dummies, mode="edge")) for values in (times, query_times))
+    return replace(batch, times=own, query_times=asked)
+
+
 def evaluation_batch(
     holdout: Holdout, rows: np.ndarray, stage: str, objective: Objective, candidates: np.ndarray | None
 ) -> EvaluationBatch:
@@ -218,7 +238,8 @@ def evaluation_batch(
     seen_rows, seen_items = _seen(holdout, starts, ends)
     inputs = None
     if len(ranked):
-        inputs = objective.inference(holdout.items, starts[ranked], ends[ranked])
+        asked = None if stage_rows.query_times is None else stage_rows.query_times[rows][ranked]
+        inputs = objective.inference(holdout.items, starts[ranked], ends[ranked], holdout.times, asked)
     return EvaluationBatch(
         inputs=inputs,
         ranked=as_tensor(ranked),

@@ -78,6 +78,26 @@ def time_unit(times: pd.Series | np.ndarray) -> str:
     return next((unit for unit, per_second in UNITS.items() if size < _LAST_SECOND * per_second), "nanoseconds")
 
 
+def to_seconds(times: np.ndarray, what: str) -> np.ndarray:
+    """Return times as whole seconds since 1970, rounded down, from numbers in the unit of `time_unit`; `what` has them.
+
+    Raises:
+        InputError: the times are too small for dates, so that their unit is unknown, or one is after the year 5138.
+    """
+    unit, newest = time_unit(times), times.max()
+    if newest < _FIRST_SECOND * UNITS[unit]:
+        raise InputError(
+            f"{what}: times up to {newest} are too small for seconds since 1970, so their unit is unknown to a model"
+            " that reads times; write them as dates or as seconds since 1970, or set model.time_bias=none"
+        )
+    seconds = times if unit == "seconds" else times // UNITS[unit]
+    if abs(float(farthest := max(seconds.min(), seconds.max(), key=abs))) >= _LAST_SECOND:
+        raise InputError(
+            f"{what}: the time {farthest * UNITS[unit]} is not within 5,000 years of 1970 (in {unit}); correct the line"
+        )
+    return seconds if np.issubdtype(seconds.dtype, np.integer) else np.floor(seconds).astype(np.int64)
+
+
 def describe_span(times: pd.Series | np.ndarray, unit: str) -> str:
     """Return the first and the last time as dates, or as numbers if they are too small for dates of this unit."""
     return f"from {_describe_time(times.min(), unit)} to {_describe_time(times.max(), unit)}"

@@ -1,6 +1,6 @@
 """Rows to rank: histories, and the targets to find in the list of each. R rows, G targets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ class EvaluationRows:
     ends: np.ndarray  # (R,)
     target_offsets: np.ndarray  # (R + 1,) row r has the targets target_offsets[r] to target_offsets[r + 1] - 1
     targets: np.ndarray  # (G,) int32, distinct in a row; 0 for an item outside the catalogue
-    places: np.ndarray  # (G,) the target's interaction among those of the sequences
+    places: np.ndarray  # (G,) the target's interaction among those of the sequences, ascending in a row
+    query_times: np.ndarray | None = None  # (R,) when the model is asked, in seconds; None: at the newest item
 
     def __len__(self) -> int:
         return len(self.users)
@@ -37,5 +38,15 @@ class EvaluationRows:
         kept = concatenate_ranges(starts, ends)
         offsets = np.append(0, np.cumsum(ends - starts))
         return EvaluationRows(
-            self.users[rows], self.starts[rows], self.ends[rows], offsets, self.targets[kept], self.places[kept]
+            self.users[rows],
+            self.starts[rows],
+            self.ends[rows],
+            offsets,
+            self.targets[kept],
+            self.places[kept],
+            None if self.query_times is None else self.query_times[rows],
         )
+
+    def asked_at_targets(self, times: np.ndarray) -> "EvaluationRows":
+        """Return the rows, asked when the earliest of their targets was taken; `times` (N,) are of the sequences."""
+        return replace(self, query_times=times[self.places[self.target_offsets[:-1]]])

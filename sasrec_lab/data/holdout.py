@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, TimeSplitConfig, Windows
+from sasrec_lab.config.model import QueryTime
+from sasrec_lab.data.cleaning import to_seconds
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
 from sasrec_lab.data.time_split import split_by_time
@@ -39,6 +41,7 @@ class Holdout:
     item_ids: np.ndarray  # (num_items,)
     time_split: dict[str, Any] | None = None  # its times and counts, as metrics.json records them
     num_cold: int = 0  # items at the end of the catalogue that training does not have, if they are put there
+    times: np.ndarray | None = None  # (N,) integers, seconds since 1970; None if the model does not read them
 
     @property
     def num_items(self) -> int:
@@ -91,17 +94,23 @@ def hold_out(
     time_split: TimeSplitConfig | None = None,
     *,
     cold_last: bool = False,
+    query_time: QueryTime | None = None,
 ) -> Holdout:
     """Split every sequence and cut the training windows. `time_split` has the cuts of `mode=time`.
 
     With `cold_last` items that do not occur in training are put at the end of the catalogue, for models that know them
-    by their features.
+    by their features. With `query_time` the holdout has the times of interactions, for a model that reads them, and
+    rows are asked at the time of their target, or of their newest item.
 
     Raises:
         InputError: no user has the three interactions that a holdout needs, or the two that training needs; or a cut in
-            time leaves nothing on one side.
+            time leaves nothing on one side; or the times are not dates.
     """
     starts, record = sequences.offsets[:-1], None
+    times = None
+    if query_time is not None:
+        assert sequences.times is not None  # the config asks for their column
+        times = to_seconds(sequences.times, sequences.file)
     if mode is HoldoutMode.time:
         assert time_split is not None
         split = split_by_time(sequences, time_split)
@@ -111,6 +120,8 @@ def hold_out(
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
     if not len(window_users):
         raise _no_training_error(sequences, mode)
+    if times is not None and query_time is QueryTime.target:
+        val, test = val.asked_at_targets(times), test.asked_at_targets(times)
     holdout = Holdout(
         items=np.asarray(sequences.items),
         weights=sequences.weights,
@@ -123,6 +134,7 @@ def hold_out(
         window_users=window_users,
         item_ids=np.asarray(sequences.item_ids),
         time_split=record,
+        times=times,
     )
     if catalogue is not Catalogue.train:
         return _put_cold_last(holdout) if cold_last else holdout
@@ -229,6 +241,7 @@ def _restrict(holdout: Holdout, known: np.ndarray) -> Holdout:
         holdout,
         items=items[kept],
         weights=None if holdout.weights is None else np.asarray(holdout.weights)[kept],
+        times=None if holdout.times is None else holdout.times[kept],
         val=restrict_rows(holdout.val),
         test=restrict_rows(holdout.test),
         item_ids=holdout.item_ids[known],

@@ -41,6 +41,24 @@ class UniformSampler:
         return per_label(rng.integers(1, self.holdout.num_compared + 1, size=(labels.counts.sum(), self.count)), labels)
 
 
+class OthersSampler:
+    """Draw each position's negatives uniformly from all items but the target.
+
+    HSTU's authors draw from all items, and let draws of the target not count.
+    """
+
+    per = "position"
+
+    def __init__(self, holdout: Holdout, count: int):
+        self.holdout, self.count = holdout, count
+
+    def draw(self, windows: np.ndarray, labels: Labels, rng: np.random.Generator) -> Negatives:
+        """Return the negatives (R, N) of R labels."""
+        targets = labels.targets[: labels.counts.sum()].numpy()[:, None]
+        items = rng.integers(1, self.holdout.num_compared, size=(len(targets), self.count))
+        return per_label(items + (items >= targets), labels)
+
+
 class UnseenSampler:
     """Draw each position's negatives uniformly from the items that its user has not seen in training."""
 
@@ -94,6 +112,7 @@ SAMPLERS: dict[SamplerName, type[NegativeSampler]] = {
     SamplerName.sequence: SequenceSampler,
     SamplerName.unseen: UnseenSampler,
     SamplerName.uniform: UniformSampler,
+    SamplerName.others: OthersSampler,
 }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
-from sasrec_lab.data.batches import MASK, Labels, Objective, PackedBatch, as_tensor, pack
+from sasrec_lab.data.batches import MASK, Labels, Objective, PackedBatch, as_tensor, pack, with_times
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size
@@ -21,12 +21,15 @@ class NextItem:
     """Predict the item after each token: the labels are the inputs shifted by one (Kang and McAuley 2018, III-E)."""
 
     def __init__(self, cfg: ObjectiveConfig, model: ModelConfig):
-        self.maxlen = model.maxlen
+        self.maxlen, self.reads_times = model.maxlen, model.reads_times
 
     def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
-        """Return all items of each window but the last, and the item after each."""
+        """Return all items of each window but the last, and the item after each, which is asked for at its own time."""
         starts, ends = holdout.window_starts[windows], holdout.window_ends[windows]
         inputs, places = pack(starts, ends - 1, holdout.items)
+        if self.reads_times:
+            assert holdout.times is not None
+            inputs = with_times(inputs, holdout.times[places], holdout.times[places + 1])
         dummies = (0, len(inputs.items) - len(places))
         weights = None
         if holdout.weights is not None:
@@ -34,10 +37,23 @@ class NextItem:
         targets = as_tensor(np.pad(holdout.items[places + 1], dummies))
         return inputs, Labels(targets, counts=ends - 1 - starts, weights=weights)
 
-    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
+    def inference(
+        self,
+        items: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        times: np.ndarray | None = None,
+        query_times: np.ndarray | None = None,
+    ) -> PackedBatch:
         """Return the newest items of each history."""
-        inputs, _ = pack(np.maximum(starts, ends - self.maxlen), ends, items)
-        return inputs
+        inputs, places = pack(np.maximum(starts, ends - self.maxlen), ends, items)
+        if not self.reads_times:
+            return inputs
+        assert times is not None
+        own, newest = times[places].astype(np.int64), inputs.last.numpy()
+        asked = np.append(own[1:], own[-1])
+        asked[newest] = own[newest] if query_times is None else query_times
+        return with_times(inputs, own, asked)
 
     def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
         """Return how many tokens `inference` packs for a history of each length."""
@@ -98,7 +114,14 @@ class MaskedItems:
         shown = np.where(points < MASKED + RANDOM, rng.integers(1, num_items + 1, size=len(targets)), targets)
         return np.where(points < MASKED, MASK, shown)
 
-    def inference(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PackedBatch:
+    def inference(
+        self,
+        items: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        times: np.ndarray | None = None,
+        query_times: np.ndarray | None = None,
+    ) -> PackedBatch:
         """Return the newest maxlen - 1 items of each history with a mask behind them, whose state is the newest."""
         starts = np.maximum(starts, ends - (self.maxlen - 1))
         masks = np.cumsum(ends - starts)  # (B,) behind the last item of each history

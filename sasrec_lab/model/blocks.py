@@ -4,6 +4,7 @@ from torch import nn
 
 from sasrec_lab.config.model import BlockName
 from sasrec_lab.model.gru import GRULayer
+from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.ligr import LiGRBlock
 from sasrec_lab.model.transformer import TransformerBlock
 
@@ -11,4 +12,5 @@ BLOCKS: dict[BlockName, type[nn.Module]] = {
     BlockName.transformer: TransformerBlock,
     BlockName.ligr: LiGRBlock,
     BlockName.gru: GRULayer,
+    BlockName.hstu: HSTUBlock,
 }

@@ -12,6 +12,7 @@ from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.model.head import Head
+from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, pick
@@ -49,13 +50,16 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = Head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
-        if isinstance(self.input_items, FeatureVectors) and cfg.init not in (Init.normal, Init.torch):
+        others = (Init.normal, Init.torch, Init.meta)
+        if isinstance(self.input_items, FeatureVectors) and cfg.init not in others:
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
             inputs = self.input_items() if isinstance(self.input_items, FeatureVectors) else self.input_items.weight
             self.mask.data.normal_().mul_(inputs.detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
+        if cfg.init is Init.meta:
+            self.apply(_initialize_as_meta)
 
     @property
     def longest_history(self) -> int:
@@ -141,7 +145,7 @@ class Encoder(nn.Module):
         # not len(items), which torch.export would fix to the example's length
         tokens, device = batch.items.shape[0], batch.items.device
         known = batch.offsets, tokens, device, batch.positions, self.maxlen, factors
-        return BatchLayout(*known, segments=batch.segments)
+        return BatchLayout(*known, batch.times, batch.query_times, batch.segments)
 
 
 def _initialize(module: nn.Module, init: Init) -> None:
@@ -152,7 +156,7 @@ def _initialize(module: nn.Module, init: Init) -> None:
     if init is Init.torch:
         return
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        if init is Init.normal:
+        if init in (Init.normal, Init.meta):
             nn.init.normal_(module.weight, std=0.02)
         elif init is Init.xavier_uniform:
             nn.init.xavier_uniform_(module.weight)
@@ -174,7 +178,30 @@ def _initialize_as_packed(module: nn.Module) -> None:
         attention = (module.query, module.key, module.value, module.output)
         for layer in module.modules():
             if isinstance(layer, nn.Linear) and layer not in attention and layer.bias is not None:
-                nn.init.uniform_(layer.bias, -1 / sqrt(layer.in_features), 1 / sqrt(layer.in_features))
+                _draw_bias(layer)
+    if isinstance(module, HSTUBlock):
+        _draw_bias(module.output)
+
+
+def _initialize_as_meta(module: nn.Module) -> None:
+    """Change initial values to those of HSTU's authors, if an encoder's parts come before the encoder."""
+    if isinstance(module, nn.Embedding):
+        _draw_truncated(module, 0.02)
+    if isinstance(module, HSTUBlock):
+        nn.init.xavier_uniform_(module.output.weight)
+        _draw_bias(module.output)
+    if isinstance(module, Encoder) and module.positions is not None:
+        _draw_truncated(module.positions, 1 / sqrt(module.positions.embedding_dim))
+
+
+def _draw_truncated(table: nn.Embedding, std: float) -> None:
+    """Draw a table from a normal distribution, cut off at two standard deviations."""
+    nn.init.trunc_normal_(table.weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _draw_bias(layer: nn.Linear) -> None:
+    """Draw a bias as nn.Linear does."""
+    nn.init.uniform_(layer.bias, -1 / sqrt(layer.in_features), 1 / sqrt(layer.in_features))
 
 
 def _sinusoids(maxlen: int, dim: int) -> Tensor:
@@ -193,11 +220,18 @@ class SingleHistoryScores(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, history: Tensor) -> Tensor:
-        """Return the scores (V,) after a history of at most `longest_history` item indices, the newest last."""
+    def forward(self, history: Tensor, times: Tensor | None = None, query_time: Tensor | None = None) -> Tensor:
+        """Return the scores (V,) after a history of at most `longest_history` item indices, the newest last.
+
+        A model that reads times also gets that of each item (L,) and when the next one is asked for (1,), in seconds.
+        """
+        query_times = None
+        if times is not None and query_time is not None:
+            query_times = torch.cat([times, query_time])[1:]
         if self.encoder.mask is not None:
             history = F.pad(history, (0, 1), value=MASK)
         places = torch.arange(history.shape[0])
         # all tokens are one sequence, which needs no offsets
-        batch = PackedBatch(items=history, positions=places.flip(0), last=places[-1:], offsets=None)
+        positions, last = places.flip(0), places[-1:]
+        batch = PackedBatch(history, positions, last, offsets=None, times=times, query_times=query_times)
         return (self.encoder.newest(batch) @ self.encoder.item_table.T).squeeze(0)

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.model import Activation, ModelConfig, Norm, PosEmb
+from sasrec_lab.config.model import Activation, ModelConfig, Norm, PosEmb, TimeBias
 from sasrec_lab.ops.attention import attend, attend_newest, attend_newest_to, attend_with_padding
 from sasrec_lab.ops.block import BlockLayers, apply_block
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, pick
 from sasrec_lab.ops.rotary import rotate
+
+TIME_DECAY = (0.1, 0.5)  # initial c and b: half the weight after 48 days
 
 
 class TransformerBlock(nn.Module):
@@ -17,7 +19,8 @@ class TransformerBlock(nn.Module):
 
     norm=sasrec follows the authors' code, which differs from the paper: only queries are normalized, and residuals are
     added to the *normalized* input. pos_emb=relative adds to the scores of each head a learned bias by distance, as T5
-    does for ranges of distances (Raffel et al. 2020, arXiv 1910.10683, 2.1).
+    does for ranges of distances (Raffel et al. 2020, arXiv 1910.10683, 2.1). time_bias=decay adds -c t^b, for t days
+    from an item to when the item after another is asked for: weights are multiplied by exp(-c t^b), FuXi-gamma's map.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -26,6 +29,8 @@ class TransformerBlock(nn.Module):
         self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
         is_relative = cfg.pos_emb is PosEmb.relative
         self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, cfg.num_distances)) if is_relative else None
+        has_decay = cfg.time_bias is TimeBias.decay  # c and b are the softplus of these numbers
+        self.time_decay = nn.Parameter(torch.tensor(TIME_DECAY).expm1().log()) if has_decay else None
         self.attention_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         self.query = nn.Linear(cfg.dim, cfg.dim)
         self.key = nn.Linear(cfg.dim, cfg.dim)
@@ -80,14 +85,29 @@ class TransformerBlock(nn.Module):
         if self.pad_keys:
             pads = self.key.bias, self.value.bias
             return attend_with_padding(q, k, v, layout, self.heads, rate, *pads)
-        return attend(q, k, v, layout, self.heads, rate, causal=self.causal, bias=self.relative_bias)
+        bias, decay = self.relative_bias, self.decay()
+        return attend(q, k, v, layout, self.heads, rate, causal=self.causal, bias=bias, decay=decay)
 
     def _newest(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
         if layout.rotations is not None:  # the newest token is at position 0, which leaves its query as it is
             k = rotate(self.key(x), layout.rotations, self.heads)
-            return attend_newest_to(q, k, self.value(x), layout, self.heads)
-        has_pads, bias = self.pad_keys, self.relative_bias
-        return attend_newest(q, x, self.key, self.value, layout, self.heads, has_pads, causal=self.causal, bias=bias)
+            return attend_newest_to(q, k, self.value(x), layout, self.heads, decay=self.decay())
+        return attend_newest(
+            q,
+            x,
+            self.key,
+            self.value,
+            layout,
+            self.heads,
+            self.pad_keys,
+            causal=self.causal,
+            bias=self.relative_bias,
+            decay=self.decay(),
+        )
+
+    def decay(self) -> Tensor | None:
+        """Return c and b of the time decay (2,), or None without one."""
+        return None if self.time_decay is None else F.softplus(self.time_decay)
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + change if self.residual else change
@@ -101,7 +121,7 @@ class TransformerBlock(nn.Module):
             heads=self.heads,
             pad_keys=self.pad_keys,
             causal=self.causal,
-            has_bias=self.relative_bias is not None,
+            has_bias=self.relative_bias is not None or self.time_decay is not None,
             is_relu=self.feed_forward.activation is F.relu,
             attention_norm=self.attention_norm,
             query=self.query,

@@ -32,7 +32,7 @@ class BlockLayers:
     inner: nn.Linear
     outer: nn.Linear
     causal: bool = True  # False: a token also attends to later ones
-    has_bias: bool = False  # whether scores have a bias by distance
+    has_bias: bool = False  # whether scores have a bias by distance or time
 
 
 class KernelBlock(Protocol):

@@ -140,6 +140,7 @@ _RULES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "protocol.sha256": _or_null(_TEXT),
         "protocol.held_out_users": _COUNT,
         "protocol.tested": _TEXT,
+        "protocol.query_time": _TEXT,
         "protocol.candidates": _OBJECT,
         "protocol.candidates.full": _COUNT,
         "protocol.sampled_candidates": _or_null(_OBJECT),

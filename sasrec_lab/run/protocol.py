@@ -20,6 +20,7 @@ LEAK = "leak"  # follows from the other keys; earlier versions did not record it
 LAST_EPOCH = "last epoch"  # selected_by, if no validation chose the checkpoint
 
 _FILTERS = ("min_rating", "since", "until", "repeats", "min_user", "min_item", "until_stable")
+_ASKED_AT_TARGET = "the target's own time"  # what a model that reads times knows of the target
 _SEEN_EXCLUDED = "left out, a target among them is a miss"
 _HOLDOUTS = {
     HoldoutMode.last: "last item: test = last, validation = the one before, of users with 3 interactions or more",
@@ -57,6 +58,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
         "holdout": _HOLDOUTS[cfg.dataset.holdout],
         **by_time,
+        **({"query_time": _ASKED_AT_TARGET} if holdout.test.query_times is not None else {}),
         "held_out_users": holdout.test.num_users,
         "training_windows": dataset["windows"],
         "catalogue": dataset["catalogue"],
@@ -81,7 +83,8 @@ def _validation(cfg: TrainConfig) -> str:
 
 def describe_test(protocol: dict[str, Any]) -> str:
     """Return a phrase for what the test looks for, and of how many users."""
-    return f"{protocol.get('tested', 'last item')} of {counted(protocol['held_out_users'], 'user')}"
+    asked = f", asked at {protocol['query_time']}" if "query_time" in protocol else ""
+    return f"{protocol.get('tested', 'last item')} of {counted(protocol['held_out_users'], 'user')}{asked}"
 
 
 def describe_candidates(protocol: dict[str, Any], metric: str) -> str:

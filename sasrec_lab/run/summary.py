@@ -21,7 +21,12 @@ from sasrec_lab.run.model_name import model_name
 from sasrec_lab.run.protocol import describe_candidates, describe_test
 
 # The parts of a model in the opening lines
-_PARTS = {BlockName.transformer: "block", BlockName.ligr: "LiGR block", BlockName.gru: "GRU layer"}
+_PARTS = {
+    BlockName.transformer: "block",
+    BlockName.ligr: "LiGR block",
+    BlockName.gru: "GRU layer",
+    BlockName.hstu: "HSTU layer",
+}
 
 
 def data_line(sequences: Sequences, holdout: Holdout) -> str:

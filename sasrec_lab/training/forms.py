@@ -27,12 +27,13 @@ def describe_forms(trainer: pl.Trainer, model: SequentialRecommender, data: Sequ
 
 
 def attention_form(trainer: pl.Trainer, model: ModelConfig) -> str | None:
-    """Return how a GPU will compute attention; None without a GPU or attention."""
+    """Return how a GPU will compute attention; None without a GPU or a softmax in attention."""
     device = trainer.strategy.root_device
-    if device.type != "cuda" or model.block is BlockName.gru:
+    if device.type != "cuda" or model.block in (BlockName.gru, BlockName.hstu):
         return None
+    has_bias = model.pos_emb is PosEmb.relative or model.reads_times
     with trainer.precision_plugin.forward_context():
-        return packed_attention.describe(device, model.dim // model.heads, model.pos_emb is PosEmb.relative)
+        return packed_attention.describe(device, model.dim // model.heads, has_bias)
 
 
 def softmax_form(trainer: pl.Trainer, model: ModelConfig, loss: LossConfig) -> str | None:

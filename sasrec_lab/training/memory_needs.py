@@ -12,6 +12,7 @@ from sasrec_lab.config.schema import LossName, OptimizerName, SamplerName, Train
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.ops.memory import Need, check_memory
+from sasrec_lab.ops.time_buckets import NUM_BUCKETS
 
 _FLOAT, _INT = 4, 8  # bytes
 
@@ -55,12 +56,23 @@ def block_parameters(model: ModelConfig) -> int:
     linear = (dim + 1) * dim
     if model.block is BlockName.gru:
         return 3 * 2 * linear  # two gates and the new state, each of input and state
+    if model.block is BlockName.hstu:
+        inner = model.heads * (model.v_dim or dim // model.heads)
+        norms = 2 * (dim + inner) if model.norm_affine else 0
+        biases = model.maxlen * model.position_bias + NUM_BUCKETS * model.reads_times
+        return norms + dim * _hstu_width(model) + (inner + 1) * dim + biases
     projections = 4 if model.output_projection else 3
     gates = 2 if model.block is BlockName.ligr else 0
     is_gated = model.activation is Activation.swiglu
     feed_forward = 3 * dim * width if is_gated else (dim + 1) * width + (width + 1) * dim
     biases = model.heads * model.num_distances if model.pos_emb is PosEmb.relative else 0
+    biases += 2 * model.reads_times
     return biases + 4 * dim + (projections + gates) * linear + feed_forward
+
+
+def _hstu_width(model: ModelConfig) -> int:
+    """Return the width of gates, values, queries and keys of an HSTU block together."""
+    return 2 * model.heads * sum(width or model.dim // model.heads for width in (model.v_dim, model.qk_dim))
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:
@@ -69,10 +81,12 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     windows = len(holdout.window_users)
     in_batch = min(cfg.batch_size, max(1, windows // processes))
     tokens = int((holdout.window_ends - holdout.window_starts - 1).sum()) * in_batch // windows
-    kept = 1 + 4 * model.blocks  # the embedding, and each block's queries, keys, values and normed input
+    # the embedding, and each block's queries, keys, values and normed input, or gates
+    width = _hstu_width(model) if model.block is BlockName.hstu else 4 * model.dim
+    kept = model.dim + model.blocks * width
     number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
     keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))
-    needs = [Need("the states of a batch", keys, tokens * kept * model.dim * number)]
+    needs = [Need("the states of a batch", keys, tokens * kept * number)]
     each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
     outside = max(0, holdout.num_items - model.maxlen - 1)  # at least as many items are outside a window
     drawn = {

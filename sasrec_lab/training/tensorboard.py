@@ -22,6 +22,7 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.buckets import bias_scores
 from sasrec_lab.ops.rotary import rotate
+from sasrec_lab.ops.time_decay import decay_scores
 
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
@@ -143,13 +144,16 @@ def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
             hook.remove()
     rotations = encoder.layout(batch).rotations
     factors = None if rotations is None else rotations[:tokens]
+    gaps = None  # (T, T) from each item to when the one after another is asked for
+    if batch.times is not None and batch.query_times is not None:
+        gaps = batch.query_times[:tokens, None] - batch.times[:tokens]
     return [
-        _weights(q.detach().float(), k.detach().float(), block, factors)
+        _weights(q.detach().float(), k.detach().float(), block, factors, gaps)
         for q, k, block in zip(seen[::2], seen[1::2], blocks, strict=True)
     ]
 
 
-def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | None) -> Tensor:
+def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | None, gaps: Tensor | None) -> Tensor:
     if rotations is not None:
         q, k = rotate(q, rotations, block.heads), rotate(k, rotations, block.heads)
     q, k = (x.unflatten(1, (block.heads, -1)).transpose(0, 1) for x in (q, k))  # (T, D) -> (H, T, D / H)
@@ -157,6 +161,8 @@ def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | 
     if block.relative_bias is not None:
         every = slice(q.shape[1])
         scores = scores + bias_scores(block.relative_bias.detach(), block.causal, every, every)
+    if gaps is not None and (decay := block.decay()) is not None:
+        scores = scores + decay_scores(gaps, decay.detach().float())
     if block.causal:
         future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(future, float("-inf"))

@@ -19,6 +19,7 @@ from sasrec_lab.data import negatives
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import (
+    OthersSampler,
     SequenceSampler,
     SharedSampler,
     UniformSampler,
@@ -142,6 +143,18 @@ def test_uniform_negatives_cover_all_items():
     assert sorted(found) == list(range(1, 21))
     expected = sum(found.values()) / 20
     assert sum((count - expected) ** 2 / expected for count in found.values()) < 50  # 19 degrees of freedom: p < 1e-4
+
+
+def test_other_negatives_cover_all_items_but_the_target():
+    holdout = holdout_of([list(range(1, 9)), [8, 3, 1, 2]], maxlen=5)
+    data = TrainingData(holdout, next_item(5), OthersSampler(holdout, 2000))
+    batch = data[np.arange(2), [0] * 4]
+    real = int((batch.labels.targets > 0).sum())
+    for target, drawn in zip(batch.labels.targets[:real].tolist(), batch.negatives.items[:real].tolist(), strict=True):
+        counts = Counter(drawn)
+        assert sorted(counts) == [item for item in range(1, 9) if item != target]
+        expected = 2000 / 7
+        assert sum((count - expected) ** 2 / expected for count in counts.values()) < 30  # 6 degrees of freedom
 
 
 # Negatives that a window's positions share

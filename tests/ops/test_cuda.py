@@ -12,12 +12,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from small_data import holdout_of, random_users
+from small_data import holdout_of, hourly, random_users
 from timed_layouts import layout_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.config.model import QueryTime
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, Labels, Negatives, PackedBatch, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
@@ -51,6 +52,11 @@ CONFIGS = [
     ["loss=sampled_softmax", "loss.negatives=8", "optimizer.name=rowwise_adam"],
     ["loss=sampled_softmax", "loss.negatives=8", "loss.sampler=uniform"],
     ["evaluation.sampled=5"],
+    ["model.time_bias=decay"],
+    ["model=ligr", "model.heads=2", "model.time_bias=decay", "model.pos_emb=relative"],
+    ["model=hstu", "model.heads=2"],
+    ["model=hstu_meta"],
+    ["model=hstu", "model.time_bias=none", "model.position_bias=false"],
 ]
 configs = pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
 # These need a GPU: torch's GRU and the losses of sequences read sizes from memory
@@ -77,7 +83,8 @@ FakedBatch = TrainingBatch | EvaluationBatch | PackedBatch | Labels | Negatives 
 TINY = ["dataset=synthetic", "dataset.synthetic.users=300", "dataset.synthetic.items=60", "model=tiny"]
 
 
-HOLDOUT = holdout_of(random_users(seed=1))
+USERS = random_users(seed=1)
+HOLDOUT = holdout_of(USERS, times=hourly(USERS), query_time=QueryTime.target)
 
 
 def job(overrides: list[str]) -> TrainConfig:

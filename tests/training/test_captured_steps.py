@@ -82,8 +82,8 @@ def attention_in_one_launch(monkeypatch) -> None:
         weights = torch.nn.functional.dropout(weights, dropout_p)
         return torch.einsum("hij,jhe->ihe", weights, value[0])[None], None
 
-    def attend(q, k, v, layout, heads, rate, *, causal, bias) -> Tensor:
-        assert bias is None
+    def attend(q, k, v, layout, heads, rate, *, causal, bias, decay) -> Tensor:
+        assert (bias, decay) == (None, None)
         return packed_attention.packed_attention("efficient", q, k, v, layout, heads, rate, causal=causal)
 
     monkeypatch.setattr(packed_attention, "_overload", lambda name: efficient)
@@ -417,7 +417,9 @@ def test_a_captured_step_does_not_wait_for_the_host(words, gpu_without_numbers):
     ("words", "key"),
     [
         (["model=gru4rec"], "model.block=gru"),
+        (["model=hstu"], "model.block=hstu"),
         (["model.pos_emb=relative"], "model.pos_emb=relative"),
+        (["model.time_bias=decay"], "model.time_bias=decay"),
         (["model=sasrec_rectools", "model.pad_keys=true"], "model.pad_keys=true"),
         (["loss=sampled_softmax", "loss.negatives=4", "loss.sampler=sequence"], "loss.sampler=sequence"),
         (["loss.exclude=history"], "loss.exclude=history"),

@@ -31,6 +31,20 @@ def test_checkpoint_of_the_same_model_is_accepted(tmp_path):
     assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
 
 
+def test_checkpoint_of_an_older_version_is_accepted(tmp_path):
+    """It lacks the keys that were added since, which act as their defaults."""
+    path = tmp_path / "a.ckpt"
+    save(path)
+    saved = torch.load(path)
+    for key in ("time_bias", "query_time", "position_bias", "norm_affine", "divisor", "qk_dim", "v_dim", "similarity"):
+        del saved["hyper_parameters"]["config"]["model"][key]
+    torch.save(saved, path)
+    assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}"]), tmp_path) == path
+    assert rejection(path, "model.time_bias=decay") == (
+        f"ckpt={path} has model.time_bias=none, not decay; set model.time_bias to that value"
+    )
+
+
 def test_checkpoint_of_another_model_is_rejected(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)

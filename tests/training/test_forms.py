@@ -16,6 +16,8 @@ from sasrec_lab.training.trainer import build_trainer
         (["trainer.precision=bf16-mixed"], (torch.bfloat16, 64, False)),
         (["model.pos_emb=relative"], (torch.float32, 64, True)),
         (["model=gru4rec"], None),
+        (["model=hstu"], None),
+        (["model.time_bias=decay"], (torch.float32, 64, True)),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

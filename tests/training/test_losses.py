@@ -994,7 +994,13 @@ def test_every_name_has_a_loss():
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "model=tiny", "model.maxlen=6"])
 SAMPLERS_OF = {
     LossName.softmax: [SamplerName.none],
-    LossName.sampled_softmax: [SamplerName.shared, SamplerName.sequence, SamplerName.uniform, SamplerName.unseen],
+    LossName.sampled_softmax: [
+        SamplerName.shared,
+        SamplerName.sequence,
+        SamplerName.uniform,
+        SamplerName.others,
+        SamplerName.unseen,
+    ],
     LossName.bce: [SamplerName.unseen, SamplerName.uniform],
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_data import holdout_of, random_users
+from small_data import holdout_of, hourly, random_users
 from torch.autograd.graph import saved_tensors_hooks
 
 from sasrec_lab.config.command_line import load
+from sasrec_lab.config.model import QueryTime
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import SharedSampler, draw_candidates
 from sasrec_lab.data.synthetic import _needs, make_interactions
@@ -18,7 +19,8 @@ from sasrec_lab.training.lightning_module import SequentialRecommender
 from sasrec_lab.training.memory_needs import batch_needs, model_needs, sampling_needs
 from sasrec_lab.training.optimizer import build_optimizer
 
-HOLDOUT = holdout_of(random_users(0), maxlen=8)
+USERS = random_users(0)
+HOLDOUT = holdout_of(USERS, maxlen=8, times=hourly(USERS), query_time=QueryTime.target)
 TINY = ["dataset=synthetic", "dataset.synthetic.users=30", "dataset.synthetic.items=20", "trainer=fast"]
 
 
@@ -39,6 +41,9 @@ def sizes(needs) -> list[int]:
         ["model.share_items=false", "model.pos_emb=none"],
         ["model.pos_emb=sinusoidal", "model.blocks=3"],
         ["model=gru4rec", "model.blocks=2", "model.pos_emb=learned"],
+        ["model=hstu", "model.heads=2"],
+        ["model=hstu_meta", "model.qk_dim=3", "model.v_dim=5", "model.time_bias=none"],
+        ["model=ligr", "model.time_bias=decay"],
         ["model=ligr"],
         ["model=ligr", "model.ff_dim=24", "model.activation=relu", "model.output_projection=false"],
         ["model=ligr", "model.pos_emb=relative", "model.heads=2"],
@@ -85,6 +90,7 @@ def batch_of(cfg):
         *(f"model.norm={norm} model.ff_dim=1" for norm in ("sasrec", "pre", "post")),
         "model=ligr model.ff_dim=1",
         "model=gru4rec model.blocks=2",
+        "model=hstu",
         "model=bert4rec model.ff_dim=1",
     ],
 )
