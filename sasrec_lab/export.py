@@ -4,8 +4,9 @@ python -m sasrec_lab.export outputs/ml_100k/<run> encoder.pt2    writes encoder.
 
 The program takes one history: the indices of its items (1 to the number of items, the most recent last), int64 of shape
 (L,) with L from 1 to maxlen. It returns the scores of all items, float32 of shape (items,); place i is item i + 1.
-encoder.json has maxlen, which is one less than the model's if a mask is put behind the history (BERT4Rec), and the raw
-ids of the items, ordered by index.
+For a model that reads times it takes two more arguments, int64 seconds since 1970: the time of each item (L,), and when
+the next one is asked for (1,). encoder.json has maxlen, which is one less than the model's if a mask is put behind the
+history (BERT4Rec), the raw ids of the items, ordered by index, and `"reads_times": true` if it does.
 """
 
 import json
@@ -87,6 +88,8 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
         with atomic_write(output) as program, atomic_write(ids) as draft:
             program.write_bytes(saved.getbuffer())
             known = {"maxlen": ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
+            if ranker.query_time is not None:
+                known["reads_times"] = True
             draft.write_text(json.dumps(known))
     except OSError as error:
         raise InputError(
@@ -98,7 +101,7 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
 def _check_replaceable(ids: Path) -> None:
     """Raise InputError if the file of ids, which the user has not named, exists and was not written by an export."""
     try:
-        if json.loads(ids.read_text()).keys() == {"maxlen", "items"}:
+        if {"maxlen", "items"} <= json.loads(ids.read_text()).keys() <= {"maxlen", "items", "reads_times"}:
             return
     except FileNotFoundError:
         return
@@ -116,9 +119,13 @@ def program_of(ranker: "EncoderRanker") -> "torch.export.ExportedProgram":
     maxlen = ranker.encoder.longest_history
     example = torch.ones(maxlen, dtype=torch.int64)
     lengths = {0: torch.export.Dim("L", min=1, max=maxlen)} if maxlen > 1 else {}
+    examples: list[torch.Tensor] = [example]
+    shapes: list[dict[int, torch.export.Dim]] = [lengths]
+    if ranker.query_time is not None:  # the times of the items, and that of the question
+        examples, shapes = [example, example.clone(), example[:1].clone()], [lengths, lengths, {}]
     with torch.no_grad():
         model = SingleHistoryScores(ranker.encoder).eval()
-        return torch.export.export(model, (example,), dynamic_shapes=(lengths,))
+        return torch.export.export(model, tuple(examples), dynamic_shapes=tuple(shapes))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ except ImportError:
 else:
     sys.exit("sasrec_lab can be imported here, so this shows nothing")
 program = torch.export.load("encoder.pt2").module()
-scores = [program(torch.tensor(history)).tolist() for history in json.load(open("histories.json"))]
+scores = [program(*map(torch.tensor, given)).tolist() for given in json.load(open("histories.json"))]
 json.dump(scores, open("scores.json", "w"))
 """
 
@@ -60,6 +60,8 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=rope"),
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=relative"),
         ("model=gru4rec", "model.dim=8", "model.maxlen=12", "model.blocks=2"),
+        ("model=hstu", "model.dim=8", "model.maxlen=12", "model.heads=2"),
+        ("model=ligr", "model.dim=8", "model.maxlen=12", "model.time_bias=decay", "model.pos_emb=relative"),
         ("model=bert4rec", "model.dim=8", "model.maxlen=12"),
         ("model=bert4rec", "model.dim=8", "model.maxlen=2", "model.block=ligr", "model.pos_emb=rope"),
     ],
@@ -75,7 +77,9 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
 
     recommender = Recommender.from_run(tmp_path / "run")
     saved = json.loads((empty / "encoder.json").read_text())
-    assert saved == {"maxlen": recommender.ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
+    expected = {"maxlen": recommender.ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
+    reads_times = recommender.ranker.query_time is not None
+    assert saved == expected | ({"reads_times": True} if reads_times else {})
     sequences = load_sequences(recommender.dataset, str(tmp_path / "cache"))
     numbers = {item: number for number, item in enumerate(saved["items"], 1)}
     users = np.argsort(np.diff(sequences.offsets))[[*range(5), *range(-5, 0)]]  # the shortest and the longest
@@ -84,7 +88,10 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
         items = sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]]
         histories.append([numbers[item] for item in sequences.item_ids[items - 1].tolist()][-saved["maxlen"] :])
     histories[0] = histories[0][-1:]  # a single item
-    (empty / "histories.json").write_text(json.dumps(histories))
+    times = [[1_600_000_000 + 7**place % 10**7 + 10**7 * place for place in range(len(items))] for items in histories]
+    asked = [[own[-1] + 10**user] for user, own in enumerate(times)]
+    given = zip(histories, times, asked, strict=True) if reads_times else [[items] for items in histories]
+    (empty / "histories.json").write_text(json.dumps(list(given)))
     done = without_the_package(LOADER, empty)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
@@ -93,10 +100,11 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
     rows = [
         (user, saved["items"][item - 1], time)
         for user, items in enumerate(histories)
-        for time, item in enumerate(items)
+        for time, item in zip(times[user], items, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
-    lists = recommender.recommend(list(range(len(users))), 10, table, filter_viewed=False)
+    when = pd.DataFrame({"user_id": range(len(users)), "datetime": np.ravel(asked)}) if reads_times else None
+    lists = recommender.recommend(list(range(len(users))), 10, table, filter_viewed=False, query_time=when)
     for user, own in lists.groupby("user_id"):
         best = np.argsort(-scores[user], kind="stable")[:10]
         assert [saved["items"][place] for place in best] == own["item_id"].tolist()

@@ -74,15 +74,19 @@ def recommend(cfg: RecommendConfig) -> None:
         if output:
             lists.write(output, wanted)
             count = len(wanted.targets)
-            print(f"wrote {count:,} list{'' if count == 1 else 's'} to {output}")
+            asked = f", {wanted.asked}" if wanted.asked else ""
+            print(f"wrote {count:,} list{'' if count == 1 else 's'} to {output}{asked}")
         else:
             with tolerate_closed_pipe():
+                if wanted.asked:
+                    print(wanted.asked)
                 lists.show(wanted, recommender.items, recommender.titles)
 
 
 def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     """Read the ids and histories that the config names, and return the lists for them."""
     from sasrec_lab.recommend.inputs import expand_home, read_ids, read_interactions
+    from sasrec_lab.recommend.query_times import read_query_times
 
     dataset = recommender.dataset
     user_columns, item_columns = (dataset.user, "user_id"), (dataset.item, "item_id")
@@ -95,7 +99,8 @@ def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     if cfg.interactions:
         interactions = read_interactions(expand_home(cfg.interactions), dataset)
     users = read_ids(cfg.users, "users", user_columns)
-    return recommender.lists_of_users(users, cfg.k, interactions, cfg.filter_viewed, allowed, on_unsupported)
+    asked = read_query_times(cfg.query_time, dataset)
+    return recommender.lists_of_users(users, cfg.k, interactions, cfg.filter_viewed, allowed, on_unsupported, asked)
 
 
 @contextmanager

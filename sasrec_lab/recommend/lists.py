@@ -33,6 +33,7 @@ class Lists:
     targets: np.ndarray  # (n,) indices of the users or items that get a list
     k: int  # maximum length of a list
     make_table: Callable[[np.ndarray], pd.DataFrame]  # of some targets
+    asked: str = ""  # when users ask, in words, if the model reads times
 
     @property
     def targets_per_table(self) -> int:

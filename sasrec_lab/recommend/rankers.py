@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.model import ModelConfig, QueryTime
 from sasrec_lab.config.schema import ObjectiveConfig
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.objectives import OBJECTIVES
@@ -36,6 +36,10 @@ class Ranker(Protocol):
     a row and an item that is not in its list, ordered by row.
     """
 
+    @property
+    def query_time(self) -> QueryTime | None:
+        """Return when the model is asked in evaluation, or None if it reads no times."""
+
     def for_users(
         self, histories: Histories, users: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None
     ) -> TopK:
@@ -51,6 +55,7 @@ class EncoderRanker:
     def __init__(self, encoder: Encoder, objective: ObjectiveConfig, model: ModelConfig):
         self.encoder = encoder.eval()
         self.objective = OBJECTIVES[objective.name](objective, model)
+        self.query_time = model.query_time if model.reads_times else None
 
     @property
     def device(self) -> torch.device:
@@ -84,13 +89,16 @@ class EncoderRanker:
         batches = batch_boundaries(tokens[order], USERS_PER_BATCH, MAX_STATE_ELEMENTS // table.shape[1])
         for rows in np.split(order, batches) if len(users) else []:
             starts, ends = histories.offsets[users[rows]], histories.offsets[users[rows] + 1]
-            batch = self.objective.inference(histories.items, starts, ends)
+            asked = None if histories.asked is None else histories.asked[users[rows]]
+            batch = self.objective.inference(histories.items, starts, ends, histories.times, asked)
             states[torch.from_numpy(rows).to(states.device)] = self.encoder.newest(batch.to(states.device))
         return states
 
 
 class WeightsRanker:
     """Lists by the sum of an item's weights from the distinct items of a history, or by those from one item."""
+
+    query_time = None
 
     def __init__(self, weights: "ItemWeights"):
         self.weights = weights

@@ -36,6 +36,7 @@ from sasrec_lab.recommend.inputs import (
     warn_empty_lists,
 )
 from sasrec_lab.recommend.lists import Lists
+from sasrec_lab.recommend.query_times import find_query_times
 from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, WeightsRanker
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run.model_name import model_name
@@ -95,7 +96,7 @@ class Recommender:
                 f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"
                 f" {self.sha256}; restore that file, or pass the histories as interactions"
             )
-        return Histories.from_sequences(sequences, self.items)
+        return Histories.from_sequences(sequences, self.items, self.ranker.query_time is not None)
 
     def recommend(
         self,
@@ -105,6 +106,7 @@ class Recommender:
         filter_viewed: bool = True,
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
+        query_time: Any = None,
     ) -> pd.DataFrame:
         """Return the k items with the highest scores for each user: user_id, item_id, score, rank (from 1).
 
@@ -123,11 +125,14 @@ class Recommender:
             items_to_recommend: recommend only these items (raw ids).
             on_unsupported_targets: for unknown users and users without known items: "raise", or skip them with
                 ("warn") or without ("ignore") a warning.
+            query_time: when users ask, for a model that reads times: a date as text, seconds since 1970, "last" for the
+                time of each user's newest item, or a table with a row for each user, in columns user_id and datetime.
+                None: "last" for a model with model.query_time=last, or else the newest time of the histories.
 
         Raises:
             InputError: an argument is invalid, or the data set is missing or has changed.
         """
-        options = interactions, filter_viewed, items_to_recommend, on_unsupported_targets
+        options = interactions, filter_viewed, items_to_recommend, on_unsupported_targets, query_time
         return self.lists_of_users(users, k, *options).table()
 
     def recommend_to_items(
@@ -164,6 +169,7 @@ class Recommender:
         filter_viewed: bool = True,
         items_to_recommend: Any = None,
         on_unsupported_targets: str = "raise",
+        query_time: Any = None,
     ) -> Lists:
         """Return the lists of `recommend` table by table, for more users than fit in memory."""
         k = check_k(k, len(self.items))
@@ -172,7 +178,8 @@ class Recommender:
         if interactions is None:
             histories = self.histories
         else:
-            histories = Histories.from_table(interactions, self.dataset, self.items)
+            reads_times = self.ranker.query_time is not None
+            histories = Histories.from_table(interactions, self.dataset, self.items, reads_times)
         has_items = histories.lengths > 0
         indices, raw_ids = find_targets(histories.users, users, "users")
         indices = drop_unsupported(indices, raw_ids, has_items, on_unsupported_targets, "users")
@@ -181,13 +188,23 @@ class Recommender:
             hint = "filter_viewed=false keeps seen items"
             warn_empty_lists(histories.users.ids[indices[seen_all]], len(indices), "users", hint)
             indices = indices[~seen_all]
+        histories, asked = self._with_query_times(histories, indices, query_time)
 
         def make_table(part: np.ndarray) -> pd.DataFrame:
             seen = histories.user_item_pairs(part) if filter_viewed else None
             best = self.ranker.for_users(histories, part, k, candidates, seen)
             return self._to_table("user_id", histories.users.ids[part], best)
 
-        return Lists(indices, k, make_table)
+        return Lists(indices, k, make_table, asked)
+
+    def _with_query_times(self, histories: Histories, users: np.ndarray, given: Any) -> tuple[Histories, str]:
+        """Return the histories with the times at which users ask, and these in words, if the model reads times."""
+        if self.ranker.query_time is not None:
+            asked, text = find_query_times(given, histories, users, self.ranker.query_time, self.dataset)
+            return replace(histories, asked=asked), text
+        if given is not None:
+            raise InputError("query_time has no effect, because the model reads no times; remove it")
+        return histories, ""
 
     def lists_of_items(
         self,
