@@ -28,7 +28,7 @@ from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 
-MODELS = (rectools.SASREC, rectools.LIGR, rectools.BERT4REC, replay.BERT4REC, closed_form.CLOSED_FORM)
+MODELS = (rectools.SASREC, rectools.LIGR, rectools.BERT4REC, rectools.HSTU, replay.BERT4REC, closed_form.CLOSED_FORM)
 COMPARISONS = {x.name: x for x in (*MODELS, metrics.METRICS_OF_LISTS)}
 VERSIONS = {name: version for peer in PEERS.values() for name, version in peer.version.items()}
 

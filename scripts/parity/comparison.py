@@ -43,7 +43,7 @@ class Comparison:
     @cached_property
     def defaults(self) -> TrainConfig:
         """Return the config of our model, for interactions that are given as a table."""
-        return load([*self.overrides, "dataset=csv", "dataset.path=-"])
+        return load([*self.overrides, "dataset=csv", "dataset.path=-", "dataset.time=datetime"])
 
     def rows(self, theirs: dict[str, Arrays], sequences: Sequences, model: ModelConfig) -> list[Row]:
         """Return one row per kind of output, with the largest difference of all variants and the variant's name."""

@@ -1,5 +1,6 @@
 """Compare states, scores, losses, gradients and lists with RecTools' transformers at equal weights."""
 
+from bisect import bisect_left
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from parity.comparison import AT_MOST, FOLDER, GRADIENTS, Arrays, Comparison, largest
 from parity.weights import from_rectools, relative_difference, scales_of
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
-from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.model import ModelConfig, TimeBias
 from sasrec_lab.config.schema import LossName, ObjectiveName, SamplerName, TrainConfig
 from sasrec_lab.data.batches import Labels, Negatives, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import hold_out
@@ -22,6 +23,7 @@ from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.ops.time_buckets import time_buckets
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.rankers import EncoderRanker
 from sasrec_lab.recommend.recommender import Recommender
@@ -63,6 +65,24 @@ def bert4rec_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
     return {heads_name(n): replace(cfg, heads=n) for n in (1, 4)}
 
 
+def hstu_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
+    """Return variants with one head and two, with each bias and without, and one with 8 layers.
+
+    At the default temperature some losses are 0 in single precision, and RecTools divides by the number of the others.
+    """
+    cfg = replace(cfg, temperature=0.2)
+    variants = {
+        f"{heads_name(n)}, {name}": replace(cfg, heads=n, time_bias=TimeBias[time], position_bias=position)
+        for n, time, position, name in (
+            (1, "buckets", True, "both biases"),
+            (2, "buckets", False, "time bias"),
+            (2, "none", True, "position bias"),
+            (1, "none", False, "no bias"),
+        )
+    }
+    return variants | {"2 heads, both biases, 8 layers": replace(cfg, heads=2, blocks=8)}
+
+
 def heads_name(heads: int) -> str:
     """Return `1 head` or `4 heads`."""
     return f"{heads} head{'s' if heads > 1 else ''}"
@@ -74,18 +94,41 @@ def outputs(
     """Return what one of RecTools' models computes, by variant."""
     file, out = FOLDER / "interactions.npz", FOLDER / "rectools.npz"
     users = np.repeat(sequences.user_ids, sequences.lengths)
-    np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1], weight=sequences.weights)
+    given = timed(sequences) if cfg.model.reads_times else {}
+    np.savez(file, user=users, item=sequences.item_ids[sequences.items - 1], weight=sequences.weights, **given)
     allowed = sequences.item_ids[::3].tolist()
     parts = {name: part_of(variant) for name, variant in variants.items()}
     task = {"model": model, "parts": parts, "interactions": str(file), "out": str(out), "lists": lists, "k": k}
     task |= {"allowed": allowed, "mask_share": MASK_SHARE, "negatives": NEGATIVES}
     PEER.run(sizes(cfg) | task)
-    return {name: {"allowed": np.array(allowed)} | arrays for name, arrays in read_parts(out).items()}
+    shared = {"allowed": np.array(allowed)} | given
+    return {name: shared | arrays for name, arrays in read_parts(out).items()}
+
+
+def timed(sequences: Sequences) -> Arrays:
+    """Return a time for each interaction and each user's question, whose gaps are at the edges of HSTU's buckets.
+
+    `differences` are also compared apart: both sides of each edge, up to 68 years.
+    """
+    seconds = range(2**31)
+    buckets = range(1, int(time_buckets(torch.tensor(seconds[-1]))) + 1)
+    edges = [bisect_left(seconds, bucket, key=lambda x: int(time_buckets(torch.tensor(x)))) for bucket in buckets]
+    differences = np.unique(np.add.outer(edges, [-1, 0, 1]))
+    gaps = differences[differences <= 400 * 86_400]
+    chosen = np.random.default_rng(0).choice(gaps, len(sequences.items) + len(sequences.user_ids))
+    chosen[::5] = 0
+    of_users, asking = chosen[: len(sequences.items)], chosen[len(sequences.items) :]
+    passed = np.cumsum(of_users)
+    first = sequences.offsets[:-1]
+    times = 900_000_000 + passed - np.repeat(passed[first], sequences.lengths)
+    return {"time": times, "asked": times[sequences.offsets[1:] - 1] + asking, "differences": differences}
 
 
 def part_of(cfg: ModelConfig) -> dict[str, Any]:
     """Return what RecTools gets of a variant."""
-    return {"heads": cfg.heads, "key_mask": not cfg.pad_keys, "ff_dim": cfg.feed_forward_width}
+    part = {"heads": cfg.heads, "key_mask": not cfg.pad_keys, "ff_dim": cfg.feed_forward_width, "blocks": cfg.blocks}
+    biases = {"time_bias": cfg.reads_times, "position_bias": cfg.position_bias}
+    return part | biases | {"temperature": cfg.temperature}
 
 
 def sizes(cfg: TrainConfig) -> dict[str, Any]:
@@ -112,9 +155,14 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: TrainConfig) -> dict[
     encoder.load_state_dict(from_rectools(theirs, "weights", order))
     items_of = np.zeros(len(order) + 1, np.int64)  # our item of each of theirs; 0 stays
     items_of[order + 1] = np.arange(1, len(order) + 1)
+    sequences = replace(sequences, times=theirs.get("time"))
     newest = newest_states(encoder, theirs, sequences, item_ids, cfg)
-    found = {
-        "states of the newest items": largest(newest, theirs["states"]),
+    found = {}
+    if "buckets" in theirs:
+        buckets = time_buckets(torch.from_numpy(theirs["differences"]))
+        found["buckets of differences in time"] = largest(buckets, theirs["buckets"])
+    found |= {
+        "states of the newest items": largest(newest, encoder.head(torch.from_numpy(theirs["states"])).numpy()),
         "scores": largest(newest @ encoder.item_table.detach().T, theirs["scores"][:, order]),
     }
     batches = training_batches(theirs, items_of, sequences, cfg)[: len(theirs["losses"])]
@@ -127,11 +175,12 @@ def newest_states(
     encoder: Encoder, theirs: Arrays, sequences: Sequences, item_ids: np.ndarray, cfg: TrainConfig
 ) -> Tensor:
     """Return the state of each user that predicts the next item (U, D), for the users in RecTools' order."""
-    histories = Histories.from_sequences(sequences, Ids(item_ids))
+    histories = Histories.from_sequences(sequences, Ids(item_ids), cfg.model.reads_times)
     users = histories.users.indices(theirs["user_ids"], "users")
     starts, ends = histories.offsets[users], histories.offsets[users + 1]
     objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
-    return encoder.eval().newest(objective.inference(histories.items, starts, ends))
+    asked = theirs["asked"][users] if cfg.model.reads_times else None
+    return encoder.eval().newest(objective.inference(histories.items, starts, ends, histories.times, asked))
 
 
 def training_batches(
@@ -139,7 +188,9 @@ def training_batches(
 ) -> list[tuple[PackedBatch, Labels]]:
     """Return our training batches, which RecTools' equal, or with random masks RecTools' own."""
     if cfg.objective.name is ObjectiveName.next_item:
-        holdout = hold_out(sequences, Windows.last, Catalogue.train, cfg.model.maxlen, HoldoutMode.none)
+        asked = cfg.model.query_time if cfg.model.reads_times else None
+        kept = Windows.last, Catalogue.train
+        holdout = hold_out(sequences, *kept, cfg.model.maxlen, HoldoutMode.none, query_time=asked)
         windows = np.split(np.arange(len(holdout.window_starts)), range(WINDOWS, len(holdout.window_starts), WINDOWS))
         objective, rng = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model), np.random.default_rng(0)
         return [objective.training(holdout, chosen, rng) for chosen in windows]
@@ -172,14 +223,15 @@ def training_differences(
     extra_tokens = table[: len(table) - len(order)]
     own, without = [], []
     with torch.no_grad():
-        tables = [ItemTable(torch.cat([encoder.item_table, extra_tokens])), ItemTable(encoder.item_table)]
+        with_extra = torch.cat([encoder.item_table, encoder.head.item_vectors(extra_tokens)])
+        tables = [ItemTable(with_extra), ItemTable(encoder.item_table)]
         for inputs, labels in batches:
-            states = labeled(encoder.eval()(inputs), labels)
+            states = encoder.head(labeled(encoder.eval()(inputs), labels))
             for item_table, found in zip(tables, (own, without), strict=True):
                 found.append(softmax(states, item_table, labels, None, cfg.loss))
     inputs, labels = batches[0]
     states = encoder.train()(inputs)
-    labeled_states, vectors = labeled(states, labels), ItemTable(encoder.item_table)
+    labeled_states, vectors = encoder.head(labeled(states, labels)), ItemTable(encoder.item_table)
     sampled = sampled_softmax(
         labeled_states, vectors, labels, negatives_of(theirs, items_of, labels), replace(cfg.loss, **UNIFORM)
     )
@@ -222,6 +274,8 @@ def lists_differences(
         target = "user_id" if name.startswith("users") else "target_item_id"
         expected = pd.DataFrame({target: theirs[f"lists/{name}/{target}"], **columns})
         kind = f"lists of {name.partition(',')[0]}"
+        if target == "user_id":  # RecTools ranks by the cosine itself
+            expected["score"] /= cfg.model.temperature
         difference = lists_differ(our_lists(recommender, name, theirs, sequences), expected, target)
         found[kind] = max(found.get(kind, 0.0), difference)
     return found
@@ -236,8 +290,12 @@ def our_lists(recommender: Recommender, name: str, theirs: Arrays, sequences: Se
     if name.startswith("items"):
         return recommender.recommend_to_items(theirs["item_ids"], k, allowed, filter_itself="excluded" in name)
     users, items = np.repeat(sequences.user_ids, sequences.lengths), sequences.item_ids[sequences.items - 1]
-    histories = pd.DataFrame({"user_id": users, "item_id": items, "datetime": np.arange(len(items))})
-    return recommender.recommend(theirs["user_ids"], k, histories, "excluded" in name, allowed)
+    times = np.arange(len(items)) if sequences.times is None else sequences.times
+    histories = pd.DataFrame({"user_id": users, "item_id": items, "datetime": times})
+    asked = None
+    if recommender.ranker.query_time is not None:
+        asked = pd.DataFrame({"user_id": sequences.user_ids, "datetime": theirs["asked"]})
+    return recommender.recommend(theirs["user_ids"], k, histories, "excluded" in name, allowed, query_time=asked)
 
 
 def lists_differ(ours: pd.DataFrame, theirs: pd.DataFrame, target: str) -> float:
@@ -273,6 +331,14 @@ LIGR = Comparison(
     overrides=("model=ligr", "loss=softmax"),
     variants=ligr_variants,
     outputs=partial(outputs, model="ligr", lists=USERS_LISTS),
+    differences=differences,
+)
+HSTU = Comparison(
+    name="hstu",
+    by="HSTU, RecTools",
+    overrides=("model=hstu", "loss=softmax"),
+    variants=hstu_variants,
+    outputs=partial(outputs, model="hstu", lists=USERS_LISTS),
     differences=differences,
 )
 BERT4REC = Comparison(

@@ -22,6 +22,13 @@ RECTOOLS = {
     "gating_linear_2": "feed_forward_gate",
     "ff_linear_1": "inner",
     "ff_linear_2": "outer",
+    "transformer_layers.stu_blocks": "blocks",
+    "rel_attn.time_weights": "time_bias",
+    "rel_attn.pos_weights": "position_bias",
+    "uvqk_proj": "projection.weight",
+    "output_mlp": "output",
+    "norm_input": "input_norm",
+    "norm_attn_output": "output_norm",
 }
 SWIGLU = {"ff_linear_1": "gate", "ff_linear_3": "inner"}
 REPLAY = {
@@ -47,6 +54,12 @@ def from_rectools(arrays: Arrays, part: str, order: np.ndarray) -> dict[str, Ten
     """
     is_swiglu = any("ff_linear_3" in name for name in arrays)
     found = renamed(arrays, part, RECTOOLS | SWIGLU if is_swiglu else RECTOOLS)
+    for name, x in found.items():
+        if name.endswith("projection.weight"):
+            u, v, q, k = x.T.chunk(4)
+            found[name] = torch.cat([u, q, v, k])
+        if name.endswith("position_bias"):  # those of the past; there the nearest is the last of them
+            found[name] = x[: len(x) // 2 + 1].flip(0)
     table = found["input_items.weight"]
     extra = len(table) - len(order)
     if extra == 2:

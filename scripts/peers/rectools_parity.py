@@ -39,35 +39,51 @@ def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
     Items are numbered from 1 in the order of `item_ids`; 0 is the mask, or no target.
     """
     task = task | part
-    dataset = Dataset.construct(table(np.load(task["interactions"])))
+    given = np.load(task["interactions"])
+    dataset = Dataset.construct(table(given))
     model = make_model(task)
     model._build_model_from_dataset(dataset)
     randomize(model, task["seed"])
     model.is_fitted = True
     preparator, lightning = model.data_preparator, model.lightning_model
     users = dataset.user_id_map.external_ids
-    known = preparator.transform_dataset_u2i(dataset, users)
+    context = when_asked(given) if model.require_recommend_context else None
+    known = preparator.transform_dataset_u2i(dataset, users, context)
     loader = preparator.get_dataloader_recommend(known, batch_size=128)
     states, vectors = lightning._get_user_item_embeddings(loader, "cpu")  # (U, D), (E + V, D), extra tokens first
+    with torch.no_grad():
+        scores = model.torch_model.similarity_module(states, vectors) / lightning.logits_t
     arrays = {f"weights/{name}": x.numpy() for name, x in model.torch_model.state_dict().items()}
     arrays |= {
         "item_ids": np.array(list(preparator.get_known_item_ids())),
         "user_ids": np.asarray(known.user_id_map.external_ids),
         "states": states.numpy(),
-        "scores": (states @ vectors[preparator.n_item_extra_tokens :].T).numpy(),
+        "scores": scores[:, preparator.n_item_extra_tokens :].numpy(),
     }
-    return arrays | training(model, task) | lists(model, dataset, task, arrays)
+    if task["model"] == "hstu":
+        blocks = model.torch_model.transformer_layers.stu_blocks
+        differences = torch.from_numpy(given["differences"])
+        arrays["buckets"] = blocks[0].rel_attn._quantization_func(differences).clamp(0, 128).numpy()
+    return arrays | training(model, task, pd.unique(given["user"])) | lists(model, dataset, task, arrays, context)
 
 
-def training(model: TransformerModelBase, task: dict) -> dict[str, np.ndarray]:
-    """Return the batches and the loss of each, with and without the extra tokens as classes.
+def when_asked(given: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return the time at which each user asks for lists, as RecTools takes it."""
+    users = pd.unique(given["user"])
+    times = pd.to_datetime(given["asked"], unit="s")
+    return pd.DataFrame({Columns.User: users, Columns.Weight: 1.0, Columns.Datetime: times})
+
+
+def training(model: TransformerModelBase, task: dict, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the batches of these users and the loss of each, with and without the extra tokens as classes.
 
     Of the first batch return also the states, the sampled softmax with its negatives, and the gradients of the sum of
     this loss and the one without extra tokens.
     """
     preparator, lightning, network = model.data_preparator, model.lightning_model, model.torch_model
     extra = preparator.n_item_extra_tokens
-    windows = SequenceDataset.from_interactions(preparator.train_dataset.interactions.df, sort_users=True)
+    sessions = SequenceDataset.from_interactions(preparator.train_dataset.interactions.df, sort_users=True)
+    windows = [sessions[i] for i in preparator.train_dataset.user_id_map.convert_to_internal(users, strict=False)]
     seed_everything(task["seed"], verbose=False)  # for the masks
     count = min(len(windows), MOST_WINDOWS)
     batches = [
@@ -106,7 +122,8 @@ def sampled_softmax(model: TransformerModelBase, batch: dict, count: int) -> tup
     shape = (*batch["x"].shape, count)
     negatives = torch.randint(preparator.n_item_extra_tokens, preparator.item_id_map.size, shape)
     candidates = torch.cat([batch["y"][:, :, None], negatives], 2)
-    loss = lightning._calc_sampled_softmax_loss(model.torch_model(batch, candidates), batch["y"], batch["yw"])
+    logits = model.torch_model(batch, candidates) / lightning.logits_t
+    loss = lightning._calc_sampled_softmax_loss(logits, batch["y"], batch["yw"])
     return loss, negatives
 
 
@@ -115,15 +132,18 @@ def tokens(batches: list[dict], name: str) -> np.ndarray:
     return torch.cat([batch[name][batch["x"] > 0] for batch in batches]).numpy()
 
 
-def lists(model: TransformerModelBase, dataset: Dataset, task: dict, arrays: dict) -> dict[str, np.ndarray]:
+def lists(
+    model: TransformerModelBase, dataset: Dataset, task: dict, arrays: dict, context: pd.DataFrame | None
+) -> dict[str, np.ndarray]:
     """Return the lists that the task names."""
     found = {}
     for name in task["lists"]:
         allowed = task["allowed"] if name.endswith("some items allowed") else None
         excluded = "excluded" in name
         if name.startswith("users"):
+            given = {"context": context.copy()} if context is not None else {}
             made = model.recommend(
-                arrays["user_ids"], dataset, task["k"], excluded, allowed, on_unsupported_targets="ignore"
+                arrays["user_ids"], dataset, task["k"], excluded, allowed, on_unsupported_targets="ignore", **given
             )
         else:
             made = model.recommend_to_items(arrays["item_ids"], dataset, task["k"], excluded, allowed)
@@ -163,14 +183,17 @@ def randomize(model: TransformerModelBase, seed: int) -> None:
 
 
 def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return interactions as a table; the row number serves as time, and users keep the order of their first rows."""
-    rows = len(arrays["user"])
+    """Return interactions as a table; without times the row number serves as one.
+
+    Users keep the order of their first rows.
+    """
+    times = arrays["time"] if "time" in arrays else np.arange(len(arrays["user"]))
     return pd.DataFrame(
         {
             Columns.User: arrays["user"],
             Columns.Item: arrays["item"],
             Columns.Weight: arrays.get("weight", 1),
-            Columns.Datetime: pd.to_datetime(np.arange(rows), unit="s"),
+            Columns.Datetime: pd.to_datetime(times, unit="s"),
         }
     )
 

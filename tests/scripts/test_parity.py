@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.model import Activation, Init, Weighting
+from sasrec_lab.config.model import Activation, Init, PositionsFrom, Weighting
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_peers
@@ -44,6 +44,7 @@ ROWS = {
     "sasrec": RECTOOLS_ROWS | {"lists of items"},
     "ligr": RECTOOLS_ROWS,
     "bert4rec": RECTOOLS_ROWS,
+    "hstu": RECTOOLS_ROWS | {"buckets of differences in time"},
     "replay": {"states of all tokens in training", "logits of masked tokens", "scores"},
     "closed_form": {"weights between items, relative to the largest", "lists of users"},
     "metrics": {f"{name}@k, k from 1 to 20" for name in ("NDCG", "recall", "precision", "MAP", "MRR", "hit rate")},
@@ -56,7 +57,7 @@ def differences(name: str, variant: str, theirs: dict | None = None, **changes) 
     return compared.differences(theirs or given[variant], sequences, replace(compared.defaults, model=model))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "ligr", "bert4rec", "replay"])
+@pytest.mark.parametrize("name", ["sasrec", "ligr", "bert4rec", "hstu", "replay"])
 def test_the_fixtures_cover_the_difficult_cases(name):
     sequences, cfg, given = GIVEN[name]
     assert list(given) == list(COMPARISONS[name].variants(cfg))
@@ -105,6 +106,11 @@ def test_outputs_equal_those_of_the_other_library(name, variant):
         ("bert4rec", "4 heads", {"heads": 1}),
         ("bert4rec", "4 heads", {"norm_eps": 1e-3}),
         ("bert4rec", "4 heads", {"activation": Activation.relu}),
+        ("hstu", "2 heads, time bias", {"heads": 1}),
+        ("hstu", "1 head, both biases", {"norm_eps": 1e-3}),
+        ("hstu", "1 head, both biases", {"divisor": 6.0}),
+        ("hstu", "1 head, both biases", {"positions_from": PositionsFrom.oldest}),
+        ("hstu", "2 heads, both biases, 8 layers", {"scale_embeddings": False}),
     ],
 )
 def test_a_different_model_is_detected(name, variant, changes):
@@ -112,6 +118,30 @@ def test_a_different_model_is_detected(name, variant, changes):
     assert min(found["states of the newest items"], found["scores"], found["softmax loss, items only"]) > 1e-5
     assert found[GRADIENTS] > 1e-4
     assert found["lists of users"] > 1e-5
+
+
+def test_other_times_are_detected():
+    """A second more for an equal time, for the gap after it, or for a question."""
+    given = GIVEN["hstu"][2]["2 heads, time bias"]
+    for name in ("time", "asked"):
+        theirs = given | {name: given[name] + np.arange(len(given[name])) % 2}
+        assert differences("hstu", "2 heads, time bias", theirs)["states of the newest items"] > 1e-5
+    theirs = given | {"buckets": given["buckets"] + (np.arange(len(given["buckets"])) == 9)}
+    assert differences("hstu", "2 heads, time bias", theirs)["buckets of differences in time"] == 1
+
+
+def test_the_times_have_the_difficult_gaps():
+    given = GIVEN["hstu"][2]["1 head, both biases"]
+    sequences = GIVEN["hstu"][0]
+    inside = np.ones(len(given["time"]) - 1, bool)
+    inside[sequences.offsets[1:-1] - 1] = False
+    gaps = np.diff(given["time"])[inside]
+    assert gaps.min() == 0
+    assert gaps.max() > 200 * 86_400
+    assert (given["asked"] >= given["time"][sequences.offsets[1:] - 1]).all()
+    assert sorted(set(given["buckets"])) == [0, *range(2, 72)]
+    edges = np.flatnonzero(np.diff(given["buckets"]))
+    assert (np.diff(given["differences"])[edges] == 1).all()  # both sides of every edge
 
 
 def test_another_head_is_detected():
