@@ -12,7 +12,19 @@ from sasrec_lab.run.model_name import model_name
 
 KEY = "init_from"
 # Keys of `model` that leave the weights' meaning as it is, and their shapes except those of tables of positions
-_MAY_DIFFER = ("blocks", "dropout", "head_transform", "id_dropout", "init", "maxlen", "output_bias", "temperature")
+_MAY_DIFFER = (
+    "blocks",
+    "dropout",
+    "head_transform",
+    "id_dropout",
+    "init",
+    "maxlen",
+    "output_bias",
+    "position_bias",
+    "query_time",
+    "temperature",
+    "time_bias",
+)
 
 
 def find_initial_run(cfg: TrainConfig) -> tuple[Path, dict[str, Any]] | None:

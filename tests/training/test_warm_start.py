@@ -9,7 +9,7 @@ import torch
 from small_models import packed
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.model import ModelConfig, PosEmb
+from sasrec_lab.config.model import ModelConfig, PosEmb, TimeBias
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
@@ -19,6 +19,7 @@ DATA = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.it
 QUICK = ["trainer.max_epochs=2", "optimizer.lr=0.01"]
 SMALL = replace(load(["dataset=csv", "dataset.path=x.csv"]).model, dim=12, maxlen=9)
 KINDS = [SMALL, replace(SMALL, pos_emb=PosEmb.relative), replace(SMALL, pos_emb=PosEmb.relative, causal=False)]
+HSTU = load(["dataset=csv", "dataset.path=x.csv", "dataset.time=ts", "model=hstu", "model.dim=12"]).model
 
 
 def earlier_run(tmp_path, encoder: Encoder, ids: list[int]) -> EarlierRun:
@@ -64,6 +65,21 @@ def test_a_run_on_other_items_is_refused(tmp_path):
     earlier = earlier_run(tmp_path, Encoder(3, SMALL), [1, 2, 3])
     with pytest.raises(InputError, match="has none of the 2 items of this data set; choose a run on the same items"):
         start_from(earlier, Encoder(2, SMALL), np.array([8, 9]))
+
+
+def test_biases_by_distance_grow_and_those_by_time_stay(tmp_path):
+    old, new = Encoder(3, replace(HSTU, maxlen=9)), Encoder(3, replace(HSTU, maxlen=11))
+    start_from(earlier_run(tmp_path, old, [1, 2, 3]), new, np.arange(1, 4))
+    for before, after in zip(old.blocks, new.blocks, strict=True):
+        assert torch.equal(after.position_bias, before.position_bias[[*range(9), 8, 8]])
+        assert torch.equal(after.time_bias, before.time_bias)
+
+
+def test_a_decay_with_time_is_added_to_a_model_without(tmp_path):
+    old, new = Encoder(3, SMALL), Encoder(3, replace(SMALL, time_bias=TimeBias.decay))
+    start = start_from(earlier_run(tmp_path, old, [1, 2, 3]), new, np.arange(1, 4))
+    assert start.of_weights - start.weights == SMALL.blocks
+    assert torch.equal(new.blocks[1].query.weight, old.blocks[1].query.weight)
 
 
 def test_a_further_block_keeps_its_initial_weights(tmp_path):
