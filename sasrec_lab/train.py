@@ -203,7 +203,7 @@ def load_data(
             dataset.holdout,
             dataset.time_split,
             cold_last=getattr(cfg.model, "items", ItemVectors.ids) is not ItemVectors.ids,
-            query_time=cfg.model.query_time if cfg.model.reads_times else None,
+            query_time=cfg.model.asked_at,
         )
         check_fits(holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)

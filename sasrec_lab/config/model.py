@@ -243,6 +243,16 @@ class ModelConfig(ModelSection):
         return self.time_bias is not TimeBias.none
 
     @property
+    def asked_at(self) -> Optional[QueryTime]:
+        """Return the query time of the newest item in evaluation, or None for a model that reads no times."""
+        return self.query_time if self.reads_times else None
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Return the width of queries and keys, and of gates and values, in a head of block=hstu."""
+        return self.qk_dim or self.dim // self.heads, self.v_dim or self.dim // self.heads
+
+    @property
     def feed_forward_width(self) -> int:
         """Return the inner width of the feed-forward; unless it is set, a multiple of dim as in the model's source."""
         return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr or not self.causal else 1)
@@ -253,7 +263,7 @@ class ClosedFormConfig(ModelSection):
     """Keys of `model` for models without training epochs: weights between items, computed at once."""
 
     maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states ...
-    reads_times = False  # ... and no times
+    reads_times, asked_at = False, None  # ... and no times
 
     name: str = MISSING
 

@@ -21,7 +21,7 @@ class HSTUBlock(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        qk_dim, v_dim = (width or cfg.dim // cfg.heads for width in (cfg.qk_dim, cfg.v_dim))
+        qk_dim, v_dim = cfg.head_widths
         self.heads, self.rate, self.divisor = cfg.heads, cfg.dropout, cfg.divisor or float(cfg.maxlen)
         self.widths = [cfg.heads * v_dim, cfg.heads * qk_dim] * 2  # of u and q, v and k, each ordered by head
         self.input_norm = nn.LayerNorm(cfg.dim, cfg.norm_eps, elementwise_affine=cfg.norm_affine)

@@ -55,7 +55,7 @@ class EncoderRanker:
     def __init__(self, encoder: Encoder, objective: ObjectiveConfig, model: ModelConfig):
         self.encoder = encoder.eval()
         self.objective = OBJECTIVES[objective.name](objective, model)
-        self.query_time = model.query_time if model.reads_times else None
+        self.query_time = model.asked_at
 
     @property
     def device(self) -> torch.device:

@@ -57,7 +57,7 @@ def block_parameters(model: ModelConfig) -> int:
     if model.block is BlockName.gru:
         return 3 * 2 * linear  # two gates and the new state, each of input and state
     if model.block is BlockName.hstu:
-        inner = model.heads * (model.v_dim or dim // model.heads)
+        inner = model.heads * model.head_widths[1]
         norms = 2 * (dim + inner) if model.norm_affine else 0
         biases = model.maxlen * model.position_bias + NUM_BUCKETS * model.reads_times
         return norms + dim * _hstu_width(model) + (inner + 1) * dim + biases
@@ -72,7 +72,7 @@ def block_parameters(model: ModelConfig) -> int:
 
 def _hstu_width(model: ModelConfig) -> int:
     """Return the width of gates, values, queries and keys of an HSTU block together."""
-    return 2 * model.heads * sum(width or model.dim // model.heads for width in (model.v_dim, model.qk_dim))
+    return 2 * model.heads * sum(model.head_widths)
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:

@@ -61,7 +61,7 @@ def untrained(overrides: list[str], device: str = "cpu") -> Recommender:
     torch.manual_seed(cfg.seed)
     ranker = EncoderRanker(Encoder(len(items), cfg.model).to(device), cfg.objective, cfg.model)
     recommender = Recommender(Path("untrained"), ranker, items, cfg.dataset)
-    recommender.histories = Histories.from_sequences(sequences, items)
+    recommender.histories = Histories.from_sequences(sequences, items, cfg.model.reads_times)
     return recommender
 
 

@@ -56,6 +56,9 @@ def head_flops(model: ModelConfig) -> int:
 
 def token_flops(model: ModelConfig) -> int:
     """Return the FLOPs per token of one block's layers: query, key, value (and output), gates, feed-forward."""
+    if model.block is BlockName.hstu:
+        qk_dim, v_dim = model.head_widths
+        return 2 * model.dim * model.heads * (2 * qk_dim + 3 * v_dim)
     squares = (4 if model.output_projection else 3) + (2 if model.block is BlockName.ligr else 0)
     feed_forward = 3 if model.activation is Activation.swiglu else 2
     return 2 * model.dim * (squares * model.dim + feed_forward * model.feed_forward_width)

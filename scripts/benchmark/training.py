@@ -119,7 +119,8 @@ def load_holdout(cfg: TrainConfig) -> Holdout:
     """Return the training windows and the rows to rank, from the cache if the data set was loaded before."""
     fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
-    return hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
+    chosen = cfg.dataset.windows, cfg.dataset.catalogue
+    return hold_out(sequences, *chosen, cfg.model.maxlen, query_time=cfg.model.asked_at)
 
 
 def sequence_lengths(holdout: Holdout, ranked: Holdout, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +128,8 @@ def sequence_lengths(holdout: Holdout, ranked: Holdout, cfg: TrainConfig) -> tup
     objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
     windows, _ = objective.training(holdout, np.arange(len(holdout.window_starts)), np.random.default_rng(0))
     has_items = ranked.val.ends > ranked.val.starts
-    known = objective.inference(holdout.items, ranked.val.starts[has_items], ranked.val.ends[has_items])
+    starts, ends = ranked.val.starts[has_items], ranked.val.ends[has_items]
+    known = objective.inference(holdout.items, starts, ends, holdout.times)
     return np.diff(windows.offsets), np.diff(known.offsets)
 
 

@@ -188,8 +188,7 @@ def training_batches(
 ) -> list[tuple[PackedBatch, Labels]]:
     """Return our training batches, which RecTools' equal, or with random masks RecTools' own."""
     if cfg.objective.name is ObjectiveName.next_item:
-        asked = cfg.model.query_time if cfg.model.reads_times else None
-        kept = Windows.last, Catalogue.train
+        kept, asked = (Windows.last, Catalogue.train), cfg.model.asked_at
         holdout = hold_out(sequences, *kept, cfg.model.maxlen, HoldoutMode.none, query_time=asked)
         windows = np.split(np.arange(len(holdout.window_starts)), range(WINDOWS, len(holdout.window_starts), WINDOWS))
         objective, rng = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model), np.random.default_rng(0)

@@ -44,8 +44,8 @@ def trained(cfg: ModelConfig, sequences: Sequences) -> Encoder:
     torch.manual_seed(0)
     encoder = Encoder(2 * KINDS, cfg)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.03)
-    asked = cfg.query_time if cfg.reads_times else None
-    holdout = hold_out(sequences, Windows.last, Catalogue.all, cfg.maxlen, HoldoutMode.none, query_time=asked)
+    kept = Windows.last, Catalogue.all
+    holdout = hold_out(sequences, *kept, cfg.maxlen, HoldoutMode.none, query_time=cfg.asked_at)
     objective = OBJECTIVES[CONFIG.objective.name](CONFIG.objective, cfg)
     inputs, labels = objective.training(holdout, np.arange(USERS), np.random.default_rng(0))
     for _ in range(250):
