@@ -88,7 +88,7 @@ def to_seconds(times: np.ndarray, what: str) -> np.ndarray:
     if newest < _FIRST_SECOND * UNITS[unit]:
         raise InputError(
             f"{what}: times up to {newest} are too small for seconds since 1970, so their unit is unknown to a model"
-            " that reads times; write them as dates or as seconds since 1970, or set model.time_bias=none"
+            " that reads times; write them as dates or as seconds since 1970"
         )
     seconds = times if unit == "seconds" else times // UNITS[unit]
     if abs(float(farthest := max(seconds.min(), seconds.max(), key=abs))) >= _LAST_SECOND:

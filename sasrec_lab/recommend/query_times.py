@@ -73,6 +73,8 @@ def _read(given: Any, times: np.ndarray) -> int:
 def _of_table(table: pd.DataFrame, histories: Histories, users: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
     """Return the times of a table with the columns user_id and datetime, one row per user."""
     user = find_column(table, (dataset.user, "user_id"), KEY)
+    if table.empty:
+        raise InputError(f"{KEY} has no rows; give the time at which each user asks, or omit it")
     times = read_times(table, dataset, KEY)
     if times is None:
         raise InputError(f"{KEY} must have a column {dataset.time or 'datetime'}; add the time at which each user asks")

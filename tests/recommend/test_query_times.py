@@ -111,6 +111,8 @@ def test_interactions_bring_their_times(recommender):
         (5, r"query_time=5 is before the first interaction \(20.*\); give a later time"),
         ("1999-01-01", "query_time=1999-01-01 is before the first interaction"),
         (1_700_000_000_000, "query_time=1700000000000 must be last"),
+        (pd.DataFrame({"user_id": [], "time": []}), "query_time has no rows; give the time at which each user asks"),
+        (10**30, "query_time=1000000000000000000000000000000 must be last"),
         (pd.DataFrame({"user_id": [1]}), "query_time must have a column time; add the time at which each user asks"),
         (pd.DataFrame({"who": [1], "time": [2e9]}), "query_time must have a column 'user_id'; its columns are who"),
         (
