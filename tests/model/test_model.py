@@ -352,7 +352,7 @@ def test_the_papers_number_of_parameters():
     assert sum(p.numel() for p in model.parameters()) == (3416 + 200) * 50 + 2 * per_block + 100
 
 
-@pytest.mark.parametrize("init", list(Init))
+@pytest.mark.parametrize("init", [init for init in Init if init is not Init.meta])  # of HSTU
 def test_initial_values(init):
     torch.manual_seed(0)
     model = Encoder(3000, replace(DEFAULT, dim=80, maxlen=500, init=init, ff_dim=160, output_projection=True))
