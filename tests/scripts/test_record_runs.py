@@ -31,6 +31,7 @@ def run_of(seed: int, ndcg: float, dataset: str = "s3rec_beauty", commit: str = 
         protocol={},
         metrics={"val/ndcg@10": 0.2, "test/ndcg@10": ndcg, "test/recall@10": 0.3},
         baselines={},
+        cold_targets={},
         epochs=9,
         best_epoch=5,
         seconds=61.0 * seed,
