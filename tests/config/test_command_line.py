@@ -65,7 +65,10 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("hidden_size=8", "unknown key 'hidden_size'; did you mean model.dim?"),
         ("max_len=8", "unknown key 'max_len'; did you mean model.maxlen?"),
         ("n_heads=2", "unknown key 'n_heads'; did you mean model.heads?"),
-        ("path=x.csv", "unknown key 'path'; did you mean dataset.path or dataset.titles.path or dataset.features.path?"),
+        (
+            "path=x.csv",
+            "unknown key 'path'; did you mean dataset.path or dataset.titles.path or dataset.features.path?",
+        ),
         ("max_epochs=3", "unknown key 'max_epochs'; did you mean trainer.max_epochs?"),
         ("dataset.weigth.column=a", "unknown key 'dataset.weigth.column'; did you mean dataset.weight.column?"),
         ("published.foo=1", "published.foo=1: the section is null; set it as <section>={<key>: <value>}"),
