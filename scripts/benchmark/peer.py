@@ -68,7 +68,9 @@ REPLAY = ("replay-rec[torch]==0.22.0", "lightning==2.6.6", "torch==2.13.0")
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("rectools", "rectools_job.py", RECTOOLS, (*SASREC_JOBS, "ligr", "bert4rec", "loading"), "rectools"),
+        Peer(
+            "rectools", "rectools_job.py", RECTOOLS, (*SASREC_JOBS, "ligr", "bert4rec", "hstu", "loading"), "rectools"
+        ),
         Peer("rectools-flat", "rectools_flat_job.py", RECTOOLS, SASREC_JOBS, "rectools"),
         Peer("replay", "replay_job.py", REPLAY, SASREC_JOBS, "replay"),
     )

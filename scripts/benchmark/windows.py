@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.model import BlockName
+from sasrec_lab.config.model import BlockName, TimeBias
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import concatenate_ranges, load_sequences
 from sasrec_lab.errors import InputError
+
+_KINDS = {BlockName.transformer: "sasrec", BlockName.ligr: "ligr", BlockName.hstu: "hstu"}
 
 
 def main() -> None:
@@ -33,8 +35,10 @@ def main() -> None:
     np.savez(file, items=holdout.items[places].astype(np.int64), offsets=offsets)
     model = cfg.model
     sizes = {"blocks": model.blocks, "heads": model.heads, "dim": model.dim, "maxlen": model.maxlen}
-    kind = "ligr" if model.block is BlockName.ligr else "sasrec" if model.causal else "bert4rec"
+    kind = _KINDS[model.block] if model.causal else "bert4rec"
     sizes |= {"model": kind, "ff_dim": model.feed_forward_width, "mask_share": cfg.objective.mask_share}
+    sizes |= {"time_bias": model.time_bias is TimeBias.buckets, "position_bias": model.position_bias}
+    sizes |= {"temperature": model.temperature}
     training = {"dropout": model.dropout, "batch_size": cfg.batch_size, "lr": cfg.optimizer.lr}
     print(json.dumps({"windows": str(file), "num_items": holdout.num_items} | sizes | training))
 

@@ -39,8 +39,12 @@ def train_and_rank(task: dict) -> dict:
         speeds[name] = train(model, dataset, task["steps"])
         training_peak = training_peak or peak_rss_mb()  # of one model, before the second is added
     users = dataset.user_id_map.external_ids[: task["ranked_users"]]
+    context = {}
+    if model.require_recommend_context:  # when each user asks: after all items
+        asked = pd.Timestamp(task["maxlen"] + 1, unit="s")
+        context = {"context": pd.DataFrame({Columns.User: users, Columns.Datetime: asked})}
     start = time.perf_counter()
-    model.recommend(users=users, dataset=dataset, k=10, filter_viewed=True)
+    model.recommend(users=users, dataset=dataset, k=10, filter_viewed=True, **context)
     seconds = time.perf_counter() - start
     best = max(speeds, key=speeds.get)
     return {

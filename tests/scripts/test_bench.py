@@ -107,7 +107,7 @@ def test_an_unknown_key_or_job_is_one_line(bench):
     done = bench("--jobs", "a,z")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "'z' must be one of ml1m, sparse, kion-like, million, loading, ligr, bert4rec"
+        "'z' must be one of ml1m, sparse, kion-like, million, loading, ligr, bert4rec, hstu"
     )
 
 
@@ -199,5 +199,5 @@ def test_peers_are_not_set_up_for_a_job_without_data(bench, tmp_path):
     assert not (tmp_path / "outputs/bench/venvs").exists()
     refused = bench("--jobs", "d", script="bench_peers.py")
     assert refused.stderr.endswith(
-        "argument --jobs: 'd' must be one of ml1m, sparse, kion-like, loading, ligr, bert4rec\n"
+        "argument --jobs: 'd' must be one of ml1m, sparse, kion-like, loading, ligr, bert4rec, hstu\n"
     )
