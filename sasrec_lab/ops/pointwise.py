@@ -35,7 +35,7 @@ def attend_pointwise(
     to the query time of i, by `time_buckets`. No sequence may be longer than n. Dummy tokens after the last sequence
     get zeros. Computes in full precision under autocast.
     """
-    q, k, v = (_contiguous_floats(x) for x in (q, k, v))
+    q, k, v = (contiguous_floats(x) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         if torch.compiler.is_exporting():
             return _attend_single_sequence(q, k, v, layout, heads, divisor, position_bias, time_bias)
@@ -55,14 +55,14 @@ def attend_pointwise_newest(
     time_bias: Tensor | None = None,
 ) -> Tensor:
     """Return what `attend_pointwise` gives each sequence's newest token, for its query q (B, H E)."""  # (B, H V)
-    q, k, v = (_contiguous_floats(x) for x in (q, k, v))
+    q, k, v = (contiguous_floats(x) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         if torch.compiler.is_exporting():
             return _attend_single_sequence(q, k, v, layout, heads, divisor, position_bias, time_bias)
         return _bucketed_newest(q, k, v, layout, heads, divisor, position_bias, time_bias)
 
 
-def _contiguous_floats(x: Tensor) -> Tensor:
+def contiguous_floats(x: Tensor) -> Tensor:
     """Return x in single precision or better, copied if it is a part of a larger tensor's columns."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
@@ -135,11 +135,11 @@ def _attend_piece(
     if position_bias is not None:
         scores = scores + bias_scores(position_bias[None], True, rows, seen)
     if time_bias is not None and times is not None:
-        scores = scores + _look_up(time_bias, times)[:, None]
+        scores = scores + look_up(time_bias, times)[:, None]
     return F.silu(scores).tril(rows.start) @ v
 
 
-def _look_up(table: Tensor, places: Tensor) -> Tensor:
+def look_up(table: Tensor, places: Tensor) -> Tensor:
     """Return the elements of a table (n,) at these places, of any shape."""
     if places.is_cuda:  # the backward pass of index_select would add in any order there, and on a CPU is faster
         return F.embedding(places, table[:, None])[..., 0]

@@ -30,6 +30,7 @@ from sasrec_lab.ops.layout import BatchLayout, Segments
 from sasrec_lab.ops.packed_attention import MAX_ERROR, OPERATORS, choose, packed_attention
 from sasrec_lab.ops.pointwise import attend_pointwise, attend_pointwise_newest
 from sasrec_lab.ops.ranking import Scores, top_k_items
+from sasrec_lab.ops.relative_sums import relative_sums, relative_sums_newest
 from sasrec_lab.ops.time_buckets import NUM_BUCKETS
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
@@ -207,7 +208,7 @@ def test_packed_attention_drops_weights_at_the_rate(name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("form", ["decay", "pointwise"])
+@pytest.mark.parametrize("form", ["decay", "pointwise", "sums"])
 def test_attention_by_time_equals_the_cpus(form):
     layout, found = layout_of([200, 1, 33]), []
     there = replace(
@@ -222,11 +223,15 @@ def test_attention_by_time_equals_the_cpus(form):
         if form == "decay":
             out = attention.attend(*x, own, 2, 0.0, bias=bias, decay=decay)
             of_newest = attention.attend_newest_to(x[0][newest], *x[1:], own, 2, bias=bias, decay=decay)
+        elif form == "sums":
+            out = torch.cat(relative_sums(x[2], own, bias[0], table), 1)
+            of_newest = torch.cat(relative_sums_newest(x[2], own, bias[0], table), 1)
         else:
             out = attend_pointwise(*x, own, 2, 200.0, bias[0], table)
             of_newest = attend_pointwise_newest(x[0][newest], *x[1:], own, 2, 200.0, bias[0], table)
         used = [*x, bias, decay if form == "decay" else table]
-        found.append([each.cpu() for each in (out, of_newest, *torch.autograd.grad(out.square().sum(), used))])
+        grads = torch.autograd.grad(out.square().sum(), used, allow_unused=True, materialize_grads=True)
+        found.append([each.cpu() for each in (out, of_newest, *grads)])
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
 

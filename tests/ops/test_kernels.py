@@ -28,6 +28,7 @@ from sasrec_lab.ops import (
     lookup_loss,
     pointwise,
     ranking,
+    relative_sums,
     softmax_products,
     time_buckets,
     time_decay,
@@ -48,6 +49,7 @@ COMPARISONS = (
     "ops/test_pointwise.py::test_the_kernel_equals_torchs_form",
     "ops/test_pointwise.py::test_the_kernel_takes_scores_of_any_size",
     "ops/test_pointwise.py::test_the_kernels_buckets_of_pairs_equal_torchs",
+    "ops/test_relative_sums.py::test_the_kernel_equals_torchs_form",
     "ops/test_time_decay.py::test_decayed_attention_equals_the_plain_loop",
     "training/test_losses.py::test_softmax_on_three_threads",
     "training/test_losses.py::test_a_target_of_vanishing_probability",
@@ -243,7 +245,18 @@ def test_a_failing_compiler_is_no_error():
 
 # Arguments
 
-MODULES = (attention, block, dropout, lookup_loss, pointwise, ranking, softmax_products, time_buckets, time_decay)
+MODULES = (
+    attention,
+    block,
+    dropout,
+    lookup_loss,
+    pointwise,
+    ranking,
+    relative_sums,
+    softmax_products,
+    time_buckets,
+    time_decay,
+)
 KERNELS = {
     name.strip("_").removesuffix("_kernel"): function
     for module in MODULES
@@ -366,6 +379,8 @@ LAYOUT = attention.BatchLayout(np.array([0, 2, 5]), 6, torch.device("cpu"))
         lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 3), x(6, 4), LAYOUT, 1, 1.0),
         lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 4), x(5, 4), LAYOUT, 1, 1.0),
         lambda x: pointwise.attend_pointwise(x(6, 4), x(6, 4), x(6, 4), LAYOUT, 1, 1.0, None, x(128)),
+        lambda x: relative_sums.relative_sums(x(5, 4), LAYOUT, x(3)),
+        lambda x: relative_sums.relative_sums(x(6, 4), LAYOUT, None, x(128)),
         lambda x: attention.BatchLayout(np.array([0, 5]), 6, torch.device("cpu"), times=INTEGERS, query_times=INTEGERS),
         lambda x: ranking.top_k_items(x(3, 4), x(9, 5), 2, NONE, NONE),
         lambda x: ranking.top_k_items(x(3, 4), x(9, 4), 2, torch.zeros(1, dtype=torch.int64), NONE),
