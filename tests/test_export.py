@@ -61,6 +61,7 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
         ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=relative"),
         ("model=gru4rec", "model.dim=8", "model.maxlen=12", "model.blocks=2"),
         ("model=hstu", "model.dim=8", "model.maxlen=12", "model.heads=2"),
+        ("model=fuxi", "model.dim=8", "model.maxlen=12", "model.heads=2"),
         ("model=ligr", "model.dim=8", "model.maxlen=12", "model.time_bias=decay", "model.pos_emb=relative"),
         ("model=bert4rec", "model.dim=8", "model.maxlen=12"),
         ("model=bert4rec", "model.dim=8", "model.maxlen=2", "model.block=ligr", "model.pos_emb=rope"),

@@ -12,7 +12,7 @@ from sasrec_lab.errors import InputError
 _MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
-BlockName = Enum("BlockName", ["transformer", "ligr", "gru", "hstu"])
+BlockName = Enum("BlockName", ["transformer", "ligr", "gru", "hstu", "fuxi"])
 PosEmb = Enum("PosEmb", ["learned", "sinusoidal", "rope", "relative", "none"])
 PositionsFrom = Enum("PositionsFrom", ["newest", "oldest"])
 Norm = Enum("Norm", ["sasrec", "pre", "post"])
@@ -46,9 +46,25 @@ _FIXED: dict[BlockName, dict[str, Any]] = {
         "pad_keys": False,
         "causal": True,
     },
+    BlockName.fuxi: {
+        "norm": Norm.pre,
+        "norm_affine": False,
+        "residual": True,
+        "activation": Activation.swiglu,
+        "output_projection": True,
+        "pad_keys": False,
+        "causal": True,
+    },
 }
-# Keys of model.block=hstu, with the value that they must have for the other blocks
-_OF_HSTU: dict[str, Any] = {"position_bias": False, "norm_affine": True, "divisor": None, "qk_dim": None, "v_dim": None}
+_POINTWISE = BlockName.hstu, BlockName.fuxi  # their attention has no softmax
+# Keys of these blocks, with the value that they must have for the others
+_OF_POINTWISE: dict[str, Any] = {
+    "position_bias": False,
+    "norm_affine": True,
+    "divisor": None,
+    "qk_dim": None,
+    "v_dim": None,
+}
 
 
 @dataclass
@@ -157,10 +173,10 @@ class ModelConfig(ModelSection):
                     f"model.pos_emb={self.pos_emb.name} is a part of attention, which model.block=gru does not have;"
                     " set it to none"
                 )
-            if self.block is BlockName.hstu:
+            if self.block in _POINTWISE:
                 raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} does not go with model.block=hstu; set it to learned,"
-                    " sinusoidal or none: the bias by distance is model.position_bias=true there"
+                    f"model.pos_emb={self.pos_emb.name} does not go with model.block={self.block.name}; set it to"
+                    " learned, sinusoidal or none: the bias by distance is model.position_bias=true there"
                 )
             if self.pad_keys:
                 raise InputError(
@@ -188,19 +204,19 @@ class ModelConfig(ModelSection):
                     f"model.{key}={typed_form(given)} does not apply to model.block={self.block.name}; set it to"
                     f" {typed_form(value)}"
                 )
-        if self.block is BlockName.hstu:
-            self._check_hstu()
+        if self.block in _POINTWISE:
+            self._check_pointwise()
             return
-        for key, value in _OF_HSTU.items():
+        for key, value in _OF_POINTWISE.items():
             if (given := getattr(self, key)) != value:
                 raise InputError(
-                    f"model.{key}={typed_form(given)} only applies to model.block=hstu; set it to {typed_form(value)}"
-                    + (", or use model.pos_emb=relative" if key == "position_bias" else "")
+                    f"model.{key}={typed_form(given)} only applies to model.block=hstu and fuxi; set it to"
+                    f" {typed_form(value)}" + (", or use model.pos_emb=relative" if key == "position_bias" else "")
                 )
         if self.init is Init.meta:
-            raise InputError("model.init=meta only applies to model.block=hstu; set it to normal")
+            raise InputError("model.init=meta only applies to model.block=hstu and fuxi; set it to normal")
 
-    def _check_hstu(self) -> None:
+    def _check_pointwise(self) -> None:
         for key in ("qk_dim", "v_dim"):
             if (width := getattr(self, key)) is not None:
                 check_at_least(f"model.{key}", width, 1)
@@ -220,11 +236,12 @@ class ModelConfig(ModelSection):
             return
         blocks = {
             TimeBias.decay: (BlockName.transformer, BlockName.ligr),
-            TimeBias.buckets: (BlockName.hstu,),
+            TimeBias.buckets: _POINTWISE,
         }[bias]
         if self.block not in blocks:
-            others = {BlockName.hstu: "buckets or none", BlockName.gru: "none"}.get(self.block, "decay or none")
-            raise InputError(f"model.time_bias={bias.name} does not go with model.block={block}; use {others}")
+            others = {BlockName.gru: "none"} | dict.fromkeys(_POINTWISE, "buckets or none")
+            fitting = others.get(self.block, "decay or none")
+            raise InputError(f"model.time_bias={bias.name} does not go with model.block={block}; use {fitting}")
         for key, value in (("causal", True), ("pad_keys", False)):
             if getattr(self, key) is not value:
                 raise InputError(
@@ -248,9 +265,19 @@ class ModelConfig(ModelSection):
         return self.query_time if self.reads_times else None
 
     @property
+    def has_softmax(self) -> bool:
+        """Return whether the blocks weight items by a softmax of attention."""
+        return self.block not in (BlockName.gru, *_POINTWISE)
+
+    @property
     def head_widths(self) -> tuple[int, int]:
-        """Return the width of queries and keys, and of gates and values, in a head of block=hstu."""
+        """Return the width of queries and keys, and of gates and values, in a head of block=hstu and fuxi."""
         return self.qk_dim or self.dim // self.heads, self.v_dim or self.dim // self.heads
+
+    @property
+    def num_maps(self) -> int:
+        """Return how many sums over the values a block has: FuXi has one for each bias that HSTU adds to its scores."""
+        return 1 + (self.position_bias + self.reads_times if self.block is BlockName.fuxi else 0)
 
     @property
     def feed_forward_width(self) -> int:

@@ -263,7 +263,7 @@ class TrainConfig:
             self._check_rowwise_adam()
         if self.capture:
             self._check_capture()
-        if self.tensorboard.attention_users and self.model.block in (BlockName.gru, BlockName.hstu):
+        if self.tensorboard.attention_users and not self.model.has_softmax:
             drawn = "attention" if self.model.block is BlockName.gru else "the softmax of attention"
             raise InputError(
                 f"tensorboard.attention_users={self.tensorboard.attention_users} draws {drawn}, which"
@@ -348,8 +348,7 @@ class TrainConfig:
     def _check_capture(self) -> None:
         model, loss = self.model, self.loss
         reasons = {
-            "model.block=gru": model.block is BlockName.gru,
-            "model.block=hstu": model.block is BlockName.hstu,
+            f"model.block={model.block.name}": not model.has_softmax,
             "model.pos_emb=relative": model.pos_emb is PosEmb.relative,
             "model.time_bias=decay": model.reads_times,
             "model.pad_keys=true": model.pad_keys,

@@ -3,6 +3,7 @@
 from torch import nn
 
 from sasrec_lab.config.model import BlockName
+from sasrec_lab.model.fuxi import FuXiBlock
 from sasrec_lab.model.gru import GRULayer
 from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.ligr import LiGRBlock
@@ -13,4 +14,5 @@ BLOCKS: dict[BlockName, type[nn.Module]] = {
     BlockName.ligr: LiGRBlock,
     BlockName.gru: GRULayer,
     BlockName.hstu: HSTUBlock,
+    BlockName.fuxi: FuXiBlock,
 }

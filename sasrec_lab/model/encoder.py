@@ -11,6 +11,7 @@ from sasrec_lab.data.batches import MASK, PackedBatch
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.feature_vectors import FeatureVectors
+from sasrec_lab.model.fuxi import FuXiBlock
 from sasrec_lab.model.head import Head
 from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.transformer import TransformerBlock
@@ -179,16 +180,18 @@ def _initialize_as_packed(module: nn.Module) -> None:
         for layer in module.modules():
             if isinstance(layer, nn.Linear) and layer not in attention and layer.bias is not None:
                 _draw_bias(layer)
-    if isinstance(module, HSTUBlock):
+    if isinstance(module, (HSTUBlock, FuXiBlock)):
         _draw_bias(module.output)
 
 
 def _initialize_as_meta(module: nn.Module) -> None:
-    """Change initial values to those of HSTU's authors, if an encoder's parts come before the encoder."""
+    """Change initial values to those of HSTU's and FuXi's authors, if an encoder's parts come before the encoder."""
     if isinstance(module, nn.Embedding):
         _draw_truncated(module, 0.02)
-    if isinstance(module, HSTUBlock):
-        nn.init.xavier_uniform_(module.output.weight)
+    if isinstance(module, (HSTUBlock, FuXiBlock)):
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear) and layer is not module.projection:
+                nn.init.xavier_uniform_(layer.weight)
         _draw_bias(module.output)
     if isinstance(module, Encoder) and module.positions is not None:
         _draw_truncated(module.positions, 1 / sqrt(module.positions.embedding_dim))

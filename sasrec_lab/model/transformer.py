@@ -37,7 +37,7 @@ class TransformerBlock(nn.Module):
         self.value = nn.Linear(cfg.dim, cfg.dim)
         self.output = nn.Linear(cfg.dim, cfg.dim) if cfg.output_projection else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
-        self.feed_forward = SwiGLU(cfg) if cfg.activation is Activation.swiglu else FeedForward(cfg)
+        self.feed_forward = SwiGLU(cfg, cfg.dropout) if cfg.activation is Activation.swiglu else FeedForward(cfg)
         self.has_kernel = isinstance(self.feed_forward, FeedForward)
 
     def forward(
@@ -153,12 +153,12 @@ class FeedForward(nn.Module):
 class SwiGLU(nn.Module):
     """A gated feed-forward network without biases: W2 (SiLU(W1 x) * W3 x). Shazeer 2020 (arXiv 2002.05202), eq. (6).
 
-    Dropout is where FeedForward has it: on what W2 multiplies, and on the output.
+    Dropout, at `rate`, is where FeedForward has it: on what W2 multiplies, and on the output.
     """
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, rate: float):
         super().__init__()
-        self.rate = cfg.dropout
+        self.rate = rate
         self.gate = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W1
         self.inner = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W3
         self.outer = nn.Linear(cfg.feed_forward_width, cfg.dim, bias=False)  # W2

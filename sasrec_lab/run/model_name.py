@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_OF_BLOCK = {"transformer": "SASRec", "ligr": "LiGR", "gru": "GRU4Rec", "hstu": "HSTU"}
+_OF_BLOCK = {"transformer": "SASRec", "ligr": "LiGR", "gru": "GRU4Rec", "hstu": "HSTU", "fuxi": "FuXi-alpha"}
 _OF_CLOSED_FORM = {"ease": "EASE", "itemknn": "ItemKNN"}
 
 

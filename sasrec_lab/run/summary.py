@@ -26,6 +26,7 @@ _PARTS = {
     BlockName.ligr: "LiGR block",
     BlockName.gru: "GRU layer",
     BlockName.hstu: "HSTU layer",
+    BlockName.fuxi: "FuXi layer",
 }
 
 

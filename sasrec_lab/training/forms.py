@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 import torch
 
-from sasrec_lab.config.model import BlockName, ModelConfig, PosEmb
+from sasrec_lab.config.model import ModelConfig, PosEmb
 from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.ops import packed_attention, softmax_products
@@ -29,7 +29,7 @@ def describe_forms(trainer: pl.Trainer, model: SequentialRecommender, data: Sequ
 def attention_form(trainer: pl.Trainer, model: ModelConfig) -> str | None:
     """Return how a GPU will compute attention; None without a GPU or a softmax in attention."""
     device = trainer.strategy.root_device
-    if device.type != "cuda" or model.block in (BlockName.gru, BlockName.hstu):
+    if device.type != "cuda" or not model.has_softmax:
         return None
     has_bias = model.pos_emb is PosEmb.relative or model.reads_times
     with trainer.precision_plugin.forward_context():

@@ -56,11 +56,12 @@ def block_parameters(model: ModelConfig) -> int:
     linear = (dim + 1) * dim
     if model.block is BlockName.gru:
         return 3 * 2 * linear  # two gates and the new state, each of input and state
-    if model.block is BlockName.hstu:
-        inner = model.heads * model.head_widths[1]
-        norms = 2 * (dim + inner) if model.norm_affine else 0
+    if model.block in (BlockName.hstu, BlockName.fuxi):
+        sums = model.num_maps * model.heads * model.head_widths[1]
+        norms = 2 * (dim + sums) if model.norm_affine else 0
         biases = model.maxlen * model.position_bias + NUM_BUCKETS * model.reads_times
-        return norms + dim * _hstu_width(model) + (inner + 1) * dim + biases
+        feed_forward = 3 * dim * width if model.block is BlockName.fuxi else 0
+        return norms + dim * _projection_width(model) + (sums + 1) * dim + biases + feed_forward
     projections = 4 if model.output_projection else 3
     gates = 2 if model.block is BlockName.ligr else 0
     is_gated = model.activation is Activation.swiglu
@@ -70,9 +71,10 @@ def block_parameters(model: ModelConfig) -> int:
     return biases + 4 * dim + (projections + gates) * linear + feed_forward
 
 
-def _hstu_width(model: ModelConfig) -> int:
-    """Return the width of gates, values, queries and keys of an HSTU block together."""
-    return 2 * model.heads * sum(model.head_widths)
+def _projection_width(model: ModelConfig) -> int:
+    """Return the width of gates, values, queries and keys of a block of HSTU or FuXi together."""
+    qk_dim, v_dim = model.head_widths
+    return model.heads * ((model.num_maps + 1) * v_dim + 2 * qk_dim)
 
 
 def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need]:
@@ -82,7 +84,7 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     in_batch = min(cfg.batch_size, max(1, windows // processes))
     tokens = int((holdout.window_ends - holdout.window_starts - 1).sum()) * in_batch // windows
     # the embedding, and each block's queries, keys, values and normed input, or gates
-    width = _hstu_width(model) if model.block is BlockName.hstu else 4 * model.dim
+    width = 4 * model.dim if model.has_softmax or model.block is BlockName.gru else _projection_width(model)
     kept = model.dim + model.blocks * width
     number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
     keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))

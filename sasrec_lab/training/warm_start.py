@@ -26,7 +26,7 @@ from sasrec_lab.training.saved_encoder import load_encoder
 
 _ITEM_TABLES = ("input_items.weight", "output_items.weight", "head.bias")  # a row for each item
 _IDS, _CATEGORIES = "input_items.ids.weight", "input_items.by_category.weight"  # of vectors that features make
-_POSITIONS = ("positions.weight", ".position_bias")  # (L, D), (L,): of each position or distance
+_POSITIONS = ("positions.weight", ".position_bias", ".position_weights")  # (L, D), (L,): of each position or distance
 _BIAS = ".relative_bias"  # (H, L), or (H, 2L - 1) if later items are attended to: a column for each distance
 _DATA_KEYS = ("sha256", "filters", "order", "holdout", "time_split")  # of a protocol: what training may have seen
 

@@ -23,7 +23,7 @@ def flops_per_position(
     compared with. The last block is needed for the labels only, but its keys and values for all positions.
     """
     attended = np.sum(pairs(model, lengths)) / np.sum(lengths)  # positions that each one attends to, on average
-    block = token_flops(model) + 4 * model.dim * attended  # scores, and the values weighted by them
+    block = token_flops(model) + pair_flops(model) * attended
     keys_and_values = 2 * 2 * model.dim**2
     last = keys_and_values + labels_per_position * (block - keys_and_values) if model.blocks else 0
     labels = labels_per_position * (head_flops(model) + 2 * model.dim * compared)
@@ -40,13 +40,18 @@ def flops_per_user(model: ModelConfig, items: int, lengths: np.ndarray) -> float
     token = token_flops(model) - one
     last, all_but_last = min(model.blocks, 1), max(model.blocks - 1, 0)
     newest = token + 4 * model.dim * model.heads * lengths.mean()
-    block = token * lengths.mean() + 4 * model.dim * np.mean(pairs(model, lengths))
+    block = token * lengths.mean() + pair_flops(model) * np.mean(pairs(model, lengths))
     return all_but_last * block + last * newest + head_flops(model) + 2 * model.dim * items
 
 
 def pairs(model: ModelConfig, lengths: np.ndarray) -> np.ndarray:
     """Return the pairs of positions of which one attends to the other, in sequences of these lengths."""
     return lengths * (lengths + 1) / 2 if model.causal else lengths * lengths
+
+
+def pair_flops(model: ModelConfig) -> int:
+    """Return the FLOPs per pair of positions: its score, and the value weighted by it, in FuXi by three weights."""
+    return 2 * model.dim * (1 + model.num_maps)
 
 
 def head_flops(model: ModelConfig) -> int:
@@ -56,9 +61,10 @@ def head_flops(model: ModelConfig) -> int:
 
 def token_flops(model: ModelConfig) -> int:
     """Return the FLOPs per token of one block's layers: query, key, value (and output), gates, feed-forward."""
-    if model.block is BlockName.hstu:
+    if model.block in (BlockName.hstu, BlockName.fuxi):
         qk_dim, v_dim = model.head_widths
-        return 2 * model.dim * model.heads * (2 * qk_dim + 3 * v_dim)
+        width = model.heads * (2 * qk_dim + (2 * model.num_maps + 1) * v_dim)
+        return 2 * model.dim * (width + (3 * model.feed_forward_width if model.block is BlockName.fuxi else 0))
     squares = (4 if model.output_projection else 3) + (2 if model.block is BlockName.ligr else 0)
     feed_forward = 3 if model.activation is Activation.swiglu else 2
     return 2 * model.dim * (squares * model.dim + feed_forward * model.feed_forward_width)

@@ -235,9 +235,10 @@ def test_equal_biases_act_as_a_shift_of_the_scores():
             "model.time_bias=buckets does not go with model.block=transformer; use decay or none"
         ),
         "model=sasrec model.position_bias=true": (
-            "model.position_bias=true only applies to model.block=hstu; set it to false, or use model.pos_emb=relative"
+            "model.position_bias=true only applies to model.block=hstu and fuxi; set it to false, or use"
+            " model.pos_emb=relative"
         ),
-        "model=sasrec model.init=meta": "model.init=meta only applies to model.block=hstu; set it to normal",
+        "model=sasrec model.init=meta": "model.init=meta only applies to model.block=hstu and fuxi; set it to normal",
         "model=sasrec model.time_bias=decay model.pad_keys=true": (
             "model.time_bias=decay requires model.pad_keys=false; set that, or model.time_bias=none"
         ),

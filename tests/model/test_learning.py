@@ -16,6 +16,7 @@ SMALL = ["model.dim=16", "model.maxlen=20", "optimizer.lr=0.01", "trainer=cpu", 
         "model=gru4rec model.dropout=0.1 trainer.precision=bf16-mixed",
         "model=sasrec model.pos_emb=rope",
         "model=hstu",
+        "model=fuxi model.divisor=31 batch_size=32",
         "model=ligr model.pos_emb=relative model.heads=2",
     ],
 )

@@ -58,6 +58,7 @@ CONFIGS = [
     ["model=hstu", "model.heads=2"],
     ["model=hstu_meta"],
     ["model=hstu", "model.time_bias=none", "model.position_bias=false"],
+    ["model=fuxi", "model.heads=2"],
 ]
 configs = pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
 # These need a GPU: torch's GRU and the losses of sequences read sizes from memory

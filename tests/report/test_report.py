@@ -125,6 +125,7 @@ def test_a_model_without_epochs_has_empty_cells_for_them(tmp_path, report_here):
         ("model=ligr loss=sampled_softmax", "LiGR"),
         ("model=gru4rec loss=gbce", "GRU4Rec"),
         ("model=hstu dataset=ml_1m", "HSTU"),
+        ("model=fuxi dataset=ml_1m", "FuXi-alpha"),
         ("model=bert4rec", "BERT4Rec"),
         ("model=itemknn", "ItemKNN"),
     ],

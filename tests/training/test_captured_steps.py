@@ -418,6 +418,7 @@ def test_a_captured_step_does_not_wait_for_the_host(words, gpu_without_numbers):
     [
         (["model=gru4rec"], "model.block=gru"),
         (["model=hstu"], "model.block=hstu"),
+        (["model=fuxi"], "model.block=fuxi"),
         (["model.pos_emb=relative"], "model.pos_emb=relative"),
         (["model.time_bias=decay"], "model.time_bias=decay"),
         (["model=sasrec_rectools", "model.pad_keys=true"], "model.pad_keys=true"),

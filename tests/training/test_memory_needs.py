@@ -43,6 +43,8 @@ def sizes(needs) -> list[int]:
         ["model=gru4rec", "model.blocks=2", "model.pos_emb=learned"],
         ["model=hstu", "model.heads=2"],
         ["model=hstu_meta", "model.qk_dim=3", "model.v_dim=5", "model.time_bias=none"],
+        ["model=fuxi", "model.heads=2", "model.ff_dim=24"],
+        ["model=fuxi", "model.qk_dim=3", "model.v_dim=5", "model.time_bias=none"],
         ["model=ligr", "model.time_bias=decay"],
         ["model=ligr"],
         ["model=ligr", "model.ff_dim=24", "model.activation=relu", "model.output_projection=false"],
@@ -91,6 +93,7 @@ def batch_of(cfg):
         "model=ligr model.ff_dim=1",
         "model=gru4rec model.blocks=2",
         "model=hstu",
+        "model=fuxi model.ff_dim=1",
         "model=bert4rec model.ff_dim=1",
     ],
 )
