@@ -19,7 +19,7 @@ DATA = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.it
 QUICK = ["trainer.max_epochs=2", "optimizer.lr=0.01"]
 SMALL = replace(load(["dataset=csv", "dataset.path=x.csv"]).model, dim=12, maxlen=9)
 KINDS = [SMALL, replace(SMALL, pos_emb=PosEmb.relative), replace(SMALL, pos_emb=PosEmb.relative, causal=False)]
-HSTU = load(["dataset=csv", "dataset.path=x.csv", "dataset.time=ts", "model=hstu", "model.dim=12"]).model
+TIMED = ["dataset=csv", "dataset.path=x.csv", "dataset.time=ts", "model.dim=12"]
 
 
 def earlier_run(tmp_path, encoder: Encoder, ids: list[int]) -> EarlierRun:
@@ -67,12 +67,15 @@ def test_a_run_on_other_items_is_refused(tmp_path):
         start_from(earlier, Encoder(2, SMALL), np.array([8, 9]))
 
 
-def test_biases_by_distance_grow_and_those_by_time_stay(tmp_path):
-    old, new = Encoder(3, replace(HSTU, maxlen=9)), Encoder(3, replace(HSTU, maxlen=11))
+@pytest.mark.parametrize(("name", "noun"), [("hstu", "bias"), ("fuxi", "weights")])
+def test_biases_by_distance_grow_and_those_by_time_stay(name, noun, tmp_path):
+    cfg = load([*TIMED, f"model={name}"]).model
+    old, new = Encoder(3, replace(cfg, maxlen=9)), Encoder(3, replace(cfg, maxlen=11))
     start_from(earlier_run(tmp_path, old, [1, 2, 3]), new, np.arange(1, 4))
     for before, after in zip(old.blocks, new.blocks, strict=True):
-        assert torch.equal(after.position_bias, before.position_bias[[*range(9), 8, 8]])
-        assert torch.equal(after.time_bias, before.time_bias)
+        positions, times = ([getattr(x, f"{kind}_{noun}") for x in (before, after)] for kind in ("position", "time"))
+        assert torch.equal(positions[1], positions[0][[*range(9), 8, 8]])
+        assert torch.equal(*times)
 
 
 def test_a_decay_with_time_is_added_to_a_model_without(tmp_path):
