@@ -104,6 +104,7 @@ def test_a_training_command_runs(command, train_here, tmp_path):
     if "dataset=csv" in words:
         rows = [f"{user},{(user * 7 + time) % 11},{time}" for user in range(30) for time in range(6)]
         (tmp_path / "my.csv").write_text("uid,sku,ts\n" + "\n".join(rows) + "\n")
+        (tmp_path / "items.csv").write_text("sku,genre\n" + "".join(f"{item},{item % 3}\n" for item in range(11)))
         words += short
     else:
         words = [word for word in words if not word.startswith(("dataset=", "data_dir="))] + short + DATA
