@@ -13,7 +13,7 @@ from sasrec_lab.config.schema import ObjectiveName, TrainConfig
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 
 _BOOKKEEPING_KEYS = (
-    "capture",  # the same operations, launched together; older runs lack it
+    "capture",  # the same computation in one launch; older runs lack it
     "ckpt",
     "data_dir",
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it

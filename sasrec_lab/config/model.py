@@ -132,9 +132,9 @@ class ModelConfig(ModelSection):
             raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
         if self.dim % self.heads and None in (self.qk_dim, self.v_dim):
             fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
-            raise InputError(
-                f"model.dim={self.dim} is not a multiple of model.heads={self.heads}; use heads {', '.join(fits)}"
-            )
+            widths = " or set model.qk_dim and model.v_dim" if self.block in _POINTWISE else ""
+            heads = f"model.heads={self.heads}; use heads {', '.join(fits)}{widths}"
+            raise InputError(f"model.dim={self.dim} is not a multiple of {heads}")
         check_finite("model.temperature", self.temperature)
         if not self.temperature > 0:
             raise InputError(f"model.temperature={self.temperature} must be above 0")
@@ -228,12 +228,7 @@ class ModelConfig(ModelSection):
     def _check_times(self) -> None:
         bias, block = self.time_bias, self.block.name
         if bias is TimeBias.none:
-            if self.query_time is not QueryTime.target:
-                raise InputError(
-                    f"model.query_time={self.query_time.name} only applies to a model that reads times; set it to"
-                    " target, or set model.time_bias"
-                )
-            return
+            return  # query_time is of no account, so that a sweep may have models without times
         blocks = {
             TimeBias.decay: (BlockName.transformer, BlockName.ligr),
             TimeBias.buckets: _POINTWISE,
@@ -257,7 +252,7 @@ class ModelConfig(ModelSection):
     @property
     def reads_times(self) -> bool:
         """Return whether the model reads when items were taken, and when the next one is asked for."""
-        return self.time_bias is not TimeBias.none
+        return self.time_bias is not TimeBias.none and self.blocks > 0
 
     @property
     def asked_at(self) -> Optional[QueryTime]:

@@ -16,7 +16,9 @@ from sasrec_lab.recommend.histories import Histories, find_column, read_times, s
 from sasrec_lab.recommend.inputs import expand_home, read_table
 
 KEY = "query_time"
-_RULE = "last (the time of each user's newest item), a date such as 2021-05-11 or seconds since 1970, or a table"
+_RULE = (
+    "last (the time of each user's newest item), a date as text such as 2021-05-11 or seconds since 1970, or a table"
+)
 
 
 def read_query_times(given: Any, dataset: DatasetConfig) -> Any:
@@ -51,22 +53,34 @@ def find_query_times(
     if given is None or (isinstance(given, str) and given == "last"):
         return None, "asked at the time of each user's newest item"
     if isinstance(given, pd.DataFrame):
-        return _of_table(given, histories, users, dataset), f"asked at the times of {KEY}"
+        asked = _of_table(given, histories, users, dataset)
+        _check_not_earlier(KEY, asked, histories, users)
+        return asked, f"asked at the times of {KEY}"
     if isinstance(given, (bool, np.bool_)) or not isinstance(given, (str, Number, datetime)):
         raise InputError(f"{KEY}={shown(given)} must be {_RULE}")
     time = _read(given, histories.times)
-    return np.full(len(histories.users), time), f"asked at {describe_time(time, 'seconds')}"
+    asked = np.full(len(histories.users), time)
+    _check_not_earlier(f"{KEY}={given}", asked, histories, users)
+    return asked, f"asked at {describe_time(time, 'seconds')}"
+
+
+def _check_not_earlier(name: str, asked: np.ndarray, histories: Histories, users: np.ndarray) -> None:
+    """Raise InputError, for the argument of this name, if a user asks before the newest item that the model reads."""
+    assert histories.times is not None
+    early = users[asked[users] < histories.times[histories.offsets[users + 1] - 1]]
+    if len(early):
+        raise InputError(
+            f"{name} is before the newest item of {len(early):,} of {len(users):,} users"
+            f" ({first_few(histories.users.ids[early])}); give a later time, or pass interactions without later items"
+        )
 
 
 def _read(given: Any, times: np.ndarray) -> int:
-    """Return one time of asking, in seconds."""
+    """Return one time of asking, in seconds; a date is the end of its day."""
     try:
-        time = read_time(KEY, str(given), times, ends_day=False)
+        time = read_time(KEY, str(given), times, ends_day=True)
     except InputError as error:
         raise InputError(f"{KEY}={given} must be {_RULE}") from error
-    if time < times.min():
-        first = describe_time(int(times.min()), "seconds")
-        raise InputError(f"{KEY}={given} is before the first interaction ({first}); give a later time")
     return int(time)
 
 

@@ -122,7 +122,9 @@ def short_table(part: ProtocolReport, limit: int, differing: str = "") -> Table 
         [name, EMPTY_CELL, format_number(validation.get(name)), format_number(value)] for name, value in test.items()
     ]
     rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
-    name = f"{part.dataset}, {differing}" if differing else part.dataset
+    protocol = part.comparison.protocol
+    asked = f", asked at {protocol['query_time']}" if "query_time" in protocol else ""
+    name = (f"{part.dataset}, {differing}" if differing else part.dataset) + asked
     title = f"{name}: mean over seeds, the rows best on {part.monitor} first{rest}"
     return Table(title, ["row", "n", *names], cells)
 

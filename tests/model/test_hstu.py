@@ -219,9 +219,6 @@ def test_equal_biases_act_as_a_shift_of_the_scores():
         "model.time_bias=decay": ("model.time_bias=decay does not go with model.block=hstu; use buckets or none"),
         "model.divisor=0": "model.divisor=0.0 must be above 0; null: maxlen",
         "model.v_dim=0": "model.v_dim=0 must be at least 1",
-        "model.time_bias=none model.query_time=last": (
-            "model.query_time=last only applies to a model that reads times; set it to target, or set model.time_bias"
-        ),
         "tensorboard.attention_users=1": (
             "tensorboard.attention_users=1 draws the softmax of attention, which model.block=hstu does not have; set it"
             " to 0"

@@ -339,7 +339,8 @@ def trained(cfg: TrainConfig, folder: Any, counter: pl.Callback | None = None) -
     flags = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "max_epochs": 2, "limit_val_batches": 0}
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=counter, **flags, **quiet)
-    data = SequenceData(HOLDOUT, replace(cfg, capture=True))
+    # with dropout, other sizes of batches would draw other masks
+    data = SequenceData(HOLDOUT, replace(cfg, capture=True) if cfg.model.dropout else cfg)
     trainer.fit(model, data)
     return model
 
