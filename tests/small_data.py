@@ -6,7 +6,7 @@ import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.model import QueryTime
-from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
+from sasrec_lab.config.training import ObjectiveConfig, ObjectiveName, Replace
 from sasrec_lab.data.batches import TrainingBatch
 from sasrec_lab.data.holdout import Holdout, hold_out
 from sasrec_lab.data.negatives import per_label

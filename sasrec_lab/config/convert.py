@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
-from sasrec_lab.config.schema import ObjectiveName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import ObjectiveName
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 
 _BOOKKEEPING_KEYS = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.model import ModelConfig
-from sasrec_lab.config.schema import ObjectiveConfig
+from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.ops.backend import round_up_size

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sasrec_lab.config.schema import Exclude, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch, in_segments
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items

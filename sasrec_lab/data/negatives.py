@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sasrec_lab.config.schema import Draw, LossConfig, SamplerName
+from sasrec_lab.config.schema import Draw
+from sasrec_lab.config.training import LossConfig, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, as_tensor
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges

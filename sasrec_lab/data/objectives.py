@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sasrec_lab.config.model import ModelConfig
-from sasrec_lab.config.schema import ObjectiveConfig, ObjectiveName, Replace
+from sasrec_lab.config.training import ObjectiveConfig, ObjectiveName, Replace
 from sasrec_lab.data.batches import MASK, Labels, Objective, PackedBatch, as_tensor, pack, with_times
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasrec_lab.config.model import ModelConfig, QueryTime
-from sasrec_lab.config.schema import ObjectiveConfig
+from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.objectives import OBJECTIVES
 from sasrec_lab.model.encoder import Encoder

@@ -10,7 +10,8 @@ import numpy as np
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
 from sasrec_lab.config.model import BlockName
-from sasrec_lab.config.schema import OptimizerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.cleaning import describe_span, time_unit
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import Sequences

@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 
 from sasrec_lab.config.model import ModelConfig, PosEmb
-from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
+from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.ops import packed_attention, softmax_products
 from sasrec_lab.training.lightning_module import SequentialRecommender

@@ -10,7 +10,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.schema import OptimizerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.errors import InputError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName
+from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted

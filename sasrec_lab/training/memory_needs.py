@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sasrec_lab.config.model import Activation, BlockName, ItemVectors, ModelConfig, PosEmb
-from sasrec_lab.config.schema import LossName, OptimizerName, SamplerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import LossName, OptimizerName, SamplerName
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.ops.memory import Need, check_memory

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sasrec_lab.config.schema import OptimizerConfig, OptimizerName
+from sasrec_lab.config.training import OptimizerConfig, OptimizerName
 
 
 def build_optimizer(

@@ -18,7 +18,8 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sasrec_lab.config.schema import OptimizerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults

@@ -16,7 +16,8 @@ from parity.comparison import AT_MOST, FOLDER, GRADIENTS, Arrays, Comparison, la
 from parity.weights import from_rectools, relative_difference, scales_of
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.config.model import ModelConfig, TimeBias
-from sasrec_lab.config.schema import LossName, ObjectiveName, SamplerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import LossName, ObjectiveName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids

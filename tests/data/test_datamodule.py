@@ -13,7 +13,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, next_item, random_users
 
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.schema import Exclude, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_data import holdout_of, masked_items, random_users
 
 from sasrec_lab.config.dataset import Windows
-from sasrec_lab.config.schema import Replace
+from sasrec_lab.config.training import Replace
 from sasrec_lab.data.batches import MASK, Labels, PackedBatch
 from sasrec_lab.ops.backend import round_up_size
 

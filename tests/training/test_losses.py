@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.model import Similarity
-from sasrec_lab.config.schema import Exclude, LossConfig, LossName, SamplerName, TrainConfig
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import UserItems, draw_distinct, draw_shared

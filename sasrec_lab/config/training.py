@@ -1,0 +1,127 @@
+"""Schema of the sections `objective`, `loss` and `optimizer`: what a model is trained for, and how."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Optional
+
+from omegaconf import MISSING
+
+from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.errors import InputError
+
+# Choices; a user writes the name of a member.
+ObjectiveName = Enum("ObjectiveName", ["next_item", "masked_items"])
+Replace = Enum("Replace", ["mask", "mixed"])
+LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
+SamplerName = Enum("SamplerName", ["none", "shared", "sequence", "unseen", "uniform", "others"])
+Exclude = Enum("Exclude", ["none", "history"])
+OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
+
+
+@dataclass
+class ObjectiveConfig:
+    """Keys of `objective`: what the model is trained to predict."""
+
+    name: ObjectiveName = MISSING
+    # of masked_items; defaults for the other objective, which must not change them
+    mask_share: float = 0.0
+    last_share: float = 0.0
+    replace: Replace = Replace.mask
+
+    def __post_init__(self) -> None:
+        if self.name is ObjectiveName.masked_items:
+            if not 0 < self.mask_share < 1:
+                raise InputError(f"objective.mask_share={self.mask_share} must be above 0 and below 1")
+            if not 0 <= self.last_share <= 1:
+                raise InputError(f"objective.last_share={self.last_share} must be from 0 to 1")
+            return
+        for key, unused in (("mask_share", 0.0), ("last_share", 0.0), ("replace", Replace.mask)):
+            if (value := getattr(self, key)) != unused:
+                raise InputError(
+                    f"objective.{key}={getattr(value, 'name', value)} only applies to objective=masked_items; use"
+                    " model=bert4rec, or remove it"
+                )
+
+
+# By loss: the samplers whose negatives it takes. The first is that of records that lack the key.
+_SAMPLERS = {
+    LossName.softmax: [SamplerName.none],
+    LossName.sampled_softmax: [
+        SamplerName.shared,
+        SamplerName.sequence,
+        SamplerName.uniform,
+        SamplerName.others,
+        SamplerName.unseen,
+    ],
+    LossName.bce: [SamplerName.unseen, SamplerName.uniform],
+    LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
+    LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
+}
+
+
+@dataclass
+class LossConfig:
+    """Keys of `loss`: the training loss and its negatives."""
+
+    name: LossName = MISSING
+    negatives: int = MISSING
+    calibration: float = MISSING
+    if TYPE_CHECKING:
+        sampler: SamplerName = MISSING
+    else:
+        sampler: Optional[SamplerName] = None  # older records lack it; never None once it is checked
+    exclude: Exclude = Exclude.none  # older records lack it
+
+    def __post_init__(self) -> None:
+        samplers = _SAMPLERS[self.name]
+        self.sampler = self.sampler or samplers[0]
+        if self.sampler not in samplers:
+            names = " or ".join(sampler.name for sampler in samplers)
+            raise InputError(f"loss.sampler={self.sampler.name} does not go with loss={self.name.name}; use {names}")
+        if self.name is not LossName.softmax:
+            check_at_least("loss.negatives", self.negatives, 1)
+        elif self.negatives != 0:
+            raise InputError(
+                f"loss.negatives={self.negatives} must be 0 for loss=softmax, which scores every item; set it to 0,"
+                " or use loss=sampled_softmax"
+            )
+        if self.exclude is Exclude.history and self.name is not LossName.softmax:
+            raise InputError(
+                f"loss.exclude=history only applies to loss=softmax; set it to none for loss={self.name.name}"
+                + (", whose loss.sampler=sequence excludes the window" if self.name is LossName.sampled_softmax else "")
+            )
+        if not 0 <= self.calibration <= 1:
+            raise InputError(f"loss.calibration={self.calibration} must be from 0 to 1")
+        if self.name is not LossName.gbce and self.calibration != 0:
+            raise InputError(
+                f"loss.calibration={self.calibration} only applies to loss=gbce; set it to 0 for loss={self.name.name}"
+            )
+
+
+@dataclass
+class OptimizerConfig:
+    """Keys of `optimizer`: the optimizer, its schedule and weight averaging."""
+
+    name: OptimizerName = MISSING
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    weight_decay: float = MISSING
+    warmup_steps: int = MISSING
+    cosine: bool = MISSING
+    ema: Optional[float] = MISSING
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise InputError(f"optimizer.lr={self.lr} must be above 0")
+        check_finite("optimizer.lr", self.lr)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
+        check_at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if self.name is OptimizerName.rowwise_adam and self.weight_decay != 0:
+            raise InputError(
+                f"optimizer.weight_decay={self.weight_decay} must be 0 for optimizer.name=rowwise_adam, which updates"
+                " only the rows of a batch; set it to 0, or use adam"
+            )
+        check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"optimizer.ema={self.ema} must be above 0 and below 1; use null for no averaging")
