@@ -123,9 +123,10 @@ def test_a_different_model_is_detected(name, variant, changes):
 def test_other_times_are_detected():
     """A second more for an equal time, for the gap after it, or for a question."""
     given = GIVEN["hstu"][2]["2 heads, time bias"]
-    for name in ("time", "asked"):
-        theirs = given | {name: given[name] + np.arange(len(given[name])) % 2}
-        assert differences("hstu", "2 heads, time bias", theirs)["states of the newest items"] > 1e-5
+    later = {name: given[name] + np.arange(len(given[name])) % 2 for name in ("time", "asked")}
+    newest = later["time"][GIVEN["hstu"][0].offsets[1:] - 1]  # no user asks before it
+    for changed in ({"time": later["time"], "asked": np.maximum(given["asked"], newest)}, {"asked": later["asked"]}):
+        assert differences("hstu", "2 heads, time bias", given | changed)["states of the newest items"] > 1e-5
     theirs = given | {"buckets": given["buckets"] + (np.arange(len(given["buckets"])) == 9)}
     assert differences("hstu", "2 heads, time bias", theirs)["buckets of differences in time"] == 1
 
