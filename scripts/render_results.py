@@ -56,6 +56,11 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
         "positions_per_s",
         ["about", "by", "positions_per_s", "users_per_s", "lists_per_s", "peak_rss_mb"],
     ),
+    "speed_models": (
+        "speed_models",
+        "positions_per_s",
+        ["about", "by", "positions_per_s", "users_per_s", "lists_per_s", "peak_rss_mb"],
+    ),
     "loading": ("speed", "seconds", ["by", "seconds", "cached_seconds", "tensor_seconds", "peak_rss_mb"]),
     "speed_repeats": ("speed_repeats", "positions_per_s", ["job", "by", "positions_per_s"]),
     "roofline": (
