@@ -72,3 +72,20 @@ def random_times(sequences: list[list[int]], maxlen: int = MAXLEN, seed: int = 0
 def timed(batch: PackedBatch, times: list[list[int]], asked: list[list[int]]) -> PackedBatch:
     """Return the batch with these times of each sequence's tokens, and when the item after each is asked for."""
     return with_times(batch, np.concatenate(times), np.concatenate(asked))
+
+
+def time_bucket(difference: int) -> int:
+    """Return the bucket of a difference in seconds, by the formula of HSTU's authors in single precision."""
+    return int(np.log(np.float32(max(1, abs(difference)))) / np.float32(0.301))
+
+
+def assert_states_and_gradients(model: Encoder, states: Tensor, expected: Tensor) -> None:
+    """Check that states in double precision, and the gradients of a weighted sum of them, equal the expected ones."""
+    torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
+
+    weights = torch.randn_like(states)
+    parameters = list(model.parameters())
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), parameters) for x in (states, expected))
+    largest = max(grad.norm() for grad in theirs)
+    for (key, _), one, other in zip(model.named_parameters(), ours, theirs, strict=True):
+        assert (one - other).norm() <= 1e-8 * (other.norm() + largest / 100), key

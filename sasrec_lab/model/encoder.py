@@ -55,8 +55,7 @@ class Encoder(nn.Module):
         if isinstance(self.input_items, FeatureVectors) and cfg.init not in others:
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
-            inputs = self.input_items() if isinstance(self.input_items, FeatureVectors) else self.input_items.weight
-            self.mask.data.normal_().mul_(inputs.detach().std(correction=0))
+            self.mask.data.normal_().mul_(_vectors_of(self.input_items).detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
         if cfg.init is Init.meta:
@@ -69,7 +68,7 @@ class Encoder(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """Return the items' output vectors (V, D), before the head; row i is item i + 1."""
-        return self.output_items() if isinstance(self.output_items, FeatureVectors) else self.output_items.weight
+        return _vectors_of(self.output_items)
 
     @property
     def item_table(self) -> Tensor:
@@ -147,6 +146,11 @@ class Encoder(nn.Module):
         tokens, device = batch.items.shape[0], batch.items.device
         known = batch.offsets, tokens, device, batch.positions, self.maxlen, factors
         return BatchLayout(*known, batch.times, batch.query_times, batch.segments)
+
+
+def _vectors_of(items: nn.Embedding | FeatureVectors) -> Tensor:
+    """Return the vectors (V, D) of all items."""
+    return items() if isinstance(items, FeatureVectors) else items.weight
 
 
 def _initialize(module: nn.Module, init: Init) -> None:

@@ -14,6 +14,7 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.model import ItemVectors
 from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError
@@ -124,7 +125,7 @@ def test_a_start_takes_ids_and_categories_by_name(tmp_path):
     new = Encoder(3, cfg, later)
     untouched = new.input_items.by_category.weight[1].clone()
     ids = np.array([7, 8, 9, 10])  # 10 is not in the earlier training
-    earlier = EarlierRun(tmp_path, tmp_path / "best.ckpt", old, _ids(ids), NAMES, {})
+    earlier = EarlierRun(tmp_path, tmp_path / "best.ckpt", old, Ids(ids), NAMES, {})
     start = start_from(earlier, new, np.array([9, 10, 11]))
     assert "2 of 3 items by id, 1 new made of their features" in str(start)
     assert torch.equal(new.input_items.ids.weight[0], old.input_items.ids.weight[2])
@@ -135,12 +136,6 @@ def test_a_start_takes_ids_and_categories_by_name(tmp_path):
     other = Encoder(3, cfg, replace(later, vectors=np.ones((3, 5), np.float32)))
     with pytest.raises(InputError, match=r"init_from: .*has the shape \(8, 2\), not \(8, 5\); use the same vectors"):
         start_from(earlier, other, np.array([9, 10, 11]))
-
-
-def _ids(ids: np.ndarray):
-    from sasrec_lab.data.ids import Ids
-
-    return Ids(ids)
 
 
 CATEGORIES, OF_EACH, COLD = 6, 10, 2  # items of a category, of which the last are not in training
@@ -199,33 +194,30 @@ def test_cold_items_are_found_by_their_category(train_here, recommend_here, repo
     assert (resumed.returncode, resumed.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.items=both", "dataset.features.path=null"], "model.items=both needs a file of item features; set"),
+        (["model.items=features", "model.share_items=false"], "model.share_items=false does not go with model.items="),
+        (["model.id_dropout=0.1"], "model.id_dropout=0.1 only applies to model.items=both"),
+        (["dataset.features.categories=[]"], r"needs the columns to use: dataset.features.categories=\[genres\]"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(changes, message):
+    words = ["dataset=csv", "dataset.path=x.csv", "dataset.features.path=f.csv", "dataset.features.categories=[kind]"]
+    with pytest.raises(InputError, match=message):
+        load([*words, *changes])
+
+
 def test_mistakes_are_one_line(train_here, tmp_path):
-    words = write_walks(tmp_path)
-    plain = [word for word in words if "features" not in word]
+    words = [*write_walks(tmp_path), "model.items=both"]
     for number, (changed, expected) in enumerate(
-        (
-            (
-                [*plain, "model.items=both"],
-                "model.items=both needs a file of item features; set dataset.features.path=...",
-            ),
-            ([*words, "model.items=both", "dataset.features.path=kind.csv"], "kind.csv: no such file; did you mean"),
-            (
-                [*words, "model.items=both", "dataset.features.categories=[kin]"],
-                "no column 'kin'; it has item_id, kind",
-            ),
-            ([*words, "model.items=features", "model.share_items=false"], "model.share_items=false does not go with"),
-            ([*words, "model.id_dropout=0.1"], "model.id_dropout=0.1 only applies to model.items=both"),
-            (
-                [*words, "dataset.features.categories=[]"],
-                "needs the columns to use: dataset.features.categories=[genres]",
-            ),
-            (
-                [*words, "model.items=both", "dataset.features.vectors=v.npy"],
-                "dataset.features.vectors=v.npy: no such file",
-            ),
-        )
+        [
+            ("dataset.features.path=kind.csv", "kind.csv: no such file; did you mean"),
+            ("dataset.features.categories=[kin]", "no column 'kin'; it has item_id, kind"),
+            ("dataset.features.vectors=v.npy", "dataset.features.vectors=v.npy: no such file"),
+        ]
     ):
-        done = train_here(*changed, "trainer.max_epochs=1", f"hydra.run.dir={number}")
-        assert done.returncode == 1
+        done = train_here(*words, changed, f"hydra.run.dir={number}")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert expected in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1

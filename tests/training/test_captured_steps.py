@@ -389,7 +389,7 @@ def gpu_without_numbers(monkeypatch) -> None:
 
 @pytest.mark.parametrize("wait", [Tensor.item, Tensor.tolist, bool, Tensor.nonzero, Tensor.unique, lambda x: x[x > 0]])
 def test_the_device_without_numbers_refuses_to_wait(wait, gpu_without_numbers):
-    with pytest.raises((NotImplementedError, RuntimeError)), OnDevice():
+    with pytest.raises(RuntimeError), OnDevice():
         wait(torch.ones(1, device="meta"))
     with pytest.raises(AssertionError, match="with a tensor of the CPU"), OnDevice():
         torch.from_numpy(np.ones(1)).to("meta")
