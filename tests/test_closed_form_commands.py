@@ -72,7 +72,7 @@ def test_a_sweep_compares_them_with_an_encoder(train_here, report_here, tmp_path
 
 def test_what_a_model_without_epochs_cannot_do_is_one_line(train_here, recommend_here, tmp_path):
     assert train_here(*DATA, "model=itemknn", "dataset.holdout=none", "hydra.run.dir=run").returncode == 0
-    export = in_this_process("sasrec_lab.export", tmp_path)
+    export = in_this_process("sasrec_lab.export.__main__", tmp_path)
     for done, message in (
         (
             export("run", "x.pt2"),

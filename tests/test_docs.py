@@ -149,7 +149,7 @@ def test_a_recommend_command_runs(command, runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", EXPORTED)
 def test_an_export_command_runs(command, runs):
-    done = in_this_process("sasrec_lab.export", runs / "run")(*words_of(command))
+    done = in_this_process("sasrec_lab.export.__main__", runs / "run")(*words_of(command))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -16,7 +16,7 @@ from commands import Done, in_a_fresh_process, in_this_process
 from sasrec_lab import files
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
-from sasrec_lab.export import export as write_export
+from sasrec_lab.export.__main__ import export as write_export
 from sasrec_lab.recommend.recommender import Recommender
 
 PAGE = (Path(__file__).parent.parent / "docs/export.md").read_text()
@@ -37,7 +37,7 @@ json.dump(scores, open("scores.json", "w"))
 
 
 def export(*args: str, cwd: Path) -> Done:
-    return in_this_process("sasrec_lab.export", cwd)(*args)
+    return in_this_process("sasrec_lab.export.__main__", cwd)(*args)
 
 
 def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,9 @@ def run(made_once, tmp_path) -> Path:
 def readers(run, tmp_path) -> Commands:
     """The commands that read the run folder."""
     train, report = (in_this_process(f"sasrec_lab.{name}", tmp_path) for name in ("train", "report.__main__"))
-    recommend, export = (in_this_process(f"sasrec_lab.{name}", tmp_path) for name in ("recommend.__main__", "export"))
+    recommend, export = (
+        in_this_process(f"sasrec_lab.{name}", tmp_path) for name in ("recommend.__main__", "export.__main__")
+    )
     return {
         "report": lambda: report("run", "--html", "report.html"),
         "recommend": lambda: recommend("run=run", "users=all", "k=2"),

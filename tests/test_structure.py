@@ -96,6 +96,7 @@ def test_the_package_shows_its_flow():
         "run",
         "recommend",
         "report",
+        "export",
     }
 
 

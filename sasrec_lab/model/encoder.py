@@ -221,7 +221,7 @@ def _sinusoids(maxlen: int, dim: int) -> Tensor:
 
 
 class SingleHistoryScores(nn.Module):
-    """The scores of all items after one history: the module that export.py saves."""
+    """The scores of all items after one history: the module that export/ saves."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()

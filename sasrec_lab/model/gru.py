@@ -37,7 +37,7 @@ class GRULayer(nn.Module):
         return pick(states, rows if newest is None else newest)
 
     def _single_sequence(self, x: Tensor) -> Tensor:
-        """Return the states of a single sequence's tokens, for export.py.
+        """Return the states of a single sequence's tokens, for an export.
 
         An exported GRU has a fixed number of steps, so it takes L of them: those after the sequence do not change what
         came before. The function is called instead of the module, whose list of weights an export cannot contain.

@@ -141,7 +141,7 @@ def attend_single_sequence(
     bias: Tensor | None = None,
     decays: Tensor | None = None,
 ) -> Tensor:
-    """Return `attend` for tokens of a single sequence, by torch's own function, which export.py can write to a file.
+    """Return `attend` for tokens of a single sequence, by torch's own function, which an export can write to a file.
 
     `decays` (T, T) are added to the scores.
     """

@@ -25,12 +25,12 @@ from pathlib import Path
 from hydra._internal.core_plugins import file_config_source
 from omegaconf import OmegaConf
 
-from sasrec_lab import export
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import known_keys, to_plain
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS, RecommendConfig, TrainConfig
 from sasrec_lab.errors import InputError, printable
+from sasrec_lab.export import __main__ as export
 from sasrec_lab.recommend.inputs import read_ids
 from sasrec_lab.report import __main__ as report
 from sasrec_lab.training.trainer import build_trainer

@@ -15,18 +15,12 @@ import sys
 from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sasrec_lab.config.arguments import Arguments
 from sasrec_lab.errors import InputError, explain_out_of_memory
 from sasrec_lab.files import atomic_write
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import signals
-
-if TYPE_CHECKING:
-    import torch
-
-    from sasrec_lab.recommend.rankers import EncoderRanker
 
 
 def entry() -> None:
@@ -71,6 +65,7 @@ def export(run: Path, output: Path) -> tuple[Path, Path]:
     # imported here, because help and user errors need not wait for torch
     import torch
 
+    from sasrec_lab.export.programs import program_of
     from sasrec_lab.recommend.rankers import EncoderRanker
     from sasrec_lab.recommend.recommender import Recommender
 
@@ -108,24 +103,6 @@ def _check_replaceable(ids: Path) -> None:
     except (OSError, ValueError, AttributeError):
         pass
     raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another .pt2")
-
-
-def program_of(ranker: "EncoderRanker") -> "torch.export.ExportedProgram":
-    """Return the encoder as a program of torch's own operators: attention checks torch.compiler.is_exporting()."""
-    import torch
-
-    from sasrec_lab.model.encoder import SingleHistoryScores
-
-    maxlen = ranker.encoder.longest_history
-    example = torch.ones(maxlen, dtype=torch.int64)
-    lengths = {0: torch.export.Dim("L", min=1, max=maxlen)} if maxlen > 1 else {}
-    examples: list[torch.Tensor] = [example]
-    shapes: list[dict[int, torch.export.Dim]] = [lengths]
-    if ranker.query_time is not None:  # the times of the items, and that of the question
-        examples, shapes = [example, example.clone(), example[:1].clone()], [lengths, lengths, {}]
-    with torch.no_grad():
-        model = SingleHistoryScores(ranker.encoder).eval()
-        return torch.export.export(model, tuple(examples), dynamic_shapes=tuple(shapes))
 
 
 if __name__ == "__main__":
