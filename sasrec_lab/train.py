@@ -7,7 +7,6 @@ python -m sasrec_lab.train --help                             what there is to c
 
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.model import ClosedFormConfig, ItemVectors
+from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep
@@ -29,17 +28,13 @@ from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write
 from sasrec_lab.run.signals import interrupts_deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     import pytorch_lightning as pl
 
     from sasrec_lab.data.datamodule import SequenceData
-    from sasrec_lab.data.holdout import Holdout
     from sasrec_lab.data.items import ItemFeatures
     from sasrec_lab.data.sequences import Sequences
     from sasrec_lab.training.lightning_module import SequentialRecommender
-    from sasrec_lab.training.warm_start import EarlierRun
 
 log = logging.getLogger("sasrec_lab.train")  # this name also when the module runs as __main__
 errors = logging.getLogger("sasrec_lab.errors")  # goes into train.log; the screen gets the line as the program ends
@@ -86,53 +81,11 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
         if isinstance(cfg.model, ClosedFormConfig):
-            fit_closed_form(run, cfg)
-            return run.results
-        # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
-        from pytorch_lightning.loggers import TensorBoardLogger
+            from sasrec_lab.training.closed_form import fit_and_measure
 
-        from sasrec_lab.evaluation.cold_targets import cold_and_known
-        from sasrec_lab.ops import backend
-        from sasrec_lab.training import checkpoints, tensorboard, warm_start
-        from sasrec_lab.training.memory_needs import check_run_fits
-        from sasrec_lab.training.processes import watch_processes
-        from sasrec_lab.training.trainer import build_trainer, check_limits
-
-        trainer = build_trainer(cfg, folder)
-        watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
-        resumed = checkpoints.checkpoint_to_resume(cfg, folder)
-        earlier = warm_start.load_earlier(cfg, run.previous)
-
-        device, processes = trainer.strategy.root_device, trainer.world_size
-        sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
-        features = read_item_features(run, cfg, data.holdout)
-        holdout, has_test = data.holdout, len(data.holdout.test) > 0
-        checkpoints.check_items(resumed, holdout.num_items)
-        check_limits(cfg, data, processes)
-        if trainer.is_global_zero:
-            write_items(folder, holdout.item_ids, titles, features.names if features else None)
-
-        model = build_model(cfg, holdout.num_items, features)
-        report_model(run, trainer, model, data)
-        start_warm(run, model, earlier, holdout)
-
-        if has_test:
-            measure_baselines(run, data, sequences)
-        backend.keep_freed_memory()
-        fit(run, trainer, model, data, resumed)
-        if has_test:
-            test(run, trainer, model, data)
-        if trainer.is_global_zero:
-            if has_test:
-                write_ranks(folder, model.test_ranks, holdout.test, sequences)
-                run.results["cold_targets"] = cold_and_known(holdout, model.test_ranks["rank"], cfg.evaluation.k)
-            assert isinstance(trainer.logger, TensorBoardLogger)
-            writer = trainer.logger.experiment
-            best, epochs = run.results["best_epoch"], run.results["epochs"]
-            tested = epochs if best is None else best + 1
-            tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], tested)
-            tensorboard.write_extras(writer, model.encoder, holdout, sequences.user_ids, titles, cfg)
-            writer.close()
+            fit_and_measure(run, cfg)
+        else:
+            train_epochs(run, cfg)
     return run.results
 
 
@@ -143,106 +96,47 @@ def _import_libraries() -> None:
         import sasrec_lab.training.trainer  # noqa: F401
 
 
-def fit_closed_form(run: RunRecord, cfg: TrainConfig) -> None:
-    """Fit, measure and record a model without epochs, in the process that records."""
-    import torch
-    from torch.utils.tensorboard import SummaryWriter
+def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
+    """Build a model, fit it epoch by epoch, and test and record its best checkpoint."""
+    # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
+    from sasrec_lab.evaluation.baselines import baseline_metrics
+    from sasrec_lab.ops import backend
+    from sasrec_lab.run.loading import load_data, read_item_features
+    from sasrec_lab.training import checkpoints, warm_start
+    from sasrec_lab.training.forms import report_model
+    from sasrec_lab.training.memory_needs import check_run_fits
+    from sasrec_lab.training.processes import watch_processes
+    from sasrec_lab.training.trainer import build_trainer, check_limits
 
-    from sasrec_lab.evaluation.cold_targets import cold_and_known
-    from sasrec_lab.run import summary
-    from sasrec_lab.run.machine import describe_machine, peak_memory_mb
-    from sasrec_lab.training import closed_form, tensorboard
+    trainer = build_trainer(cfg, run.folder)
+    watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
+    resumed = checkpoints.checkpoint_to_resume(cfg, run.folder)
+    earlier = warm_start.load_earlier(cfg, run.previous)
 
-    model = cfg.model
-    assert isinstance(model, ClosedFormConfig)
-    if not is_first_process():
-        return
-    sequences, data, titles = load_data(run, cfg, lambda holdout: closed_form.check_fits(cfg, holdout))
-    write_items(run.folder, data.holdout.item_ids, titles)
-    run.info |= describe_machine(torch.device("cpu"), matmul=None)
-    with run.phase("fit"):
-        weights = closed_form.fit(model, data.holdout)
-    run.info["parameters"] = weights.size
-    log.info(summary.closed_form_line(cfg, run.info))
-    closed_form.write_weights(run.folder, weights)
-    if len(data.holdout.test):
-        measure_baselines(run, data, sequences)
-        with run.phase("test"):
-            run.results["metrics"], ranks = closed_form.measure(weights, data)
-        write_ranks(run.folder, ranks, data.holdout.test, sequences)
-        run.results["cold_targets"] = cold_and_known(data.holdout, ranks["rank"], cfg.evaluation.k)
-    run.info["peak_memory_mb"] = peak_memory_mb()
-    with SummaryWriter(str(run.folder / "tb")) as writer:
-        tensorboard.write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
+    device, processes = trainer.strategy.root_device, trainer.world_size
+    sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
+    features = read_item_features(run, cfg, data.holdout)
+    item_ids, has_test = data.holdout.item_ids, len(data.holdout.test) > 0
+    checkpoints.check_items(resumed, data.holdout.num_items)
+    check_limits(cfg, data, processes)
+    if trainer.is_global_zero:
+        write_items(run.folder, item_ids, titles, features.names if features else None)
 
+    model = build_model(cfg, data.holdout.num_items, features)
+    report_model(run, trainer, model, data)
+    warm_start.start_warm(run, earlier, model.encoder, item_ids)
 
-def load_data(
-    run: RunRecord, cfg: TrainConfig, check_fits: "Callable[[Holdout], None]"
-) -> "tuple[Sequences, SequenceData, np.ndarray | None]":
-    """Return the data set's sequences, the batches of its holdout, and the titles of the items, if it has any.
-
-    `check_fits` raises InputError if the model does not fit in memory. Protocol and counts are recorded and logged.
-    """
-    from sasrec_lab.data.datamodule import SequenceData
-    from sasrec_lab.data.fetch import fetch_missing
-    from sasrec_lab.data.holdout import hold_out
-    from sasrec_lab.data.items import read_titles
-    from sasrec_lab.data.sequences import load_sequences
-    from sasrec_lab.run.protocol import protocol
-    from sasrec_lab.run.summary import data_line
-
-    dataset = cfg.dataset
-    with run.phase("data"):
-        fetch_missing(dataset, cfg.data_dir)
-        sequences = load_sequences(dataset, cfg.data_dir)
-        holdout = hold_out(
-            sequences,
-            dataset.windows,
-            dataset.catalogue,
-            cfg.model.maxlen,
-            dataset.holdout,
-            dataset.time_split,
-            cold_last=getattr(cfg.model, "items", ItemVectors.ids) is not ItemVectors.ids,
-            query_time=cfg.model.asked_at,
-        )
-        check_fits(holdout)
-        titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
-        data = SequenceData(holdout, cfg)
-    run.results["protocol"] = protocol(cfg, sequences, holdout)
-    log.info(data_line(sequences, holdout))
-    report_unreachable(run, holdout, cfg)
-    return sequences, data, titles
-
-
-def read_item_features(run: RunRecord, cfg: TrainConfig, holdout: "Holdout") -> "ItemFeatures | None":
-    """Return the features that the model makes item vectors of, None if it does not.
-
-    Raises:
-        InputError: their file is missing or wrong, or has changed since the run that resumes began.
-    """
-    from sasrec_lab.data.items import read_features
-
-    features = read_features(cfg.dataset, cfg.data_dir, holdout.item_ids, holdout.num_compared)
-    if features is None or cfg.dataset.features is None:
-        return None
-    checksum = features.checksum()
-    if run.info.setdefault("item_features", checksum) != checksum:
-        raise InputError(
-            f"dataset.features.path={cfg.dataset.features.path} has other features than when this run began; restore"
-            " the file, or start over in another folder"
-        )
-    log.info(f"       item features: {features}")
-    return features
-
-
-def report_unreachable(run: RunRecord, holdout: "Holdout", cfg: TrainConfig) -> None:
-    """Record and log how many targets no model can rank; raise InputError if these are all."""
-    from sasrec_lab.data.reach import count_unreachable, describe_unreachable
-
-    run.results["unreachable_targets"] = unreachable = count_unreachable(holdout, cfg.evaluation.filter_seen)
-    targets = {stage: len(holdout.rows(stage).targets) for stage in unreachable}
-    if line := describe_unreachable(unreachable, targets, cfg):
-        log.warning(f"       {line}")
+    if has_test:
+        with run.phase("baselines"):
+            run.results["baselines"] = baseline_metrics(data, sequences)
+    backend.keep_freed_memory()
+    fit(run, trainer, model, data, resumed)
+    if has_test:
+        test(run, trainer, model, data)
+    if trainer.is_global_zero:
+        if has_test:
+            record_ranks(run, model, data, sequences)
+        fill_tensorboard(run, trainer, model, data, sequences, titles)
 
 
 def build_model(cfg: TrainConfig, num_items: int, features: "ItemFeatures | None") -> "SequentialRecommender":
@@ -253,47 +147,6 @@ def build_model(cfg: TrainConfig, num_items: int, features: "ItemFeatures | None
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return SequentialRecommender(num_items, cfg, features)
-
-
-def start_warm(
-    run: RunRecord, model: "SequentialRecommender", earlier: "EarlierRun | None", holdout: "Holdout"
-) -> None:
-    """Copy the initial weights of an earlier run, and record where they come from."""
-    from sasrec_lab.training import warm_start
-
-    if earlier:
-        taken = warm_start.start_from(earlier, model.encoder, holdout.item_ids)
-        other = warm_start.other_data(earlier.protocol, run.results["protocol"])
-        run.info["init_from"] = asdict(taken) | {"other_data": other}
-        log.info(f"start  {taken}")
-        if other:
-            log.warning(f"       it was trained on other data ({other}), which may include items held out here")
-    if other := run.info.get("init_from", {}).get("other_data"):
-        run.results["protocol"]["initial_weights"] = f"of a run on other data ({other})"
-
-
-def report_model(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
-    """Record and log the model's size, the machine, and the forms in which both compute."""
-    from sasrec_lab.ops.backend import choose_matmul
-    from sasrec_lab.run import summary
-    from sasrec_lab.run.machine import describe_machine
-    from sasrec_lab.training.forms import describe_forms
-
-    device, cfg = trainer.strategy.root_device, model.cfg
-    matmul = choose_matmul(device, run.previous.get("matmul"))
-    run.info |= describe_machine(device, matmul) | describe_forms(trainer, model, data)
-    run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    log.info(summary.model_line(cfg, model.loss.describe(cfg.loss), run.info))
-    if warning := summary.kernel_change_warning(run.previous, run.info):
-        log.warning(warning)
-
-
-def measure_baselines(run: RunRecord, data: "SequenceData", sequences: "Sequences") -> None:
-    """Measure popularity and a Markov chain on the held-out users."""
-    from sasrec_lab.evaluation.baselines import baseline_metrics
-
-    with run.phase("baselines"):
-        run.results["baselines"] = baseline_metrics(data, sequences)
 
 
 def fit(
@@ -338,6 +191,37 @@ def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", 
         tested = checkpoint_to_test(trainer, run.folder, run.results["best_epoch"])
         trainer.test(model, data, ckpt_path=tested, weights_only=True, verbose=False)
     run.results["metrics"] |= model.tested
+
+
+def record_ranks(run: RunRecord, model: "SequentialRecommender", data: "SequenceData", sequences: "Sequences") -> None:
+    """Write the rank of each test target, and record the metrics of cold and known targets."""
+    from sasrec_lab.evaluation.cold_targets import cold_and_known
+
+    write_ranks(run.folder, model.test_ranks, data.holdout.test, sequences)
+    ranks, cutoffs = model.test_ranks["rank"], model.cfg.evaluation.k
+    run.results["cold_targets"] = cold_and_known(data.holdout, ranks, cutoffs)
+
+
+def fill_tensorboard(
+    run: RunRecord,
+    trainer: "pl.Trainer",
+    model: "SequentialRecommender",
+    data: "SequenceData",
+    sequences: "Sequences",
+    titles: "np.ndarray | None",
+) -> None:
+    """Write hyperparameters, metrics and what else the config asks for, and close TensorBoard's file."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from sasrec_lab.training import tensorboard
+
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    writer = trainer.logger.experiment
+    best, epochs = run.results["best_epoch"], run.results["epochs"]
+    tested = epochs if best is None else best + 1
+    tensorboard.write_hyperparameters(writer, model.cfg, run.results["metrics"], tested)
+    tensorboard.write_extras(writer, model.encoder, data.holdout, sequences.user_ids, titles, model.cfg)
+    writer.close()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fit, measure, save and load a model without epochs (model/closed_form.py), for train.py and the recommender."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig
 from sasrec_lab.config.schema import TrainConfig
@@ -14,14 +16,51 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.sequences import concatenate_ranges
 from sasrec_lab.errors import InputError
+from sasrec_lab.evaluation.baselines import baseline_metrics
+from sasrec_lab.evaluation.cold_targets import cold_and_known
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.files import atomic_write
 from sasrec_lab.model import closed_form
 from sasrec_lab.model.closed_form import ItemWeights
 from sasrec_lab.ops.memory import Need, check_memory, format_bytes
 from sasrec_lab.run.folder import ITEMS, MAX_ARRAY_BYTES, RETRAIN_HINT, WEIGHTS, read_arrays
+from sasrec_lab.run.loading import load_data
+from sasrec_lab.run.machine import describe_machine, peak_memory_mb
+from sasrec_lab.run.provenance import is_first_process
+from sasrec_lab.run.record import RunRecord, write_items, write_ranks
+from sasrec_lab.run.summary import closed_form_line
+from sasrec_lab.training.tensorboard import write_hyperparameters
+
+log = logging.getLogger(__name__)
 
 _DOUBLE, _FLOAT, _INT = 8, 4, 4  # bytes
+
+
+def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
+    """Fit, measure and record a model without epochs, in the process that records."""
+    model = cfg.model
+    assert isinstance(model, ClosedFormConfig)
+    if not is_first_process():
+        return
+    sequences, data, titles = load_data(run, cfg, lambda holdout: check_fits(cfg, holdout))
+    holdout, has_test = data.holdout, len(data.holdout.test) > 0
+    write_items(run.folder, holdout.item_ids, titles)
+    run.info |= describe_machine(torch.device("cpu"), matmul=None)
+    with run.phase("fit"):
+        weights = fit(model, holdout)
+    run.info["parameters"] = weights.size
+    log.info(closed_form_line(cfg, run.info))
+    write_weights(run.folder, weights)
+    if has_test:
+        with run.phase("baselines"):
+            run.results["baselines"] = baseline_metrics(data, sequences)
+        with run.phase("test"):
+            run.results["metrics"], ranks = measure(weights, data)
+        write_ranks(run.folder, ranks, holdout.test, sequences)
+        run.results["cold_targets"] = cold_and_known(holdout, ranks["rank"], cfg.evaluation.k)
+    run.info["peak_memory_mb"] = peak_memory_mb()
+    with SummaryWriter(str(run.folder / "tb")) as writer:
+        write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
 
 
 def check_fits(cfg: TrainConfig, holdout: Holdout) -> None:

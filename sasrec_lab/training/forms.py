@@ -1,4 +1,6 @@
-"""Descriptions, for run.json and the opening lines, of the forms in which a run computes on its device."""
+"""Record and log, as a run begins, the model, the machine, and the forms in which the run computes on its device."""
+
+import logging
 
 import pytorch_lightning as pl
 import torch
@@ -7,7 +9,24 @@ from sasrec_lab.config.model import ModelConfig, PosEmb
 from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.ops import packed_attention, softmax_products
+from sasrec_lab.ops.backend import choose_matmul
+from sasrec_lab.run.machine import describe_machine
+from sasrec_lab.run.record import RunRecord
+from sasrec_lab.run.summary import kernel_change_warning, model_line
 from sasrec_lab.training.lightning_module import SequentialRecommender
+
+log = logging.getLogger(__name__)
+
+
+def report_model(run: RunRecord, trainer: pl.Trainer, model: SequentialRecommender, data: SequenceData) -> None:
+    """Record and log the model's size, the machine, and the forms in which both compute."""
+    device = trainer.strategy.root_device
+    matmul = choose_matmul(device, run.previous.get("matmul"))
+    run.info |= describe_machine(device, matmul) | describe_forms(trainer, model, data)
+    run.info["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    log.info(model_line(model.cfg, model.loss.describe(model.cfg.loss), run.info))
+    if warning := kernel_change_warning(run.previous, run.info):
+        log.warning(warning)
 
 
 def describe_forms(trainer: pl.Trainer, model: SequentialRecommender, data: SequenceData) -> dict[str, str]:

@@ -3,8 +3,9 @@
 L positions, V items of this run, W of the earlier one.
 """
 
+import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, read_items
 from sasrec_lab.run.initial_run import KEY, find_initial_run
+from sasrec_lab.run.record import RunRecord
 from sasrec_lab.training.checkpoints import tested_checkpoint
 from sasrec_lab.training.saved_encoder import load_encoder
+
+log = logging.getLogger(__name__)
 
 _ITEM_TABLES = ("input_items.weight", "output_items.weight", "head.bias")  # a row for each item
 _IDS, _CATEGORIES = "input_items.ids.weight", "input_items.by_category.weight"  # of vectors that features make
@@ -81,6 +85,19 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
             f"{KEY}={cfg.init_from}: {ITEMS} does not have the categories of the checkpoint; {RETRAIN_HINT}"
         )
     return EarlierRun(folder, checkpoint, encoder, items, categories, results["protocol"])
+
+
+def start_warm(run: RunRecord, earlier: EarlierRun | None, encoder: Encoder, item_ids: np.ndarray) -> None:
+    """Copy the weights of an earlier run, if there is one, and record where the initial weights come from."""
+    if earlier:
+        taken = start_from(earlier, encoder, item_ids)
+        other = other_data(earlier.protocol, run.results["protocol"])
+        run.info["init_from"] = asdict(taken) | {"other_data": other}
+        log.info(f"start  {taken}")
+        if other:
+            log.warning(f"       it was trained on other data ({other}), which may include items held out here")
+    if other := run.info.get("init_from", {}).get("other_data"):
+        run.results["protocol"]["initial_weights"] = f"of a run on other data ({other})"
 
 
 @torch.no_grad()
