@@ -3,6 +3,7 @@
 python scripts/parity_peers.py                                  ML-100K; exits with 1 if a difference is too large
 python scripts/parity_peers.py --only ligr dataset=synthetic    one model, other data: keys of sasrec_lab.train
 python scripts/parity_peers.py --train --seeds 3 --epochs 20    train SASRec, on MovieLens-1M's first 2,000 users
+python scripts/parity_peers.py --train --only hstu --seeds 10   train HSTU, on MovieLens latest-small
 
 The libraries run in the environments that bench_peers.py creates for them. All of their weights, including biases and
 norms, are random and copied into our model. Only --train trains, and reuses the results of earlier calls.
@@ -39,7 +40,8 @@ def main() -> None:
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         if args.train:
-            rows = training.compare_training(args.seeds, args.epochs)
+            model = rectools.SASREC if len(args.only) > 1 else args.only[0]
+            rows = training.compare_training(model, args.overrides, args.seeds, args.epochs)
             print(training.table(rows))
         else:
             rows = [row for x in args.only for row in compare(x, args.overrides, args.k, args.fixtures)]
@@ -67,12 +69,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--fixtures", type=Path, metavar="FOLDER", help="write the outputs there, for tests/scripts/test_parity.py"
     )
-    parser.add_argument("--train", action="store_true", help="train SASRec in RecTools and here, and compare metrics")
+    parser.add_argument("--train", action="store_true", help="train sasrec, or --only hstu, in both libraries")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="training epochs (default: 20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if args.train and len(args.only) == 1 and args.only[0].name not in training.TRAINED:
+        parser.error(f"--train compares one of {', '.join(training.TRAINED)}, not --only {args.only[0].name}")
+    return args
 
 
 def compare(comparison: Comparison, overrides: list[str], k: int, fixtures: Path | None = None) -> list[Row]:

@@ -1,7 +1,9 @@
-"""Train both libraries on the first users of MovieLens-1M and compare them by our metrics."""
+"""Train a model in both libraries, on the same windows with the same settings, and compare them by our metrics."""
 
+import hashlib
 import json
 import sys
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import mean, variance
@@ -10,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark.results import decimal, mean_and_std
+from scipy.stats import ttest_ind
 
-from parity.comparison import FOLDER
-from parity.rectools import PEER, SASREC, sizes
+from parity.comparison import FOLDER, Arrays, Comparison
+from parity.rectools import HSTU, PEER, SASREC, part_of, sizes
 from sasrec_lab.config.command_line import load
+from sasrec_lab.config.model import Similarity
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.datamodule import SequenceData
@@ -27,46 +31,51 @@ from sasrec_lab.train import train
 
 FIRST_USERS = 2000
 METRICS = {"ndcg": "test/ndcg@10", "recall": "test/recall@10"}
-TRAINED = [
+SHARED = [
+    "dataset.catalogue=train",  # the items that RecTools knows
+    "trainer.limit_val_batches=0",  # the last epoch is tested
+    "trainer.enable_progress_bar=false",
+]
+FIRST_USERS_FILE = [
     f"dataset.path={FOLDER.resolve()}/ml_1m_first_{FIRST_USERS}.txt",
     "dataset=sasrec_ml_1m",
     "dataset.sha256=null",
     "dataset.sources=[]",
-    "dataset.catalogue=train",  # the items that RecTools knows
     "model.maxlen=50",
-    "trainer.limit_val_batches=0",  # the last epoch is tested
-    "trainer.enable_progress_bar=false",
 ]
+TRAINED = {SASREC.name: [*SASREC.overrides, *FIRST_USERS_FILE], HSTU.name: ["experiment=hstu/ml_latest_small"]}
 
 
-def compare_training(seeds: int, epochs: int) -> list[dict[str, Any]]:
+def compare_training(model: Comparison, overrides: list[str], seeds: int, epochs: int) -> list[dict[str, Any]]:
     """Return one row per library with its metrics over the seeds, and one with the differences."""
-    first_users_file(load(["dataset=sasrec_ml_1m"]))
-    found: dict[str, list[dict[str, float]]] = {"sasrec_lab": [], "RecTools": []}
-    for seed in range(seeds):
-        cfg = load([*SASREC.overrides, *TRAINED, f"trainer.max_epochs={epochs}", f"seed={seed}"])
-        for name, run in (("sasrec_lab", ours_trained), ("RecTools", theirs_trained)):
-            folder = FOLDER / f"{name}-{epochs}-epochs-seed-{seed}"
-            result = folder / "result.json"
-            if not result.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                metrics = run(cfg, folder)
-                with atomic_write(result) as draft:
-                    draft.write_text(json.dumps(metrics))
-            found[name].append(json.loads(result.read_text()))
-            print(f"{name}, seed {seed}: {found[name][-1]}", file=sys.stderr, flush=True)
+    words = [*TRAINED[model.name], *SHARED, f"trainer.max_epochs={epochs}", *overrides]
+    cfg = load(words)
+    if model is SASREC:
+        first_users_file(load(["dataset=sasrec_ml_1m"]))
+    folder = FOLDER / f"trained-{model.name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
+    folder.mkdir(exist_ok=True)
+    theirs = theirs_trained(cfg, model.name, seeds, folder)
+    ours = [ours_trained(replace(cfg, seed=seed), folder / f"sasrec_lab-seed-{seed}") for seed in range(seeds)]
+    found = {"sasrec_lab": ours, "RecTools": theirs}
     values = {
         name: {short: [x[key] for x in results] for short, key in METRICS.items()} for name, results in found.items()
     }
-    rows = [{"by": name} | {short: mean_and_std(x) for short, x in values[name].items()} for name in values]
-    ours, theirs = values.values()
-    return [*rows, {"by": "difference"} | {short: difference(ours[short], theirs[short]) for short in METRICS}]
+    data = {"data": cfg.dataset.name}
+    rows = [data | {"by": name} | {short: mean_and_std(x) for short, x in values[name].items()} for name in values]
+    one, other = values.values()
+    return [*rows, data | {"by": "difference"} | {short: difference(one[short], other[short]) for short in METRICS}]
 
 
 def difference(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
-    """Return the difference of the means and its standard error; seeds of the two libraries are unrelated."""
-    error = sqrt((variance(ours) + variance(theirs)) / len(ours)) if len(ours) > 1 else None
-    return {"mean": mean(ours) - mean(theirs), "standard_error": error}
+    """Return the difference of the means, its standard error and the p of Welch's test over seeds.
+
+    Seeds of the two libraries are unrelated.
+    """
+    if len(ours) < 2:
+        return {"mean": mean(ours) - mean(theirs), "standard_error": None}
+    error = sqrt((variance(ours) + variance(theirs)) / len(ours))
+    p = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    return {"mean": mean(ours) - mean(theirs), "standard_error": error, "p": p}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -90,38 +99,76 @@ def first_users_file(cfg: TrainConfig) -> None:
 
 
 def ours_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
-    """Train our model and return its test metrics."""
-    return chosen_metrics(train(cfg, folder)["metrics"])
+    """Train our model, unless an earlier call did, and return its test metrics."""
+    result = folder / "result.json"
+    if not result.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = chosen_metrics(train(cfg, folder)["metrics"])
+        with atomic_write(result) as draft:
+            draft.write_text(json.dumps(metrics))
+    return reported(result)
 
 
-def theirs_trained(cfg: TrainConfig, folder: Path) -> dict[str, float]:
-    """Train RecTools on the same windows and return our metrics of its states and item vectors."""
+def theirs_trained(cfg: TrainConfig, model: str, seeds: int, folder: Path) -> list[dict[str, float]]:
+    """Train RecTools with the seeds that earlier calls have not, and return our metrics of its states by seed."""
     fetch_missing(cfg.dataset, cfg.data_dir)
     sequences = load_sequences(cfg.dataset, cfg.data_dir)
-    holdout = hold_out(sequences, cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen)
-    file, out = folder / "interactions.npz", folder / "rectools.npz"
-    user, item = rows_of(holdout, holdout.window_users, holdout.window_starts, holdout.window_ends)
-    test = holdout.test
-    history_user, history_item = rows_of(holdout, test.users, test.starts, test.ends)
-    np.savez(file, user=user, item=item, history_user=history_user, history_item=history_item)
-    epochs = cfg.trainer["max_epochs"]
-    paths = {"interactions": str(file), "out": str(out)}
-    PEER.run(sizes(cfg) | paths | {"epochs": epochs, "key_mask": not cfg.model.pad_keys})
+    kept = cfg.dataset.windows, cfg.dataset.catalogue, cfg.model.maxlen
+    holdout = hold_out(sequences, *kept, query_time=cfg.model.asked_at)
+    file = folder / "interactions.npz"
+    np.savez(file, **interactions_of(holdout))
+    outs = {seed: folder / f"rectools-seed-{seed}.npz" for seed in range(seeds)}
+    missing = {seed: str(out) for seed, out in outs.items() if not out.exists()}
+    if missing:
+        task = {"model": model, "interactions": str(file), "outs": missing, "epochs": cfg.trainer["max_epochs"]}
+        loss = {"loss": cfg.loss.name.name, "negatives": cfg.loss.negatives}
+        PEER.run(sizes(cfg) | part_of(cfg.model) | loss | task)
+    return [theirs_measured(cfg, holdout, out) for out in outs.values()]
+
+
+def interactions_of(holdout: Holdout) -> Arrays:
+    """Return the training windows and the histories of the test, with their times if the model reads them."""
+    test, times = holdout.test, holdout.times
+    found = {}
+    for prefix, users, starts, ends in (
+        ("", holdout.window_users, holdout.window_starts, holdout.window_ends),
+        ("history_", test.users, test.starts, test.ends),
+    ):
+        lasting = ends > starts
+        batch, places = pack(starts[lasting], ends[lasting], holdout.items)
+        found[f"{prefix}user"] = np.repeat(users[lasting], np.diff(batch.offsets))
+        found[f"{prefix}item"] = holdout.items[places].astype(np.int64)
+        if times is not None:
+            found[f"{prefix}time"] = times[places]
+    if times is not None:
+        assert test.query_times is not None, "RecTools needs the time at which each user asks"
+        found |= {"asked_user": test.users, "asked": test.query_times}
+    return found
+
+
+def theirs_measured(cfg: TrainConfig, holdout: Holdout, out: Path) -> dict[str, float]:
+    """Return our metrics of RecTools' states and item vectors."""
     with np.load(out) as arrays:
-        vectors = np.zeros_like(arrays["vectors"])
+        vectors = np.zeros((holdout.num_items, arrays["vectors"].shape[1]), np.float32)
         vectors[arrays["item_ids"] - 1] = arrays["vectors"]
-        states = np.full((len(sequences.user_ids), vectors.shape[1]), np.nan, np.float32)
+        states = np.full((len(holdout.starts), vectors.shape[1]), np.nan, np.float32)
         states[arrays["user_ids"]] = arrays["states"]
-    metrics, states, vectors = HoldoutMetrics(len(vectors), cfg.evaluation), *map(torch.from_numpy, (states, vectors))
+    if cfg.model.similarity is Similarity.cosine:
+        states, vectors = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8) for x in (states, vectors))
+    metrics = HoldoutMetrics(len(vectors), cfg.evaluation)
+    states, vectors = map(torch.from_numpy, (states, vectors))
     for batch in SequenceData(holdout, cfg).test_dataloader():
         metrics.update(Scores(states[batch.users], vectors), batch)
-    return chosen_metrics(metrics.compute_and_reset("test"))
+    result = out.with_suffix(".json")
+    result.write_text(json.dumps(chosen_metrics(metrics.compute_and_reset("test"))))
+    return reported(result)
 
 
-def rows_of(holdout: Holdout, users: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return user and item of each interaction in items[start:end]."""
-    batch, places = pack(starts[ends > starts], ends[ends > starts], holdout.items)
-    return np.repeat(users[ends > starts], np.diff(batch.offsets)), holdout.items[places].astype(np.int64)
+def reported(result: Path) -> dict[str, float]:
+    """Return the metrics in a file, and print them."""
+    metrics = json.loads(result.read_text())
+    print(f"{result}: {metrics}", file=sys.stderr, flush=True)
+    return metrics
 
 
 def chosen_metrics(metrics: dict[str, float]) -> dict[str, float]:

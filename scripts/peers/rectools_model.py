@@ -16,10 +16,12 @@ def make_model(task: dict) -> SASRecModel | BERT4RecModel | HSTUModel:
         "batch_size": task["batch_size"],
         "lr": task["lr"],
         "epochs": task.get("epochs", 1),
-        "loss": "softmax",
+        "loss": task.get("loss", "softmax"),
         "deterministic": "epochs" in task,
         "item_net_block_types": (IdEmbeddingsItemNet,),
     }
+    if settings["loss"] == "sampled_softmax":
+        settings["n_negatives"] = task["negatives"]
     kind = task.get("model", "sasrec")
     if kind == "bert4rec":
         return BERT4RecModel(**settings, mask_prob=task["mask_share"])

@@ -1,9 +1,11 @@
 """Run RecTools' transformers for parity_peers.py, in its own environment: python rectools_parity.py '{"out": ..., ...}'
 
-With "epochs" it trains; without, it draws random weights and writes them with the outputs that they give.
+With "epochs" it trains, once for each seed in "outs"; without, it draws random weights and writes them with the
+outputs that they give.
 """
 
 import json
+import os
 import sys
 import warnings
 
@@ -26,11 +28,19 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     if "epochs" in task:
-        arrays = trained(task)
+        for seed, out in task["outs"].items():
+            write(out, trained(task | {"seed": int(seed)}))
     else:
-        arrays = {f"{name}/{key}": x for name, part in task["parts"].items() for key, x in outputs(task, part).items()}
-    np.savez(task["out"], **arrays)
-    print(json.dumps({"out": task["out"]}))
+        parts = task["parts"].items()
+        write(task["out"], {f"{name}/{key}": x for name, part in parts for key, x in outputs(task, part).items()})
+    print(json.dumps({"written": task.get("outs") or task["out"]}))
+
+
+def write(out: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays; an interrupted call leaves no file of this name."""
+    with open(f"{out}.draft", "wb") as draft:
+        np.savez(draft, **arrays)
+    os.replace(f"{out}.draft", out)
 
 
 def outputs(task: dict, part: dict) -> dict[str, np.ndarray]:
@@ -156,12 +166,16 @@ def lists(
 def trained(task: dict) -> dict[str, np.ndarray]:
     """Train, and return the item vectors and the states of the users whose histories are given."""
     arrays = np.load(task["interactions"])
-    dataset = Dataset.construct(table({"user": arrays["user"], "item": arrays["item"]}))
+    dataset = Dataset.construct(table({name: arrays[name] for name in ("user", "item", "time") if name in arrays}))
     seed_everything(task["seed"], verbose=False)
     model = make_model(task)
     model.fit(dataset)
-    histories = Dataset.construct(table({"user": arrays["history_user"], "item": arrays["history_item"]}))
-    known = model.data_preparator.transform_dataset_u2i(histories, histories.user_id_map.external_ids)
+    names = {name: f"history_{name}" for name in ("user", "item", "time")}
+    histories = Dataset.construct(table({name: arrays[key] for name, key in names.items() if key in arrays}))
+    context = None
+    if model.require_recommend_context:
+        context = when_asked({"user": arrays["asked_user"], "asked": arrays["asked"]})
+    known = model.data_preparator.transform_dataset_u2i(histories, histories.user_id_map.external_ids, context)
     loader = model.data_preparator.get_dataloader_recommend(known, batch_size=128)
     states, vectors = model.lightning_model._get_user_item_embeddings(loader, "cpu")
     return {

@@ -30,6 +30,7 @@ COUNTS = {
     "sasrec_beauty": (52_204, 57_289, 394_908),
     "sasrec_games": (31_013, 23_715, 287_107),
     "sasrec_ml_1m": (6_040, 3_416, 999_611),
+    "yelp_2020": (30_431, 20_033, 316_354),
 }
 
 
@@ -45,7 +46,7 @@ def test_every_data_set_composes_under_its_own_name(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_published_files_have_sources_and_archives_have_members(name):
     dataset = dataset_config(name)
-    assert bool(dataset.sources) == (name not in ("csv", "synthetic", "yelp"))
+    assert bool(dataset.sources) == (name not in ("csv", "synthetic", "yelp", "yelp_2020"))
     for place in dataset.sources:
         archive = place.pip is not None or place.url.endswith(".zip")
         assert archive == (place.member is not None)
