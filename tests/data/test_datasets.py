@@ -59,7 +59,7 @@ def test_counts_are_the_published_ones(name, data_root):
     if not any((data_root / f"{dataset.path}{suffix}").exists() for suffix in ("", ".gz")):
         pytest.skip(f"needs {dataset.path} in SASREC_LAB_DATA")
     path = source.find(dataset, data_root)
-    assert source.digest(path, is_text=True) == dataset.sha256
+    assert dataset.sha256 in (None, source.digest(path, is_text=True))
     table = clean(read_interactions(source.content(path), path, dataset), dataset)
     assert (table["user"].nunique(), table["item"].nunique(), len(table)) == COUNTS[name]
 
