@@ -9,12 +9,14 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from commands import environment, in_this_process
 
-from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.convert import known_keys
 from sasrec_lab.config.schema import RecommendConfig
+from sasrec_lab.data.sequences import load_sequences
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -95,6 +97,8 @@ def test_a_training_command_runs(command, train_here, tmp_path):
     words = words_of(command)
     if "sweep=optuna_small" in words and find_spec("optuna") is None:
         pytest.skip("needs pip install 'sasrec-lab[optuna]'")
+    if "memory_limit" in command and find_spec("duckdb") is None:
+        pytest.skip("needs pip install 'sasrec-lab[big]'")
     if any(word in PRINTED_ONLY for word in words):
         done = train_here(*words)
         assert (done.returncode, done.stderr) == (0, "")
@@ -104,6 +108,9 @@ def test_a_training_command_runs(command, train_here, tmp_path):
     if "dataset=csv" in words:
         rows = [f"{user},{(user * 7 + time) % 11},{time}" for user in range(30) for time in range(6)]
         (tmp_path / "my.csv").write_text("uid,sku,ts\n" + "\n".join(rows) + "\n")
+        (tmp_path / "my_data").mkdir()
+        table = pd.read_csv(tmp_path / "my.csv").set_axis(["user_id", "item_id", "timestamp"], axis=1)
+        table.to_parquet(tmp_path / "my_data" / "0.parquet")
         (tmp_path / "items.csv").write_text("sku,genre\n" + "".join(f"{item},{item % 3}\n" for item in range(11)))
         words += short
     else:
@@ -161,13 +168,30 @@ PYTHON = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [name for name in PYTHON if not name.startswith("docs/export.md")])
+@pytest.mark.parametrize("block", [name for name in PYTHON if not name.startswith(("docs/export.md", "docs/scale.md"))])
 def test_a_python_block_runs(block, runs):
-    """Those of docs/export.md run in tests/test_export.py, without the package."""
+    """Those of docs/export.md run in tests/test_export.py, without the package, those of docs/scale.md below."""
     command = [sys.executable, "-c", PYTHON[block].replace("<time>", "time")]
     folder = runs / "run"
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "polars"])
+def test_an_engine_writes_a_folder_of_parquet(engine, tmp_path):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    (block,) = (
+        code for name, code in PYTHON.items() if name.startswith("docs/scale.md") and f"import {engine}" in code
+    )
+    rows = "".join(f"{row % 9},a{row % 7},{row // 2},x\n" for row in range(100))
+    (tmp_path / "my.csv").write_text(f"user_id,item_id,timestamp,other\n{rows}")
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment(tmp_path), check=True, timeout=120)
+    paths = (tmp_path / name for name in ("my.csv", "my_data"))
+    one, other = (
+        load_sequences(load(["dataset=csv", f"dataset.path={path}"]).dataset, str(tmp_path)) for path in paths
+    )
+    for array in ("items", "offsets", "user_ids", "item_ids", "times"):
+        assert getattr(one, array).tolist() == getattr(other, array).tolist()
 
 
 @pytest.mark.slow

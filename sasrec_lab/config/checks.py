@@ -36,6 +36,21 @@ def check_numbers(key: str, value: Any) -> None:
         raise InputError(f"{key}={value} must be an integer of 64 bits; use a smaller one")
 
 
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?)(i?)B")
+
+
+def parse_size(key: str, text: str, least: int) -> int:
+    """Return the bytes of a size such as 2GB or 1.5GiB; raise InputError if it is malformed or below `least`."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InputError(f"{key}={text} must be a size with its unit, such as 2GB or 500MB")
+    number, prefix, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    if size < least:
+        raise InputError(f"{key}={text} must be at least {least // 10**6}MB")
+    return size
+
+
 def check_seed(key: str, value: int) -> None:
     """Raise InputError if the value is not an unsigned 32-bit integer, as torch and NumPy seeds are."""
     if not 0 <= value < 2**32:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from sasrec_lab.config.checks import check_at_least, check_folder_names, check_seed
+from sasrec_lab.config.checks import check_at_least, check_folder_names, check_seed, parse_size
 from sasrec_lab.errors import InputError
 
 # Choices; a user writes the name of a member.
@@ -23,6 +23,8 @@ Windows = Enum("Windows", ["last", "all"])
 History = Enum("History", ["cut", "target"])
 Cold = Enum("Cold", ["keep", "drop"])
 Catalogue = Enum("Catalogue", ["all", "train", "auto"])  # auto becomes one of the others
+
+LEAST_MEMORY = 50 * 10**6  # bytes of dataset.memory_limit
 
 # One release of a package and nothing else that pip accepts, such as options, paths, addresses and names of archives.
 _RELEASE = re.compile(
@@ -222,6 +224,7 @@ class DatasetConfig:
     user_type: IdType = MISSING
     item_type: IdType = MISSING
     check_ids: bool = True  # a default for the records of older runs, which lack it
+    memory_limit: Optional[str] = None  # older runs lack it
     min_rating: Optional[float] = MISSING
     since: Optional[str] = MISSING
     until: Optional[str] = MISSING
@@ -243,6 +246,9 @@ class DatasetConfig:
         check_sha256("dataset.sha256", self.sha256)
         check_at_least("dataset.min_user", self.min_user, 0)
         check_at_least("dataset.min_item", self.min_item, 0)
+        if self.memory_limit is not None:
+            self.memory_limit = str(self.memory_limit)
+            parse_size("dataset.memory_limit", self.memory_limit, LEAST_MEMORY)
         if self.format is Format.synthetic and self.synthetic is None:
             raise InputError("dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic")
         if self.format is not Format.synthetic and self.path is None:

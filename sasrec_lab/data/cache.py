@@ -8,6 +8,7 @@ process has mapped never change. A damaged folder counts as missing and is repla
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import zlib
@@ -38,11 +39,12 @@ _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexErr
 
 
 def load_or_build(
-    root: Path, name: str, build: Callable[[], Arrays], may_write_root: bool = True
+    root: Path, name: str, build: Callable[[Path], Arrays], may_write_root: bool = True
 ) -> tuple[Arrays, Path]:
     """Return the arrays of this name, memory-mapped, and their folder; build them if they are missing or damaged.
 
-    Arrays that are built are written below `root` if `may_write_root`, or else to the user's cache folder.
+    Arrays that are built are written below `root` if `may_write_root`, or else to the user's cache folder. `build`
+    takes a folder for temporary files, among them those of mapped arrays that it returns; it is removed at the end.
 
     Raises:
         InputError: no cache folder can be written, or whatever `build` raises.
@@ -59,12 +61,13 @@ def load_or_build(
             f"data_dir={root}: neither {folders[0].parent} nor the user's cache folder is writable;"
             " set data_dir to another"
         )
-    built = build()
-    for folder in writable:
-        with suppress(PermissionError):  # a damaged folder that only another user can replace
-            _save(built, folder, inodes[folder])
-            break
-    return _load(folder) or built, folder
+    with draft_folder(writable[0]) as scratch:
+        built = build(scratch)
+        for folder in writable:
+            with suppress(PermissionError):  # a damaged folder that only another user can replace
+                _save(built, folder, inodes[folder])
+                break
+        return _load(folder) or built, folder
 
 
 def cache_folders(root: Path) -> list[Path]:
@@ -96,7 +99,7 @@ def _save(arrays: Arrays, folder: Path, damaged: int | None) -> None:
     try:
         with draft_folder(folder) as draft:
             for name, array in arrays.items():
-                np.save(draft / f"{name}.npy", array, allow_pickle=False)
+                _write(draft / f"{name}.npy", array)
             files = {path.name: _measure(path) for path in sorted(draft.iterdir())}
             (draft / _CHECKSUMS_NAME).write_text(json.dumps({"folder": folder.name, "files": files}))
             draft.chmod(0o755)
@@ -115,6 +118,17 @@ def _save(arrays: Arrays, folder: Path, damaged: int | None) -> None:
         raise InputError(
             f"{folder}: the cache cannot be written ({error.strerror or error}); set data_dir to another folder"
         ) from error
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Write an array; one that is mapped from a .npy file is linked or copied as a file."""
+    if not isinstance(array, np.memmap):
+        np.save(path, array, allow_pickle=False)
+        return
+    try:
+        os.link(str(array.filename), path)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(str(array.filename), path)
 
 
 def _remove(folder: Path) -> None:
@@ -218,6 +232,16 @@ def _save_checked(folder: Path, stamps: dict[str, Stamp]) -> None:
 
 
 # Recognize: a file with the same size, inode and times has not changed, so its checksum is not computed again.
+
+
+def stamp_of(files: list[Path]) -> Stamp:
+    """Return the stamp of a file, or one of several: their total size, their newest times, a checksum of the rest."""
+    stamps = {str(file): file_stamp(file) for file in files}
+    if len(stamps) == 1:
+        return stamps[str(files[0])]
+    newest = {key: max(stamp[key] for stamp in stamps.values()) for key in ("mtime_ns", "ctime_ns")}
+    total = sum(stamp["size"] for stamp in stamps.values())
+    return {"size": total, **newest, "inode": zlib.crc32(json.dumps(stamps).encode())}
 
 
 def file_stamp(path: Path) -> Stamp:

@@ -46,23 +46,28 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
         table = table.drop_duplicates(["user", "item"])
     table = _drop_rare(table, dataset)
     if (table["item"] == table["item"].iloc[0]).all():
-        raise _one_item_error(table, dataset)
+        raise one_item_error(table["item"].iloc[0], dataset)
     return table.drop(columns="rating", errors="ignore").reset_index(drop=True)
 
 
-def _one_item_error(table: pd.DataFrame, dataset: DatasetConfig) -> InputError:
+def one_item_error(item: object, dataset: DatasetConfig) -> InputError:
+    """Return the error for data with a single item."""
     file = f"dataset {dataset.name}" if dataset.path is None else f"dataset.path={dataset.path}"
-    item = shortened(str(table["item"].iloc[0]))
     return InputError(
-        f"{file}: only one item, {item}, is left after cleaning, and a ranking needs at least two; check that"
-        f" dataset.item={dataset.item} is the column of the items, or keep more with lower filters"
+        f"{file}: only one item, {shortened(str(item))}, is left after cleaning, and a ranking needs at least two;"
+        f" check that dataset.item={dataset.item} is the column of the items, or keep more with lower filters"
     )
 
 
 def _keep(table: pd.DataFrame, keep: pd.Series, key: str, span: str) -> pd.DataFrame:
     if not keep.any():
-        raise InputError(f"{key} keeps none of {len(table):,} interactions; {span}")
+        raise none_kept_error(key, len(table), span)
     return table[keep]
+
+
+def none_kept_error(key: str, rows: int, span: str) -> InputError:
+    """Return the error for a filter that drops all rows; `span` says what values they have."""
+    return InputError(f"{key} keeps none of {rows:,} interactions; {span}")
 
 
 # Times: numbers of the file, or seconds since 1970 for dates in it
@@ -73,8 +78,17 @@ def time_unit(times: pd.Series | np.ndarray) -> str:
 
     The median of a sample decides, so that a few zeros or sentinels do not.
     """
-    sample = np.random.default_rng(0).integers(0, len(times), 1001) if len(times) > 1001 else slice(None)
-    size = abs(float(np.median(np.asarray(times)[sample].astype(np.float64))))
+    return unit_of_sample(np.asarray(times)[sampled_rows(len(times))])
+
+
+def sampled_rows(rows: int) -> np.ndarray:
+    """Return the rows of the sample that decides the unit of that many times, in no order."""
+    return np.random.default_rng(0).integers(0, rows, 1001) if rows > 1001 else np.arange(rows)
+
+
+def unit_of_sample(sample: np.ndarray) -> str:
+    """Return the unit of times by the median of a sample of them."""
+    size = abs(float(np.median(sample.astype(np.float64))))
     return next((unit for unit, per_second in UNITS.items() if size < _LAST_SECOND * per_second), "nanoseconds")
 
 
@@ -100,7 +114,12 @@ def to_seconds(times: np.ndarray, what: str) -> np.ndarray:
 
 def describe_span(times: pd.Series | np.ndarray, unit: str) -> str:
     """Return the first and the last time as dates, or as numbers if they are too small for dates of this unit."""
-    return f"from {_describe_time(times.min(), unit)} to {_describe_time(times.max(), unit)}"
+    return describe_ends(times.min(), times.max(), unit)
+
+
+def describe_ends(oldest: float, newest: float, unit: str) -> str:
+    """Return two times as dates, or as numbers if they are too small for dates of this unit."""
+    return f"from {_describe_time(oldest, unit)} to {_describe_time(newest, unit)}"
 
 
 def days_before(times: np.ndarray, days: int) -> int | float | None:
@@ -143,7 +162,8 @@ def _keep_window(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
         if text is not None:
             bound = read_time(key, text, times, ends_day=key == "dataset.until")
             keep = table["time"] >= bound if key == "dataset.since" else table["time"] <= bound
-            table = _keep(table, keep, f"{key}={text}", _describe_window(table, unit))
+            span = describe_range(table["time"].min(), table["time"].max(), unit)
+            table = _keep(table, keep, f"{key}={text}", span)
     return table
 
 
@@ -153,8 +173,12 @@ def read_time(key: str, text: str, times: pd.Series | np.ndarray, *, ends_day: b
     Raises:
         InputError: it is neither a number nor a date, or a date in another unit than that of the times.
     """
-    unit = time_unit(times)
-    if times.max() >= _FIRST_SECOND * UNITS[unit]:  # the times are dates
+    return time_bound(key, text, time_unit(times), times.max(), ends_day=ends_day)
+
+
+def time_bound(key: str, text: str, unit: str, newest: float, *, ends_day: bool) -> float:
+    """Return a time of the config as a number in the unit of the times, of which `newest` is one; as `read_time`."""
+    if newest >= _FIRST_SECOND * UNITS[unit]:  # the times are dates
         _check_unit(key, text, unit)
     return _bound(key, text, unit, ends_day)
 
@@ -170,8 +194,9 @@ def _check_unit(key: str, text: str, unit: str) -> None:
         )
 
 
-def _describe_window(table: pd.DataFrame, unit: str) -> str:
-    return f"time ranges {describe_span(table['time'], unit)}" + ("" if unit == "seconds" else f", in {unit}")
+def describe_range(oldest: float, newest: float, unit: str) -> str:
+    """Return what times there are, for a filter that keeps none of them."""
+    return f"time ranges {describe_ends(oldest, newest, unit)}" + ("" if unit == "seconds" else f", in {unit}")
 
 
 def _bound(key: str, text: str, unit: str, ends_day: bool) -> float:
@@ -197,13 +222,18 @@ def _drop_rare(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
         kept = table[_occurrences(table["item"]) >= dataset.min_item]
         kept = kept[_occurrences(kept["user"]) >= dataset.min_user]
         if kept.empty:
-            raise InputError(
-                f"dataset.min_item={dataset.min_item} and dataset.min_user={dataset.min_user} keep none of"
-                f" {len(table)} interactions; lower them"
-            )
+            raise all_rare_error(len(table), dataset)
         if len(kept) == len(table) or not dataset.until_stable:
             return kept
         table = kept
+
+
+def all_rare_error(rows: int, dataset: DatasetConfig) -> InputError:
+    """Return the error for the filters of rare items and users if they drop all rows."""
+    return InputError(
+        f"dataset.min_item={dataset.min_item} and dataset.min_user={dataset.min_user} keep none of {rows} interactions;"
+        " lower them"
+    )
 
 
 def _occurrences(ids: pd.Series) -> np.ndarray:

@@ -20,7 +20,8 @@ from sasrec_lab.errors import InputError, nearest, shown
 _BOM = b"\xef\xbb\xbf"
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # in Arrow's message; rows count from 1
 _MAX_TEXT = 2**31 - 2  # bytes of an array of text
-TOO_LONG = "has over 2 GiB of text; give each id a number instead, or use a part of the file"
+TOO_LONG = "has over 2 GiB of text; set dataset.memory_limit=4GB, which sorts it on disk, or use a part of the file"
+FIX = "correct or remove the line"
 _FORMATS = "a CSV or other text file, plain or .gz, or a Parquet file"
 _MAGIC = {  # first bytes of files that are not text
     b"PAR1\x15": "a Parquet file packed by gzip; unpack it",
@@ -289,6 +290,19 @@ def _line_at(data: bytes, place: int) -> int:
     """Return the line number (from 1) of a byte; a line ends in a line feed, a carriage return, or both."""
     before = data[:place]
     return 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
+
+
+def cast_values(values: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Return values in another type; None if one does not fit."""
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid:
+        return None
+
+
+def count_lines(block: bytes) -> int:
+    """Return the number of lines that end in a block."""
+    return _line_at(block, len(block)) - 1
 
 
 def read_lists(data: bytes, path: Path, dataset: DatasetConfig) -> dict[str, Column]:

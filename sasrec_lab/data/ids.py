@@ -11,6 +11,13 @@ from sasrec_lab.errors import InputError, shown
 
 _INTEGER = r"(?:0|-?[1-9][0-9]{0,18})"  # 007 is text, as in the files of data sets
 _RULE = "ids are integers or text"
+MAX_ITEMS = 2**31 - 1  # their indices are int32
+
+
+def check_item_count(items: int) -> None:
+    """Raise InputError if there are more items than int32 indices."""
+    if items > MAX_ITEMS:
+        raise InputError(f"the data has {items:,} items, at most {MAX_ITEMS:,} are possible; raise dataset.min_item")
 
 
 class Ids:

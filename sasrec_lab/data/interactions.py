@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, WeightConfig
 from sasrec_lab.data import parquet, source
 from sasrec_lab.data.columns import (
+    FIX,
     Column,
+    cast_values,
     check_is_text,
     check_not_blank,
     cut_header,
@@ -29,15 +31,12 @@ from sasrec_lab.data.columns import (
     read_table,
     without_marks,
 )
+from sasrec_lab.data.id_checks import IdTest, are_integers
 from sasrec_lab.errors import InputError
 
-_FIX = "correct or remove the line"
-_NOT_A_NUMBER = ("not a number", _FIX)
+_NOT_A_NUMBER = ("not a number", FIX)
 _MAX_THREADS = 8  # more would wait for the one that reads the file
 _TIME_TYPES = (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
-# spellings of "no value", compared in lower case
-_MISSING_WORDS = pa.array(["nan", "null", "none", "na", "n/a", "<na>", "#n/a", "nat", "\\n"])
-_MAX_ID_CHARACTERS = 1000  # an array of text takes 4 bytes for each id and character of the longest one
 
 
 def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
@@ -47,10 +46,10 @@ def read_file(path: Path, dataset: DatasetConfig) -> pd.DataFrame:
         InputError: the file cannot be read, or a column or a value is missing or is not what the config says.
     """
     if parquet.is_parquet(path):
-        parts = parquet.read_parts(path, dataset)
-        table = _read_in_parts(parts, path, dataset) if _has_integer_ids(dataset) else None
+        parts = parquet.read_parts(parquet.find_layout(path, dataset)) if _has_integer_ids(dataset) else None
+        table = None if parts is None else _read_in_parts(parts, path, dataset)
         return _to_table(parquet.read_columns(path, dataset), dataset) if table is None else table
-    table = _read_blocks(source.blocks(path), path, dataset) if _is_simple(dataset) else None
+    table = _read_blocks(path, dataset) if _is_simple(dataset) else None
     return read_interactions(source.content(path), path, dataset) if table is None else table
 
 
@@ -71,7 +70,7 @@ def _to_table(columns: dict[str, Column], dataset: DatasetConfig) -> pd.DataFram
         "user": _ids(columns["user"], dataset.user_type, "dataset.user_type", dataset.check_ids),
         "item": _ids(columns["item"], dataset.item_type, "dataset.item_type", dataset.check_ids),
     }
-    return pd.DataFrame(table | _value_columns(columns, dataset), copy=False)
+    return pd.DataFrame(table | value_columns(columns, dataset), copy=False)
 
 
 # Parts of a few million bytes are parsed on all cores while the next ones are read, which is several times faster and
@@ -88,8 +87,24 @@ def _is_simple(dataset: DatasetConfig) -> bool:
     return dataset.format is Format.table and _has_integer_ids(dataset)
 
 
-def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) -> pd.DataFrame | None:
+def _read_blocks(path: Path, dataset: DatasetConfig) -> pd.DataFrame | None:
     """Return the table in blocks of text, with integers as int32 if they fit; None if it must be read as a whole."""
+    found = blocks_of_rows(path, dataset)
+    if found is None:
+        return None
+    rows, dataset = found
+    return _read_in_parts((partial(read_table, block, path, dataset) for block in rows), path, dataset)
+
+
+def blocks_of_rows(path: Path, dataset: DatasetConfig) -> tuple[Iterator[bytes], DatasetConfig] | None:
+    """Return the blocks of a text file below its header, and the config with `names` from the header.
+
+    None if the header is not one plain line, so that the file must be read as a whole.
+
+    Raises:
+        InputError: the first block is not text.
+    """
+    blocks = source.blocks(path)
     first = next(blocks, b"")
     check_is_text(first, path)
     cut = cut_header(first, path, dataset)
@@ -97,8 +112,7 @@ def _read_blocks(blocks: Iterator[bytes], path: Path, dataset: DatasetConfig) ->
         return None
     names, first = cut
     rows = chain([first], blocks) if dataset.names else without_marks(chain([first], blocks))
-    dataset = replace(dataset, names=names)
-    return _read_in_parts((partial(read_table, block, path, dataset) for block in rows), path, dataset)
+    return rows, replace(dataset, names=names)
 
 
 def _read_in_parts(
@@ -135,11 +149,11 @@ def _read_part(read: Callable[[], dict[str, Column]], dataset: DatasetConfig) ->
         columns = read()
         if not len(columns["user"].values):  # blank lines
             return None
-        users, items = (_plain_integers(columns[role].values) for role in ("user", "item"))
+        users, items = (plain_integers(columns[role].values) for role in ("user", "item"))
         if users is None or items is None:
             return None
         time_type = {"time type": _time_type(columns["time"])} if "time" in columns else {}
-        values = {"user": users, "item": items} | _value_columns(columns, dataset)
+        values = {"user": users, "item": items} | value_columns(columns, dataset)
         return {name: _narrow(column) for name, column in values.items()} | time_type
     except InputError:
         return None
@@ -158,11 +172,13 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 # Values: text -> ids, times, numbers, weights
 
 
-def _value_columns(columns: dict[str, Column], dataset: DatasetConfig) -> dict[str, np.ndarray]:
-    """Return the columns other than the ids."""
+def value_columns(
+    columns: dict[str, Column], dataset: DatasetConfig, first: Column | None = None
+) -> dict[str, np.ndarray]:
+    """Return the columns other than the ids. `first` has the file's first time, if these are not its first rows."""
     values = {}
     if "time" in columns:
-        values["time"] = _times(columns["time"])
+        values["time"] = _times(columns["time"], first or columns["time"])
     if "rating" in columns:
         values["rating"] = _numbers(columns["rating"])
     if dataset.weight is not None:
@@ -170,7 +186,7 @@ def _value_columns(columns: dict[str, Column], dataset: DatasetConfig) -> dict[s
     return values
 
 
-def _plain_integers(values: pa.Array) -> np.ndarray | None:
+def plain_integers(values: pa.Array) -> np.ndarray | None:
     """Return the values if each is an integer as Python writes it ("7", not "007", " 7" or "0x7"), or else None.
 
     Any other decimal form of an integer is longer, so it suffices to compare the total length, which is faster than
@@ -178,7 +194,7 @@ def _plain_integers(values: pa.Array) -> np.ndarray | None:
     """
     if pa.types.is_int64(values.type):
         return values.to_numpy()
-    cast = _cast(values, pa.int64()) if pa.types.is_string(values.type) else None
+    cast = cast_values(values, pa.int64()) if pa.types.is_string(values.type) else None
     if cast is None or b"x" in (text := values.buffers()[2].to_pybytes()) or b"X" in text:
         return None
     integers = cast.to_numpy()
@@ -198,76 +214,28 @@ def _ids(column: Column, kind: IdType, key: str, check: bool) -> np.ndarray | pd
             raise InputError(f"{key}=str: column {column.name} has over 2 GiB of text; use {key}=auto") from error
     encoded = column.values.dictionary_encode()
     ids, codes = encoded.dictionary, encoded.indices.to_numpy()  # ids in order of first appearance
-    if (missing := ids.index("").as_py()) >= 0:
-        raise column.error(int(np.argmax(codes == missing)), "", f"every interaction needs one; {_FIX}")
-    if check:
-        _check_ids(column, ids, codes)
-    if kind is IdType.str or (kind is IdType.auto and not _are_integers(column, ids, codes, key)):
-        _check_text_ids(column, ids, codes)
-        return column.values.to_pandas()
-    wrong = pc.match_substring_regex(ids, r"^-?[0-9]+$").index(False).as_py()
-    integers = _cast(ids, pa.int64()) if wrong < 0 else None
-    if integers is None:
-        wrong = wrong if wrong >= 0 else _first_invalid(ids, pa.int64())
-        row = int(np.argmax(codes == wrong))
-        raise column.error(row, "not an integer (of 64 bits)", f"use {key}=str")
-    return integers.to_numpy()[codes]
 
-
-def _check_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:
-    """Raise InputError for ids that mean a missing value, or have blanks around them: mostly errors of an export."""
-    keep = "or keep them as ids: dataset.check_ids=false"
-    fixes = (
-        f"remove these lines, {keep}",
-        f"remove the blanks (dataset.separator=', ' if each comma has one), {keep}",
-    )
-    for (wrong, rule), fix in zip(doubtful_ids(ids), fixes, strict=True):
+    def find(is_wrong: IdTest) -> tuple[Callable[[str, str], InputError], int] | None:
+        wrong = is_wrong(ids).to_numpy(zero_copy_only=False)
+        if not wrong.any():
+            return None
         rows = np.flatnonzero(wrong[codes])
-        if len(rows):
-            more = f", the first of {len(rows):,}" if len(rows) > 1 else ""
-            raise column.error(int(rows[0]), f"{rule}{more}", fix)
+        return partial(column.error, int(rows[0])), len(rows)
+
+    if are_integers(find, kind, key, check):
+        return ids.cast(pa.int64()).to_numpy()[codes]
+    return column.values.to_pandas()
 
 
-def doubtful_ids(ids: pa.Array) -> list[tuple[np.ndarray, str]]:
-    """Return which texts are mostly errors of an export, and what is wrong: first missing values, then blanks."""
-    trimmed = pc.utf8_trim_whitespace(ids)
-    is_missing = pc.is_in(pc.utf8_lower(trimmed), _MISSING_WORDS)
-    return [
-        (is_missing.to_numpy(zero_copy_only=False), "which means a missing value"),
-        (pc.not_equal(ids, trimmed).to_numpy(zero_copy_only=False), "with blanks around it"),
-    ]
-
-
-def _check_text_ids(column: Column, ids: pa.StringArray, codes: np.ndarray) -> None:
-    """Raise InputError for text that an array of ids cannot contain."""
-    for wrong, rule in (
-        (pc.match_substring(ids, "\0"), "with a NUL character"),
-        (pc.greater(pc.utf8_length(ids), _MAX_ID_CHARACTERS), f"longer than {_MAX_ID_CHARACTERS:,} characters"),
-    ):
-        if (code := wrong.index(True).as_py()) >= 0:
-            raise column.error(int(np.argmax(codes == code)), rule, f"ids are shorter text; {_FIX}")
-
-
-def _are_integers(column: Column, ids: pa.StringArray, codes: np.ndarray, key: str) -> bool:
-    """Return whether `auto` reads these as integers; "007" is text, because as an integer it would come back as "7"."""
-    if pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]*)$")).as_py():
-        return _cast(ids, pa.int64()) is not None
-    decimal = pc.match_substring(ids, ".")
-    if pc.any(decimal).as_py() and pc.all(pc.match_substring_regex(ids, r"^[+-]?[0-9]+\.?[0-9]*$")).as_py():
-        row = int(np.argmax(codes == decimal.index(True).as_py()))
-        raise column.error(row, "a decimal number", f"use {key}=str to take it as text")
-    return False
-
-
-def _times(column: Column) -> np.ndarray:
-    """Return numbers, or dates as seconds since 1970; the first row decides which."""
-    time_type = _time_type(column)
+def _times(column: Column, first: Column) -> np.ndarray:
+    """Return numbers, or dates as seconds since 1970; the first row of `first` decides which."""
+    time_type = _time_type(first)
     if time_type == pa.float64():
         return _numbers(column)
-    times = _cast(column.values, time_type)
+    times = cast_values(column.values, time_type)
     if times is None:
         row = _first_invalid(column.values, time_type)
-        raise column.error(row, f"not an ISO date like {column.values[0]} above", _FIX)
+        raise column.error(row, f"not an ISO date like {first.values[0]} above", FIX)
     microseconds = times.cast(pa.int64()).to_numpy()
     seconds, rest = np.divmod(microseconds, 1_000_000)
     return microseconds / 1_000_000 if rest.any() else seconds
@@ -277,7 +245,7 @@ def _time_type(column: Column) -> pa.DataType:
     if not pa.types.is_string(column.values.type):
         return column.values.type if pa.types.is_timestamp(column.values.type) else pa.float64()
     first = column.values[:1]
-    time_type = next((each for each in _TIME_TYPES if _cast(first, each) is not None), None)
+    time_type = next((each for each in _TIME_TYPES if cast_values(first, each) is not None), None)
     if time_type is None:
         raise column.error(
             0, "neither a number nor an ISO date", "correct it, or name the column of the times: dataset.time=..."
@@ -286,17 +254,17 @@ def _time_type(column: Column) -> pa.DataType:
 
 
 def _numbers(column: Column) -> np.ndarray:
-    integers = _cast(column.values, pa.int64())
+    integers = cast_values(column.values, pa.int64())
     if integers is not None:
         return integers.to_numpy()
-    cast = _cast(column.values, pa.float64())
+    cast = cast_values(column.values, pa.float64())
     if cast is None:
         raise column.error(_first_invalid(column.values, pa.float64()), *_NOT_A_NUMBER)
     numbers: np.ndarray = cast.to_numpy()
     if not np.isfinite(numbers).all():
         row = int(np.argmin(np.isfinite(numbers)))
         is_written = any(character.isdigit() for character in str(column.values[row].as_py()))  # not inf or nan
-        raise column.error(row, "a number of more than 64 bits" if is_written else _NOT_A_NUMBER[0], _FIX)
+        raise column.error(row, "a number of more than 64 bits" if is_written else _NOT_A_NUMBER[0], FIX)
     return numbers
 
 
@@ -304,23 +272,16 @@ def _weights(column: Column, weight: WeightConfig) -> np.ndarray:
     if weight.above is None:
         numbers = _numbers(column)
         if (numbers < 0).any():
-            raise column.error(int(np.argmax(numbers < 0)), "a weight below 0", _FIX)
+            raise column.error(int(np.argmax(numbers < 0)), "a weight below 0", FIX)
         return numbers.astype(np.float32)
     values = column.values
     if pa.types.is_string(values.type):
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
-    cast = _cast(values, pa.float64())
+    cast = cast_values(values, pa.float64())
     if cast is None:
         raise column.error(_first_invalid(values, pa.float64()), *_NOT_A_NUMBER)
     above = cast.to_numpy(zero_copy_only=False) > weight.above  # a missing value is not above
     return np.where(above, np.float32(weight.then), np.float32(weight.otherwise))
-
-
-def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    try:
-        return values.cast(kind)
-    except pa.ArrowInvalid:
-        return None
 
 
 def _first_invalid(values: pa.Array, kind: pa.DataType) -> int:
@@ -331,7 +292,7 @@ def _first_invalid(values: pa.Array, kind: pa.DataType) -> int:
     good, bad = 0, len(values)  # all rows before `good` cast; not all before `bad` do
     while bad - good > 1:
         middle = (good + bad) // 2
-        if _cast(values[good:middle], kind) is None:
+        if cast_values(values[good:middle], kind) is None:
             bad = middle
         else:
             good = middle

@@ -13,7 +13,9 @@ from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import DatasetConfig, SyntheticConfig
 from sasrec_lab.data import cache, source
 from sasrec_lab.data.cleaning import clean
+from sasrec_lab.data.ids import check_item_count
 from sasrec_lab.data.interactions import read_file
+from sasrec_lab.data.out_of_core import build_arrays, memory_limit
 from sasrec_lab.data.parquet import is_parquet
 from sasrec_lab.data.synthetic import make_interactions
 from sasrec_lab.errors import InputError, explain_out_of_memory
@@ -81,21 +83,24 @@ def load_sequences(dataset: DatasetConfig, data_dir: str | None, *, may_write_ro
     )
 
 
-def _generate(synthetic: SyntheticConfig, dataset: DatasetConfig) -> cache.Arrays:
+def _generate(synthetic: SyntheticConfig, dataset: DatasetConfig, scratch: Path) -> cache.Arrays:
     return to_arrays(clean(make_interactions(synthetic), dataset))
 
 
 def _load_file(path: Path, root: Path, dataset: DatasetConfig, may_write_root: bool) -> tuple[cache.Arrays, str]:
     """Return the arrays of the file, from the cache if it has them, and the file's sha256."""
-    stamp = cache.file_stamp(path)
+    files = source.files_of(path)
+    stamp = cache.stamp_of(files)
     sha256 = cache.find_sha256(stamp, root) or source.digest(path, is_text=not is_parquet(path))
     source.check(path, sha256, dataset.sha256, is_published=bool(dataset.sources))
 
-    def build() -> cache.Arrays:
-        table = read_file(path, dataset)
-        if cache.file_stamp(path) != stamp:
+    def build(scratch: Path) -> cache.Arrays:
+        limit = memory_limit(path, dataset)
+        arrays = None if limit is None else build_arrays(path, dataset, limit, scratch)
+        table = read_file(path, dataset) if arrays is None else pd.DataFrame()
+        if cache.stamp_of(source.files_of(path)) != stamp:
             raise InputError(f"{path} changed while it was read; run this again when it is complete")
-        return to_arrays(clean(table, dataset))
+        return to_arrays(clean(table, dataset)) if arrays is None else arrays
 
     arrays, folder = cache.load_or_build(root, _folder_name(dataset, sha256), build, may_write_root)
     cache.save_sha256(stamp, sha256, folder)
@@ -113,7 +118,7 @@ def to_arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "item_ids": _id_array(item_ids),
     }
     if "time" in table:
-        arrays["times"] = table["time"].to_numpy()
+        arrays["times"] = _narrow(table["time"].to_numpy())
     if "weight" in table:
         arrays["weights"] = table["weight"].to_numpy(np.float32)
     return arrays
@@ -135,11 +140,20 @@ def _index_items(ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
     low, high = (int(ids.min()), int(ids.max())) if pd.api.types.is_integer_dtype(ids) else (0, 2**64)
     if high - low > len(ids):
         codes, distinct = pd.factorize(ids, sort=True)
+        check_item_count(len(distinct))
         return (codes + 1).astype(np.int32), pd.Index(distinct)
     places = ids.to_numpy(np.int64) - low
     is_present = np.zeros(high - low + 1, dtype=bool)
     is_present[places] = True
+    check_item_count(int(np.count_nonzero(is_present)))
     return np.cumsum(is_present, dtype=np.int32)[places], pd.Index(np.flatnonzero(is_present) + low)
+
+
+def _narrow(times: np.ndarray) -> np.ndarray:
+    """Return integers as int32 if every one fits."""
+    if times.dtype.kind != "i" or np.iinfo(np.int32).min > times.min() or times.max() > np.iinfo(np.int32).max:
+        return times
+    return times.astype(np.int32, copy=False)
 
 
 def _id_array(values: pd.Series | pd.Index) -> np.ndarray:
@@ -149,6 +163,7 @@ def _id_array(values: pd.Series | pd.Index) -> np.ndarray:
 _NOT_IN_CACHE_KEY = (
     "name",
     "path",
+    "memory_limit",
     "sources",
     "sha256",
     "titles",

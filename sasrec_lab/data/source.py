@@ -32,14 +32,14 @@ def data_root(data_dir: str | None) -> Path:
 def find(dataset: DatasetConfig, root: Path) -> Path:
     """Return the data set's file, plain or .gz; nothing is fetched.
 
-    A data set with sources is stored below `root`. One without is the user's own file: `dataset.path` as the shell
-    understands it, or below `root`.
+    A data set with sources is stored below `root`. One without is the user's own file, or folder of Parquet files:
+    `dataset.path` as the shell understands it, or below `root`.
 
     Raises:
         InputError: the file is missing.
     """
     if not dataset.sources:
-        return _find_user_file(str(dataset.path), root, "dataset.path")
+        return _find_folder(str(dataset.path), root) or _find_user_file(str(dataset.path), root, "dataset.path")
     found = plain_or_gz(root / str(dataset.path))
     if found is None:
         raise InputError(
@@ -102,6 +102,33 @@ def check_user_files(dataset: DatasetConfig, data_dir: str | None) -> None:
                 find_vectors(dataset.features, root)
 
 
+def _find_folder(path: str, root: Path) -> Path | None:
+    """Return the user's folder of Parquet files; None if the path is empty or not a folder.
+
+    Raises:
+        InputError: the folder has no such file.
+    """
+    folders = (Path(os.path.expanduser(path)), root / path) if path else ()
+    folder = next((each for each in folders if each.is_dir()), None)
+    if folder is not None and not files_of(folder):
+        raise InputError(
+            f"dataset.path={path} is a folder without Parquet files; name a file in it, of text (plain or .gz), or a"
+            " folder of .parquet files"
+        )
+    return folder
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the Parquet files in a folder and those below it, in the order of their paths; a file is the only one.
+
+    As other engines do, it ignores names that begin with `_` or `.`, such as Spark's `_SUCCESS`.
+    """
+    if not path.is_dir():
+        return [path]
+    found = (file.relative_to(path) for file in path.rglob("*.parquet") if file.is_file())
+    return [path / file for file in sorted(found) if not any(part[0] in "_." for part in file.parts)]
+
+
 def _find_user_file(path: str, root: Path, key: str) -> Path:
     """Return a file of the user's: the path as the shell understands it, or below `root`."""
     user_file = Path(os.path.expanduser(path))
@@ -128,11 +155,14 @@ def plain_or_gz(path: Path) -> Path | None:
 
 
 def digest(path: Path, is_text: bool) -> str:
-    """Return the sha256 of the content, unzipped if it is a .gz.
+    """Return the sha256 of the content, unzipped if it is a .gz; of a folder, that of its files' sha256 in order.
 
     Raises:
         InputError: unreadable, a broken gzip, or text with a line as `blocks` refuses it, before the rest is read.
     """
+    if path.is_dir():
+        parts = [digest(file, is_text=False) for file in files_of(path)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     with _opened(path) as file:
         if not is_text:
             return hashlib.file_digest(file, "sha256").hexdigest()

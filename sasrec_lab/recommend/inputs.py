@@ -18,8 +18,8 @@ import pyarrow as pa
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import Unsupported
 from sasrec_lab.data.columns import check_utf8
+from sasrec_lab.data.id_checks import doubtful_ids
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
-from sasrec_lab.data.interactions import doubtful_ids
 from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few, nearest, shown
 
 

@@ -593,13 +593,13 @@ def test_integer_ids_and_one_time_type_are_read_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["007", " 7", "7 ", "-0", "0x1F", "0x3B9ACA00", "0XE8D4A51000", "1.0", "", "x"])
 def test_only_plain_integers_are_converted_together(value):
-    assert interactions._plain_integers(pa.array(["-5", "1000000000", value])) is None
+    assert interactions.plain_integers(pa.array(["-5", "1000000000", value])) is None
 
 
 def test_plain_integers_of_every_length():
     edges = [sign * (10**power + more) for power in range(19) for more in (-1, 0, 1) for sign in (-1, 1)]
     edges += [2**63 - 1, 1 - 2**63]
-    assert interactions._plain_integers(pa.array([str(edge) for edge in edges])).tolist() == edges
+    assert interactions.plain_integers(pa.array([str(edge) for edge in edges])).tolist() == edges
 
 
 # Cleaning

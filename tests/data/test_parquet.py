@@ -227,7 +227,8 @@ def test_a_column_of_too_much_text_is_one_line(kind):
     if pa.types.is_dictionary(kind):
         many = pa.chunked_array([pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), long)])
     with pytest.raises(InputError) as caught:
-        parquet._to_column(many, "user", "user_id", Path("x.parquet"))
+        parquet._to_column(many, "user", "user_id", str, Path("x.parquet"))
     assert str(caught.value) == (
-        "x.parquet: column user_id has over 2 GiB of text; give each id a number instead, or use a part of the file"
+        "x.parquet: column user_id has over 2 GiB of text; set dataset.memory_limit=4GB, which sorts it on disk, or"
+        " use a part of the file"
     )

@@ -168,4 +168,10 @@ def test_a_folder_is_not_found_as_a_file(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     message = refusal(source.find, replace(own("x.csv"), path=path), tmp_path)
-    assert message == f"dataset.path={path} is a folder; name a file in it, of text (plain or .gz) or Parquet"
+    if path:
+        assert message == (
+            f"dataset.path={path} is a folder without Parquet files; name a file in it, of text (plain or .gz), or a"
+            " folder of .parquet files"
+        )
+    else:
+        assert message == "dataset.path= is a folder; name a file in it, of text (plain or .gz) or Parquet"
