@@ -20,7 +20,7 @@ from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run import sweep
-from sasrec_lab.run.failures import explaining_failures
+from sasrec_lab.run.failures import explain, explaining_failures
 from sasrec_lab.run.folder import has_checkpoint
 from sasrec_lab.run.launch import exit_interrupted, launch
 from sasrec_lab.run.provenance import is_first_process
@@ -105,7 +105,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
     from sasrec_lab.training import checkpoints, warm_start
     from sasrec_lab.training.forms import report_model
     from sasrec_lab.training.memory_needs import check_run_fits
-    from sasrec_lab.training.processes import watch_processes
+    from sasrec_lab.training.processes import first_process_first, watch_processes
     from sasrec_lab.training.trainer import build_trainer, check_limits
 
     trainer = build_trainer(cfg, run.folder)
@@ -114,7 +114,8 @@ def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
     earlier = warm_start.load_earlier(cfg, run.previous)
 
     device, processes = trainer.strategy.root_device, trainer.world_size
-    sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
+    with first_process_first(trainer):
+        sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
     features = read_item_features(run, cfg, data.holdout)
     item_ids, has_test = data.holdout.item_ids, len(data.holdout.test) > 0
     checkpoints.check_items(resumed, data.holdout.num_items)
@@ -126,7 +127,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
     report_model(run, trainer, model, data)
     warm_start.start_warm(run, earlier, model.encoder, item_ids)
 
-    if has_test:
+    if has_test and trainer.is_global_zero:
         with run.phase("baselines"):
             run.results["baselines"] = baseline_metrics(data, sequences)
     backend.keep_freed_memory()
@@ -165,7 +166,7 @@ def fit(
     except (InputError, OSError):
         raise
     except Exception as error:
-        if resumed is None or "train/loss" in trainer.callback_metrics:  # an epoch has been trained since
+        if resumed is None or explain(error) or "train/loss" in trainer.callback_metrics:  # trained an epoch since
             raise
         errors.error("the checkpoint cannot be resumed", exc_info=True)
         reason = f"{type(error).__name__}: {error}".split("\n")[0]

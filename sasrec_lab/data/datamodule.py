@@ -37,7 +37,7 @@ class SequenceData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of training batches."""
-        order = self._order(*self._rank_and_world_size())
+        order = self._order()
         if self.trainer:  # a resumed run takes its first batch before Lightning sets the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         excludes_windows = self.cfg.loss.exclude is Exclude.history
@@ -47,6 +47,7 @@ class SequenceData(pl.LightningDataModule):
             build_sampler(self.holdout, self.cfg.loss),
             excludes_windows,
             self.cfg.model.maxlen if self.cfg.capture else None,
+            *self._rank_and_world_size(),
         )
         return DataLoader(data, batch_size=None, sampler=order, pin_memory=self._is_for_gpu())
 
@@ -70,20 +71,24 @@ class SequenceData(pl.LightningDataModule):
     def _held_out(self, stage: str) -> "EvaluationData":
         return EvaluationData(self.holdout, stage, self.objective, self.candidates.get(stage))
 
-    def _order(self, process: int, processes: int) -> "ShuffledWindows":
-        windows = len(self.holdout.window_users)
-        return ShuffledWindows(windows, self.cfg.batch_size, self.cfg.seed, process, processes)
+    def _order(self) -> "ShuffledWindows":
+        return ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed)
 
     def _rows(self, data: "EvaluationData", process: int, processes: int) -> list[np.ndarray]:
+        """Return this process's batches of row indices.
+
+        A batch has the same rows for any number of processes: its shape decides how scores round, and so the ranks of
+        targets whose scores nearly tie. Lightning rejects a loader without batches, so a process that gets none has an
+        empty one.
+        """
         users, tokens = self.cfg.evaluation.batch_size, MAX_STATE_ELEMENTS // self.cfg.model.dim
-        return data.rows_by_length(users, tokens, process, processes)
+        return data.rows_by_length(users, tokens)[process::processes] or [np.empty(0, dtype=np.int64)]
 
     def num_batches(self, stage: str, processes: int) -> int:
         """Return the number of batches of "train" or "val" in one epoch, of the process that has the fewest."""
         if stage == "train":
-            return len(self._order(0, processes))
-        data = self._held_out(stage)
-        return min(len(self._rows(data, process, processes)) for process in range(processes))
+            return len(self._order())
+        return len(self._rows(self._held_out(stage), processes - 1, processes))
 
     def _is_for_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -94,15 +99,10 @@ class SequenceData(pl.LightningDataModule):
 
 
 class ShuffledWindows(Sampler[Any]):
-    """Yield one batch of window indices, and the seed of its negatives, at a time, in an order set by seed and epoch.
+    """Yield one batch of window indices, and its seed, at a time, in an order set by seed and epoch."""
 
-    With several processes, each takes every `processes`-th window of a global batch of `processes * batch_size`; a last
-    batch with fewer windows than processes is padded from the start of the epoch.
-    """
-
-    def __init__(self, windows: int, batch_size: int, seed: int, process: int, processes: int):
+    def __init__(self, windows: int, batch_size: int, seed: int):
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
-        self.process, self.processes = process, processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -111,24 +111,22 @@ class ShuffledWindows(Sampler[Any]):
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-self.windows // (self.batch_size * self.processes))
+        return -(-self.windows // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[int]]]:
         """Yield the batches of the current epoch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.windows)
-        size = self.batch_size * self.processes
         for step in range(len(self)):
-            batch = order[step * size : (step + 1) * size]
-            if len(batch) < self.processes:
-                batch = np.concatenate([batch, np.resize(order, self.processes - len(batch))])
-            yield batch[self.process :: self.processes], [self.seed, self.epoch, step, self.process]
+            start = step * self.batch_size
+            yield order[start : start + self.batch_size], [self.seed, self.epoch, step]
 
 
 class TrainingData(Dataset[TrainingBatch]):
     """Map window indices and a seed to a packed batch, with negatives if there is a sampler.
 
     With `excludes_windows` the labels exclude the items of their own window. With `segment_length`, the longest window,
-    batches have segments for captured steps.
+    batches have segments for captured steps. Of several processes each packs its share of the windows. Negatives that
+    a batch shares are the same in all of them; what is drawn for a window or a label differs.
     """
 
     def __init__(
@@ -138,22 +136,36 @@ class TrainingData(Dataset[TrainingBatch]):
         sampler: NegativeSampler | None = None,
         excludes_windows: bool = False,
         segment_length: int | None = None,
+        process: int = 0,
+        processes: int = 1,
     ):
         self.holdout, self.objective, self.sampler = holdout, objective, sampler
         self.excludes_windows, self.segment_length = excludes_windows, segment_length
+        self.process, self.processes = process, processes
 
     def __getitem__(self, step: tuple[np.ndarray, list[int]]) -> TrainingBatch:
         """Return the batch of (windows, seed)."""
-        windows, seed = step
-        rng = np.random.default_rng(seed)
-        inputs, labels = self.objective.training(self.holdout, windows, rng)
+        all_windows, seed = step
+        windows, common = self._share(all_windows), np.random.default_rng([*seed, 0])
+        own = common if self.processes == 1 else np.random.default_rng([*seed, 1 + self.process])
+        inputs, labels = self.objective.training(self.holdout, windows, own)
+        if len(all_windows) <= self.process:
+            labels = replace(labels, targets=torch.zeros_like(labels.targets))
         if self.segment_length is not None:
             inputs, labels = in_segments(inputs, labels, self.segment_length)
         if self.excludes_windows:
             labels = replace(labels, excluded=as_tensor(window_items(self.holdout, windows).as_rows(len(windows))))
         if self.sampler is None:
             return TrainingBatch(inputs, labels)
+        rng = common if self.sampler.per == "batch" else own
         return TrainingBatch(inputs, labels, self.sampler.draw(windows, labels, rng))
+
+    def _share(self, windows: np.ndarray) -> np.ndarray:
+        """Return this process's windows of a batch; one of another process if it has fewer than there are processes."""
+        if len(windows) <= self.process:
+            return windows[:1]
+        lengths = self.holdout.window_ends[windows] - self.holdout.window_starts[windows]
+        return windows[share_by_length(lengths, self.process, self.processes)]
 
 
 class EvaluationData(Dataset[EvaluationBatch]):
@@ -167,13 +179,25 @@ class EvaluationData(Dataset[EvaluationBatch]):
         candidates = None if self.candidates is None else self.candidates[rows]
         return evaluation_batch(self.holdout, rows, self.stage, self.objective, candidates)
 
-    def rows_by_length(self, users: int, tokens: int, process: int, processes: int) -> list[np.ndarray]:
-        """Return this process's batches of indices, rows of similar history lengths together."""
+    def rows_by_length(self, users: int, tokens: int) -> list[np.ndarray]:
+        """Return batches of indices, rows of similar history lengths together."""
         rows = self.holdout.rows(self.stage)
         lengths = rows.ends - rows.starts
-        order = np.argsort(lengths, kind="stable")[process::processes]
+        order = np.argsort(lengths, kind="stable")
         counts = self.objective.count_tokens(lengths[order])
         return np.split(order, batch_boundaries(counts, users, tokens))
+
+
+def share_by_length(lengths: np.ndarray, process: int, processes: int) -> np.ndarray:
+    """Return the indices of this process's sequences, ascending, each sequence in the share of one process.
+
+    The longest are dealt out first, to the processes 0, 1, 2, 2, 1, 0, 0, ...: two shares differ by at most one
+    sequence, and by at most as many tokens as the longest one has.
+    """
+    turns, places = np.divmod(np.arange(len(lengths)), processes)
+    owners = np.where(turns % 2 == 0, places, processes - 1 - places)
+    longest_first = np.argsort(-lengths, kind="stable")
+    return np.sort(longest_first[owners == process])
 
 
 def batch_boundaries(tokens: np.ndarray, max_users: int, max_tokens: int) -> list[int]:

@@ -27,7 +27,8 @@ def baseline_metrics(data: SequenceData, sequences: Sequences) -> dict[str, dict
     if recent is not None:
         tables[RECENT_POPULARITY] = shared_by_all(torch.from_numpy(recent))
     tables[MARKOV] = markov_table(holdout, counts)
-    metrics = {name: HoldoutMetrics(holdout.num_items, evaluation, data.cfg.dataset.target) for name in tables}
+    settings = holdout.num_items, evaluation, data.cfg.dataset.target
+    metrics = {name: HoldoutMetrics(*settings, has_all_rows=True) for name in tables}
     values: dict[str, dict[str, float]] = {name: {} for name in tables}
     for stage in ("val", "test"):
         for batch in data.evaluation_dataloader(stage):

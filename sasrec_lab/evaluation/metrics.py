@@ -46,7 +46,8 @@ class HoldoutMetrics(nn.Module):
 
     `target` says which targets a row has (`DatasetConfig.target`).
     With `only_monitored`, a full ranking is skipped if `evaluation.monitor` is a sampled metric, because the full one
-    costs most of the time with a large catalogue and decides nothing then.
+    costs most of the time with a large catalogue and decides nothing then. Several processes add up their rows, except
+    with `has_all_rows`, if this one ranks them all.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class HoldoutMetrics(nn.Module):
         target: Target = Target.last,
         *,
         only_monitored: bool = False,
+        has_all_rows: bool = False,
     ):
         super().__init__()
         self.filter_seen = evaluation.filter_seen
         self.suffix = f"-sampled{evaluation.sampled}"
         skips_full = only_monitored and evaluation.sampled and evaluation.monitor.endswith(self.suffix)
-        self.full = None if skips_full else _metrics(num_items, evaluation.k, target)
-        self.sampled = _metrics(evaluation.sampled + 1, evaluation.k, target) if evaluation.sampled else None
+        kept = evaluation.k, target, not has_all_rows
+        self.full = None if skips_full else _metrics(num_items, *kept)
+        self.sampled = _metrics(evaluation.sampled + 1, *kept) if evaluation.sampled else None
 
     def update(self, scores: ItemScores, batch: EvaluationBatch) -> dict[str, Tensor]:
         """Add the ranks of a batch and return them, each (G,)."""
@@ -167,10 +170,10 @@ class IntegerConcat(Metric):
         return dim_zero_cat(self.parts)
 
 
-def _metrics(worst_rank: int, k: list[int], target: Target) -> "RankMetrics | RowMetrics":
-    """Return an empty metric for rows with these targets."""
+def _metrics(worst_rank: int, k: list[int], target: Target, adds_up: bool) -> "RankMetrics | RowMetrics":
+    """Return an empty metric for rows with these targets, which may add up the rows of all processes."""
     has_one_row_and_target = target in (Target.first, Target.last)
-    return RankMetrics(worst_rank, k) if has_one_row_and_target else RowMetrics(k, target)
+    return RankMetrics(worst_rank, k, adds_up) if has_one_row_and_target else RowMetrics(k, target, adds_up)
 
 
 class RankMetrics(Metric):
@@ -182,8 +185,8 @@ class RankMetrics(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, worst_rank: int, k: list[int]):
-        super().__init__()
+    def __init__(self, worst_rank: int, k: list[int], adds_up: bool = True):
+        super().__init__(sync_on_compute=adds_up)
         self.k = k
         self.add_state("counts", torch.zeros(worst_rank + 1, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -219,8 +222,8 @@ class RowMetrics(Metric):
     full_state_update = False
     parts: list[Tensor]
 
-    def __init__(self, k: list[int], target: Target):
-        super().__init__()
+    def __init__(self, k: list[int], target: Target, adds_up: bool = True):
+        super().__init__(sync_on_compute=adds_up)
         self.names = metric_names(k, 0, target)
         self.add_state("parts", [], dist_reduce_fx="cat")
 

@@ -24,7 +24,7 @@ from sasrec_lab.files import display_path, tolerate_closed_pipe
 from sasrec_lab.run import signals, sweep
 from sasrec_lab.run.folder import has_checkpoint
 from sasrec_lab.run.lock import lock_folder
-from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process
+from sasrec_lab.run.provenance import COMMAND, as_typed, is_first_process, is_started_with_others
 from sasrec_lab.run.resume import check_can_run, describe_unfinished
 
 Main = Callable[[], object]  # Hydra's entry, which reads sys.argv
@@ -37,6 +37,8 @@ def launch(main: Main, compare: Compare) -> None:
     logging.raiseExceptions = False  # a full disk has no room for train.log; logging would print a traceback per line
     try:
         sys.argv[1:] = normalize(sys.argv[1:])
+        if is_started_with_others():
+            _check_run_folder(sys.argv[1:])
         if not is_first_process():
             _run_as_helper(main)
         elif (command := check_command_line(sys.argv[1:])) is None:  # help and the like
@@ -56,6 +58,15 @@ def launch(main: Main, compare: Compare) -> None:
         sys.exit(130)
     finally:
         signals.expect_exit()
+
+
+def _check_run_folder(words: list[str]) -> None:
+    """Raise InputError if each of several processes would choose a folder of its own, or run jobs on its own."""
+    if not any(word.startswith("hydra.run.dir=") for word in words) or {"-m", "--multirun"} & {*words}:
+        raise InputError(
+            "processes that torchrun or Slurm starts together run one configuration in one folder; add"
+            " hydra.run.dir=<folder>, and start jobs of -m one by one"
+        )
 
 
 def _run_as_helper(main: Main) -> None:

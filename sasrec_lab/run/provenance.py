@@ -44,5 +44,16 @@ def report_command(words: list[str]) -> str:
 
 
 def is_first_process() -> bool:
-    """Return whether this process records the run: the others of a run on several devices write nothing."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK"))
+    """Return whether this process records the run: the others of a run on several devices write nothing.
+
+    Lightning sets ranks within a machine and of machines, torchrun and Ray the rank among all, Slurm its own.
+    """
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def is_started_with_others() -> bool:
+    """Return whether torchrun, Slurm or Ray has started several processes with the same configuration at once."""
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
+        return True
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

@@ -82,7 +82,7 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     """Return the memory of a batch of mean length: what its backward pass needs, and its negatives unless shared."""
     model, size = cfg.model, _key(cfg, "batch_size")
     windows = len(holdout.window_users)
-    in_batch = min(cfg.batch_size, max(1, windows // processes))
+    in_batch = max(1, min(cfg.batch_size, windows) // processes)
     tokens = int((holdout.window_ends - holdout.window_starts - 1).sum()) * in_batch // windows
     # the embedding, and each block's queries, keys, values and normed input, or gates
     width = 4 * model.dim if model.has_softmax or model.block is BlockName.gru else _projection_width(model)

@@ -1,6 +1,6 @@
-"""End all processes of a run on several devices when one of them ends, in one line and with a failed record.
+"""Let the processes of a run on several devices wait for the first one's files, and end together.
 
-Lightning kills the first process then, so that nothing is recorded and nothing is printed.
+When one of them ends, Lightning would kill the first one, so that nothing is recorded and nothing is printed.
 """
 
 import os
@@ -8,12 +8,42 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
+import pytorch_lightning as pl
+import torch.distributed
 from pytorch_lightning.strategies.launchers import subprocess_script
 
+from sasrec_lab.run.provenance import is_started_with_others
+from sasrec_lab.training.trainer import interruptible
+
+_LONGEST_BUILD = timedelta(days=2)
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5  # for the first process to notice a closed connection and to end in its own way
+
+
+@contextmanager
+def first_process_first(trainer: pl.Trainer) -> Iterator[None]:
+    """Run the body, which fetches and caches files, in the first process, then once on each other machine, then in all.
+
+    Where machines share their disk, the others find the files there. Processes that Lightning starts need not wait: it
+    starts them once the first one has its data.
+    """
+    if trainer.world_size == 1 or not is_started_with_others():
+        yield
+        return
+    with interruptible(trainer):
+        trainer.strategy.setup_environment()  # connects the processes, as fit would
+    group = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_BUILD)
+    turn = 0 if trainer.is_global_zero else 1 if trainer.local_rank == 0 else 2
+    for _ in range(turn):
+        torch.distributed.barrier(group)
+    yield
+    for _ in range(turn, 2):
+        torch.distributed.barrier(group)
+    torch.distributed.destroy_process_group(group)
 
 
 def watch_processes(record_failure: Callable[[str], bool]) -> None:

@@ -60,6 +60,11 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
             f"optimizer.name=rowwise_adam must run on one device, but trainer asks for {trainer.world_size}; set"
             " trainer.devices=1 or optimizer.name=adam"
         )
+    if cfg.batch_size < trainer.world_size:
+        raise InputError(
+            f"batch_size={cfg.batch_size} is shared out among {trainer.world_size} devices; set it to at least"
+            f" {trainer.world_size}, or use fewer"
+        )
     if cfg.capture:
         _check_capture(trainer)
     _check_nodes(trainer)

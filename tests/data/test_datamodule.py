@@ -16,7 +16,13 @@ from sasrec_lab.config.command_line import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
-from sasrec_lab.data.datamodule import EvaluationData, SequenceData, ShuffledWindows, batch_boundaries
+from sasrec_lab.data.datamodule import (
+    EvaluationData,
+    SequenceData,
+    ShuffledWindows,
+    batch_boundaries,
+    share_by_length,
+)
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))
@@ -41,10 +47,10 @@ def content(batch: TrainingBatch) -> list:
 
 
 def test_labels_exclude_the_items_of_their_window_if_asked_to():
-    batch = data_of().train_dataloader().dataset[np.arange(5), [0, 0, 0, 0]]
+    batch = data_of().train_dataloader().dataset[np.arange(5), [0, 0, 0]]
     assert batch.labels.excluded is None
     excluding = replace(CONFIG, loss=replace(CONFIG.loss, exclude=Exclude.history))
-    excluded = data_of(excluding).train_dataloader().dataset[np.arange(5), [0, 0, 0, 0]].labels.excluded
+    excluded = data_of(excluding).train_dataloader().dataset[np.arange(5), [0, 0, 0]].labels.excluded
     spans = zip(HOLDOUT.window_starts[:5], HOLDOUT.window_ends[:5], strict=True)
     windows = [sorted(set(HOLDOUT.items[start:end].tolist())) for start, end in spans]
     longest = max(map(len, windows))
@@ -56,7 +62,7 @@ def test_labels_exclude_the_items_of_their_window_if_asked_to():
 
 @pytest.mark.parametrize(("windows", "batch_size"), [(20, 7), (21, 7), (1, 7), (50, 1), (6, 100)])
 def test_every_window_comes_once_an_epoch(windows, batch_size):
-    sampler = ShuffledWindows(windows, batch_size, 0, 0, 1)
+    sampler = ShuffledWindows(windows, batch_size, 0)
     for epoch in range(3):
         batches = windows_of(sampler, epoch)
         assert sorted(chain(*batches)) == list(range(windows))
@@ -66,39 +72,62 @@ def test_every_window_comes_once_an_epoch(windows, batch_size):
 
 
 def test_seed_and_epoch_decide_the_order():
-    order = windows_of(ShuffledWindows(100, 7, 0, 0, 1), epoch=3)
-    again = ShuffledWindows(100, 7, 0, 0, 1)
+    order = windows_of(ShuffledWindows(100, 7, 0), epoch=3)
+    again = ShuffledWindows(100, 7, 0)
     windows_of(again, epoch=0)
     assert windows_of(again, epoch=3) == order  # whatever came before, so a resumed run continues as it would have
     assert windows_of(again, epoch=4) != order
-    assert windows_of(ShuffledWindows(100, 7, 1, 0, 1), epoch=3) != order
+    assert windows_of(ShuffledWindows(100, 7, 1), epoch=3) != order
     assert order != [list(range(start, min(start + 7, 100))) for start in range(0, 100, 7)]
 
 
-@pytest.mark.parametrize(
-    ("windows", "batch_size", "processes"),
-    [(56, 7, 2), (57, 7, 2), (55, 7, 2), (43, 7, 2), (20, 3, 4), (25, 3, 4), (1, 7, 2), (1, 2, 5), (50, 7, 3)],
-)
-def test_processes_share_the_windows_of_an_epoch(windows, batch_size, processes):
-    samplers = [ShuffledWindows(windows, batch_size, 0, process, processes) for process in range(processes)]
-    whole = windows_of(ShuffledWindows(windows, batch_size * processes, 0, 0, 1), epoch=2)
-    parts = [windows_of(sampler, epoch=2) for sampler in samplers]
-    assert (
-        {len(part) for part in parts} == {len(samplers[0])} == {len(whole)}
-    )  # with fewer batches a process would let the others wait forever
-    assert all(part[step] for part in parts for step in range(len(whole)))
-    for step, batch in enumerate(whole):
-        together = list(chain(*(part[step] for part in parts)))
-        if len(batch) >= processes:
-            assert sorted(together) == sorted(batch)  # each once
-            sizes = [len(part[step]) for part in parts]
-            assert max(sizes) <= batch_size
-            assert max(sizes) - min(sizes) <= 1
-        else:
-            assert step == len(whole) - 1
-            assert len(together) == processes
-            assert set(batch) <= set(together)
-    assert {window for part in parts for batch in part for window in batch} == set(range(windows))
+def sequences_in(batch: TrainingBatch) -> list[list[int]]:
+    starts = [0, *(batch.inputs.last[:-1] + 1).tolist()]
+    spans = zip(starts, batch.inputs.last.tolist(), strict=True)
+    return [batch.inputs.items[start : end + 1].tolist() for start, end in spans]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_share_out_the_batches_of_one(processes):
+    """The last batch has 4 windows or fewer."""
+    cfg = replace(CONFIG, batch_size=next(size for size in range(9, 60) if 0 < len(HOLDOUT.window_users) % size < 4))
+    parts = [data_of(cfg, process, processes).train_dataloader() for process in range(processes)]
+    for whole, *shares in zip(data_of(cfg).train_dataloader(), *parts, strict=True):
+        used = [share for share in shares if share.labels.targets.any()]
+        assert all(
+            share.inputs.items.numel() for share in shares
+        )  # each one calls the operations that the others wait for
+        assert sorted(chain(*map(sequences_in, used))) == sorted(sequences_in(whole))
+        targets = [share.labels.targets[share.labels.targets > 0].tolist() for share in shares]
+        assert sorted(chain(*targets)) == sorted(whole.labels.targets[whole.labels.targets > 0].tolist())
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_shares_are_balanced_in_windows_and_tokens(processes):
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 50, 51, 300):
+        lengths = rng.integers(1, 200, size=count) if count % 2 else np.minimum(200, rng.zipf(1.5, size=count))
+        shares = [share_by_length(lengths, process, processes) for process in range(processes)]
+        assert sorted(chain(*shares)) == list(range(count))
+        assert all(share.tolist() == sorted(share) for share in shares)  # so one process has the order of the batch
+        sizes, tokens = [len(share) for share in shares], [lengths[share].sum() for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_processes_share_negatives_of_a_batch_only():
+    def draws(cfg: TrainConfig, process: int, processes: int) -> list:
+        batches = list(data_of(cfg, process, processes).train_dataloader())
+        return [batch.negatives.items.tolist() for batch in batches]
+
+    shared = replace(CONFIG, loss=load(["dataset=csv", "dataset.path=x.csv", "loss=sampled_softmax"]).loss)
+    single = draws(shared, 0, 1)
+    assert draws(shared, 0, 2) == draws(shared, 1, 2) == single
+    masked = replace(load(["dataset=csv", "dataset.path=x.csv", "model=bert4rec"]), loss=shared.loss, batch_size=7)
+    assert draws(masked, 0, 2) == draws(masked, 1, 2)
+    uniform = replace(BCE, batch_size=2)  # one window each
+    of_one, of_other = draws(uniform, 0, 2), draws(uniform, 1, 2)
+    assert all(len(first) == 0 or first[0] != second[0] for first, second in zip(of_one[:3], of_other[:3], strict=True))
 
 
 def test_training_batches_are_all_the_windows():
@@ -110,15 +139,13 @@ def test_training_batches_are_all_the_windows():
     found = []
     for batch in batches:
         assert batch.negatives is None
-        items, last = batch.inputs.items, batch.inputs.last
-        starts = [0, *(last[:-1] + 1).tolist()]
-        found += [items[start : end + 1].tolist() for start, end in zip(starts, last.tolist(), strict=True)]
+        found += sequences_in(batch)
     assert sorted(found) == expected
 
 
-def test_negatives_follow_seed_epoch_step_and_process():
-    def negatives(seed: int = 0, epoch: int = 0, process: int = 0, processes: int = 1) -> list:
-        loader = data_of(replace(BCE, seed=seed), process, processes).train_dataloader()
+def test_negatives_follow_seed_epoch_and_step():
+    def negatives(seed: int = 0, epoch: int = 0) -> list:
+        loader = data_of(replace(BCE, seed=seed)).train_dataloader()
         loader.sampler.set_epoch(epoch)
         return [content(batch) for batch in loader]
 
@@ -127,11 +154,9 @@ def test_negatives_follow_seed_epoch_step_and_process():
     assert negatives() != negatives(seed=1)
     # a single window, so that only the draw can differ
     data = data_of(BCE).train_dataloader().dataset
-    draws = [data[np.array([3]), seed].negatives.items.tolist() for seed in ([0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1])]
+    draws = [data[np.array([3]), seed].negatives.items.tolist() for seed in ([0, 0, 0], [0, 0, 1])]
     assert draws[0] != draws[1]
-    assert draws[0] != draws[2]
-    steps = [seed for _, seed in ShuffledWindows(40, 7, 5, 1, 2)]
-    assert steps == [[5, 0, step, 1] for step in range(3)]
+    assert [seed for _, seed in ShuffledWindows(20, 7, 5)] == [[5, 0, step] for step in range(3)]
 
 
 class Recorder(pl.LightningModule):
@@ -200,29 +225,32 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize("stage", ["val", "test"])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_the_held_out_users(stage, processes):
-    users, targets = [], {}
+def test_processes_share_the_batches_of_held_out_users(stage, processes):
+    batches, targets = [], {}
     for process in range(processes):
         for batch in data_of(CONFIG, process, processes).evaluation_dataloader(stage):
             assert 1 <= len(batch.users) <= 6
-            users += batch.users.tolist()
+            batches.append(batch.users.tolist())
             targets |= zip(batch.users.tolist(), batch.targets.tolist(), strict=True)
-    assert sorted(users) == HOLDOUT.test.users.tolist()  # each once
+    whole = [batch.users.tolist() for batch in data_of().evaluation_dataloader(stage)]
+    assert sorted(batches) == sorted(whole)  # the same batches, as their shapes decide how scores round
+    assert sorted(chain(*batches)) == HOLDOUT.test.users.tolist()  # each user once
     expected = HOLDOUT.rows(stage).targets
     assert [targets[user] for user in HOLDOUT.test.users.tolist()] == expected.tolist()
 
 
 @pytest.mark.parametrize("processes", [2, 5, 16])
-def test_every_process_has_users_to_rank(processes):
-    """Lightning rejects a loader without batches, so even a few users are split."""
-    cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, batch_size=1000))
-    assert len(HOLDOUT.test.users) >= processes
-    assert all(len(data_of(cfg, process, processes).val_dataloader()) >= 1 for process in range(processes))
+def test_every_process_has_a_batch_to_rank(processes):
+    """Lightning rejects a loader without batches, so that of a process without users is empty."""
+    cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, batch_size=1000, sampled=3))
+    for process in range(processes):
+        batches = list(data_of(cfg, process, processes).val_dataloader())
+        assert [len(batch.users) for batch in batches] == [len(HOLDOUT.val.users) if process == 0 else 0]
 
 
 def test_users_of_similar_history_lengths_share_a_batch():
     data = EvaluationData(HOLDOUT, "val", next_item(5), None)
-    rows = data.rows_by_length(6, 1000, 0, 1)
+    rows = data.rows_by_length(6, 1000)
     lengths = HOLDOUT.val.ends - HOLDOUT.val.starts
     assert lengths[np.concatenate(rows)].tolist() == sorted(lengths)
 

@@ -106,8 +106,8 @@ LIMITS = {
     ("trainer.limit_val_batches=0.5", 3): "trainer.limit_val_batches=0.5 is less than one batch (number of batches: 1)",
     ("trainer.limit_train_batches=0.19", 1): "trainer.limit_train_batches=0.19 is less than one batch (number of"
     " batches: 5)",
-    ("trainer.limit_train_batches=0.4", 3): "trainer.limit_train_batches=0.4 is less than one batch (number of"
-    " batches: 2)",
+    ("trainer.limit_train_batches=0.19", 3): "trainer.limit_train_batches=0.19 is less than one batch (number of"
+    " batches: 5)",
 }
 
 
@@ -163,6 +163,13 @@ def test_other_nodes_need_a_launcher(tmp_path, monkeypatch):
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "NODE_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert build_trainer(cfg, tmp_path).world_size == 2
+
+
+def test_each_device_needs_a_window(tmp_path):
+    cfg = load(["dataset=csv", "dataset.path=x.csv", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4"])
+    with pytest.raises(InputError) as caught:
+        build_trainer(replace(cfg, batch_size=3), tmp_path)
+    assert str(caught.value) == "batch_size=3 is shared out among 4 devices; set it to at least 4, or use fewer"
 
 
 def test_capture_needs_one_gpu(tmp_path, monkeypatch):
