@@ -47,6 +47,10 @@ class InputWarning(UserWarning):
     """Something in the input that a user should know but need not fix. The message is one line."""
 
 
+class Pruned(Exception):
+    """The end of a run that a search has stopped early. The message is one line with the reason."""
+
+
 class FolderInUse(InputError):
     """A folder that another process is writing to."""
 

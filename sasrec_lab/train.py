@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, Pruned
 from sasrec_lab.run import sweep
 from sasrec_lab.run.failures import explain, explaining_failures
 from sasrec_lab.run.folder import has_checkpoint
@@ -28,6 +28,8 @@ from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write
 from sasrec_lab.run.signals import interrupts_deferred
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import pytorch_lightning as pl
 
@@ -53,13 +55,14 @@ def _compare_jobs(folder: Path) -> str:
 
 
 @hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> float | None:
-    """Run the composed configuration; for a job of a sweep return the monitored validation metric to the sweeper."""
+def main(cfg: DictConfig) -> None:
+    """Run the composed configuration, as a run or as a job of a sweep."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     is_job = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         if is_job:
-            return sweep.run_job(cfg, folder, train)
+            sweep.run_job(cfg, folder, train)
+            return
         typed = to_typed(cfg)
         results = train(typed, folder)
         from sasrec_lab.run.summary import results_table  # late, as it imports pandas
@@ -73,11 +76,13 @@ def main(cfg: DictConfig) -> float | None:
         if is_first_process():
             errors.error("interrupted")
         exit_interrupted(folder, is_job)
-    return None
 
 
-def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Build, fit, test and record one run; return the content of metrics.json."""
+def train(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = ()) -> dict[str, Any]:
+    """Build, fit, test and record one run; return the content of metrics.json.
+
+    Lightning calls `callbacks` in addition to this package's own; a model without epochs calls none.
+    """
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
         if isinstance(cfg.model, ClosedFormConfig):
@@ -85,7 +90,7 @@ def train(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
 
             fit_and_measure(run, cfg)
         else:
-            train_epochs(run, cfg)
+            train_epochs(run, cfg, callbacks)
     return run.results
 
 
@@ -96,7 +101,7 @@ def _import_libraries() -> None:
         import sasrec_lab.training.trainer  # noqa: F401
 
 
-def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
+def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callback]") -> None:
     """Build a model, fit it epoch by epoch, and test and record its best checkpoint."""
     # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
     from sasrec_lab.evaluation.baselines import baseline_metrics
@@ -108,7 +113,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig) -> None:
     from sasrec_lab.training.processes import first_process_first, watch_processes
     from sasrec_lab.training.trainer import build_trainer, check_limits
 
-    trainer = build_trainer(cfg, run.folder)
+    trainer = build_trainer(cfg, run.folder, callbacks)
     watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
     resumed = checkpoints.checkpoint_to_resume(cfg, run.folder)
     earlier = warm_start.load_earlier(cfg, run.previous)
@@ -163,7 +168,7 @@ def fit(
     try:
         with run.phase("fit"), interruptible(trainer):
             trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
-    except (InputError, OSError):
+    except (InputError, OSError, Pruned):
         raise
     except Exception as error:
         if resumed is None or explain(error) or "train/loss" in trainer.callback_metrics:  # trained an epoch since

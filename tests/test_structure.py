@@ -18,6 +18,7 @@ FLOORS = [
     {"training"},
     {"recommend", "report"},
     {"train", "export"},
+    {"search"},
 ]
 SEPARATE = [
     ("config", "ops"),
@@ -97,6 +98,7 @@ def test_the_package_shows_its_flow():
         "recommend",
         "report",
         "export",
+        "search",
     }
 
 

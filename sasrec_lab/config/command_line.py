@@ -9,14 +9,14 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Optional
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sasrec_lab.config.convert import to_typed
@@ -42,16 +42,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Search:
-    """A sweep whose sweeper (e.g. Optuna) proposes the jobs: one example job, and the keys it searches."""
-
-    example: Job
-    keys: list[str]
-
-
-@dataclass(frozen=True)
 class Command:
-    """The jobs of a command: one, or those of a sweep (none for a search, whose sweeper proposes them)."""
+    """The jobs of a command: one, or those of a sweep."""
 
     jobs: list[Job]
 
@@ -61,10 +53,8 @@ class Sweep(Command):
     """A command that runs a sweep, and the folder for all its jobs."""
 
     sweep_folder: Path
-    sweeper: DictConfig
     launcher: DictConfig
     naming: list[str]  # the overrides, for Hydra, by which folders are named after what differs between the jobs
-    search: Search | None = None
 
 
 def check_command_line(argv: list[str], name: str = "train") -> Command | None:
@@ -77,7 +67,7 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
         InputError: a mistake on the command line or in a config file.
     """
     flags = read_flags(argv, name)
-    _check_config_flags(flags, name)
+    check_config_flags(flags, name)
     if flags.shell_completion:
         return None
     if flags.help or flags.info or flags.hydra_help:
@@ -96,11 +86,12 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
         InputError: anything that Hydra rejects, in one line, with the nearest existing name.
     """
     check_syntax(overrides, name)
-    with _composing(config_dir, name, overrides):
-        return _compose_checked(overrides, name)
+    with composing(config_dir, name, overrides):
+        return compose_checked(overrides, name)
 
 
-def _compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
+def compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
+    """Compose a config while Hydra is initialized, and refuse code that it names."""
     cfg = compose(name, overrides=overrides, return_hydra_config=True)
     _check_hydra_sections(cfg.hydra)
     check_code(cfg, overrides)
@@ -109,7 +100,7 @@ def _compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
 
 def load(overrides: list[str]) -> TrainConfig:
     """Return the typed config for these overrides, for notebooks and tests."""
-    cfg = _typed_without_hydra(compose_config(overrides))
+    cfg = typed_without_hydra(compose_config(overrides))
     assert isinstance(cfg, TrainConfig)
     return cfg
 
@@ -120,13 +111,13 @@ def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[li
     Raises:
         InputError: these are not a grid, or its config groups are not in conf/.
     """
-    with _composing():
+    with composing():
         return expand_grid(parse_sweep(overrides, params))
 
 
 @contextmanager
-def _composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[None]:
-    """Initialize Hydra with conf/ and the user's folder, for the body."""
+def composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[None]:
+    """Initialize Hydra with conf/ and the user's folder, for the body; its errors become InputErrors."""
     GlobalHydra.instance().clear()
     with explained(name, words), warnings.catch_warnings():
         warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
@@ -164,7 +155,8 @@ def _check_hydra_sections(hydra: DictConfig) -> None:
         raise InputError(f"hydra.verbose={hydra.verbose} must be true, false, or names of loggers")
 
 
-def _check_config_flags(flags: Namespace, name: str) -> None:
+def check_config_flags(flags: Namespace, name: str) -> None:
+    """Raise InputError for a flag that would replace this package's configs, or names no folder of configs."""
     if flags.experimental_rerun is not None:
         raise InputError(
             f"--experimental-rerun {flags.experimental_rerun} would unpickle a file, which can run code; repeat a run"
@@ -188,7 +180,7 @@ def _check_help(flags: Namespace, name: str) -> None:
     """Raise InputError if help cannot show the config, because it is invalid or a sweep."""
     check_syntax(flags.overrides, name)
     parsed = OverridesParser.create().parse_overrides(flags.overrides)
-    if swept := [_word(override) for override in parsed if override.is_sweep_override()]:
+    if swept := [word_of(override) for override in parsed if override.is_sweep_override()]:
         raise InputError(f"help shows the config of one run; remove {' '.join(swept)}")
     compose_config(flags.overrides, flags.config_dir, name)
 
@@ -202,19 +194,20 @@ def _plan_run(flags: Namespace, name: str) -> Job:
         folder = _folder_at(cfg, "hydra.run.dir")
         if flags.cfg:
             _check_printed(cfg, flags)
-        return Job(_typed_without_hydra(cfg), folder)
+        return Job(typed_without_hydra(cfg), folder)
 
 
 def _check_printed(cfg: DictConfig, flags: Namespace) -> None:
     """Raise InputError if a config cannot be printed as --cfg, --resolve and --package ask."""
-    printed = cfg if flags.cfg == "all" else cfg.hydra if flags.cfg == "hydra" else _without_hydra(cfg)
+    printed = cfg if flags.cfg == "all" else cfg.hydra if flags.cfg == "hydra" else without_hydra(cfg)
     if flags.package is not None and OmegaConf.select(cfg, flags.package) is None:
         raise InputError(f"--package {flags.package} is not a section of the config; --help lists them")
     if flags.resolve and flags.cfg == "job":
         OmegaConf.resolve(printed)
 
 
-def _without_hydra(cfg: DictConfig) -> DictConfig:
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a composed config without Hydra's own keys."""
     copied = cfg.copy()
     with open_dict(copied):
         del copied["hydra"]
@@ -222,29 +215,36 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _plan_sweep(flags: Namespace) -> Sweep:
-    """Return the jobs of a sweep as Hydra's sweeper numbers them, or one example job of a search."""
+    """Return the jobs of a sweep as Hydra's sweeper numbers them."""
     check_syntax(flags.overrides)
-    with _composing(flags.config_dir, words=flags.overrides):
-        hydra_words, swept = _split_off_hydra(parse_sweep(flags.overrides))
+    with composing(flags.config_dir, words=flags.overrides):
+        hydra_words, hydra, swept = compose_sweep(flags.overrides)
         common = list(hydra_words)
-        fixed = [_word(override) for override in swept if not override.is_sweep_override()]
-        # keys of `model` wait for the jobs: the default model may lack them
-        hydra = _compose_checked(common + [word for word in fixed if not word.startswith("model.")]).hydra
-        swept = parse_sweep([_word(override) for override in swept], hydra.sweeper.params)
-        is_grid = hydra.sweeper._target_.endswith(".BasicSweeper")
-        combinations = expand_grid(swept) if is_grid else _examples_of(swept)
+        if not hydra.sweeper._target_.endswith(".BasicSweeper"):
+            raise InputError(
+                f"hydra/sweeper={hydra.runtime.choices['hydra/sweeper']} proposes jobs, but a sweep is a grid; remove"
+                " it, and search with python -m sasrec_lab.search"
+            )
+        combinations = expand_grid(swept)
         if not combinations:
-            asked = " ".join(_word(override) for override in swept if override.is_sweep_override())
+            asked = " ".join(word_of(override) for override in swept if override.is_sweep_override())
             raise InputError(f"{asked} gives no job to run; --help lists the choices of each group")
-        first = _compose_checked(common + combinations[0])
+        first = compose_checked(common + combinations[0])
         folder = _folder_at(first, "hydra.sweep.dir")
         common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
-        searched = [key for key, override in _by_key(swept).items() if override.is_sweep_override()]
+        searched = [key for key, override in by_key(swept).items() if override.is_sweep_override()]
         naming = _omit_from_names(combinations, searched) if UNNAMED_KEYS not in map(_key, hydra_words) else []
         jobs = [_compose_job(number, common + naming + words) for number, words in enumerate(combinations)]
-    if is_grid:
-        return Sweep(_assign_folders(jobs, folder), folder, hydra.sweeper, hydra.launcher, naming)
-    return Sweep([], folder, hydra.sweeper, hydra.launcher, naming, Search(jobs[0], searched))
+    return Sweep(_assign_folders(jobs, folder), folder, hydra.launcher, naming)
+
+
+def compose_sweep(words: list[str]) -> tuple[list[str], DictConfig, list[Override]]:
+    """Return the words for Hydra's own keys, its composed section, and the overrides of a sweep with its params."""
+    hydra_words, given = _split_off_hydra(parse_sweep(words))
+    fixed = [word_of(override) for override in given if not override.is_sweep_override()]
+    # keys of `model` wait for the jobs: the default model may lack them
+    hydra = compose_checked(hydra_words + [word for word in fixed if not word.startswith("model.")]).hydra
+    return hydra_words, hydra, parse_sweep([word_of(override) for override in given], hydra.sweeper.params)
 
 
 def _omit_from_names(jobs: list[list[str]], searched: list[str]) -> list[str]:
@@ -259,7 +259,7 @@ def _key(word: str) -> str:
 
 def _split_off_hydra(overrides: list[Override]) -> tuple[list[str], list[Override]]:
     """Return the words for Hydra's own keys, and the remaining overrides."""
-    own = [_word(override) for override in overrides if override.get_key_element().startswith("hydra.")]
+    own = [word_of(override) for override in overrides if override.get_key_element().startswith("hydra.")]
     others = [override for override in overrides if not override.get_key_element().startswith("hydra.")]
     for override in others:
         if override.get_key_element() == "sweep" and override.is_sweep_override():
@@ -267,44 +267,22 @@ def _split_off_hydra(overrides: list[Override]) -> tuple[list[str], list[Overrid
     return own, others
 
 
-def _word(override: Override) -> str:
+def word_of(override: Override) -> str:
     """Return the word that an override was parsed from."""
     assert override.input_line is not None
     return override.input_line
 
 
-def _by_key(overrides: list[Override]) -> dict[str, Override]:
+def by_key(overrides: list[Override]) -> dict[str, Override]:
     """Return the overrides by key; a later one wins, so the command line over the sweeper's params."""
     return {override.get_key_element(): override for override in overrides}
 
 
-def _examples_of(overrides: list[Override]) -> list[list[str]]:
-    """Return the overrides of one job that a search could propose, then of one job per further file that it searches.
-
-    Every file that can take part is composed once, so that check_code sees it.
-    """
-    searched = _by_key(overrides)
-    first = {key: _example_value(override) for key, override in searched.items()}
-    examples = [first]
-    for key, override in searched.items():
-        if "." not in key and override.is_sweep_override() and not override.is_interval_sweep():
-            examples += [first | {key: value} for value in islice(override.sweep_string_iterator(), 1, None)]
-    return [[f"{key}={value}" for key, value in example.items()] for example in examples]
-
-
-def _example_value(override: Override) -> object:
-    """Return the first value of a searched key, or the value of a fixed one."""
-    if not override.is_sweep_override():
-        return override.get_value_element_as_str()
-    value = override.value()
-    return value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
-
-
 def _compose_job(number: int, overrides: list[str]) -> Job:
-    cfg = _compose_checked([*overrides, f"hydra.job.num={number}"])
+    cfg = compose_checked([*overrides, f"hydra.job.num={number}"])
     folder = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir)
     try:
-        return Job(_typed_without_hydra(cfg), folder)
+        return Job(typed_without_hydra(cfg), folder)
     except InputError as error:
         return Job(error, folder)
 
@@ -333,7 +311,7 @@ def _folder_at(cfg: DictConfig, key: str) -> Path:
     return Path(folder)
 
 
-def _typed_without_hydra(cfg: DictConfig) -> TrainConfig | RecommendConfig:
+def typed_without_hydra(cfg: DictConfig) -> TrainConfig | RecommendConfig:
     """Return the composed config as typed objects, without Hydra's own keys; name the file that misses a key."""
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):

@@ -16,7 +16,7 @@ from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
 from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
-_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.features", r"dataset\.synthetic")
 _KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
     r"Value '(.*?)' of type '\w+' could not be converted to Integer": "an integer",
@@ -86,7 +86,7 @@ def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
 
 
 def _missing_plugin(text: str) -> str | None:
-    found = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/(\w+)'", text)
+    found = re.search(r"Could not (?:find|load) 'hydra/launcher/(\w+)'", text)
     if found and found[1] in _EXTRAS:
         return f"Hydra's plugin for {found[1]} is not installed; pip install 'sasrec-lab[{_EXTRAS[found[1]]}]'"
     return None
@@ -110,7 +110,7 @@ def _several_values(text: str, command: str) -> str | None:
 
 def _search_in_a_grid(text: str) -> str | None:
     if re.search(r"BasicSweeper does not support sweep type", text):
-        return "interval(...) needs a search: list the values instead, or choose hydra/sweeper=optuna_stored"
+        return "interval(...) needs a search: list the values instead, or run python -m sasrec_lab.search"
     return None
 
 

@@ -25,7 +25,7 @@ from hydra.core.override_parser.types import Override, RangeSweep
 
 from sasrec_lab.errors import InputError, first_few, shortened
 
-_MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
+MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
 
 
 def add_config_dir(folder: str) -> None:
@@ -88,13 +88,13 @@ def expand_grid(overrides: list[Override]) -> list[list[str]]:
 def _check_size(overrides: list[Override]) -> None:
     by_key = {override.get_key_element(): override for override in overrides}
     sweeps = [override for override in by_key.values() if override.is_discrete_sweep()]
-    if prod(map(_count_values, sweeps)) > _MAX_JOBS:
+    if prod(map(_count_values, sweeps)) > MAX_JOBS:
         words = first_few([printed.input_line[:80] for printed in sweeps if printed.input_line], 3, " ")
-        raise InputError(f"{words}: a sweep may have {_MAX_JOBS:,} jobs at most; give fewer values")
+        raise InputError(f"{words}: a sweep may have {MAX_JOBS:,} jobs at most; give fewer values")
 
 
 def _count_values(sweep: Override) -> int:
     """Return how many values a sweep has, at most one more than is allowed."""
     value = sweep.value()
     values = value.range() if isinstance(value, RangeSweep) else sweep.sweep_string_iterator()
-    return sum(1 for _ in islice(values, _MAX_JOBS + 1))
+    return sum(1 for _ in islice(values, MAX_JOBS + 1))

@@ -11,30 +11,28 @@ UNNAMED_KEYS = "hydra.job.config.override_dirname.exclude_keys"  # Hydra's key f
 _NEVER_NAMED = ("data_dir", "tensorboard.attention_users", "tensorboard.projector")
 
 
-def job_folder(sweeper: str, number: int, overrides: Sequence[str], unnamed: Sequence[str], sweep: str) -> str:
-    """Return the name of a job's folder: `<number>-<overrides>`, or only the overrides for a job of a search.
+def job_folder(number: int, overrides: Sequence[str], unnamed: Sequence[str], sweep: str) -> str:
+    """Return the name of a job's folder: `<number>-<overrides>`.
 
-    The overrides of keys in `unnamed` are omitted: all jobs share them. A search numbers its jobs from 0 in every call,
-    so its folders have no number, and repeated proposals share a folder.
+    The overrides of keys in `unnamed` are omitted: all jobs share them.
 
     A job that has a folder keeps it: a sweep that is resumed with more values numbers its jobs differently, and more
     keys may differ between them; version 0.1.0 named a folder after all overrides.
     """
     words = _named_words(overrides)
     every, name = (folder_name(",".join(sorted(each))) for each in (words, _without(words, unnamed) or words))
-    is_grid = sweeper.endswith(".BasicSweeper")
-    existing = job_folders(Path(sweep)) if is_grid else _folders(Path(sweep))
+    existing = job_folders(Path(sweep))
     for folder in existing:
         if words == _recorded_words(Path(sweep, folder)):
             return folder
-    same_name = [folder for folder in existing if (folder.partition("-")[2] if is_grid else folder) in (name, every)]
-    new = f"{number}-{name}" if is_grid else name
-    return same_name[0] if same_name else new
+    same_name = [folder for folder in existing if folder.partition("-")[2] in (name, every)]
+    return same_name[0] if same_name else f"{number}-{name}"
 
 
 def job_folders(sweep: Path) -> list[str]:
     """Return the names of the folders of a grid's jobs, in the order of their numbers."""
-    numbered = [name for name in _folders(sweep) if "-" in name and name.partition("-")[0].isdigit()]
+    names = sorted(path.name for path in sweep.glob("*") if path.is_dir())
+    numbered = [name for name in names if "-" in name and name.partition("-")[0].isdigit()]
     return sorted(numbered, key=lambda name: int(name.partition("-")[0]))
 
 
@@ -42,10 +40,6 @@ def common_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the keys that have the same value in all jobs, given the overrides of each."""
     common = set(jobs[0]).intersection(*jobs)
     return [_key(word) for word in jobs[0] if word in common]
-
-
-def _folders(sweep: Path) -> list[str]:
-    return sorted(path.name for path in sweep.glob("*") if path.is_dir())
 
 
 def _key(word: str) -> str:

@@ -37,6 +37,7 @@ RUN = "run.json"
 METRICS = "metrics.json"
 RANKS = "ranks.npz"
 ITEMS = "items.npz"
+SEARCH = "search.json"  # of the folder of a search: its space and its trials
 WEIGHTS = "weights.npz"  # of a model without epochs, in place of checkpoints
 MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
 _MAX_DIRECTORY = 8 << 20  # bytes of an archive's list of members, of which each takes a hundred
@@ -242,7 +243,7 @@ def _no_run_error(folder: Path, results: dict[str, Any], key: str) -> InputError
 
 
 def _unfinished_error(folder: Path, results: dict[str, Any], key: str) -> InputError:
-    ends = {"failed": "failed", "interrupted": "was interrupted"}
+    ends = {"failed": "failed", "interrupted": "was interrupted", "pruned": "was stopped by a search"}
     reason = f" ({results['error']})" if results["error"] else ""
     end = ends.get(results["status"], "has not finished") + reason
     return InputError(f"{key}={folder}: the run {end}; resume it, or choose a finished one")

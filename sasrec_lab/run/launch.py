@@ -77,11 +77,11 @@ def _run_as_helper(main: Main) -> None:
         for number in signals.STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     check_command_line(sys.argv[1:])  # torchrun starts all at once: code that the first one refuses must not run here
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     main()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process within a second after the one that started it, for which it would wait."""
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -128,7 +128,7 @@ def _run_sweep(command: Sweep, main: Main, compare: Compare) -> None:
         _exit_with_resume_hint(folder, sweep_dir)
     if comparison := compare(folder):
         print(comparison)
-    if unfinished := sweep.unfinished_jobs(folder, jobs):
+    if unfinished := sweep.unfinished_jobs(jobs):
         count = "1 job" if len(unfinished) == 1 else f"{len(unfinished)} jobs"
         lines = [f"error: {count} in {folder} {'is' if len(unfinished) == 1 else 'are'} not finished:", *unfinished]
         if launcher_error:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +31,18 @@ def lock_folder(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
     except OSError as error:
         raise _unwritable_error(folder, error, key) from error
     with lock:
+        yield
+
+
+@contextmanager
+def waiting_lock(file: Path) -> Iterator[None]:
+    """Keep other processes that lock the file from the body, and wait for one that is in it.
+
+    The system ends the lock however this process ends. Without locks of the file system the body runs at once.
+    """
+    with open(file, "wb") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

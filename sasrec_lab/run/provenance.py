@@ -30,15 +30,16 @@ def code_version() -> dict[str, Any]:
 def as_typed(words: list[str] | None = None) -> str:
     """Return the command as a user would type it here, with these words instead of its own if given."""
     words = sys.argv[1:] if words is None else words
-    program = Path(sys.argv[0]).name
-    if program == "train.py":
-        return shlex.join([display_path(Path(sys.executable)), "-m", "sasrec_lab.train", *words])
-    return shlex.join([program, *words])
+    program = Path(sys.argv[0])
+    module = {"train.py": "train", "__main__.py": program.parent.name}.get(program.name)
+    if module:
+        return shlex.join([display_path(Path(sys.executable)), "-m", f"sasrec_lab.{module}", *words])
+    return shlex.join([program.name, *words])
 
 
 def report_command(words: list[str]) -> str:
     """Return the command of the report with these words, called as the present one was."""
-    is_installed = Path(sys.argv[0]).name == "sasrec-train"
+    is_installed = Path(sys.argv[0]).name in ("sasrec-train", "sasrec-search")
     program = ["sasrec-report"] if is_installed else [display_path(Path(sys.executable)), "-m", "sasrec_lab.report"]
     return shlex.join([*program, *words])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError, explain_out_of_memory, printable
+from sasrec_lab.errors import InputError, Pruned, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree
 from sasrec_lab.run.folder import (
     ITEMS,
@@ -78,7 +78,7 @@ class RunRecord:
         write_json(self.folder / RUN, self.info)
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Write metrics.json, then run.json; `status` is finished, failed or interrupted."""
+        """Write metrics.json, then run.json; `status` is finished, failed, interrupted or pruned."""
         self.results |= {"status": status, "error": error}
         write_json(self.folder / METRICS, self.results)
         for name in (".hydra", "tb", "train.log"):  # others write these: what has ended survives a power cut as a whole
@@ -110,13 +110,19 @@ def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
         with explain_out_of_memory(_memory_hint(cfg)):
             yield run
     except BaseException as error:
-        is_interrupted = isinstance(error, KeyboardInterrupt)
         if is_first:
             with suppress(OSError):  # a full disk must not hide the error
-                run.end("interrupted" if is_interrupted else "failed", None if is_interrupted else _error_text(error))
+                run.end(*_end_of(error))
         raise
     if is_first:
         run.end("finished")
+
+
+def _end_of(error: BaseException) -> tuple[str, str | None]:
+    """Return the status of a run that ends with this error, and the text to record."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", None
+    return ("pruned", str(error)) if isinstance(error, Pruned) else ("failed", _error_text(error))
 
 
 def _memory_hint(cfg: TrainConfig) -> str:

@@ -8,10 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +17,21 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import Job, Sweep
-from sasrec_lab.config.convert import to_plain, to_typed
+from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.job_folders import job_folders
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError, printable
 from sasrec_lab.files import display_path
-from sasrec_lab.run.folder import RUN, has_checkpoint, read_metrics
+from sasrec_lab.run.folder import has_checkpoint, read_metrics
 from sasrec_lab.run.lock import check_writable, is_locked, lock_folder
 from sasrec_lab.run.provenance import report_command
 from sasrec_lab.run.record import describe_failure, mark_failed
-from sasrec_lab.run.resume import check_can_run, describe_differences, differences, recorded_config
+from sasrec_lab.run.resume import check_can_run
 
 log = logging.getLogger("sasrec_lab.train")
 errors = logging.getLogger("sasrec_lab.errors")
 
-FAILED_VALUE = float("-inf")  # what a sweeper gets for a job that failed
-
-_FOLDER_KEY = "hydra.sweep.dir"
+FOLDER_KEY = "hydra.sweep.dir"
 
 
 def check(sweep: Sweep) -> None:
@@ -53,48 +49,29 @@ def check(sweep: Sweep) -> None:
             "hydra/launcher=slurm: srun was not found; run this on a machine with Slurm, such as a cluster's login"
             " node, or try hydra/launcher=submitit_local"
         )
-    check_writable(folder, _FOLDER_KEY)
+    check_writable(folder, FOLDER_KEY)
     existing, own = job_folders(folder), {job.folder.name for job in jobs}
-    if jobs and existing and own.isdisjoint(existing):
-        raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); choose another {_FOLDER_KEY}")
+    if existing and own.isdisjoint(existing):
+        raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); choose another {FOLDER_KEY}")
     invalid = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
-    if jobs and len(invalid) == len(jobs):
+    if len(invalid) == len(jobs):
         raise invalid[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
             with suppress(FolderInUse):
-                check_can_run(job.folder, job.cfg, _FOLDER_KEY)
+                check_can_run(job.folder, job.cfg, FOLDER_KEY)
     for job_folder, error in invalid.items():
         print(f"job {job_folder.name} is invalid: {error}", file=sys.stderr)
 
 
 def prepare(sweep: Sweep) -> None:
-    """Print how joblib shares the cores, create the folders of new jobs, and requeue a stored search's cut-off trials.
-
-    Raises:
-        InputError: the folder holds the runs of another search.
-    """
+    """Print how joblib shares the cores, and create the folders of new jobs."""
     if sweep.launcher._target_.endswith(".JoblibLauncher"):
         print(_describe_core_sharing(sweep.launcher.n_jobs))
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two jobs are two lines
     for number, job in enumerate(sweep.jobs):
         if not job.folder.name.startswith(f"{number}-"):  # config.job_folders finds the folder if it exists
             job.folder.mkdir(parents=True, exist_ok=True)
-    if sweep.search and isinstance(sweep.search.example.cfg, TrainConfig):
-        _check_same_search(sweep.sweep_folder, sweep.search.example.cfg, sweep.search.keys)
-    if sweep.sweeper._target_.endswith(".OptunaSweeper"):
-        _requeue_interrupted_trials(sweep.sweeper, sweep.sweep_folder)
-
-
-def _check_same_search(folder: Path, cfg: TrainConfig, searched: list[str]) -> None:
-    """Raise InputError if a run in the folder differs from `cfg` in a key that is not searched."""
-    for file in sorted(folder.glob(f"*/{RUN}")):
-        differing = differences(recorded_config(file.parent), to_plain(cfg))
-        if others := [key for key in differing if not any(f"{key}.".startswith(f"{own}.") for own in searched)]:
-            raise InputError(
-                f"{folder} already holds runs of another search ({describe_differences(others)}); choose another"
-                f" {_FOLDER_KEY}"
-            )
 
 
 def _describe_core_sharing(n_jobs: int) -> str:
@@ -109,72 +86,68 @@ def _describe_core_sharing(n_jobs: int) -> str:
     return f"joblib  {at_once}, {threads} thread{'' if str(threads) == '1' else 's'} each ({reason})"
 
 
-def _requeue_interrupted_trials(sweeper: DictConfig, folder: Path) -> None:
-    """Queue the trials that were cut off again with the same values, so they resume in the same folders.
-
-    Only a study in the sweep's own folder is touched, which one process at a time uses: trials of another study may
-    still be running.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra logs the same
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if sweeper.storage != f"sqlite:///{folder}/study.db" or not (folder / "study.db").is_file():
-        return
-    study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+Train = Callable[[TrainConfig, Path], dict[str, Any]]  # train.train, which this part does not import
 
 
-def run_job(cfg: DictConfig, folder: Path, train: Callable[[TrainConfig, Path], dict[str, Any]]) -> float | None:
+def run_job(cfg: DictConfig, folder: Path, train: Train) -> None:
     """Run one job, resume it if it was cut off, or skip it if it has finished.
 
-    Return the monitored validation metric, or None if another process runs the job. A job that fails records that in
-    its folder, and the other jobs continue.
+    A job that fails records that in its folder, and the other jobs continue.
     """
-    _prefix_job_number()
+    is_parallel = not HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
+    if is_parallel:
+        prefix_lines(HydraConfig.get().job.num)
     try:
-        typed = _to_typed(cfg, folder)
-        if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
+        typed = typed_job(cfg, folder)
+        if is_parallel:
             typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
-        results = check_can_run(folder, typed, _FOLDER_KEY)
-        if results:
+        results, is_new = run_or_resume(typed, folder, train)
+        if not is_new:
             print(f"job {folder.name} already finished, skipped")
-        else:
-            if has_checkpoint(folder):
-                typed.ckpt = "last"
-            with lock_folder(folder, _FOLDER_KEY):
-                results = train(typed, folder)
-            from sasrec_lab.run.summary import job_line  # late, as it imports pandas
+            return
+        from sasrec_lab.run.summary import job_line  # late, as it imports pandas
 
-            log.info(job_line(results, typed, folder))
+        log.info(job_line(results, typed, folder))
     except Exception as error:
-        line = describe_failure(error, folder)
-        errors.error(line, exc_info=not isinstance(error, (InputError, OSError)))
-        print(f"job {folder.name} failed: {line}", file=sys.stderr)
-        return None if isinstance(error, FolderInUse) else FAILED_VALUE
-    value = results["metrics"].get(typed.evaluation.monitor, FAILED_VALUE)
-    return value if isfinite(value) else FAILED_VALUE
+        report_failure(error, folder)
 
 
-def _to_typed(cfg: DictConfig, folder: Path) -> TrainConfig:
+def run_or_resume(cfg: TrainConfig, folder: Path, train: Train) -> tuple[dict[str, Any], bool]:
+    """Run a job of a sweep or a search, from its last epoch if it was cut off, and return its metrics.json.
+
+    The second value is False if the job had finished before, so that nothing ran.
+    """
+    if results := check_can_run(folder, cfg, FOLDER_KEY):
+        return results, False
+    if has_checkpoint(folder):
+        cfg.ckpt = "last"
+    with lock_folder(folder, FOLDER_KEY):
+        return train(cfg, folder), True
+
+
+def report_failure(error: Exception, folder: Path) -> str:
+    """Write what ended a job to its train.log and to stderr, and return the line."""
+    line = describe_failure(error, folder)
+    errors.error(line, exc_info=not isinstance(error, (InputError, OSError)))
+    print(f"job {folder.name} failed: {line}", file=sys.stderr)
+    return line
+
+
+def typed_job(cfg: DictConfig, folder: Path) -> TrainConfig:
+    """Return the config of a job, or record in its folder that it is invalid and raise the InputError."""
     try:
-        return to_typed(cfg)
+        typed: TrainConfig = to_typed(cfg)
+        return typed
     except InputError as error:
         mark_failed(folder, error)
         raise
 
 
-def _prefix_job_number() -> None:
-    """Prefix each printed line with the job's number if jobs run at the same time."""
-    hydra = HydraConfig.get()
-    if not hydra.launcher._target_.endswith(".BasicLauncher"):
-        for handler in logging.getLogger().handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setFormatter(_NumberedFormatter(hydra.job.num))
+def prefix_lines(number: int) -> None:
+    """Prefix each printed line with the number of its job, because jobs run at the same time."""
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_NumberedFormatter(number))
 
 
 class _NumberedFormatter(logging.Formatter):
@@ -186,10 +159,10 @@ class _NumberedFormatter(logging.Formatter):
         return "\n".join(f"#{self.number:<3d} {line}" for line in super().format(record).split("\n"))
 
 
-def unfinished_jobs(folder: Path, jobs: list[Job]) -> list[str]:
+def unfinished_jobs(jobs: list[Job]) -> list[str]:
     """Return a line with the reason for each job that has not finished."""
     lines = []
-    for job in _job_folders(folder, jobs):
+    for job in (job.folder for job in jobs):
         end = read_metrics(job)
         if end["status"] != "finished":
             running = f"another process is running in {job}" if is_locked(job) else None
@@ -200,20 +173,19 @@ def unfinished_jobs(folder: Path, jobs: list[Job]) -> list[str]:
 
 def summary(folder: Path, jobs: list[Job]) -> str:
     """Return the last lines of a sweep whose jobs have all finished, with the commands that look into it."""
+    count = len(jobs)
+    finished = f"all {count} jobs have finished" if count > 1 else "the job has finished"
+    return f"\n{finished}\n{places(folder, 'sweep folder')}"
+
+
+def places(folder: Path, name: str) -> str:
+    """Return lines with the folder of a sweep or a search, under this name, and the commands that look into it."""
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     report = report_command([display_path(folder), "--html", display_path(folder / "report.html")])
-    count = len(_job_folders(folder, jobs))
     return "\n".join(
         [
-            "",
-            f"all {count} jobs have finished" if count > 1 else "the job has finished",
-            f"sweep folder {display_path(folder)}",
+            f"{name} {display_path(folder)}",
             f"report       {report}",
             f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder)])}",
         ]
     )
-
-
-def _job_folders(folder: Path, jobs: list[Job]) -> list[Path]:
-    """Return the folders of the jobs; if only the sweeper knows them, of those that have started."""
-    return [job.folder for job in jobs] or sorted(path.parent for path in folder.glob("*/.hydra"))

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from sasrec_lab.training import checkpoints
 from sasrec_lab.training.tensorboard import hyperparameters
 
 
-def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
-    """Return the Trainer with the callbacks that the config asks for; its logs and checkpoints go to `folder`.
+def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """Return the Trainer with the callbacks that the config asks for, and others; its files go to `folder`.
 
     Raises:
         InputError: the Trainer rejects a flag.
@@ -45,7 +45,7 @@ def build_trainer(cfg: TrainConfig, folder: Path) -> pl.Trainer:
         trainer = pl.Trainer(
             **flags,
             logger=logger,
-            callbacks=_callbacks(cfg, folder, has_progress_bar=flags["enable_progress_bar"]),
+            callbacks=[*_callbacks(cfg, folder, has_progress_bar=flags["enable_progress_bar"]), *callbacks],
             plugins=[checkpoints.AtomicCheckpointIO()],
             default_root_dir=folder,
             use_distributed_sampler=False,  # the data module divides windows and users among processes

@@ -5,8 +5,6 @@ import yaml
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.job_folders import common_keys, job_folder, job_folders
 
-GRID, SEARCH = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.OptunaSweeper"
-
 
 def start_job(sweep, name, *words):
     """Write what Hydra records when a job starts."""
@@ -52,15 +50,9 @@ def test_jobs_keep_their_folders_when_another_key_is_swept(tmp_path):
 
 
 def test_a_job_of_a_grid_keeps_its_folder_whatever_its_number(tmp_path):
-    assert job_folder(GRID, 3, ["seed=1"], [], str(tmp_path)) == "3-seed=1"
+    assert job_folder(3, ["seed=1"], [], str(tmp_path)) == "3-seed=1"
     (tmp_path / "0-seed=1").mkdir()
-    assert job_folder(GRID, 3, ["seed=1"], [], str(tmp_path)) == "0-seed=1"
-
-
-def test_folders_of_a_search_have_no_number(tmp_path):
-    assert job_folder(SEARCH, 3, ["seed=1", "model.dim=8"], ["model.dim"], str(tmp_path)) == "seed=1"
-    start_job(tmp_path, "model.dim=8,seed=1", "model.dim=8", "seed=1")
-    assert job_folder(SEARCH, 3, ["seed=1", "model.dim=8"], ["model.dim"], str(tmp_path)) == "model.dim=8,seed=1"
+    assert job_folder(3, ["seed=1"], [], str(tmp_path)) == "0-seed=1"
 
 
 def test_job_folders_are_in_the_order_of_their_numbers(tmp_path):
@@ -73,7 +65,7 @@ def test_job_folders_are_in_the_order_of_their_numbers(tmp_path):
 def test_a_record_that_is_not_a_list_of_overrides_is_no_match(tmp_path):
     start_job(tmp_path, "0-a")
     (tmp_path / "0-a/.hydra/overrides.yaml").write_text("{seed: 1}")
-    assert job_folder(GRID, 1, ["seed=1"], [], str(tmp_path)) == "1-seed=1"
+    assert job_folder(1, ["seed=1"], [], str(tmp_path)) == "1-seed=1"
 
 
 def test_common_keys_have_one_value_in_all_jobs():

@@ -1,28 +1,24 @@
-"""Hydra's launchers and its Optuna search, as a user runs them. Tests of extras that are not installed are skipped."""
+"""Hydra's launchers, as a user runs them. Tests of extras that are not installed are skipped."""
 
 import importlib.util
 import json
 import os
 import re
 import signal
-import sqlite3
 from pathlib import Path
 
 import pytest
 from small_sweep import TINY, ends
 
-from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.convert import to_plain
+from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.errors import InputError
-from sasrec_lab.run import sweep as sweeps
 
 PLUGINS = {  # module -> extra
     "hydra_plugins.hydra_joblib_launcher": "joblib",
     "hydra_plugins.hydra_submitit_launcher": "slurm",
     "hydra_plugins.hydra_ray_launcher": "ray",
-    "hydra_plugins.hydra_optuna_sweeper": "optuna",
 }
-any_plugin = importlib.util.find_spec("hydra_plugins")  # without it, the search below is an error
+any_plugin = importlib.util.find_spec("hydra_plugins")  # without it, the look-up below is an error
 MISSING = {extra for module, extra in PLUGINS.items() if not (any_plugin and importlib.util.find_spec(module))}
 
 
@@ -95,48 +91,6 @@ def test_interrupted_parallel_jobs_are_resumed(train_command, start_command, tmp
     assert "#0   epoch   4" not in done.stdout  # the first job resumed from its last epoch
 
 
-def trials(study: Path) -> list[tuple[str, float | None]]:
-    """Return the state and value of each trial in the database."""
-    with sqlite3.connect(study) as database:
-        query = "select state, value from trials left join trial_values using (trial_id) order by number"
-        return database.execute(query).fetchall()
-
-
-@pytest.mark.slow
-@needs("optuna")
-def test_search_resumes_and_learns_from_failures(train_command, interrupt_at, tmp_path):
-    """The first search has values that diverge or are invalid; the second one is killed in its first trial."""
-    sweep = tmp_path / "sweep"
-    search = ["-m", "sweep=optuna_small", *TINY, "evaluation.patience=null", "model.dropout=0.1", "model.dim=16"]
-    space = ["optimizer.lr=choice(0.01,0.02,1e30)", "model.heads=choice(1,3)"]
-    done = train_command(*search, *space, "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=1")
-    seen = trials(sweep / "study.db")
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert [state for state, _ in seen] == ["COMPLETE"] * 6  # a failed trial has the worst value
-    finished = [json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")]
-    best = max(end["metrics"]["val/ndcg@10"] for end in finished if end["status"] == "finished")
-    assert max(value for _, value in seen if isinstance(value, float)) == best
-
-    space = ["optimizer.lr=interval(0.001,0.01)", "trainer.max_epochs=30", "hydra.sweep.dir=long"]
-    long = [*search, *space, "hydra.sweeper.n_trials=2"]
-    stopped, _ = interrupt_at("epoch   8", long, signal.SIGKILL)
-    assert stopped == -9
-    (cut_off,) = (tmp_path / "long").glob("*/.hydra")
-    assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["RUNNING"]
-    done = train_command(*long)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [state for state, _ in trials(tmp_path / "long" / "study.db")] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert len(list((tmp_path / "long").glob("*/.hydra"))) == 2
-    assert len(json.loads((cut_off.parent / "run.json").read_text())["earlier"]) == 1
-    assert not re.search(r"epoch   [2-7]", done.stdout.partition("all 2 jobs")[0].partition("#1 ")[0])
-
-    before = {file: file.read_bytes() for file in (tmp_path / "long").glob("*/metrics.json")}
-    assert train_command(*long).returncode == 0
-    assert before == {file: file.read_bytes() for file in before}
-    assert len(list((tmp_path / "long").glob("*/metrics.json"))) == 4
-
-
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
@@ -144,7 +98,6 @@ def test_search_resumes_and_learns_from_failures(train_command, interrupt_at, tm
         (["hydra/launcher=joblib_shared", "seed=1,2"], "joblib"),
         (["hydra/launcher=slurm", "seed=1,2"], "slurm"),
         (["hydra/launcher=ray_shared", "seed=1,2"], "ray"),
-        (["sweep=optuna_small"], "optuna"),
     ],
 )
 def test_preset_composes_or_names_what_to_install(words, extra):
@@ -152,37 +105,4 @@ def test_preset_composes_or_names_what_to_install(words, extra):
         with pytest.raises(InputError, match=rf"is not installed; pip install 'sasrec-lab\[{extra}\]'$"):
             check_command_line(["-m", *words])
     else:
-        command = check_command_line(["-m", *words])
-        assert len(command.jobs) == (0 if extra == "optuna" else 2)
-
-
-def test_search_needs_the_multirun_flag():
-    if "optuna" in MISSING:
-        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
-    with pytest.raises(InputError, match="add -m to run each of its jobs"):
-        check_command_line(["sweep=optuna_small"])
-
-
-@needs("optuna")
-def test_invalid_search_space_is_rejected_before_the_start():
-    with pytest.raises(InputError) as caught:
-        check_command_line(["-m", "hydra/sweeper=optuna_stored", "optimizer.lrr=interval(0,1)"])
-    assert str(caught.value) == "unknown key 'optimizer.lrr'; did you mean optimizer.lr?"
-
-
-@needs("optuna")
-def test_search_rejects_a_folder_with_another_searchs_runs(tmp_path):
-    def prepare(*words: str) -> None:
-        space = ["sweep=optuna_small", "model.dim=16", "optimizer.lr=interval(0.01,0.1)"]
-        sweeps.prepare(check_command_line(["-m", *space, f"hydra.sweep.dir={tmp_path}", *words]))
-
-    run = tmp_path / "optimizer.lr=0.05"
-    run.mkdir()
-    cfg = load(["model.dim=16", "optimizer.lr=0.05", "model.dropout=0.4"])
-    (run / "run.json").write_text(json.dumps({"config": to_plain(cfg)}))
-    prepare()  # searched keys may differ
-    with pytest.raises(InputError) as caught:
-        prepare("model.blocks=1")
-    assert str(caught.value) == (
-        f"{tmp_path} already holds runs of another search (model.blocks differs); choose another hydra.sweep.dir"
-    )
+        assert len(check_command_line(["-m", *words]).jobs) == 2

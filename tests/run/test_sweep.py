@@ -136,7 +136,7 @@ def test_two_sweeps_of_the_same_second_get_two_folders(tmp_path):
     assert [ends(folder) for folder in folders] == [{"0": "finished", "1": "finished"}] * 2
 
 
-@pytest.mark.parametrize("words", [["sweep=dim"], ["sweep=optuna_small"], ["hydra/launcher=joblib_shared"]])
+@pytest.mark.parametrize("words", [["sweep=dim"], ["sweep=small"], ["hydra/launcher=joblib_shared"]])
 def test_sweep_options_are_rejected_without_the_flag(words):
     with pytest.raises(InputError, match=r"add -m to run each of its jobs|is not installed"):
         check_command_line(words)
