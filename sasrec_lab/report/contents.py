@@ -8,6 +8,7 @@ from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
 from sasrec_lab.report.cells import SIGNIFICANT
 from sasrec_lab.report.rows import DEFAULT, Comparison, Row, changed_overrides, comparisons
 from sasrec_lab.report.runs import RunSearch
+from sasrec_lab.report.searches import SearchRecord
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
 from sasrec_lab.run.protocol import LEAK, describe_test
 
@@ -23,6 +24,7 @@ class ProtocolReport:
     baseline: Row | None
     tests: dict[tuple[str, str, str], PairedTest]  # by labels of row and compared row, metric
     notes: list[str]
+    searches: list[SearchRecord]  # whose trials are among the runs
 
     @property
     def monitor(self) -> str:
@@ -108,6 +110,7 @@ class ProtocolReport:
         if leak := self.comparison.protocol.get(LEAK):
             lines.append(f"leak: {leak:.1%} of the test targets are not later than the latest training interaction")
         lines += self._cold_lines(self.metrics[0]) if self.metrics else []
+        lines += [search.describe() for search in self.searches]
         if self.best:
             lines.append(f"best: highest mean of {self.monitor}, on validation")
         if self.tests:
@@ -154,7 +157,8 @@ def build_report(found: RunSearch, wanted: list[str], baseline: str | None, *, w
     if compared:
         _check_metrics(wanted, compared)
         _check_baseline(baseline, compared)
-    return Report(found, [_protocol_report(comparison, wanted, baseline, with_tests) for comparison in compared])
+    parts = [_protocol_report(comparison, found.searches, wanted, baseline, with_tests) for comparison in compared]
+    return Report(found, parts)
 
 
 def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
@@ -180,7 +184,7 @@ def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
 
 
 def _protocol_report(
-    comparison: Comparison, wanted: list[str], baseline: str | None, with_tests: bool
+    comparison: Comparison, searches: list[SearchRecord], wanted: list[str], baseline: str | None, with_tests: bool
 ) -> ProtocolReport:
     """Test the rows of one protocol against the baseline, and note what is not tested.
 
@@ -204,7 +208,9 @@ def _protocol_report(
     if not pairs and len(comparison.rows) > 1:
         notes.append(f"no row named {baseline or DEFAULT}, so nothing is tested; choose a baseline row with --baseline")
     tests, untested = compare(comparison.rows, pairs, tested) if pairs and with_tests else ({}, [])
-    return ProtocolReport(comparison, metrics, row, tests, notes + untested)
+    folders = {run.folder.parent for row in comparison.rows for run in row.runs}
+    own_searches = [search for search in searches if search.folder in folders]
+    return ProtocolReport(comparison, metrics, row, tests, notes + untested, own_searches)
 
 
 def _default_metrics(comparison: Comparison) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
 
-from sasrec_lab.report import plots
+from sasrec_lab.report import plots, search_plots
 from sasrec_lab.report.canvas import add_title, drawing
 from sasrec_lab.report.contents import ProtocolReport, Report
 from sasrec_lab.report.plots import setting
@@ -89,8 +89,19 @@ def _plots(part: ProtocolReport, rows: list[Row], metric: str) -> Iterator[tuple
     colors = _colors(part, rows)
     if curves := plots.learning_curves(part, rows, colors):
         yield "curves", f"{part.monitor} during training", [], curves
+    yield from _search_plots(part)
     if len(rows) > 1:
         yield "time", f"{metric} and training time", rows, plots.by_time(part, rows, colors, metric)
+
+
+def _search_plots(part: ProtocolReport) -> Iterator[tuple[str, str, list[Row], Canvas]]:
+    """Yield the plots of the searches, in the form of `_plots`."""
+    for number, search in enumerate(part.searches, 1):
+        suffix = f"-{number}" if len(part.searches) > 1 else ""
+        if canvas := search_plots.history(search):
+            yield f"search{suffix}", f"{search.monitor} of the trials of a search", [], canvas
+        if canvas := search_plots.importance(search):
+            yield f"importance{suffix}", f"what {search.monitor} depends on in a search", [], canvas
 
 
 def _colors(part: ProtocolReport, rows: list[Row]) -> dict[str, str]:
@@ -114,7 +125,9 @@ def _is_sweep(keys: tuple[str, ...], members: list[Row]) -> bool:
     values = [{setting(row, key) for row in members} for key in keys]
     if len(keys) == 1:
         return len(values[0]) > 1 and all(isinstance(value, float) for value in values[0])
-    return len(keys) == 2 and min(map(len, values)) > 1 and math.prod(map(len, values)) <= _MAX_CELLS
+    cells = math.prod(map(len, values))
+    # a search over two intervals has a cell in each line and column, which is not a grid
+    return len(keys) == 2 and min(map(len, values)) > 1 and cells <= min(_MAX_CELLS, 2 * len(members))
 
 
 def _with_default(keys: tuple[str, ...], members: list[Row], rows: list[Row]) -> list[Row]:

@@ -71,7 +71,7 @@ def _counts(report: Report) -> str:
     counts = {"finished": len(report.found.finished)} | {
         name: len(lines) for name, lines in report.without_result.items()
     }
-    good = ("finished", "running")
+    good = ("finished", "running", "pruned")
     chips = [f"<li{'' if name in good else ' class=bad'}><b>{n}</b> {_escape(name)}</li>" for name, n in counts.items()]
     return f'<ul class="chips">{"".join(chips)}</ul>'
 

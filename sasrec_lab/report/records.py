@@ -25,7 +25,7 @@ class Run:
     """The records of a run folder; without results only the folder and how the run ended."""
 
     folder: Path
-    status: str  # finished, failed, interrupted, unfinished (cut off), running
+    status: str  # finished, failed, interrupted, pruned (by a search), unfinished (cut off), running
     error: str | None
     overrides: dict[str, str]  # key -> value, in the order of the command
     config: dict[str, Any]

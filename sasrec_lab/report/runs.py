@@ -9,6 +9,8 @@ from sasrec_lab.config.command_line import grid_jobs
 from sasrec_lab.errors import InputError, first_few, printable
 from sasrec_lab.files import did_you_mean_path, read_small_yaml
 from sasrec_lab.report.records import Run, parse_overrides, read_overrides, read_run
+from sasrec_lab.report.searches import SearchRecord, read_search
+from sasrec_lab.run.folder import SEARCH
 
 _DEPTH = 5  # outputs/<name>/<name>/<sweep>/<job>
 _MAX_OTHER_FOLDERS = 10_000  # searched for runs; a home folder has more
@@ -25,6 +27,7 @@ class RunSearch:
     jobs: list[dict[str, str]] = field(default_factory=list)  # overrides of all jobs of the sweeps
     missing: list[str] = field(default_factory=list)  # jobs of the sweeps without a folder
     skipped: list[str] = field(default_factory=list)  # folders that are not runs, and why
+    searches: list[SearchRecord] = field(default_factory=list)
 
     @property
     def finished(self) -> list[Run]:
@@ -88,6 +91,8 @@ def _search_new(folder: Path, found: RunSearch, seen: dict[Path, bool], depth: i
     children = [folder / name for name, is_folder in names.items() if is_folder and name[0] != "."] if depth else []
     empty = [child for child in sorted(children, key=_natural_order) if not _search(child, found, seen, depth - 1)]
     is_sweep = "multirun.yaml" in names
+    if SEARCH in names:
+        _add_search(folder, found)
     if is_sweep:
         found.missing += _missing_jobs(folder, found.jobs)
     if is_sweep or len(empty) < len(children):
@@ -115,6 +120,14 @@ def _add_run(folder: Path, found: RunSearch) -> None:
         found.skipped.append(f"{folder}: malformed run folder ({type(error).__name__}: {error})")
 
 
+def _add_search(folder: Path, found: RunSearch) -> None:
+    """Read the record of a search, or add a line with the reason why it cannot be read."""
+    try:
+        found.searches.append(read_search(folder))
+    except InputError as error:
+        found.skipped.append(f"{error}")
+
+
 def _natural_order(path: Path) -> list[tuple[int, str]]:
     """Return a sort key that puts 2-... before 10-..."""
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
@@ -125,7 +138,7 @@ def _missing_jobs(sweep: Path, known: list[dict[str, str]]) -> list[str]:
     try:
         hydra = read_small_yaml(sweep / "multirun.yaml")["hydra"]
         if not hydra["sweeper"]["_target_"].endswith(".BasicSweeper"):
-            return []  # the jobs of a search are known to its sweeper only
+            return []  # of an older version's search: only its sweeper knew the jobs
         words, params = hydra["overrides"]["task"], hydra["sweeper"].get("params")
         if len(f"{words}{params}") > _MAX_COMMAND_LENGTH:
             raise ValueError(f"its command has more than {_MAX_COMMAND_LENGTH:,} characters")

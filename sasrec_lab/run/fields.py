@@ -1,4 +1,4 @@
-"""The fields that commands use of run.json and metrics.json, with the types that they must have.
+"""The fields that commands use of run.json, metrics.json and search.json, with the types that they must have.
 
 A run folder may be a stranger's, or edited. Fields that are not named here are not used, and one that is missing was
 not yet known to the version that wrote the file.
@@ -10,11 +10,11 @@ from typing import Any
 _MAX_DEPTH = 30  # a run's own records are 8 levels deep
 _LARGEST = 1e30  # sums and squares of larger numbers overflow
 _MAX_COUNT = 2**63
-_ENDS = ("finished", "failed", "interrupted")
+_ENDS = ("finished", "failed", "interrupted", "pruned")
 
 
 def check_fields(content: dict[str, Any], file: str) -> None:
-    """Check what a record, run.json or metrics.json, has in the fields that commands use.
+    """Check what a record, such as run.json, has in the fields that commands use.
 
     Raises:
         ValueError: a field is missing or has another type, a number is negative or not finite, or the record is deeply
@@ -57,6 +57,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
+
+
+def _is_trial(value: Any) -> bool:
+    return isinstance(value, dict) and {"number", "status", "value"} <= value.keys()
 
 
 def _or_null(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
@@ -148,6 +152,24 @@ _RULES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "protocol.seen_items": _TEXT,
         "protocol.leak": _POSITIVE,
     },
+    "search.json": {
+        "sampler": _TEXT,
+        "pruner": _TEXT,
+        "monitor": _TEXT,
+        "space": _OBJECT,
+        "space.*": _TEXT,
+        "trials": _LIST,
+        "trials.*": (_is_trial, "an object with number, status and value"),
+        "trials.*.number": _COUNT,
+        "trials.*.status": _TEXT,
+        "trials.*.value": _or_null(_NUMBER),
+        "importance": _OBJECT,
+        "importance.*": _POSITIVE,
+    },
 }
-_REQUIRED = {"run.json": ("config",), "metrics.json": ("status",)}
+_REQUIRED = {
+    "run.json": ("config",),
+    "metrics.json": ("status",),
+    "search.json": ("sampler", "pruner", "monitor", "space", "trials", "importance"),
+}
 _OF_FINISHED = ("protocol", "metrics", "baselines", "best_epoch", "epochs")

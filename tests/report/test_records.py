@@ -100,7 +100,7 @@ def test_a_folder_of_hydra_needs_a_config(tmp_path):
     assert skipped_line(tmp_path, "bad").endswith("bad: a run of another program")
 
 
-def test_a_search_has_no_missing_jobs(tmp_path):
+def test_a_search_of_an_older_version_has_no_missing_jobs(tmp_path):
     write_run(tmp_path / "0-a", "model.dim=8")
     hydra = {"sweeper": {"_target_": "x.OptunaSweeper"}, "overrides": {"task": ["model.dim=8,16"]}}
     (tmp_path / "multirun.yaml").write_text(yaml.dump({"hydra": hydra}))
