@@ -16,6 +16,7 @@ from commands import environment, in_this_process
 from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.convert import known_keys
 from sasrec_lab.config.schema import RecommendConfig
+from sasrec_lab.config.search import check_search
 from sasrec_lab.data.sequences import load_sequences
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ TRAINED = commands("-m sasrec_lab.train")
 REPORTED = commands("-m sasrec_lab.report")
 RECOMMENDED = commands("-m sasrec_lab.recommend")
 EXPORTED = commands("-m sasrec_lab.export")
+SEARCHED = commands("-m sasrec_lab.search")
 PRINTED_ONLY = ("--help", "--cfg")
 
 
@@ -81,12 +83,11 @@ def runs(made_once, tmp_path) -> Path:
 
 def test_the_pages_have_commands():
     assert (len(TRAINED) >= 12, len(REPORTED) >= 4, len(RECOMMENDED) >= 7, len(EXPORTED) >= 1) == (True,) * 4
+    assert len(SEARCHED) >= 4
 
 
 @pytest.mark.parametrize("command", TRAINED)
 def test_a_training_command_is_accepted(command):
-    if "sweep=optuna_small" in command and find_spec("optuna") is None:
-        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     check_command_line(words_of(command))
 
 
@@ -97,8 +98,6 @@ def test_a_training_command_runs(command, train_here, train_command, tmp_path):
     words = words_of(command)
     if "trainer=ddp" in words:
         train_here = train_command  # Lightning repeats the command to start further processes
-    if "sweep=optuna_small" in words and find_spec("optuna") is None:
-        pytest.skip("needs pip install 'sasrec-lab[optuna]'")
     if "memory_limit" in command and find_spec("duckdb") is None:
         pytest.skip("needs pip install 'sasrec-lab[big]'")
     if any(word in PRINTED_ONLY for word in words):
@@ -123,13 +122,29 @@ def test_a_training_command_runs(command, train_here, train_command, tmp_path):
     if starts := [word.partition("=")[2] for word in words if word.startswith("init_from=")]:
         earlier = [*(word for word in words if not word.startswith("init_from=")), f"hydra.run.dir={starts[0]}"]
         assert train_here(*earlier).returncode == 0
-    if "sweep=optuna_small" in words:
-        words.append("hydra.sweeper.n_trials=2")
     done = train_here(*words)
     assert (done.returncode, done.stderr) == (0, "")
-    jobs = len(check_command_line(words).jobs) or 2
+    jobs = len(check_command_line(words).jobs)
     ends = re.findall(r"^(?:checkpoint  |weights  |job \S+: )", done.stdout, re.M)  # of a run, and of a job of a sweep
     assert len(list(tmp_path.rglob("metrics.json"))) == len(ends) + len(starts) == jobs + len(starts)
+
+
+@pytest.mark.parametrize("command", SEARCHED)
+def test_a_search_command_is_accepted(command):
+    check_search(words_of(command))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SEARCHED)
+def test_a_search_command_runs(command, tmp_path):
+    """With one trial, on generated data, for one epoch."""
+    pytest.importorskip("optuna", minversion="5", reason="needs pip install 'sasrec-lab[search]'")
+    words = [word for word in words_of(command) if not word.startswith(("dataset=", "trials=", "seeds="))]
+    pruner = ["pruner=none"] if "pruner=wilcoxon" in words else []  # it needs five seeds
+    short = [*DATA, "trials=1", "trainer.max_epochs=1", "model.maxlen=5", *pruner]
+    done = in_this_process("sasrec_lab.search.__main__", tmp_path)(*words, *short)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 trial: 1 finished" in done.stdout
 
 
 @pytest.mark.slow
