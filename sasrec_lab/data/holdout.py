@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sasrec_lab.config.dataset import Catalogue, HoldoutMode, TimeSplitConfig, Windows
-from sasrec_lab.config.model import QueryTime
+from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, TimeSplitConfig, Windows
+from sasrec_lab.config.model import AnyModel, ItemVectors, QueryTime
 from sasrec_lab.data.cleaning import to_seconds
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
@@ -64,6 +64,15 @@ class Holdout:
         """Return how often each item occurs in training, shape (num_items,) int64."""
         return np.bincount(self.items[self.in_training()], minlength=self.num_items + 1)[1:]
 
+    def training_users(self) -> np.ndarray:
+        """Return how many users have each item in training, shape (num_items,) int64."""
+        users = np.zeros(self.num_items + 1, dtype=np.int64)
+        first_users = np.unique(np.searchsorted(self.starts, np.arange(0, len(self.items), PAIRS_PER_CHUNK)))
+        for part in pairwise([*first_users, len(self.starts)]):
+            items = np.unique(self._pairs(slice(*part), self.train_ends)) % (self.num_items + 1)
+            users += np.bincount(items, minlength=len(users))
+        return users[1:]
+
     def rows(self, stage: str) -> EvaluationRows:
         """Return the rows of "val" or "test"."""
         return {"val": self.val, "test": self.test}[stage]
@@ -78,11 +87,14 @@ class Holdout:
         return any(self._has_repeats(slice(*users), read_ends) for users in pairwise([*first_users, len(self.starts)]))
 
     def _has_repeats(self, users: slice, read_ends: np.ndarray) -> bool:
-        starts, ends = self.starts[users], read_ends[users]
-        rows = np.repeat(np.arange(len(starts)) * (self.num_items + 1), ends - starts)
-        pairs = rows + self.items[concatenate_ranges(starts, ends)]
-        pairs.sort()
+        pairs = np.sort(self._pairs(users, read_ends))
         return bool((pairs[1:] == pairs[:-1]).any())
+
+    def _pairs(self, users: slice, ends: np.ndarray) -> np.ndarray:
+        """Return a number for each interaction of some users up to their ends: user * (V + 1) + item."""
+        starts, ends = self.starts[users], ends[users]
+        rows = np.repeat(np.arange(len(starts)) * (self.num_items + 1), ends - starts)
+        return rows + self.items[concatenate_ranges(starts, ends)]
 
 
 def hold_out(
@@ -140,6 +152,24 @@ def hold_out(
         return _put_cold_last(holdout) if cold_last else holdout
     is_known = _in_windows(sequences, window_starts, window_ends) if record is None else split.is_trained
     return _restrict(holdout, is_known)
+
+
+def hold_out_for(sequences: Sequences, dataset: DatasetConfig, model: AnyModel) -> Holdout:
+    """Split every sequence as `dataset` says, for a model that is trained on the data set.
+
+    Raises:
+        InputError: as `hold_out`.
+    """
+    return hold_out(
+        sequences,
+        dataset.windows,
+        dataset.catalogue,
+        model.maxlen,
+        dataset.holdout,
+        dataset.time_split,
+        cold_last=getattr(model, "items", ItemVectors.ids) is not ItemVectors.ids,
+        query_time=model.asked_at,
+    )
 
 
 def _split_last(sequences: Sequences, mode: HoldoutMode) -> tuple[np.ndarray, EvaluationRows, EvaluationRows]:
