@@ -17,7 +17,7 @@ FLOORS = [
     {"model", "evaluation", "run"},
     {"training"},
     {"recommend", "report"},
-    {"train", "export"},
+    {"train", "export", "evaluate"},
     {"search"},
 ]
 SEPARATE = [
@@ -99,6 +99,7 @@ def test_the_package_shows_its_flow():
         "report",
         "export",
         "search",
+        "evaluate",
     }
 
 

@@ -198,3 +198,21 @@ def typed_form(value: Any) -> str:
     """Return a value as it is written on the command line, such as null, true and the name of a choice."""
     value = getattr(value, "name", value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_lengths(key: str, given: Any) -> list[int]:
+    """Return the list lengths to measure at, of which one may be given as an integer.
+
+    Raises:
+        InputError: these are not distinct integers of at least 1.
+    """
+    lengths = given if isinstance(given, list) else [given]
+    if not lengths:
+        raise InputError(f"{key} must not be empty; set it to the list lengths to measure at, such as [10]")
+    for k in lengths:
+        if type(k) is not int:
+            raise InputError(f"{key}={lengths} must be integers, such as 10 or [5,10]")
+        check_at_least(key, k, 1)
+    if len(set(lengths)) < len(lengths):
+        raise InputError(f"{key}={list(lengths)} must not repeat a length; remove the duplicates")
+    return lengths

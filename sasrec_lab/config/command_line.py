@@ -20,12 +20,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sasrec_lab.config.convert import to_typed
+from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
 from sasrec_lab.config.hydra_internals import add_config_dir, expand_grid, parse_sweep
 from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
+from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.overrides import check_syntax, format_override
-from sasrec_lab.config.schema import CONF_DIR, RecommendConfig, TrainConfig
+from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.config.trust import check_code
 from sasrec_lab.errors import InputError, MissingKey
 
@@ -37,7 +39,7 @@ _MAX_NAME, _MAX_PATH = 255, 3000  # bytes of a folder's name, characters of a pa
 class Job:
     """One configuration and its run folder; an invalid configuration has the mistake as `cfg`."""
 
-    cfg: TrainConfig | RecommendConfig | InputError
+    cfg: TrainConfig | RecommendConfig | EvaluateConfig | InputError
     folder: Path
 
 
@@ -103,6 +105,15 @@ def load(overrides: list[str]) -> TrainConfig:
     cfg = typed_without_hydra(compose_config(overrides))
     assert isinstance(cfg, TrainConfig)
     return cfg
+
+
+def load_dataset(overrides: list[str]) -> DatasetConfig:
+    """Return the typed `dataset` section for these overrides, with item features also if no model reads them."""
+    cfg = compose_config(overrides)
+    _typed_without_hydra(cfg.copy())  # a mistake is reported with its key
+    dataset = OmegaConf.to_object(cfg.dataset)
+    assert isinstance(dataset, DatasetConfig)
+    return dataset
 
 
 def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[list[str]]:

@@ -14,7 +14,7 @@ from sasrec_lab.config.hydra_internals import known_flags
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
 from sasrec_lab.errors import InputError, nearest, shortened
 
-_SINGLE_PATHS = ("run", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir")  # a comma is part of the path
+_SINGLE_PATHS = ("run", "lists", "output", "interactions", "hydra.run.dir", "hydra.sweep.dir")  # a comma is part of it
 _MAX_KEY = 200  # characters: file systems allow no longer name of a group's folder
 _MAX_SHOWN = 200
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # without tab and line feed
@@ -39,7 +39,7 @@ def format_override(key: str, value: str) -> str:
 def check_syntax(words: list[str], name: str = "train") -> None:
     """Raise InputError for the first word that Hydra's grammar rejects, with the word to write instead.
 
-    `name` is the command, train or recommend.
+    `name` is the command: train, recommend or evaluate.
     """
     for before, word in zip(["", *words], words, strict=False):
         shown, (key, equals, _) = shortened(word, _MAX_SHOWN), word.partition("=")
@@ -98,7 +98,7 @@ def _suggest_override(word: str, name: str) -> str:
         return "--help lists the keys"
     if f"--{word}" in known_flags():
         return f"write --{word}"
-    if name == "recommend" and ("/" in word or Path(word).is_dir()):
+    if name in ("recommend", "evaluate") and ("/" in word or Path(word).is_dir()):
         return f"write {shlex.quote(format_override('run', word))}"
     if name == "train" and word.endswith((".csv", ".csv.gz", ".tsv", ".txt", ".dat")):
         return f"write dataset=csv {shlex.quote(format_override('dataset.path', word))}"

@@ -4,7 +4,6 @@ The values are in conf/, with a comment on the meaning of each key. All of confi
 so that help, `--cfg job` and every message about a typo appear at once.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -14,9 +13,16 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from sasrec_lab.config.checks import check_at_least, check_folder_names, check_seed, check_trainer_flag
+from sasrec_lab.config.checks import (
+    check_at_least,
+    check_folder_names,
+    check_lengths,
+    check_seed,
+    check_trainer_flag,
+)
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.job_folders import job_folder
+from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.model import (
     MODEL_SCHEMAS,
     AnyModel,
@@ -44,7 +50,6 @@ CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.p
 
 # Choices; a user writes the name of a member.
 Draw = Enum("Draw", ["paper", "unseen", "popularity"])
-Unsupported = Enum("Unsupported", ["raise", "warn", "ignore"])
 
 
 @dataclass
@@ -60,19 +65,13 @@ class EvaluationConfig:
     monitor: str = MISSING
     patience: Optional[int] = MISSING
     recent_days: Optional[int] = None  # older runs lack it
+    lists: int = 0  # older runs lack it
 
     def __post_init__(self) -> None:
-        self.k = self.k if isinstance(self.k, list) else [self.k]
-        if not self.k:
-            raise InputError("evaluation.k must not be empty; set it to the list lengths to measure at, such as [10]")
-        for k in self.k:
-            if type(k) is not int:
-                raise InputError(f"evaluation.k={self.k} must be integers, such as 10 or [5,10]")
-            check_at_least("evaluation.k", k, 1)
-        if len(set(self.k)) < len(self.k):
-            raise InputError(f"evaluation.k={list(self.k)} must not repeat a length; remove the duplicates")
+        self.k = check_lengths("evaluation.k", self.k)
         check_seed("evaluation.seed", self.seed)
         check_at_least("evaluation.sampled", self.sampled, 0)
+        check_at_least("evaluation.lists", self.lists, 0)
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.patience is not None:
             check_at_least("evaluation.patience", self.patience, 1)
@@ -263,40 +262,8 @@ class TrainConfig:
         return self.dataset.holdout is not HoldoutMode.none and self.trainer.get("limit_val_batches", 1.0) != 0
 
 
-@dataclass
-class RecommendConfig:
-    """All keys of conf/recommend.yaml: the command sasrec_lab.recommend."""
-
-    run: str = MISSING
-    users: Any = MISSING
-    items: Any = MISSING
-    k: int = MISSING
-    interactions: Optional[str] = MISSING
-    filter_viewed: bool = MISSING
-    items_to_recommend: Any = MISSING
-    filter_itself: bool = MISSING
-    on_unsupported_targets: Unsupported = MISSING
-    query_time: Any = MISSING
-    output: Optional[str] = MISSING
-    data_dir: Optional[str] = MISSING
-    device: str = MISSING
-
-    def __post_init__(self) -> None:
-        if (self.users is None) == (self.items is None):
-            raise InputError(
-                "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids"
-            )
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            hint = "; did you mean cuda?" if self.device.startswith("gpu") else ""
-            raise InputError(f"device={self.device} is not one of auto, cpu, cuda, cuda:<number>, mps{hint}")
-        for key in ("interactions", "query_time"):
-            if self.items is not None and (given := getattr(self, key)) is not None:
-                raise InputError(f"{key}={given} only applies to users=...; remove it for items=...")
-        if self.output is not None and Path(self.output).suffix not in (".csv", ".parquet"):
-            raise InputError(f"output={self.output} must end in .csv or .parquet; omit it to print the lists")
-
-
-SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig}  # by the command, and its file in conf/
+# By the command, and its file in conf/
+SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig, "evaluate": EvaluateConfig}
 for _name, _schema in (SCHEMAS | MODEL_SCHEMAS).items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 

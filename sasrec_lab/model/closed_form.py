@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig, Weighting
-from sasrec_lab.ops.ranking import DenseScores
+from sasrec_lab.data.batches import EvaluationBatch
+from sasrec_lab.ops.ranking import DenseScores, TopK, merge_top_k
 from sasrec_lab.ops.sparse_scores import SparseScores, SparseTable
 
 PRODUCTS_AT_ONCE = 2**24  # of pairs of a user's items, some 200 MiB
@@ -62,6 +63,17 @@ class ItemWeights:
         places = np.repeat(np.arange(rows), np.diff(found.indptr)), found.indices
         scores[tuple(torch.from_numpy(place.astype(np.int64)) for place in places)] = torch.from_numpy(found.data)
         return scores
+
+    def score_and_list(
+        self, batch: EvaluationBatch, k: int, excluded: tuple[Tensor, Tensor]
+    ) -> tuple[DenseScores | SparseScores, TopK]:
+        """Return the scores of the rows of a batch, and their best items without the excluded pairs of row and item."""
+        rows, history = len(batch.rows), (batch.seen_rows, batch.seen_items)
+        block = self.block(rows, *history)
+        block[excluded[0], excluded[1] - 1] = float("-inf")
+        best = TopK(torch.zeros(rows, k, dtype=torch.long), torch.full((rows, k), float("-inf")))
+        merge_top_k(best, block, 0)
+        return self.scores(rows, *history), best
 
     def _dense(self, rows: int, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
         starts = torch.searchsorted(seen_rows, torch.arange(rows))

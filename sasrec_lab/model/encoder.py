@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasrec_lab.config.model import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
-from sasrec_lab.data.batches import MASK, PackedBatch
+from sasrec_lab.data.batches import MASK, EvaluationBatch, PackedBatch
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.model.blocks import BLOCKS
 from sasrec_lab.model.feature_vectors import FeatureVectors
@@ -17,6 +17,7 @@ from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, pick
+from sasrec_lab.ops.ranking import Scores, TopK, top_k_items
 from sasrec_lab.ops.rotary import rotations
 
 
@@ -105,6 +106,24 @@ class Encoder(nn.Module):
             x = block(x, layout)
         x = self.blocks[-1](x, layout, batch.last) if self.blocks else x.index_select(0, batch.last)
         return self.head(self.final_norm(x))
+
+    def scores(self, batch: EvaluationBatch) -> Scores:
+        """Return the scores of all items for each row; rows without known items get NaN, the worst rank."""
+        vectors = self.item_vectors()
+        table = self.head.item_vectors(vectors)
+        if batch.inputs is None:
+            return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
+        states = self.newest(batch.inputs, vectors).to(table.dtype)  # (ranked rows, D)
+        if len(batch.ranked) < len(batch.users):
+            all_states = states.new_full((len(batch.users), states.shape[1]), float("nan"))
+            states = all_states.index_copy_(0, batch.ranked, states)
+        return Scores(states, table)
+
+    def score_and_list(self, batch: EvaluationBatch, k: int, excluded: tuple[Tensor, Tensor]) -> tuple[Scores, TopK]:
+        """Return the scores of the rows of a batch, and their best items without the excluded pairs of row and item."""
+        scores = self.scores(batch)
+        with torch.autocast(scores.table.device.type, enabled=False):  # scores have the precision of the table
+            return scores, top_k_items(scores.states, scores.table, k, *excluded)
 
     def freeze_vectors(self) -> None:
         """Replace vectors that are made of features by a table of them, for a model that is trained no more."""

@@ -3,6 +3,7 @@
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=[1,2] k=5                 lists for two users
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> users=all output=lists.parquet  for all users of the data set
 python -m sasrec_lab.recommend run=outputs/ml_100k/<run> items=[50]                      items most similar to an item
+python -m sasrec_lab.recommend run=outputs/ml_100k/<run> split=test output=lists.parquet as the test ranked its rows
 """
 
 import sys
@@ -17,8 +18,9 @@ from omegaconf import DictConfig
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.list_commands import RecommendConfig
 from sasrec_lab.config.overrides import normalize
-from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
+from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError, InputWarning, explain_out_of_memory, printable
 from sasrec_lab.files import tolerate_closed_pipe
 from sasrec_lab.run import signals
@@ -87,11 +89,14 @@ def _make_lists(cfg: RecommendConfig, recommender: "Recommender") -> "Lists":
     """Read the ids and histories that the config names, and return the lists for them."""
     from sasrec_lab.recommend.inputs import expand_home, read_ids, read_interactions
     from sasrec_lab.recommend.query_times import read_query_times
+    from sasrec_lab.recommend.split_lists import lists_of_split
 
     dataset = recommender.dataset
     user_columns, item_columns = (dataset.user, "user_id"), (dataset.item, "item_id")
     allowed = read_ids(cfg.items_to_recommend, "items_to_recommend", item_columns)
     on_unsupported = cfg.on_unsupported_targets.name
+    if cfg.split is not None:
+        return lists_of_split(recommender, cfg.split.name, cfg.k)
     if cfg.items is not None:
         items = read_ids(cfg.items, "items", item_columns)
         return recommender.lists_of_items(items, cfg.k, allowed, cfg.filter_itself, on_unsupported)

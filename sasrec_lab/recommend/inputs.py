@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.schema import Unsupported
+from sasrec_lab.config.list_commands import Unsupported
 from sasrec_lab.data.columns import check_utf8
 from sasrec_lab.data.id_checks import doubtful_ids
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers

@@ -15,6 +15,7 @@ from sasrec_lab.config.model import ModelConfig, QueryTime
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.evaluation.row_lists import RowScorer
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import backend
 from sasrec_lab.ops.ranking import TopK, merge_top_k, top_k_items
@@ -40,6 +41,14 @@ class Ranker(Protocol):
     def query_time(self) -> QueryTime | None:
         """Return when the model is asked in evaluation, or None if it reads no times."""
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device that the lists are made on."""
+
+    @property
+    def scorer(self) -> RowScorer:
+        """Return the model, which also lists for the rows of evaluation."""
+
     def for_users(
         self, histories: Histories, users: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None
     ) -> TopK:
@@ -61,6 +70,11 @@ class EncoderRanker:
     def device(self) -> torch.device:
         """Return the device that the lists are made on."""
         return self.encoder.item_vectors().device
+
+    @property
+    def scorer(self) -> RowScorer:
+        """Return the model, which also lists for the rows of evaluation."""
+        return self.encoder
 
     def for_users(
         self, histories: Histories, users: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None
@@ -99,9 +113,15 @@ class WeightsRanker:
     """Lists by the sum of an item's weights from the distinct items of a history, or by those from one item."""
 
     query_time = None
+    device = torch.device("cpu")
 
     def __init__(self, weights: "ItemWeights"):
         self.weights = weights
+
+    @property
+    def scorer(self) -> RowScorer:
+        """Return the model, which also lists for the rows of evaluation."""
+        return self.weights
 
     def for_users(
         self, histories: Histories, users: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None

@@ -21,9 +21,8 @@ from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.model import MODEL_SCHEMAS
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.sequences import load_sequences
+from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import display_path
 from sasrec_lab.ops.ranking import TopK
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import (
@@ -40,6 +39,7 @@ from sasrec_lab.recommend.query_times import find_query_times
 from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, WeightsRanker
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run.model_name import model_name
+from sasrec_lab.run.split import load_run_sequences
 from sasrec_lab.training.checkpoints import tested_checkpoint
 from sasrec_lab.training.saved_encoder import load_encoder
 
@@ -54,6 +54,7 @@ class Recommender:
         self.folder, self.ranker = folder, ranker
         self.items, self.dataset = items, dataset
         self.titles: np.ndarray | None = None  # (num_items,) text
+        self.config: dict[str, Any] = {}  # of the run, plain
         # the data set of the run, for the users' histories
         self.data_dir: str | None = None
         self.is_data_dir_given = False  # if not, run.json names it, and nothing is written there
@@ -75,11 +76,28 @@ class Recommender:
         items = Ids(arrays["ids"])
         ranker = _load_ranker(folder, config, results, len(items), device)
         recommender = cls(folder, ranker, items, section_of(config, "dataset", DatasetConfig))
+        recommender.config = config
         recommender.titles = arrays.get("titles")
         recommender.is_data_dir_given = bool(data_dir)
         recommender.data_dir = data_dir or config["data_dir"]
         recommender.sha256 = results["protocol"]["sha256"]
         return recommender
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """Return the run's data set.
+
+        Raises:
+            InputError: the data set is missing or has changed.
+        """
+        return load_run_sequences(
+            self.folder,
+            self.dataset,
+            self.data_dir,
+            self.sha256,
+            is_data_dir_given=self.is_data_dir_given,
+            fix="restore that file, or pass the histories as interactions",
+        )
 
     @cached_property
     def histories(self) -> Histories:
@@ -88,15 +106,7 @@ class Recommender:
         Raises:
             InputError: the data set is missing or has changed.
         """
-        sequences = load_sequences(
-            replace(self.dataset, sha256=None), self.data_dir, may_write_root=self.is_data_dir_given
-        )
-        if sequences.sha256 != self.sha256:
-            raise InputError(
-                f"{sequences.file} has sha256 {sequences.sha256}, but {display_path(self.folder)} was trained on"
-                f" {self.sha256}; restore that file, or pass the histories as interactions"
-            )
-        return Histories.from_sequences(sequences, self.items, self.ranker.query_time is not None)
+        return Histories.from_sequences(self.sequences, self.items, self.ranker.query_time is not None)
 
     def recommend(
         self,

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sasrec_lab.config.model import ItemVectors
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.fetch import fetch_missing
-from sasrec_lab.data.holdout import Holdout, hold_out
+from sasrec_lab.data.holdout import Holdout, hold_out_for
 from sasrec_lab.data.items import ItemFeatures, read_features, read_titles
 from sasrec_lab.data.reach import count_unreachable, describe_unreachable
 from sasrec_lab.data.sequences import Sequences, load_sequences
@@ -32,16 +31,7 @@ def load_data(
     with run.phase("data"):
         fetch_missing(dataset, cfg.data_dir)
         sequences = load_sequences(dataset, cfg.data_dir)
-        holdout = hold_out(
-            sequences,
-            dataset.windows,
-            dataset.catalogue,
-            cfg.model.maxlen,
-            dataset.holdout,
-            dataset.time_split,
-            cold_last=getattr(cfg.model, "items", ItemVectors.ids) is not ItemVectors.ids,
-            query_time=cfg.model.asked_at,
-        )
+        holdout = hold_out_for(sequences, dataset, cfg.model)
         check_fits(holdout)
         titles = read_titles(dataset, cfg.data_dir, holdout.item_ids)
         data = SequenceData(holdout, cfg)

@@ -184,13 +184,5 @@ class SequentialRecommender(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def scores(self, batch: EvaluationBatch) -> Scores:
-        """Return the scores of all items for each user; users without known items get NaN, the worst rank."""
-        vectors = self.encoder.item_vectors()
-        table = self.encoder.head.item_vectors(vectors)
-        if batch.inputs is None:
-            return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
-        states = self.encoder.newest(batch.inputs, vectors).to(table.dtype)  # (ranked users, D)
-        if len(batch.ranked) < len(batch.users):
-            all_states = states.new_full((len(batch.users), states.shape[1]), float("nan"))
-            states = all_states.index_copy_(0, batch.ranked, states)
-        return Scores(states, table)
+        """Return the scores of all items for each row."""
+        return self.encoder.scores(batch)
