@@ -139,6 +139,8 @@ def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callb
     fit(run, trainer, model, data, resumed)
     if has_test:
         test(run, trainer, model, data)
+        if cfg.evaluation.lists and trainer.is_global_zero:
+            measure_own_lists(run, trainer, model, data, features)
     if trainer.is_global_zero:
         if has_test:
             record_ranks(run, model, data, sequences)
@@ -197,6 +199,21 @@ def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", 
         tested = checkpoint_to_test(trainer, run.folder, run.results["best_epoch"])
         trainer.test(model, data, ckpt_path=tested, weights_only=True, verbose=False)
     run.results["metrics"] |= model.tested
+
+
+def measure_own_lists(
+    run: RunRecord,
+    trainer: "pl.Trainer",
+    model: "SequentialRecommender",
+    data: "SequenceData",
+    features: "ItemFeatures | None",
+) -> None:
+    """Measure the lists of the tested checkpoint beyond accuracy, on the device that it was trained on."""
+    from sasrec_lab.training.list_measures import measure_lists
+
+    device = trainer.strategy.root_device
+    with run.phase("lists"):
+        run.results["metrics"] |= measure_lists(model.encoder.to(device).eval(), data, device, features)
 
 
 def record_ranks(run: RunRecord, model: "SequentialRecommender", data: "SequenceData", sequences: "Sequences") -> None:

@@ -15,7 +15,7 @@ from commands import environment, in_this_process
 
 from sasrec_lab.config.command_line import check_command_line, load
 from sasrec_lab.config.convert import known_keys
-from sasrec_lab.config.schema import RecommendConfig
+from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.search import check_search
 from sasrec_lab.data.sequences import load_sequences
 
@@ -51,6 +51,7 @@ REPORTED = commands("-m sasrec_lab.report")
 RECOMMENDED = commands("-m sasrec_lab.recommend")
 EXPORTED = commands("-m sasrec_lab.export")
 SEARCHED = commands("-m sasrec_lab.search")
+EVALUATED = commands("-m sasrec_lab.evaluate")
 PRINTED_ONLY = ("--help", "--cfg")
 
 
@@ -171,6 +172,22 @@ def test_a_recommend_command_runs(command, runs):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", EVALUATED)
+def test_an_evaluate_command_runs(command, runs):
+    """On the lists of a run, and for a data set in place of a published one."""
+    folder = runs / "run"
+    words = words_of(command)
+    (lists,) = (word.partition("=")[2] for word in words if word.startswith("lists="))
+    made = ["run=outputs/ml_100k/time", "split=test", "k=20", f"output={lists}"]
+    assert in_this_process("sasrec_lab.recommend.__main__", folder)(*made).returncode == 0
+    if not any(word.startswith("run=") for word in words):
+        words = [word for word in words if not word.startswith("dataset=")] + DATA[:-1]
+    done = in_this_process("sasrec_lab.evaluate.__main__", folder)(*words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  ndcg( +0\.\d{4})+$", done.stdout, re.M)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", EXPORTED)
 def test_an_export_command_runs(command, runs):
     done = in_this_process("sasrec_lab.export.__main__", runs / "run")(*words_of(command))
@@ -283,7 +300,7 @@ def test_files_in_the_picture_exist():
 
 @pytest.mark.parametrize("page", GUIDES)
 def test_keys_that_a_page_names_exist(page):
-    keys = {*known_keys(), *known_keys(RecommendConfig)}
+    keys = {*known_keys(), *known_keys(RecommendConfig), *known_keys(EvaluateConfig)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     for code in inline_code(GUIDES[page]):
         for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)+)(?=[=` ']|$)", code):

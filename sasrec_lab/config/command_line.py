@@ -110,7 +110,7 @@ def load(overrides: list[str]) -> TrainConfig:
 def load_dataset(overrides: list[str]) -> DatasetConfig:
     """Return the typed `dataset` section for these overrides, with item features also if no model reads them."""
     cfg = compose_config(overrides)
-    _typed_without_hydra(cfg.copy())  # a mistake is reported with its key
+    typed_without_hydra(cfg.copy())  # a mistake is reported with its key
     dataset = OmegaConf.to_object(cfg.dataset)
     assert isinstance(dataset, DatasetConfig)
     return dataset

@@ -20,6 +20,7 @@ _BOOKKEEPING_KEYS = (
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
     "dataset.sources",
     "dataset.titles",
+    "evaluation.lists",  # measured in addition; older runs lack it
     "evaluation.recent_days",  # of a baseline only; older runs lack it
     "published",
     "tensorboard",

@@ -58,7 +58,7 @@ def lists_of_rows(
     """
     shape = len(data.holdout.rows(data.stage)), min(k, data.holdout.num_items)
     lists = RowLists(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    for rows in data.rows_by_length(evaluation.batch_size, MAX_STATE_ELEMENTS // dim, 0, 1):
+    for rows in data.rows_by_length(evaluation.batch_size, MAX_STATE_ELEMENTS // dim):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == MIXED):
             batch = data[rows].to(device)
             found = _lists_of_batch(scorer, batch, shape[1], data.holdout.num_items, evaluation.filter_seen)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sasrec_lab.config.convert import flatten
+from sasrec_lab.evaluation.list_metrics import is_beyond_accuracy
 from sasrec_lab.report.cells import (
     EMPTY_CELL,
     format_difference,
@@ -48,8 +49,9 @@ def first_tables(part: ProtocolReport) -> list[Table]:
 
 
 def further_tables(part: ProtocolReport) -> list[Table]:
-    """Return the tables of the other metrics, and that of the cost."""
-    return [*(_metric_table(part, metric) for metric in part.metrics[1:]), _cost_table(part.comparison.rows)]
+    """Return the tables of the other metrics, that of lists beyond accuracy if measured, and that of the cost."""
+    metrics = (_metric_table(part, metric) for metric in part.metrics[1:])
+    return [*metrics, *_lists_table(part), _cost_table(part.comparison.rows)]
 
 
 def protocols_table(report: Report) -> Table | None:
@@ -91,6 +93,16 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
         cells = {"row": name, part.monitor: format_number(validation.get(name)), _MEAN: format_number(value)}
         rows.append([cells.get(column, EMPTY_CELL) for column in columns])
     return Table(f"{metric}: {describe_candidates(comparison.protocol, metric)}", list(columns), rows)
+
+
+def _lists_table(part: ProtocolReport) -> list[Table]:
+    """Return a table of what the lists of each row show, with a column per metric, if a run has measured it."""
+    names = [name for name in part.comparison.metrics() if is_beyond_accuracy(name.removeprefix("test/"))]
+    if not names:
+        return []
+    rows = [[row.label, *(mean_and_std(row.spread(name)) for name in names)] for row in part.comparison.rows]
+    columns = ["row", *(name.removeprefix("test/") for name in names)]
+    return [Table(f"lists of the test beyond accuracy: {_MEAN}", columns, rows)]
 
 
 def _pairs_table(part: ProtocolReport) -> list[Table]:

@@ -29,6 +29,7 @@ from sasrec_lab.run.machine import describe_machine, peak_memory_mb
 from sasrec_lab.run.provenance import is_first_process
 from sasrec_lab.run.record import RunRecord, write_items, write_ranks
 from sasrec_lab.run.summary import closed_form_line
+from sasrec_lab.training.list_measures import measure_lists
 from sasrec_lab.training.tensorboard import write_hyperparameters
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
             run.results["baselines"] = baseline_metrics(data, sequences)
         with run.phase("test"):
             run.results["metrics"], ranks = measure(weights, data)
+        if cfg.evaluation.lists:
+            with run.phase("lists"):
+                run.results["metrics"] |= measure_lists(weights, data, torch.device("cpu"))
         write_ranks(run.folder, ranks, holdout.test, sequences)
         run.results["cold_targets"] = cold_and_known(holdout, ranks["rank"], cfg.evaluation.k)
     run.info["peak_memory_mb"] = peak_memory_mb()
