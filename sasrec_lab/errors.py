@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -45,6 +47,14 @@ class InputError(ValueError):
 
 class InputWarning(UserWarning):
     """Something in the input that a user should know but need not fix. The message is one line."""
+
+
+def warn(message: str) -> None:
+    """Give an InputWarning at the line of the code that called this package, however deep in it this is."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("sasrec_lab."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, InputWarning, stacklevel=depth + 1)
 
 
 class Pruned(Exception):

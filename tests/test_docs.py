@@ -72,6 +72,8 @@ def train_sweep(folder: Path) -> None:
     (folder / "run/outputs/ml_100k").mkdir(parents=True)
     (job,) = (folder / "outputs/ml_100k/time").glob("0-*")
     (folder / "run/outputs/ml_100k/time").symlink_to(job, target_is_directory=True)
+    rows = [f"{user},{(user * 7 + time) % 11},{time}" for user in range(30) for time in range(6)]
+    (folder / "run/my.csv").write_text("uid,sku,ts\n" + "\n".join(rows) + "\n")
     (folder / "run/ids.txt").write_text("7\n8\n")
     (folder / "run/new.csv").write_text("user_id,item_id,datetime\n7,3,1\n8,4,1\n8,5,2\n")
     (folder / "run/stock.csv").write_text("item_id\n1\n2\n")

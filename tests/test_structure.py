@@ -18,7 +18,7 @@ FLOORS = [
     {"training"},
     {"recommend", "report"},
     {"train", "export", "evaluate"},
-    {"search"},
+    {"search", "api"},
 ]
 SEPARATE = [
     ("config", "ops"),
@@ -100,6 +100,7 @@ def test_the_package_shows_its_flow():
         "export",
         "search",
         "evaluate",
+        "api",
     }
 
 

@@ -23,7 +23,7 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
-from sasrec_lab.config.hydra_internals import add_config_dir, expand_grid, parse_sweep
+from sasrec_lab.config.hydra_internals import add_config_dir, expand_grid, hydra_state_restored, parse_sweep
 from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.overrides import check_syntax, format_override
@@ -100,9 +100,9 @@ def compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
     return cfg
 
 
-def load(overrides: list[str]) -> TrainConfig:
-    """Return the typed config for these overrides, for notebooks and tests."""
-    cfg = typed_without_hydra(compose_config(overrides))
+def load(overrides: list[str], config_dir: Optional[str] = None) -> TrainConfig:
+    """Return the typed config for these overrides."""
+    cfg = typed_without_hydra(compose_config(overrides, config_dir))
     assert isinstance(cfg, TrainConfig)
     return cfg
 
@@ -128,9 +128,12 @@ def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[li
 
 @contextmanager
 def composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[None]:
-    """Initialize Hydra with conf/ and the user's folder, for the body; its errors become InputErrors."""
-    GlobalHydra.instance().clear()
-    with explained(name, words), warnings.catch_warnings():
+    """Initialize Hydra with conf/ and the user's folder, for the body; its errors become InputErrors.
+
+    A caller's own Hydra is as before afterwards.
+    """
+    with explained(name, words), hydra_state_restored(), warnings.catch_warnings():
+        GlobalHydra.instance().clear()
         warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
         with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
             if config_dir:
@@ -199,13 +202,23 @@ def _check_help(flags: Namespace, name: str) -> None:
 def _plan_run(flags: Namespace, name: str) -> Job:
     cfg = compose_config(flags.overrides, flags.config_dir, name)
     with explained(name, flags.overrides):
-        choices = [cfg.hydra.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper")]
-        if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params") or choices != ["basic", "basic"]:
-            raise InputError("this config is a sweep, but would run as one job; add -m to run each of its jobs")
-        folder = _folder_at(cfg, "hydra.run.dir")
+        job = job_of(cfg)
         if flags.cfg:
             _check_printed(cfg, flags)
-        return Job(typed_without_hydra(cfg), folder)
+        return job
+
+
+def job_of(cfg: DictConfig) -> Job:
+    """Return a composed config that is no sweep as typed objects, and its run folder; `cfg` is as before afterwards.
+
+    Raises:
+        InputError: the config is a sweep, or a value or the folder is not valid.
+    """
+    choices = [cfg.hydra.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper")]
+    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params") or choices != ["basic", "basic"]:
+        raise InputError("this config is a sweep, but would run as one job; add -m to run each of its jobs")
+    folder = _folder_at(cfg, "hydra.run.dir")
+    return Job(typed_without_hydra(cfg.copy()), folder)
 
 
 def _check_printed(cfg: DictConfig, flags: Namespace) -> None:

@@ -11,7 +11,8 @@ None has a public name in Hydra 1.3. Nor have the first two in 1.4 (read at 1.4.
 
 import os
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from math import prod
 
@@ -22,10 +23,22 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.version import VersionBase
 
 from sasrec_lab.errors import InputError, first_few, shortened
 
 MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
+
+
+@contextmanager
+def hydra_state_restored() -> Iterator[None]:
+    """Restore what Hydra keeps for the whole process after the body: a notebook may use Hydra on its own."""
+    hydra, version_base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = hydra
+        VersionBase.instance().version_base = version_base
 
 
 def add_config_dir(folder: str) -> None:

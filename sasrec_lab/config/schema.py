@@ -268,10 +268,20 @@ for _name, _schema in (SCHEMAS | MODEL_SCHEMAS).items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
 
 
-# Interpolations of conf/train.yaml. The start is fixed once per process, so that the run folder is known before Hydra
-# makes it.
-_STARTED = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-OmegaConf.register_new_resolver("started", lambda: _STARTED, use_cache=True, replace=True)
+_started = datetime.now()
+
+
+def start_now() -> None:
+    """Let the folders of the runs that are composed from now on bear the present time.
+
+    It is fixed between two calls, and for a whole command, so that the run folder is known before Hydra makes it.
+    """
+    global _started
+    _started = datetime.now()
+
+
+# Interpolations of conf/train.yaml
+OmegaConf.register_new_resolver("started", lambda: _started.strftime("%Y%m%d-%H%M%S-%f"), use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 

@@ -1,6 +1,5 @@
 """User histories as flat arrays of known items: the input of recommendation."""
 
-import warnings
 from dataclasses import dataclass
 from numbers import Number
 
@@ -11,7 +10,7 @@ from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.data.cleaning import to_seconds
 from sasrec_lab.data.ids import Ids, as_id_array, plain_values
 from sasrec_lab.data.sequences import Sequences, concatenate_ranges
-from sasrec_lab.errors import InputError, InputWarning, shown
+from sasrec_lab.errors import InputError, shown, warn
 
 USERS_PER_CHUNK = 8192  # bounds the memory of has_seen_all
 # names that pandas gives to numbers, also in a column of objects
@@ -126,7 +125,7 @@ def _report_no_times(dataset: DatasetConfig, reads_times: bool) -> None:
     line = f"interactions has no column {dataset.time or 'datetime'}"
     if reads_times:
         raise InputError(f"{line}, but the model reads times; add the time of each interaction")
-    warnings.warn(f"{line}, so each user's rows count as in time order", InputWarning, stacklevel=5)
+    warn(f"{line}, so each user's rows count as in time order")
 
 
 def seconds_of(times: pd.Series, what: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from sasrec_lab.config.list_commands import Unsupported
 from sasrec_lab.data.columns import check_utf8
 from sasrec_lab.data.id_checks import doubtful_ids
 from sasrec_lab.data.ids import Ids, as_id_array, to_int_if_all_integers
-from sasrec_lab.errors import InputError, InputWarning, did_you_mean, first_few, nearest, shown
+from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest, shown, warn
 
 
 def expand_home(path: str | Path) -> Path:
@@ -193,7 +193,7 @@ def find_candidates(items: Ids, allowed: Any) -> np.ndarray | None:
         line = (
             f"items_to_recommend: {len(unknown)} of {len(indices)} ignored (unknown to the model: {first_few(unknown)})"
         )
-        warnings.warn(line, InputWarning, stacklevel=4)
+        warn(line)
     return np.unique(indices[indices >= 0]) + 1
 
 
@@ -207,7 +207,7 @@ def find_targets(ids: Ids, given: Any, what: str) -> tuple[np.ndarray, np.ndarra
     repeated = pd.Series(targets).duplicated().to_numpy()
     if repeated.any():
         line = f"{what}: duplicates ignored: {first_few(pd.unique(targets[repeated]))}"
-        warnings.warn(line, InputWarning, stacklevel=4)
+        warn(line)
     return ids.indices(targets[~repeated], what), targets[~repeated]
 
 
@@ -232,7 +232,7 @@ def drop_unsupported(
         line = f"{what}: no list for {int(unsupported.sum()):,} of {len(indices):,} ({which})"
         if on_unsupported == "raise":
             raise InputError(f"{line}; remove them, or set on_unsupported_targets=warn")
-        warnings.warn(line, InputWarning, stacklevel=4)
+        warn(line)
     return indices[~unsupported]
 
 
@@ -240,4 +240,4 @@ def warn_empty_lists(raw_ids: np.ndarray, total: int, what: str, hint: str) -> N
     """Warn of targets whose lists are empty because a filter excludes every candidate."""
     if len(raw_ids):
         line = f"{what}: no list for {len(raw_ids):,} of {total:,}: no candidate is left ({first_few(raw_ids)}); {hint}"
-        warnings.warn(line, InputWarning, stacklevel=4)
+        warn(line)

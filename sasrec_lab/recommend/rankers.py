@@ -81,7 +81,7 @@ class EncoderRanker:
     ) -> TopK:
         """Return the best items of some users."""
         with backend.fastest_matmul(self.device):
-            states = self._newest_states(histories, users)
+            states = self.newest_states(histories, users)
             return _find_best(states, self.encoder.item_table, k, candidates, excluded)
 
     def for_items(self, items: np.ndarray, k: int, candidates: np.ndarray | None, excluded: Pairs | None) -> TopK:
@@ -94,7 +94,7 @@ class EncoderRanker:
         return F.normalize(self.encoder.item_vectors().detach(), dim=1)
 
     @torch.inference_mode()
-    def _newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:
+    def newest_states(self, histories: Histories, users: np.ndarray) -> Tensor:
         """Return the newest state of each user, shape (U, D)."""
         tokens = self.objective.count_tokens(histories.lengths[users])
         order = np.argsort(tokens, kind="stable")  # users with similar lengths pack best

@@ -23,6 +23,9 @@ from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
+from sasrec_lab.files import display_path
+from sasrec_lab.model.encoder import Encoder
+from sasrec_lab.ops import backend
 from sasrec_lab.ops.ranking import TopK
 from sasrec_lab.recommend.histories import Histories
 from sasrec_lab.recommend.inputs import (
@@ -108,6 +111,58 @@ class Recommender:
         """
         return Histories.from_sequences(self.sequences, self.items, self.ranker.query_time is not None)
 
+    @property
+    def encoder(self) -> Encoder:
+        """Return the encoder, in evaluation mode.
+
+        Raises:
+            InputError: the model has weights between items instead.
+        """
+        return self._encoder_ranker.encoder
+
+    @property
+    def _encoder_ranker(self) -> EncoderRanker:
+        if not isinstance(self.ranker, EncoderRanker):
+            raise InputError(f"{display_path(self.folder)} has no encoder and no vectors, but weights between items")
+        return self.ranker
+
+    def item_vectors(self) -> pd.DataFrame:
+        """Return the vector of each item, a row each with the raw id as index (`item_id`).
+
+        The dot product with a user's vector is the score in `recommend`: they include an output bias, or are normalized
+        for a model that compares by the cosine.
+
+        Raises:
+            InputError: the model has weights between items instead.
+        """
+        return self._to_rows("item_id", self.items.ids, self.encoder.item_table.detach())
+
+    def user_vectors(
+        self,
+        users: Any,
+        interactions: pd.DataFrame | None = None,
+        on_unsupported_targets: str = "raise",
+        query_time: Any = None,
+    ) -> pd.DataFrame:
+        """Return the state after the newest items of each user, a row each with the raw id as index (`user_id`).
+
+        The arguments are those of `recommend`.
+
+        Raises:
+            InputError: an argument is invalid, the data set is missing or has changed, or the model has weights between
+                items instead.
+        """
+        ranker = self._encoder_ranker
+        histories, indices = self._find_users(users, interactions, on_unsupported_targets)
+        histories, _ = self._with_query_times(histories, indices, query_time)
+        with backend.fastest_matmul(ranker.device):
+            states = ranker.newest_states(histories, indices)
+        return self._to_rows("user_id", histories.users.ids[indices], states)
+
+    @staticmethod
+    def _to_rows(name: str, ids: np.ndarray, vectors: torch.Tensor) -> pd.DataFrame:
+        return pd.DataFrame(vectors.cpu().numpy(), index=pd.Index(ids, name=name), copy=False)
+
     def recommend(
         self,
         users: Any,
@@ -185,14 +240,7 @@ class Recommender:
         k = check_k(k, len(self.items))
         check_flag("filter_viewed", filter_viewed)
         candidates = find_candidates(self.items, items_to_recommend)
-        if interactions is None:
-            histories = self.histories
-        else:
-            reads_times = self.ranker.query_time is not None
-            histories = Histories.from_table(interactions, self.dataset, self.items, reads_times)
-        has_items = histories.lengths > 0
-        indices, raw_ids = find_targets(histories.users, users, "users")
-        indices = drop_unsupported(indices, raw_ids, has_items, on_unsupported_targets, "users")
+        histories, indices = self._find_users(users, interactions, on_unsupported_targets)
         if filter_viewed:
             seen_all = histories.has_seen_all(indices, self._candidate_mask(candidates))
             hint = "filter_viewed=false keeps seen items"
@@ -206,6 +254,18 @@ class Recommender:
             return self._to_table("user_id", histories.users.ids[part], best)
 
         return Lists(indices, k, make_table, asked)
+
+    def _find_users(
+        self, users: Any, interactions: pd.DataFrame | None, on_unsupported_targets: str
+    ) -> tuple[Histories, np.ndarray]:
+        """Return the histories of the data set or of a table, and the indices of the users with known items."""
+        if interactions is None:
+            histories = self.histories
+        else:
+            reads_times = self.ranker.query_time is not None
+            histories = Histories.from_table(interactions, self.dataset, self.items, reads_times)
+        indices, raw_ids = find_targets(histories.users, users, "users")
+        return histories, drop_unsupported(indices, raw_ids, histories.lengths > 0, on_unsupported_targets, "users")
 
     def _with_query_times(self, histories: Histories, users: np.ndarray, given: Any) -> tuple[Histories, str]:
         """Return the histories with the times at which users ask, and these in words, if the model reads times."""

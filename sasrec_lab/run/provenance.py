@@ -28,10 +28,16 @@ def code_version() -> dict[str, Any]:
 
 
 def as_typed(words: list[str] | None = None) -> str:
-    """Return the command as a user would type it here, with these words instead of its own if given."""
-    words = sys.argv[1:] if words is None else words
+    """Return the command as a user would type it here, with these words instead of its own if given.
+
+    In a process that is no command, such as a notebook, that is the command with which the words would do the same.
+    """
     program = Path(sys.argv[0])
-    module = {"train.py": "train", "__main__.py": program.parent.name}.get(program.name)
+    is_package = program.name == "__main__.py" and program.parts[-3:-2] == ("sasrec_lab",)
+    module = program.parent.name if is_package else "train" if program.name == "train.py" else None
+    if words is not None and module is None and not program.name.startswith("sasrec-"):
+        module = "train"
+    words = sys.argv[1:] if words is None else words
     if module:
         return shlex.join([display_path(Path(sys.executable)), "-m", f"sasrec_lab.{module}", *words])
     return shlex.join([program.name, *words])

@@ -36,7 +36,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
     _configure_logging()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # all of it is written anyway
     flags = dict(cfg.trainer)
-    flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and sys.stderr.isatty()
+    flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and _shows_progress()
     if not cfg.has_validation:
         flags["limit_val_batches"] = 0
     logger = TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False)
@@ -72,6 +72,11 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
         trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
     return trainer
+
+
+def _shows_progress() -> bool:
+    """Return whether somebody watches: on a terminal, or in a notebook, which has Python's prompt set."""
+    return sys.stderr.isatty() or hasattr(sys, "ps1")
 
 
 def _check_capture(trainer: pl.Trainer) -> None:
@@ -181,7 +186,7 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     elif trainer.world_size > 1:  # the processes that Lightning starts inherit the block until launch.py ignores them
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        with logging_redirect_tqdm() if trainer.progress_bar_callback else nullcontext():
+        with logging_redirect_tqdm([_printing_logger()]) if trainer.progress_bar_callback else nullcontext():
             yield
     except SystemExit:
         signal.signal(signal.SIGINT, handler)
@@ -192,6 +197,12 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if trainer.world_size > 1 and _has_launcher(trainer):
             raise_interrupt()
+
+
+def _printing_logger() -> logging.Logger:
+    """Return the logger whose handler prints a run's lines: the root's, or in a notebook the package's own."""
+    own = logging.getLogger("sasrec_lab")
+    return logging.root if own.propagate else own
 
 
 def _configure_logging() -> None:
