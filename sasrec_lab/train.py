@@ -122,7 +122,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callb
     with first_process_first(trainer):
         sequences, data, titles = load_data(run, cfg, lambda holdout: check_run_fits(cfg, holdout, device, processes))
     features = read_item_features(run, cfg, data.holdout)
-    item_ids, has_test = data.holdout.item_ids, len(data.holdout.test) > 0
+    item_ids, is_measured = data.holdout.item_ids, len(data.final_rows) > 0
     checkpoints.check_items(resumed, data.holdout.num_items)
     check_limits(cfg, data, processes)
     if trainer.is_global_zero:
@@ -132,17 +132,17 @@ def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callb
     report_model(run, trainer, model, data)
     warm_start.start_warm(run, earlier, model.encoder, item_ids)
 
-    if has_test and trainer.is_global_zero:
+    if is_measured and trainer.is_global_zero:
         with run.phase("baselines"):
             run.results["baselines"] = baseline_metrics(data, sequences)
     backend.keep_freed_memory()
     fit(run, trainer, model, data, resumed)
-    if has_test:
+    if is_measured:
         test(run, trainer, model, data)
         if cfg.evaluation.lists and trainer.is_global_zero:
             measure_own_lists(run, trainer, model, data, features)
     if trainer.is_global_zero:
-        if has_test:
+        if is_measured:
             record_ranks(run, model, data, sequences)
         fill_tensorboard(run, trainer, model, data, sequences, titles)
 
@@ -191,14 +191,18 @@ def fit(
 
 
 def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
-    """Measure the best checkpoint, or the last one without validation, on the held-out users."""
+    """Measure the best checkpoint, or the last one without validation, on the held-out users.
+
+    If the test may not be seen, that is on validation; what training has measured there stays.
+    """
     from sasrec_lab.training.checkpoints import checkpoint_to_test
     from sasrec_lab.training.trainer import interruptible
 
-    with run.phase("test"), interruptible(trainer):
+    with run.phase(model.cfg.evaluation.final_stage), interruptible(trainer):
         tested = checkpoint_to_test(trainer, run.folder, run.results["best_epoch"])
         trainer.test(model, data, ckpt_path=tested, weights_only=True, verbose=False)
-    run.results["metrics"] |= model.tested
+    metrics = run.results["metrics"]
+    metrics |= {name: value for name, value in model.tested.items() if name not in metrics}
 
 
 def measure_own_lists(
@@ -217,12 +221,13 @@ def measure_own_lists(
 
 
 def record_ranks(run: RunRecord, model: "SequentialRecommender", data: "SequenceData", sequences: "Sequences") -> None:
-    """Write the rank of each test target, and record the metrics of cold and known targets."""
+    """Write the rank of each target that was measured, and record the metrics of cold and known test targets."""
     from sasrec_lab.evaluation.cold_targets import cold_and_known
 
-    write_ranks(run.folder, model.test_ranks, data.holdout.test, sequences)
-    ranks, cutoffs = model.test_ranks["rank"], model.cfg.evaluation.k
-    run.results["cold_targets"] = cold_and_known(data.holdout, ranks, cutoffs)
+    evaluation = model.cfg.evaluation
+    write_ranks(run.folder, model.test_ranks, data.final_rows, sequences, evaluation.final_stage)
+    if evaluation.test:
+        run.results["cold_targets"] = cold_and_known(data.holdout, model.test_ranks["rank"], evaluation.k)
 
 
 def fill_tensorboard(

@@ -67,6 +67,7 @@ class EvaluationConfig:
     recent_days: Optional[int] = None  # older runs lack it
     lists: int = 0  # older runs lack it
 
+    test: bool = True  # older runs lack it
     def __post_init__(self) -> None:
         self.k = check_lengths("evaluation.k", self.k)
         check_seed("evaluation.seed", self.seed)
@@ -78,6 +79,16 @@ class EvaluationConfig:
         if self.recent_days is not None:
             check_at_least("evaluation.recent_days", self.recent_days, 1)
 
+
+    @property
+    def final_stage(self) -> str:
+        """Return the stage that the chosen checkpoint is measured on: "test", or "val" if no test may be seen."""
+        return self.stages[-1]
+
+    @property
+    def stages(self) -> list[str]:
+        """Return the stages that anything may be measured on."""
+        return ["val", "test"] if self.test else ["val"]
 
 @dataclass
 class TensorBoardConfig:
@@ -194,8 +205,15 @@ class TrainConfig:
             f"evaluation.monitor={monitor} is not measured at evaluation.k={list(evaluation.k)} and"
             f" evaluation.sampled={evaluation.sampled}; set evaluation.monitor={nearest(monitor, measured) or similar},"
             " for example"
+        if not isinstance(self.model, ClosedFormConfig):
+            measured.append(f"val/{LOSS}")
         )
 
+        if monitor.startswith("test/"):
+            raise InputError(
+                f"evaluation.monitor={monitor} would choose by the test, which must choose nothing; set"
+                f" evaluation.monitor=val/{monitor.removeprefix('test/')}"
+            )
     def _check_objective(self) -> None:
         predicts_masks = self.objective.name is ObjectiveName.masked_items
         is_causal = getattr(self.model, "causal", True)
@@ -292,8 +310,14 @@ BY_USER = "-by-user"  # ends the name of a metric that is averaged over the rows
 
 def metric_names(k: list[int], sampled: int, target: Target = Target.last) -> list[str]:
     """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
+LOSS = "loss"  # the only metric of which less is better
     metrics = _SEVERAL_TARGETS if target is Target.all else _ONE_TARGET
     names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in metrics]
     if target is Target.successive:
         names += [f"{name}{BY_USER}" for name in names]
     return names + [f"{name}-sampled{sampled}" for name in names if sampled]
+def is_lower_better(metric: str) -> bool:
+    """Return whether less of a metric is better."""
+    return metric == f"val/{LOSS}"
+
+

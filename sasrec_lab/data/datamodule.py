@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch, in_segments
+from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items
 from sasrec_lab.data.objectives import OBJECTIVES
@@ -30,7 +31,7 @@ class SequenceData(pl.LightningDataModule):
         self.objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
         self.candidates: dict[str, np.ndarray] = {}
         if cfg.evaluation.sampled and len(holdout.test):
-            for stage in ("val", "test"):
+            for stage in cfg.evaluation.stages:
                 self.candidates[stage] = draw_candidates(
                     holdout, cfg.evaluation.draw, cfg.evaluation.sampled, cfg.evaluation.seed, stage
                 )
@@ -60,8 +61,13 @@ class SequenceData(pl.LightningDataModule):
         return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of test batches."""
-        return self.evaluation_dataloader("test")
+        """Return the loader of what the chosen checkpoint is measured on: of the test, if that may be seen."""
+        return self.evaluation_dataloader(self.cfg.evaluation.final_stage)
+
+    @property
+    def final_rows(self) -> EvaluationRows:
+        """Return the rows that the chosen checkpoint is measured on."""
+        return self.holdout.rows(self.cfg.evaluation.final_stage)
 
     def evaluation_dataloader(self, stage: str) -> DataLoader[Any]:
         """Return the loader of the rows to rank for "val" or "test"."""

@@ -1,5 +1,6 @@
 """Targets that no model can rank, which count as misses: their number and reasons, reported before training."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +15,10 @@ from sasrec_lab.errors import InputError, counted
 Unreachable = dict[str, dict[str, int]]  # by stage, then by reason: outside_catalogue, seen_before
 
 
-def count_unreachable(holdout: Holdout, filter_seen: bool) -> Unreachable:
-    """Return for "val" and "test" how many targets are outside the catalogue, and how many their users have seen."""
+def count_unreachable(holdout: Holdout, filter_seen: bool, stages: Sequence[str] = ("val", "test")) -> Unreachable:
+    """Return by stage how many targets are outside the catalogue, and how many their users have seen."""
     counts = {}
-    for stage in ("val", "test"):
+    for stage in stages:
         rows = holdout.rows(stage)
         seen = _is_seen(holdout, rows).sum() if filter_seen else 0
         counts[stage] = {"outside_catalogue": int((rows.targets == 0).sum()), "seen_before": int(seen)}
@@ -41,21 +42,21 @@ def _is_seen(holdout: Holdout, stage_rows: EvaluationRows) -> np.ndarray:
 def describe_unreachable(unreachable: Unreachable, targets: dict[str, int], cfg: TrainConfig) -> str | None:
     """Return a line on the test targets that count as misses, and on validation if it has no others; or None.
 
-    `targets` is their number by stage.
+    `targets` is their number by stage. If the test may not be seen, the validation targets take its place.
 
     Raises:
         InputError: all test targets are out of reach, and no metric on sampled candidates ranks them.
     """
+    final = cfg.evaluation.final_stage
+    noun = {"test": "test target", "val": "validation target"}[final]
     lost = {stage: sum(counts.values()) for stage, counts in unreachable.items()}
     if not any(lost.values()):
         return None
-    reasons = _reasons(unreachable["test" if lost["test"] else "val"], cfg)
-    are_out = unreachable["test"]["outside_catalogue"] == targets["test"]
-    if lost["test"] == targets["test"] and (not cfg.evaluation.sampled or are_out):
-        raise InputError(f"every test target would be a miss (of {counted(targets['test'], 'target')}): {reasons}")
-    parts = [f"{lost['test']:,} of {counted(targets['test'], 'test target')} cannot be ranked and are misses"] * (
-        lost["test"] > 0
-    )
+    reasons = _reasons(unreachable[final if lost[final] else "val"], cfg)
+    are_out = unreachable[final]["outside_catalogue"] == targets[final]
+    if lost[final] == targets[final] and (not cfg.evaluation.sampled or are_out):
+        raise InputError(f"every {noun} would be a miss (of {counted(targets[final], 'target')}): {reasons}")
+    parts = [f"{lost[final]:,} of {counted(targets[final], noun)} cannot be ranked and are misses"] * (lost[final] > 0)
     if lost["val"] == targets["val"]:
         parts.append("no validation target can be ranked, so validation cannot choose a checkpoint")
     return f"{'; '.join(parts)}: {reasons}" if parts else None

@@ -19,7 +19,7 @@ POPULARITY, RECENT_POPULARITY, MARKOV = "popularity", "recent_popularity", "mark
 
 
 def baseline_metrics(data: SequenceData, sequences: Sequences) -> dict[str, dict[str, float]]:
-    """Return validation and test metrics by baseline."""
+    """Return validation metrics by baseline, and those of the test if it may be seen."""
     evaluation, holdout = data.cfg.evaluation, data.holdout
     counts = holdout.training_counts()
     tables = {POPULARITY: shared_by_all(torch.from_numpy(counts))}
@@ -30,7 +30,7 @@ def baseline_metrics(data: SequenceData, sequences: Sequences) -> dict[str, dict
     settings = holdout.num_items, evaluation, data.cfg.dataset.target
     metrics = {name: HoldoutMetrics(*settings, has_all_rows=True) for name in tables}
     values: dict[str, dict[str, float]] = {name: {} for name in tables}
-    for stage in ("val", "test"):
+    for stage in evaluation.stages:
         for batch in data.evaluation_dataloader(stage):
             newest = newest_items(holdout, stage, batch.rows)
             for name, table in tables.items():

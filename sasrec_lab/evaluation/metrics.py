@@ -5,6 +5,7 @@ seen): a miss at every k.
 """
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab.config.dataset import Target
-from sasrec_lab.config.schema import EvaluationConfig, metric_names
+from sasrec_lab.config.schema import LOSS, EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.evaluation.row_metrics import mean_over_rows
+from sasrec_lab.ops.ranking import Scores
 
 TARGETS_AT_ONCE = 1024  # of rows with several targets: the seen items of a row are repeated for each of them
 
@@ -47,7 +49,8 @@ class HoldoutMetrics(nn.Module):
     `target` says which targets a row has (`DatasetConfig.target`).
     With `only_monitored`, a full ranking is skipped if `evaluation.monitor` is a sampled metric, because the full one
     costs most of the time with a large catalogue and decides nothing then. Several processes add up their rows, except
-    with `has_all_rows`, if this one ranks them all.
+    with `has_all_rows`, if this one ranks them all. With `has_loss` a full ranking comes with the softmax loss of the
+    targets.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class HoldoutMetrics(nn.Module):
         *,
         only_monitored: bool = False,
         has_all_rows: bool = False,
+        has_loss: bool = False,
     ):
         super().__init__()
         self.filter_seen = evaluation.filter_seen
@@ -66,6 +70,7 @@ class HoldoutMetrics(nn.Module):
         kept = evaluation.k, target, not has_all_rows
         self.full = None if skips_full else _metrics(num_items, *kept)
         self.sampled = _metrics(evaluation.sampled + 1, *kept) if evaluation.sampled else None
+        self.loss = MeanLoss() if has_loss and not skips_full else None
 
     def update(self, scores: ItemScores, batch: EvaluationBatch) -> dict[str, Tensor]:
         """Add the ranks of a batch and return them, each (G,)."""
@@ -76,6 +81,9 @@ class HoldoutMetrics(nn.Module):
         if self.sampled is not None:
             ranks["sampled_rank"] = sampled_ranks(scores, batch)
             self.sampled.update(ranks["sampled_rank"], batch)
+        if self.loss is not None:
+            assert isinstance(scores, Scores)
+            self.loss.update(*softmax_loss(scores, batch))
         return ranks
 
     def compute_and_reset(self, stage: str) -> dict[str, float]:
@@ -85,6 +93,10 @@ class HoldoutMetrics(nn.Module):
             if ranks is not None:
                 values |= {f"{stage}/{name}{suffix}": value for name, value in ranks.compute().items()}
                 ranks.reset()
+        if self.loss is not None:
+            loss = float(self.loss.compute())
+            values |= {f"{stage}/{LOSS}": loss} if isfinite(loss) else {}  # it is NaN if no target can be scored
+            self.loss.reset()
         return values
 
 
@@ -127,6 +139,20 @@ def sampled_ranks(scores: ItemScores, batch: EvaluationBatch) -> Tensor:
     candidate_scores = scores.for_items(torch.cat([targets, batch.candidates], 1))  # (U, 1 + N)
     above = ~(candidate_scores[:, 1:] < candidate_scores[:, :1]) & (batch.candidates != targets)
     return torch.where(batch.targets > 0, 1 + above.sum(1), 0)
+
+
+def softmax_loss(scores: Scores, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
+    """Return the mean of -log p(target) over the targets that a model can score, and their number.
+
+    p is the softmax over the catalogue, seen items included, whatever the model was trained with. A target outside the
+    catalogue, and one of a row without a known item, does not count.
+    """
+    has_state = torch.zeros(len(batch.rows), dtype=torch.bool, device=batch.targets.device)
+    has_state[batch.ranked] = True
+    counts = (batch.targets > 0) & has_state[batch.target_rows]
+    losses = -scores.log_probabilities(batch.target_rows[counts], batch.targets[counts])
+    number = counts.sum()
+    return losses.sum() / number.clamp(min=1), number
 
 
 class MeanLoss(Metric):

@@ -158,6 +158,15 @@ class Scores:
         with torch.autocast(self.states.device.type, enabled=False):
             return torch.bmm(self.table[items - 1], self.states[:, :, None]).squeeze(2)
 
+    def log_probabilities(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return log p (G,) of items (G,) by the softmax over all items of the users (G,), ascending, who have them."""
+        width = max(1, MAX_SCORES_PER_BLOCK["cuda" if users.is_cuda else "cpu"] // max(1, len(self)))
+        sums = self.states.new_full((len(self),), float("-inf"))  # logarithms of the sums of exponentials
+        for begin in range(0, self.num_items, width):
+            sums = torch.logaddexp(sums, self.block(begin, min(begin + width, self.num_items)).logsumexp(1))
+        scores = (self.states[users] * self.table[items - 1]).sum(1)
+        return scores - sums[users]
+
     def rows(self, users: Tensor) -> "Scores":
         """Return the scores for some of the users only."""
         return replace(self, states=self.states[users])

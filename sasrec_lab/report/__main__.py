@@ -30,7 +30,7 @@ def entry() -> None:
     try:
         args = _parse(sys.argv[1:])
         found = find_runs(args.folders)
-        report = build_report(found, args.metric, args.baseline)
+        report = build_report(found, args.metric, args.baseline, best_by=args.best_by)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # some encodings have no `±`
         with tolerate_closed_pipe():
@@ -66,6 +66,11 @@ def _parse(words: list[str]) -> Namespace:
     )
     parser.add_argument(
         "--baseline", metavar="ROW", help="row to test the others against (without it: default, or the first of two)"
+    )
+    parser.add_argument(
+        "--best-by",
+        metavar="METRIC",
+        help="validation metric that marks the best row (without it: the one that chose the checkpoints)",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables, for \\input")

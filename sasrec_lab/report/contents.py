@@ -1,12 +1,14 @@
 """The contents of a report: the rows of each protocol, their tests against a baseline, and what has no results."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
+from math import isfinite
 
+from sasrec_lab.config.schema import is_lower_better
 from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
 from sasrec_lab.report.cells import SIGNIFICANT
-from sasrec_lab.report.rows import DEFAULT, Comparison, Row, changed_overrides, comparisons
+from sasrec_lab.report.rows import DEFAULT, Comparison, Row, Spread, changed_overrides, comparisons
 from sasrec_lab.report.runs import RunSearch
 from sasrec_lab.report.searches import SearchRecord
 from sasrec_lab.report.significance import FLIPS, PairedTest, compare
@@ -25,11 +27,12 @@ class ProtocolReport:
     tests: dict[tuple[str, str, str], PairedTest]  # by labels of row and compared row, metric
     notes: list[str]
     searches: list[SearchRecord]  # whose trials are among the runs
+    best_by: str | None = None  # the validation metric that the user chose to compare rows by
 
     @property
     def monitor(self) -> str:
-        """Return the validation metric that chose the checkpoints, and by which rows are compared to choose one."""
-        return self.comparison.rows[0].runs[0].monitor
+        """Return the validation metric by which rows are compared to choose one: that which chose the checkpoints."""
+        return self.best_by or self.comparison.rows[0].runs[0].monitor
 
     @property
     def best(self) -> Row | None:
@@ -38,15 +41,17 @@ class ProtocolReport:
         Test metrics choose nothing: the best of many test results would be too good.
         """
         validated = [row for row in self.comparison.rows if not math.isnan(row.spread(self.monitor).mean)]
-        return max(validated, key=self._validation) if len(validated) > 1 else None
+        return self.by_validation(validated)[0] if len(validated) > 1 else None
 
     def by_validation(self, rows: list[Row]) -> list[Row]:
         """Return rows from the best on validation to the worst; rows without validation are last."""
-        return sorted(rows, key=lambda row: -self._validation(row))
+        sign = 1 if is_lower_better(self.monitor) else -1
 
-    def _validation(self, row: Row) -> float:
-        mean = row.spread(self.monitor).mean
-        return -math.inf if math.isnan(mean) else mean
+        def worth(row: Row) -> float:
+            mean = row.spread(self.monitor).mean
+            return math.inf if math.isnan(mean) else sign * mean
+
+        return sorted(rows, key=worth)
 
     def untrained(self, metric: str) -> dict[str, float]:
         """Return the metric of popularity and other baselines without training, which are the same for all rows."""
@@ -97,6 +102,19 @@ class ProtocolReport:
             lines.append(f"{metric} of {row.label}: cold targets {cold_mean:.4f}, the others {known_mean:.4f}")
         return lines
 
+    def _tried_lines(self, best: Row) -> list[str]:
+        """Return a line on all rows, from which one was chosen: their number, and the mean of the first metric."""
+        if not self.metrics:
+            return []
+        metric = self.metrics[0]
+        means = Spread.from_values([mean for row in self.comparison.rows if isfinite(mean := row.spread(metric).mean)])
+        if means.std is None:
+            return []
+        return [
+            f"{metric} of the {means.n} settings tried: mean {means.mean:.4f} ± {means.std:.4f}; best on validation"
+            f" ({best.label}): {best.spread(metric).mean:.4f}"
+        ]
+
     def legend(self) -> list[str]:
         """Return lines that explain the columns."""
         rows, lines = self.comparison.rows, []
@@ -112,7 +130,9 @@ class ProtocolReport:
         lines += self._cold_lines(self.metrics[0]) if self.metrics else []
         lines += [search.describe() for search in self.searches]
         if self.best:
-            lines.append(f"best: highest mean of {self.monitor}, on validation")
+            extreme = "lowest" if is_lower_better(self.monitor) else "highest"
+            lines.append(f"best: {extreme} mean of {self.monitor}, on validation")
+            lines += self._tried_lines(self.best)
         if self.tests:
             compared = f"baseline: {self.baseline.label}; vs baseline" if self.baseline else "pairs"
             lines.append(
@@ -146,23 +166,38 @@ class Report:
         return {name: lines for name, lines in lists.items() if lines}
 
 
-def build_report(found: RunSearch, wanted: list[str], baseline: str | None, *, with_tests: bool = True) -> Report:
+def build_report(
+    found: RunSearch,
+    wanted: list[str],
+    baseline: str | None,
+    *,
+    best_by: str | None = None,
+    with_tests: bool = True,
+) -> Report:
     """Group the runs found, and test each row against the baseline's in the wanted metrics.
 
+    `best_by` is the validation metric that says which row is best; without it, the one that chose the checkpoints.
+
     Raises:
-        InputError: no run has a wanted metric, or no row has the baseline's label.
+        InputError: no run has a wanted metric, no row has the baseline's label, or `best_by` is not of validation.
     """
+    if best_by is not None and not best_by.startswith("val/"):
+        raise InputError(
+            f"--best-by {best_by} must be a metric of validation, because the best of many test results would be too"
+            f" good; use --best-by val/{best_by.rpartition('/')[2]}"
+        )
     compared = comparisons(found.finished, baseline, found.jobs)
     wanted = [metric if "/" in metric else f"test/{metric}" for metric in wanted]
     if compared:
-        _check_metrics(wanted, compared)
+        _check_metrics("--metric", wanted, compared)
+        _check_metrics("--best-by", [best_by] if best_by else [], compared)
         _check_baseline(baseline, compared)
     parts = [_protocol_report(comparison, found.searches, wanted, baseline, with_tests) for comparison in compared]
-    return Report(found, parts)
+    return Report(found, [replace(part, best_by=best_by) for part in parts])
 
 
-def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
-    """Raise InputError if no run has one of the wanted metrics."""
+def _check_metrics(option: str, wanted: list[str], compared: list[Comparison]) -> None:
+    """Raise InputError if no run has one of the metrics wanted with an option."""
     known = list(dict.fromkeys(metric for comparison in compared for metric in comparison.metrics()))
     for metric in wanted:
         if metric not in known:
@@ -172,7 +207,7 @@ def _check_metrics(wanted: list[str], compared: list[Comparison]) -> None:
             options = options or {each: each for each in known}
             suggestion = nearest(name.lower(), options)
             hint = f"did you mean {options[suggestion]}?" if suggestion else f"choose from {first_few(known, 12)}"
-            raise InputError(f"--metric {metric}: no run has this metric; {hint}")
+            raise InputError(f"{option} {metric}: no run has this metric; {hint}")
 
 
 def _check_baseline(label: str | None, compared: list[Comparison]) -> None:
@@ -214,11 +249,16 @@ def _protocol_report(
 
 
 def _default_metrics(comparison: Comparison) -> list[str]:
-    """Return NDCG and recall at 10 or the first cutoff, first on the candidates that chose the checkpoint."""
+    """Return NDCG and recall at 10 or the first cutoff, first on the candidates that chose the checkpoint.
+
+    They are of the test or, if no run has seen it, of validation.
+    """
     evaluation = comparison.rows[0].runs[0].config["evaluation"]
     cutoff = 10 if 10 in evaluation["k"] else evaluation["k"][0]
     suffixes = ["", f"-sampled{evaluation['sampled']}"] if evaluation["sampled"] else [""]
     if "-sampled" in evaluation["monitor"]:
         suffixes.reverse()
-    names = [f"test/{name}@{cutoff}{suffix}" for suffix in suffixes for name in ("ndcg", "recall")]
-    return [name for name in names if name in comparison.metrics()]
+    names = [f"{name}@{cutoff}{suffix}" for suffix in suffixes for name in ("ndcg", "recall")]
+    known = comparison.metrics()
+    tested = [f"test/{name}" for name in names if f"test/{name}" in known]
+    return tested or [f"val/{name}" for name in names if f"val/{name}" in known]

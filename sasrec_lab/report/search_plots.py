@@ -5,6 +5,7 @@ from itertools import accumulate
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from sasrec_lab.config.schema import is_lower_better
 from sasrec_lab.errors import printable
 from sasrec_lab.report.canvas import GRAY, add_legend, new_canvas
 from sasrec_lab.report.plots import COLORS
@@ -23,15 +24,16 @@ def history(search: SearchRecord) -> Canvas | None:
     canvas, axes = new_canvas(_WIDTH, _HEIGHT)
     numbers, values = zip(*places, strict=True)
     last = max(trial.number for trial in search.trials)
-    best = list(accumulate(values, max))
+    is_loss = is_lower_better(search.monitor)
+    best = list(accumulate(values, min if is_loss else max))
     axes.step([*numbers, last], [*best, best[-1]], where="post", color=COLORS[2], linewidth=1.6, label="best so far")
     axes.plot(numbers, values, "o", color=COLORS[0], markersize=4, label="finished trial")
     pruned = [(trial.number, trial.value) for trial in search.trials if trial.status == "pruned"]
     if stopped := [(number, value) for number, value in pruned if value is not None]:
         axes.plot(*zip(*stopped, strict=True), "x", color=GRAY, markersize=5, label="pruned trial, when stopped")
     if failed := [trial.number for trial in search.trials if trial.status == "failed"]:
-        low = min(values)
-        axes.plot(failed, [low] * len(failed), "v", color=COLORS[1], markersize=5, label="failed trial, without value")
+        worst = max(values) if is_loss else min(values)
+        axes.plot(failed, [worst] * len(failed), "v", color=COLORS[1], markersize=5, label="failed trial, without value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=printable(search.monitor))
     add_legend(canvas, axes)

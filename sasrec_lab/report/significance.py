@@ -1,4 +1,4 @@
-"""Paired sign-flip tests of two rows on the users in ranks.npz, with Holm's correction.
+"""Paired sign-flip tests of two rows on the users in ranks.npz or validation_ranks.npz, with Holm's correction.
 
 Each user has one difference: the metric averaged over the row's seeds, minus that of the other row. If the rows were
 equal, each sign would be a coin flip; p is the fraction of random sign flips with a sum at least as far from 0 as the
@@ -19,9 +19,10 @@ from sasrec_lab.config.schema import BY_USER
 from sasrec_lab.evaluation.row_metrics import RankedRows, is_row_metric, user_values
 from sasrec_lab.report.records import Run
 from sasrec_lab.report.rows import Row
-from sasrec_lab.run.folder import read_arrays
+from sasrec_lab.run.folder import RANKS, VALIDATION_RANKS, read_arrays
 
 FLIPS = 10_000
+_FILES = {"test/": RANKS, "val/": VALIDATION_RANKS}  # by the start of a metric's name
 _SIGNS_PER_CHUNK = 2**22  # 32 MiB of float64
 
 
@@ -41,12 +42,28 @@ def compare(
     """Return the tests of pairs of labels by pair and metric, and notes on what was not tested.
 
     A difference is the first of the pair minus the second. Holm's correction is for all pairs, within each metric.
+    Validation metrics are tested if a run has its ranks.
     """
+    tests: dict[tuple[str, str, str], PairedTest] = {}
+    notes: list[str] = []
+    for stage, file in _FILES.items():
+        of_stage = [metric for metric in metrics if metric.startswith(stage)]
+        if of_stage and (stage == "test/" or any((run.folder / file).exists() for row in rows for run in row.runs)):
+            found, why_not = _compare(rows, pairs, of_stage, file)
+            tests |= found
+            notes += why_not
+    return tests, notes
+
+
+def _compare(
+    rows: list[Row], pairs: list[tuple[str, str]], metrics: list[str], file: str
+) -> tuple[dict[tuple[str, str, str], PairedTest], list[str]]:
+    """Return the tests and notes of the metrics of one stage, whose ranks are in `file`."""
     notes: list[str] = []
     read: dict[str, _UserMetrics] = {}
     for row in rows:
         try:
-            found = _read_metrics(row.runs, metrics)
+            found = _read_metrics(row.runs, metrics, file)
             if read:
                 first = next(iter(read))
                 found.check_same_targets(read[first], first)
@@ -71,13 +88,13 @@ def compare(
 
 
 def user_metric(run: Run, ranks: dict[str, np.ndarray], metric: str) -> np.ndarray:
-    """Return a test metric of each user, in ascending order, shape (U,); NaN if the run lacks the metric.
+    """Return a metric of each user, in ascending order, shape (U,); NaN if the run lacks the metric.
 
-    `ranks` has the columns of a ranks.npz. The mean over users is the metric.
+    `ranks` has the columns of the ranks.npz of the metric's stage. The mean over users is the metric.
     """
-    name, _, sampled = metric.removeprefix("test/").partition("-sampled")
+    name, _, sampled = metric.partition("/")[2].partition("-sampled")
     column, base = ranks.get("sampled_rank" if sampled else "rank"), name.removesuffix(BY_USER)
-    if metric not in run.metrics or not metric.startswith("test/") or column is None or not is_row_metric(base):
+    if metric not in run.metrics or column is None or not is_row_metric(base):
         return np.full(len(np.unique(ranks["user"])), math.nan)
     _, firsts, rows = np.unique(ranks.get("row", np.arange(len(column))), return_index=True, return_inverse=True)
     order = np.argsort(rows, kind="stable")
@@ -157,18 +174,18 @@ class _UserMetrics:
         return np.searchsorted(ids, self.users[kept]) * len(items) + np.searchsorted(items, self.targets[kept])
 
 
-def _read_metrics(runs: list[Run], metrics: list[str]) -> _UserMetrics:
+def _read_metrics(runs: list[Run], metrics: list[str], file: str) -> _UserMetrics:
     """Return the mean over the runs of each user's metrics, of the users that all runs have."""
-    read = [_read_run(run, metrics) for run in runs]
+    read = [_read_run(run, metrics, file) for run in runs]
     for each in read[1:]:
         each.check_same_targets(read[0], f"{runs[0].folder}")
     ids = reduce(_common_ids, (each.ids for each in read))
     return _UserMetrics(ids, np.mean([each.of(ids) for each in read], axis=0), read[0].users, read[0].targets)
 
 
-def _read_run(run: Run, metrics: list[str]) -> _UserMetrics:
+def _read_run(run: Run, metrics: list[str], file: str) -> _UserMetrics:
     """Return the metrics of a run's users."""
-    ranks = _read_ranks(run.folder / "ranks.npz")
+    ranks = _read_ranks(run.folder / file)
     values = np.stack([user_metric(run, ranks, metric) for metric in metrics])
     return _UserMetrics(np.unique(ranks["user"]), values, ranks["user"], ranks["target"])
 

@@ -124,15 +124,13 @@ def short_table(part: ProtocolReport, limit: int, differing: str = "") -> Table 
     """
     if not part.metrics:
         return None
-    names, rows = [part.monitor, part.metrics[0]], part.by_validation(part.comparison.rows)
+    rows, names = part.by_validation(part.comparison.rows), list(dict.fromkeys([part.monitor, part.metrics[0]]))
     cells = [
         [row.label, str(len(row.runs)), *(format_number(row.spread(name).mean) for name in names)]
         for row in rows[:limit]
     ]
-    validation, test = map(part.untrained, names)
-    cells += [
-        [name, EMPTY_CELL, format_number(validation.get(name)), format_number(value)] for name, value in test.items()
-    ]
+    untrained = [part.untrained(name) for name in names]
+    cells += [[name, EMPTY_CELL, *(format_number(values.get(name)) for values in untrained)] for name in untrained[-1]]
     rest = f" ({limit} of {len(rows):,})" if len(rows) > limit else ""
     protocol = part.comparison.protocol
     asked = f", asked at {protocol['query_time']}" if "query_time" in protocol else ""

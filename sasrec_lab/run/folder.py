@@ -1,9 +1,10 @@
 """Contract of the run folder: its files, and functions that read them.
 
 run.json describes what ran and on which machine, metrics.json how it ended and what was measured under which protocol,
-ranks.npz has the rank of each test user's target, items.npz the items that the model knows. run/record.py and
-training/checkpoints.py write them, each atomically: a reader sees the old file or the new one. train.log, .hydra/ and
-tb/ come from Hydra and Lightning; .lock belongs to the process that runs in the folder (run/lock.py).
+ranks.npz has the rank of each test user's target (or validation_ranks.npz that of validation, if the test may not be
+seen), items.npz the items that the model knows. run/record.py and training/checkpoints.py write them, each atomically:
+a reader sees the old file or the new one. train.log, .hydra/ and tb/ come from Hydra and Lightning; .lock belongs to
+the process that runs in the folder (run/lock.py).
 """
 
 import json
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # help and errors do not wait for NumPy
 RUN = "run.json"
 METRICS = "metrics.json"
 RANKS = "ranks.npz"
+VALIDATION_RANKS = "validation_ranks.npz"  # in place of the other, if the test may not be seen
 ITEMS = "items.npz"
 SEARCH = "search.json"  # of the folder of a search: its space and its trials
 WEIGHTS = "weights.npz"  # of a model without epochs, in place of checkpoints
@@ -97,7 +99,7 @@ def read_intact_json(path: Path) -> dict[str, Any]:
 
 def remove_drafts(folder: Path) -> None:
     """Remove what a killed process left of the files that it was writing; this process has locked the folder."""
-    for name in (RUN, METRICS, RANKS, ITEMS, WEIGHTS, BEST_CHECKPOINT, LAST_CHECKPOINT):
+    for name in (RUN, METRICS, RANKS, VALIDATION_RANKS, ITEMS, WEIGHTS, BEST_CHECKPOINT, LAST_CHECKPOINT):
         draft_of(folder / name).unlink(missing_ok=True)
 
 

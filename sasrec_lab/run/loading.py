@@ -43,7 +43,9 @@ def load_data(
 
 def _report_unreachable(run: RunRecord, holdout: Holdout, cfg: TrainConfig) -> None:
     """Record and log how many targets no model can rank; raise InputError if these are all."""
-    run.results["unreachable_targets"] = unreachable = count_unreachable(holdout, cfg.evaluation.filter_seen)
+    evaluation = cfg.evaluation
+    unreachable = count_unreachable(holdout, evaluation.filter_seen, evaluation.stages)
+    run.results["unreachable_targets"] = unreachable
     targets = {stage: len(holdout.rows(stage).targets) for stage in unreachable}
     if line := describe_unreachable(unreachable, targets, cfg):
         log.warning(f"       {line}")

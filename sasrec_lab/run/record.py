@@ -19,6 +19,7 @@ from sasrec_lab.run.folder import (
     METRICS,
     RANKS,
     RUN,
+    VALIDATION_RANKS,
     broken_reason,
     has_checkpoint,
     read_intact_json,
@@ -145,11 +146,14 @@ def _empty_results() -> dict[str, Any]:
     return {"status": "failed", "error": None} | nothing
 
 
-def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", sequences: "Sequences") -> None:
+def write_ranks(
+    folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", sequences: "Sequences", stage: str = "test"
+) -> None:
     """Write ranks.npz: per test target the raw ids of user and target, and the target's rank (0: a miss).
 
     `ranks` has the columns `row` and `user` (indices), `rank` and, if asked for, `sampled_rank`, one entry per target
-    of the test's rows, in their order. The row is written too if a user may have several targets.
+    of the stage's rows, in their order. The row is written too if a user may have several targets. For "val" the file
+    is validation_ranks.npz.
     """
     import numpy as np
 
@@ -158,7 +162,8 @@ def write_ranks(folder: Path, ranks: dict[str, Any], rows: "EvaluationRows", seq
         del columns["row"]
     columns["user"] = sequences.user_ids[columns["user"]]
     columns["target"] = sequences.item_ids[sequences.items[rows.places] - 1]  # the model may not know them
-    with atomic_write(folder / RANKS, locked=True) as draft:
+    name = {"test": RANKS, "val": VALIDATION_RANKS}[stage]
+    with atomic_write(folder / name, locked=True) as draft:
         np.savez(draft, **columns)  # type: ignore[arg-type] # no column is called allow_pickle
 
 

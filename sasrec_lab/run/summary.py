@@ -142,7 +142,7 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
 
 def job_line(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> str:
     """Return one line on a finished job of a sweep; the end of the sweep compares the jobs."""
-    metric = f"test/ndcg@{_cutoff(cfg)}"
+    metric = f"{cfg.evaluation.final_stage}/ndcg@{_cutoff(cfg)}"
     measured = [f"{metric} {results['metrics'][metric]:.4f}"] if metric in results["metrics"] else []
     for name, values in results["baselines"].items():
         measured += [f"{name} {values[metric]:.4f}"] if metric in values else []
@@ -168,12 +168,14 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     rows = {model_name(to_plain(cfg)): results["metrics"], **results["baselines"]}
     width = max(12, *map(len, rows))
     candidates = describe_candidates(protocol, suffix)
+    stage = cfg.evaluation.final_stage
+    described = {"test": f"Test: {describe_test(protocol)}", "val": "Validation (evaluation.test=false)"}[stage]
     lines = [
         "",
-        f"Test: {describe_test(protocol)}, ranked among {candidates}",
+        f"{described}, ranked among {candidates}",
         " " * (width + 2) + "".join(f"{title:>12}" for title in columns),
     ]
     for row, metrics in rows.items():
-        cells = (metrics.get(f"test/{name}{suffix}") for name in columns.values())
+        cells = (metrics.get(f"{stage}/{name}{suffix}") for name in columns.values())
         lines.append(f"  {row:<{width}}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
     return lines

@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sasrec_lab.config.convert import completed
+from sasrec_lab.config.schema import is_lower_better
 from sasrec_lab.config.search import FOLDER_KEY, Dimension, Pruner, Sampler, SearchPlan
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import make_folder
@@ -75,7 +76,7 @@ class Study:
                     storage=self._storage,
                     study_name=_NAME,
                     pruner=_pruner(self.plan),
-                    direction="maximize",
+                    direction="minimize" if is_lower_better(self.plan.example.evaluation.monitor) else "maximize",
                     load_if_exists=True,
                 )
         except OSError:
@@ -161,9 +162,10 @@ class Study:
         return self._study.get_trials(deepcopy=False)
 
     def best(self) -> FrozenTrial | None:
-        """Return the finished trial with the highest value, which is one of validation; None if none has finished."""
+        """Return the finished trial with the best value, which is one of validation; None if none has finished."""
         finished = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
-        return max(finished, key=lambda trial: trial.value or 0.0) if finished else None
+        choose = min if is_lower_better(self.plan.example.evaluation.monitor) else max
+        return choose(finished, key=lambda trial: trial.value or 0.0) if finished else None
 
     def _write_record(self) -> None:
         """Write search.json, which reports read."""

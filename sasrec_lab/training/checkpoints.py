@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from sasrec_lab.config.convert import completed, to_plain
 from sasrec_lab.config.overrides import format_override
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import TrainConfig, is_lower_better
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder
 from sasrec_lab.run.checkpoint_file import load
@@ -104,7 +104,7 @@ def callbacks(folder: Path, monitor: str | None, ckpt: str | None = None) -> lis
             folder / path.parent,
             filename=path.stem,
             monitor=monitored,
-            mode="max",
+            mode="min" if monitored and is_lower_better(monitored) else "max",
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -191,7 +191,8 @@ def _best_fault(callback: MovableCheckpoint, hyper_parameters: Mapping[str, Any]
         return f"{path} has no {callback.monitor}"
     if differing := other_keys(saved["hyper_parameters"]["config"], hyper_parameters["config"]):
         return f"{path} is of another run ({describe_differences(differing)})"
-    if torch.tensor(found, dtype=score.dtype) < score.cpu():
+    other = torch.tensor(found, dtype=score.dtype)
+    if other > score.cpu() if is_lower_better(callback.monitor) else other < score.cpu():
         return f"{path} is of another epoch ({callback.monitor} {found:.4f}, not {score:.4f})"
     return None
 

@@ -44,7 +44,7 @@ def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
     if not is_first_process():
         return
     sequences, data, titles = load_data(run, cfg, lambda holdout: check_fits(cfg, holdout))
-    holdout, has_test = data.holdout, len(data.holdout.test) > 0
+    holdout, stage = data.holdout, cfg.evaluation.final_stage
     write_items(run.folder, holdout.item_ids, titles)
     run.info |= describe_machine(torch.device("cpu"), matmul=None)
     with run.phase("fit"):
@@ -52,16 +52,17 @@ def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
     run.info["parameters"] = weights.size
     log.info(closed_form_line(cfg, run.info))
     write_weights(run.folder, weights)
-    if has_test:
+    if len(data.final_rows):
         with run.phase("baselines"):
             run.results["baselines"] = baseline_metrics(data, sequences)
-        with run.phase("test"):
+        with run.phase(stage):
             run.results["metrics"], ranks = measure(weights, data)
         if cfg.evaluation.lists:
             with run.phase("lists"):
                 run.results["metrics"] |= measure_lists(weights, data, torch.device("cpu"))
-        write_ranks(run.folder, ranks, holdout.test, sequences)
-        run.results["cold_targets"] = cold_and_known(holdout, ranks["rank"], cfg.evaluation.k)
+        write_ranks(run.folder, ranks, data.final_rows, sequences, stage)
+        if cfg.evaluation.test:
+            run.results["cold_targets"] = cold_and_known(holdout, ranks["rank"], cfg.evaluation.k)
     run.info["peak_memory_mb"] = peak_memory_mb()
     with SummaryWriter(str(run.folder / "tb")) as writer:
         write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
@@ -94,11 +95,15 @@ def fit(cfg: ClosedFormConfig, holdout: Holdout) -> ItemWeights:
 
 
 def measure(weights: ItemWeights, data: SequenceData) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return the metrics of validation, unless it is off, and of the test, and the test's ranks for `write_ranks`."""
+    """Return the metrics of validation, unless it is off, and of the test, and ranks of the last one for `write_ranks`.
+
+    If the test may not be seen, only validation is measured.
+    """
     metrics = HoldoutMetrics(weights.num_items, data.cfg.evaluation, data.cfg.dataset.target)
     values: dict[str, float] = {}
     batches: list[dict[str, Tensor]] = []
-    for stage in ("val", "test") if data.cfg.has_validation else ("test",):
+    stages = data.cfg.evaluation.stages
+    for stage in stages if data.cfg.has_validation else stages[-1:]:
         batches.clear()
         for batch in data.evaluation_dataloader(stage):
             ranks = metrics.update(weights.scores(len(batch.rows), batch.seen_rows, batch.seen_items), batch)

@@ -48,13 +48,13 @@ class SequentialRecommender(pl.LightningModule):
         self.capture_fault: str | None = None  # why there are none in spite of it
         self.train_loss = MeanLoss()
         target = cfg.dataset.target
-        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True)
-        self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation, target)
+        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True, has_loss=True)
+        self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, has_loss=not cfg.evaluation.test)
         self.validation: dict[str, float] = {}  # of this epoch, empty without a validation in it
-        self.tested: dict[str, float] = {}
+        self.tested: dict[str, float] = {}  # metrics of the chosen checkpoint, on `evaluation.final_stage`
         self.epoch_line = ""  # what the checkpoints' callback prints once the epoch is saved
         self.ranks = nn.ModuleDict({name: IntegerConcat() for name in ("row", "user", "rank", "sampled_rank")})
-        self.test_ranks: dict[str, Tensor] = {}  # per target, in the order of the test's rows
+        self.test_ranks: dict[str, Tensor] = {}  # per target, in the order of the stage's rows
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, times this process's share if there are several.
@@ -166,7 +166,8 @@ class SequentialRecommender(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Combine the ranks of all processes, while they are still on the device."""
-        self.tested = self.test_metrics.compute_and_reset("test")  # train.py writes these to TensorBoard
+        # train.py writes these to TensorBoard
+        self.tested = self.test_metrics.compute_and_reset(self.cfg.evaluation.final_stage)
         ranks = cast(dict[str, IntegerConcat], self.ranks)
         # torchmetrics makes a scalar of a column with a single user
         columns = {name: column.compute().reshape(-1) for name, column in ranks.items() if column.update_called}

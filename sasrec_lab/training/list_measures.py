@@ -14,14 +14,16 @@ def measure_lists(
 ) -> dict[str, float]:
     """Return the metrics beyond accuracy of the test's lists of `evaluation.lists` items, such as `test/coverage@10`.
 
+    If the test may not be seen, they are those of validation.
     `features` are those that item vectors are made of; without categories there is no diversity.
     """
     cfg, k = data.cfg, data.cfg.evaluation.lists
-    rows = EvaluationData(data.holdout, "test", data.objective, None)
+    stage = cfg.evaluation.final_stage
+    rows = EvaluationData(data.holdout, stage, data.objective, None)
     precision = cfg.trainer.get("precision") if isinstance(cfg.model, ModelConfig) else None
     found = lists_of_rows(scorer, rows, cfg.evaluation, k, cfg.model.dim, device, precision)
     owners, places = found.items.nonzero()
     lists = TopLists(owners, found.items[owners, places].astype("int64"), found.ranks[owners, places])
     categories = ItemCategories(features.offsets, features.categories) if features and features.names else None
     values = list_metrics(lists, training_counts(data.holdout), categories, [k])
-    return {f"test/{name}": value for name, value in values.items()}
+    return {f"{stage}/{name}": value for name, value in values.items()}

@@ -27,7 +27,7 @@ from sasrec_lab.ops.time_decay import decay_scores
 ATTENTION_ITEMS = 20  # newest items of a user in a figure: the labels of more cannot be read
 PROJECTOR_ITEMS = 10_000  # most frequent items in the projector: browsers freeze with more
 
-_TEST_MRR = re.compile("^test/mrr")
+_MRR = re.compile("^mrr")
 _NULLABLE_SECTIONS = ("dataset/weight", "dataset/synthetic", "dataset/titles", "dataset/features", "dataset/time_split")
 _NOT_SHOWN = (*_NULLABLE_SECTIONS, "dataset/sources")
 
@@ -43,15 +43,19 @@ def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
 def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], epoch: int) -> None:
     """Write the hyperparameters with the test metrics and the validation metric that chose the checkpoint.
 
+    If the test may not be seen, validation metrics take the place of the test's, under `best/`.
+
     `epoch` is the number of epochs of that checkpoint. This happens once, at the end: of several event files of one
     second TensorBoard may read the newest first. There is no summary of the experiment, which the first run would write
     for all: TensorBoard then collects the keys of all runs, and shows those that differ first. It sorts metrics by
     name, so names put the monitored one first and MRR last.
     """
     monitor = cfg.evaluation.monitor
-    shown = {_TEST_MRR.sub("test/~mrr", name): value for name, value in metrics.items() if name.startswith("test/")}
+    group, stage = ("test", "test/") if cfg.evaluation.test else ("best", "val/")
+    of_stage = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+    shown = {f"{group}/{_MRR.sub('~mrr', name)}": value for name, value in of_stage.items()}
     if monitor in metrics:
-        shown[f"test/chosen by {monitor}"] = metrics[monitor]
+        shown[f"{group}/chosen by {monitor}"] = metrics[monitor]
     for name, value in shown.items():
         writer.add_scalar(name, value, epoch)
     keys = {

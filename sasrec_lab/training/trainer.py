@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import TrainConfig, is_lower_better
 from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
@@ -115,7 +115,8 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
     callbacks = checkpoints.callbacks(folder, monitor, cfg.ckpt)
     if monitor and cfg.evaluation.patience:
         # not strict, because an epoch that max_steps ends before min_epochs is not validated
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=cfg.evaluation.patience, strict=False))
+        mode = "min" if is_lower_better(monitor) else "max"
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=cfg.evaluation.patience, strict=False))
     if monitor and cfg.trainer.get("max_steps", -1) != -1:
         callbacks.append(ValidationAtMaxSteps())
     if cfg.optimizer.ema:

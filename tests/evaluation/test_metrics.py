@@ -32,6 +32,7 @@ from sasrec_lab.evaluation.metrics import (
     full_ranks,
     metrics_from_counts,
     sampled_ranks,
+    softmax_loss,
 )
 from sasrec_lab.evaluation.row_metrics import mean_over_rows
 from sasrec_lab.ops import library as kernels
@@ -584,3 +585,32 @@ def test_the_mean_loss_is_per_target_and_keeps_nan():
     loss.update(torch.tensor(float("nan")), torch.tensor(1))
     loss.update(torch.tensor(1.0), torch.tensor(1))
     assert loss.compute().isnan()
+
+
+# The softmax loss
+
+
+@pytest.mark.parametrize("width", [2**22, 7])
+def test_softmax_loss_is_the_mean_over_targets_that_can_be_scored(width, monkeypatch):
+    """Rows 0 and 3 have two targets, row 1 has no known item, and a target of row 2 is outside the catalogue."""
+    monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", width)
+    torch.manual_seed(0)
+    states, table = torch.randn(4, 3), torch.randn(9, 3)
+    states[1] = float("nan")
+    target_rows, targets = torch.tensor([0, 0, 1, 2, 3, 3]), torch.tensor([1, 9, 2, 0, 5, 5])
+    none = torch.zeros(0, dtype=torch.long)
+    batch = EvaluationBatch(
+        inputs=None,
+        ranked=torch.tensor([0, 2, 3]),
+        rows=torch.arange(4),
+        users=torch.arange(4),
+        target_rows=target_rows,
+        targets=targets,
+        seen_rows=none,
+        seen_items=none,
+    )
+    loss, number = softmax_loss(ranking.Scores(states, table), batch)
+    logits = states @ table.T
+    expected = [-logits[row].log_softmax(0)[item - 1] for row, item in ((0, 1), (0, 9), (3, 5), (3, 5))]
+    assert number == 4
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
