@@ -42,6 +42,7 @@ from sasrec_lab.config.training import (
     OptimizerConfig,
     OptimizerName,
     SamplerName,
+    Schedule,
 )
 from sasrec_lab.errors import InputError, nearest
 
@@ -66,8 +67,8 @@ class EvaluationConfig:
     patience: Optional[int] = MISSING
     recent_days: Optional[int] = None  # older runs lack it
     lists: int = 0  # older runs lack it
-
     test: bool = True  # older runs lack it
+
     def __post_init__(self) -> None:
         self.k = check_lengths("evaluation.k", self.k)
         check_seed("evaluation.seed", self.seed)
@@ -79,7 +80,6 @@ class EvaluationConfig:
         if self.recent_days is not None:
             check_at_least("evaluation.recent_days", self.recent_days, 1)
 
-
     @property
     def final_stage(self) -> str:
         """Return the stage that the chosen checkpoint is measured on: "test", or "val" if no test may be seen."""
@@ -89,6 +89,7 @@ class EvaluationConfig:
     def stages(self) -> list[str]:
         """Return the stages that anything may be measured on."""
         return ["val", "test"] if self.test else ["val"]
+
 
 @dataclass
 class TensorBoardConfig:
@@ -140,8 +141,9 @@ class TrainConfig:
         check_folder_names("name", self.name, "a folder below outputs/", nested=True)
         for flag, value in self.trainer.items():
             check_trainer_flag(flag, value)
-        if self.optimizer.cosine and self.trainer.get("max_epochs") in (None, -1):
-            raise InputError("optimizer.cosine=true needs the length of training; set trainer.max_epochs")
+        schedule = self.optimizer.schedule
+        if schedule is not Schedule.constant and self.trainer.get("max_epochs") in (None, -1):
+            raise InputError(f"optimizer.schedule={schedule.name} needs the length of training; set trainer.max_epochs")
         self._check_metrics()
         self._check_objective()
         if self.model.reads_times and self.dataset.time is None:
@@ -166,6 +168,11 @@ class TrainConfig:
             )
         if self.optimizer.name is OptimizerName.rowwise_adam:
             self._check_rowwise_adam()
+        if self.optimizer.name is OptimizerName.muon and (self.model.block is BlockName.gru or not self.model.blocks):
+            key = "block=gru" if self.model.blocks else "blocks=0"
+            raise InputError(
+                f"optimizer.name=muon is for the matrices of blocks, which model.{key} does not have; use adamw"
+            )
         if self.capture:
             self._check_capture()
         if self.tensorboard.attention_users and not self.model.has_softmax:
@@ -198,22 +205,22 @@ class TrainConfig:
             )
         names = metric_names(evaluation.k, evaluation.sampled, self.dataset.target)
         measured, monitor = [f"val/{name}" for name in names], evaluation.monitor
-        if monitor in measured:
-            return
-        similar = next((name for name in measured if monitor in name), measured[0])
-        raise InputError(
-            f"evaluation.monitor={monitor} is not measured at evaluation.k={list(evaluation.k)} and"
-            f" evaluation.sampled={evaluation.sampled}; set evaluation.monitor={nearest(monitor, measured) or similar},"
-            " for example"
         if not isinstance(self.model, ClosedFormConfig):
             measured.append(f"val/{LOSS}")
-        )
-
+        if monitor in measured:
+            return
         if monitor.startswith("test/"):
             raise InputError(
                 f"evaluation.monitor={monitor} would choose by the test, which must choose nothing; set"
                 f" evaluation.monitor=val/{monitor.removeprefix('test/')}"
             )
+        similar = next((name for name in measured if monitor in name), measured[0])
+        raise InputError(
+            f"evaluation.monitor={monitor} is not measured at evaluation.k={list(evaluation.k)} and"
+            f" evaluation.sampled={evaluation.sampled}; set evaluation.monitor={nearest(monitor, measured) or similar},"
+            " for example"
+        )
+
     def _check_objective(self) -> None:
         predicts_masks = self.objective.name is ObjectiveName.masked_items
         is_causal = getattr(self.model, "causal", True)
@@ -303,21 +310,21 @@ OmegaConf.register_new_resolver("started", lambda: _started.strftime("%Y%m%d-%H%
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
+LOSS = "loss"  # the only metric of which less is better
 _ONE_TARGET = ("ndcg", "recall", "mrr")  # with one target, precision is recall / k, MAP is MRR, and hit rate recall
 _SEVERAL_TARGETS = (*_ONE_TARGET, "hit_rate", "precision", "map")
 BY_USER = "-by-user"  # ends the name of a metric that is averaged over the rows of each user first
 
 
-def metric_names(k: list[int], sampled: int, target: Target = Target.last) -> list[str]:
-    """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
-LOSS = "loss"  # the only metric of which less is better
-    metrics = _SEVERAL_TARGETS if target is Target.all else _ONE_TARGET
-    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in metrics]
-    if target is Target.successive:
-        names += [f"{name}{BY_USER}" for name in names]
-    return names + [f"{name}-sampled{sampled}" for name in names if sampled]
 def is_lower_better(metric: str) -> bool:
     """Return whether less of a metric is better."""
     return metric == f"val/{LOSS}"
 
 
+def metric_names(k: list[int], sampled: int, target: Target = Target.last) -> list[str]:
+    """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
+    metrics = _SEVERAL_TARGETS if target is Target.all else _ONE_TARGET
+    names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in metrics]
+    if target is Target.successive:
+        names += [f"{name}{BY_USER}" for name in names]
+    return names + [f"{name}-sampled{sampled}" for name in names if sampled]

@@ -15,7 +15,8 @@ Replace = Enum("Replace", ["mask", "mixed"])
 LossName = Enum("LossName", ["softmax", "sampled_softmax", "bce", "gbce", "bpr"])
 SamplerName = Enum("SamplerName", ["none", "shared", "sequence", "unseen", "uniform", "others"])
 Exclude = Enum("Exclude", ["none", "history"])
-OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam"])
+OptimizerName = Enum("OptimizerName", ["adam", "adamw", "rowwise_adam", "muon"])
+Schedule = Enum("Schedule", ["constant", "cosine", "linear", "flat_linear"])
 
 
 @dataclass
@@ -107,13 +108,23 @@ class OptimizerConfig:
     betas: list[float] = MISSING
     weight_decay: float = MISSING
     warmup_steps: int = MISSING
-    cosine: bool = MISSING
+    cosine: bool = False  # the earlier name of schedule=cosine, in older runs
     ema: Optional[float] = MISSING
+    # older runs lack these; `schedule` is never None once it is checked
+    lr_items: Optional[float] = None
+    if TYPE_CHECKING:
+        schedule: Schedule = MISSING
+    else:
+        schedule: Optional[Schedule] = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise InputError(f"optimizer.lr={self.lr} must be above 0")
         check_finite("optimizer.lr", self.lr)
+        if self.lr_items is not None:
+            check_finite("optimizer.lr_items", self.lr_items)
+            if not self.lr_items > 0:
+                raise InputError(f"optimizer.lr_items={self.lr_items} must be above 0; use null for optimizer.lr")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
         check_at_least("optimizer.weight_decay", self.weight_decay, 0)
@@ -125,3 +136,14 @@ class OptimizerConfig:
         check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"optimizer.ema={self.ema} must be above 0 and below 1; use null for no averaging")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Set both names of the cosine, so that the records of either are equal."""
+        if self.cosine and self.schedule not in (None, Schedule.cosine):
+            raise InputError(
+                f"optimizer.cosine=true is the earlier name of optimizer.schedule=cosine, but"
+                f" optimizer.schedule={self.schedule.name}; set optimizer.cosine=false"
+            )
+        self.schedule = self.schedule or (Schedule.cosine if self.cosine else Schedule.constant)
+        self.cosine = self.schedule is Schedule.cosine

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.config.training import OptimizerName
+from sasrec_lab.config.training import OptimizerName, Schedule
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.errors import InputError
@@ -177,10 +177,10 @@ class SequentialRecommender(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and, if the config asks for one, its learning-rate schedule."""
         cfg = self.cfg.optimizer
-        optimizer = build_optimizer(self.encoder.parameters(), cfg, self.cfg.trainer)
-        if not cfg.warmup_steps and not cfg.cosine:
+        optimizer = build_optimizer(self.encoder, cfg, self.cfg.trainer)
+        if not cfg.warmup_steps and cfg.schedule is Schedule.constant:
             return {"optimizer": optimizer}
-        total_steps = self.trainer.estimated_stepping_batches if cfg.cosine else None
+        total_steps = None if cfg.schedule is Schedule.constant else self.trainer.estimated_stepping_batches
         schedule = build_schedule(optimizer, cfg, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

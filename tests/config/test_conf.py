@@ -420,7 +420,7 @@ def test_a_mistake_gives_one_line(override, message):
         ),
         (
             ["optimizer.cosine=true", "trainer.max_epochs=-1"],
-            "optimizer.cosine=true needs the length of training; set trainer.max_epochs",
+            "optimizer.schedule=cosine needs the length of training; set trainer.max_epochs",
         ),
         (
             ["optimizer.name=rowwise_adam", "loss=bce", "optimizer.weight_decay=0.1"],

@@ -591,7 +591,7 @@ def test_the_mean_loss_is_per_target_and_keeps_nan():
 
 
 @pytest.mark.parametrize("width", [2**22, 7])
-def test_softmax_loss_is_the_mean_over_targets_that_can_be_scored(width, monkeypatch):
+def test_softmax_loss_is_the_mean_over_targets_with_a_score(width, monkeypatch):
     """Rows 0 and 3 have two targets, row 1 has no known item, and a target of row 2 is outside the catalogue."""
     monkeypatch.setitem(ranking.MAX_SCORES_PER_BLOCK, "cpu", width)
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ def test_parameters_and_moments_are_counted(overrides):
     cfg = config(*overrides)
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
     batch = batch_of(cfg)
-    optimizer = build_optimizer(model.encoder.parameters(), cfg.optimizer, cfg.trainer)
+    optimizer = build_optimizer(model.encoder, cfg.optimizer, cfg.trainer)
     model.batch_loss(batch).backward()
     dense = [p.grad for p in model.encoder.parameters() if p.grad is not None and not p.grad.is_sparse]
     optimizer.step()
