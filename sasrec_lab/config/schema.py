@@ -231,6 +231,11 @@ class TrainConfig:
                 "objective=masked_items needs a model that also attends to later items"
                 f"{': model.causal=false' if has_key else ''}; use model=bert4rec, or objective=next_item"
             )
+        if predicts_masks and self.loss.horizon:
+            raise InputError(
+                f"loss.horizon={self.loss.horizon} is for items that follow each other, which the labels of"
+                " objective=masked_items do not; set it to 0"
+            )
         if not is_causal and not predicts_masks:
             raise InputError(
                 f"objective={self.objective.name.name} would be given away by model.causal=false, which attends to"
@@ -273,6 +278,7 @@ class TrainConfig:
             "model.pad_keys=true": model.pad_keys,
             "loss.sampler=sequence": loss.sampler is SamplerName.sequence,
             "loss.exclude=history": loss.exclude is Exclude.history,
+            f"loss.horizon={loss.horizon}": loss.horizon > 0,
             "optimizer.name=rowwise_adam": self.optimizer.name is OptimizerName.rowwise_adam,
         }
         for key in (key for key, applies in reasons.items() if applies):

@@ -59,6 +59,8 @@ _SAMPLERS = {
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
 }
 
+_DECAY = 0.5  # of loss.decay, if nothing sets it
+
 
 @dataclass
 class LossConfig:
@@ -71,7 +73,11 @@ class LossConfig:
         sampler: SamplerName = MISSING
     else:
         sampler: Optional[SamplerName] = None  # older records lack it; never None once it is checked
-    exclude: Exclude = Exclude.none  # older records lack it
+    # older records lack these
+    exclude: Exclude = Exclude.none
+    smoothing: float = 0.0
+    horizon: int = 0
+    decay: float = _DECAY
 
     def __post_init__(self) -> None:
         samplers = _SAMPLERS[self.name]
@@ -97,6 +103,31 @@ class LossConfig:
             raise InputError(
                 f"loss.calibration={self.calibration} only applies to loss=gbce; set it to 0 for loss={self.name.name}"
             )
+        self._check_soft_targets()
+
+    def _check_soft_targets(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"loss.smoothing={self.smoothing} must be at least 0 and below 1")
+        check_at_least("loss.horizon", self.horizon, 0)
+        if not 0 < self.decay <= 1:
+            raise InputError(f"loss.decay={self.decay} must be above 0 and at most 1")
+        if self.decay != _DECAY and not self.horizon:
+            raise InputError(
+                f"loss.decay={self.decay} only applies with loss.horizon; set loss.horizon=1, or remove it"
+            )
+        for key in ("smoothing", "horizon"):
+            if not (value := getattr(self, key)):
+                continue
+            if self.name is not LossName.softmax:
+                raise InputError(
+                    f"loss.{key}={value} only applies to loss=softmax, which compares with every item; set it to 0 for"
+                    f" loss={self.name.name}"
+                )
+            if self.exclude is Exclude.history:
+                raise InputError(
+                    f"loss.{key}={value} gives probability to items that loss.exclude=history leaves out of the sum;"
+                    " set loss.exclude=none"
+                )
 
 
 @dataclass

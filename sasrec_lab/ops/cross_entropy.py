@@ -6,7 +6,7 @@ G groups of consecutive tokens.
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,43 @@ from torch import Tensor
 from sasrec_lab.ops.softmax_products import Mask, sampled_softmax_products, softmax_products
 
 
+class SoftTargets(NamedTuple):
+    """A distribution over the table for each token, in place of its one target."""
+
+    rows: Tensor  # (T, K) int64, rows of the table ...
+    masses: Tensor  # (T, K) ... and the probability of each, 0 for none
+    smoothing: float  # probability shared by all rows; with it those of a token have the sum 1
+
+    def mean_vectors(self, table: Tensor) -> Tensor:
+        """Return the mean (T, D) of the table under each token's distribution."""
+        means = self.smoothing * table.mean(0, keepdim=True)
+        for rows, masses in zip(self.rows.T, self.masses.T, strict=True):
+            means = torch.addcmul(means, masses[:, None], table.index_select(0, rows))
+        return means
+
+    def add_scaled(self, table_grad: Tensor, vectors: Tensor) -> None:
+        """Add each token's vector (T, D), times their probability, to the rows (V, D)."""
+        for rows, masses in zip(self.rows.T, self.masses.T, strict=True):
+            table_grad.index_add_(0, rows, (vectors * masses[:, None]).to(table_grad.dtype))
+        if self.smoothing:
+            table_grad += (vectors.sum(0) * (self.smoothing / len(table_grad))).to(table_grad.dtype)
+
+
 def linear_cross_entropy(
-    states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor, mask: Mask | None = None
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    mask: Mask | None = None,
+    soft: SoftTargets | None = None,
 ) -> Tensor:
     """Return the sum of token_weights (T,) * cross_entropy(states @ table', targets).
 
-    `states` (T, D), `table` (V, D), `targets` (T,) rows of the table; a token of weight 0 may have any target.
-    Memory does not grow with T * V. Reference: tests/training/test_losses.py.
+    `states` (T, D), `table` (V, D), `targets` (T,) rows of the table; a token of weight 0 may have any target. With
+    `soft` the targets are those distributions, which need no more logits: `targets` only says to which logit others are
+    compared. Memory does not grow with T * V. Reference: tests/training/test_losses.py.
     """
-    return _LinearCrossEntropy.apply(states, table, targets, token_weights, mask)
+    return _LinearCrossEntropy.apply(states, table, targets, token_weights, mask, soft)
 
 
 def sampled_cross_entropy(
@@ -51,7 +79,13 @@ def grouped_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, table: Tensor, targets: Tensor, token_weights: Tensor, mask: Mask | None
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        token_weights: Tensor,
+        mask: Mask | None,
+        soft: SoftTargets | None,
     ) -> Tensor:
         matmul_dtype = _matmul_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
@@ -60,15 +94,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_p, expected, table_grad = softmax_products(
                 states, table, targets, target_vectors, weights, matmul_dtype, mask
             )
-            states_grad = (expected - target_vectors).to(states.dtype) * weights
-            table_grad.index_add_(0, targets, (states * -weights).to(table_grad.dtype))
+            loss, wanted = -(weights * log_p).sum(), target_vectors
+            if soft is None:
+                table_grad.index_add_(0, targets, (states * -weights).to(table_grad.dtype))
+            else:
+                wanted = soft.mean_vectors(table.detach())
+                loss += (states * (target_vectors - wanted) * weights).sum()
+                soft.add_scaled(table_grad, states * -weights)
+            states_grad = (expected - wanted).to(states.dtype) * weights
         ctx.save_for_backward(states_grad, table_grad)
-        return -(weights * log_p).sum()
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         states_grad, table_grad = ctx.saved_tensors
-        return scale_gradient(states_grad, grad_output), scale_gradient(table_grad, grad_output), None, None, None
+        scaled = scale_gradient(states_grad, grad_output), scale_gradient(table_grad, grad_output)
+        return *scaled, None, None, None, None
 
 
 class _SampledCrossEntropy(torch.autograd.Function):

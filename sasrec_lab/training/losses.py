@@ -20,7 +20,7 @@ from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerNam
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import SAMPLERS
 from sasrec_lab.errors import InputError, counted
-from sasrec_lab.ops.cross_entropy import grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
+from sasrec_lab.ops.cross_entropy import SoftTargets, grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 from sasrec_lab.ops.lookup_loss import lookup_binary_cross_entropy, lookup_cross_entropy
 from sasrec_lab.ops.softmax_products import Mask
 
@@ -53,7 +53,10 @@ class Loss:
     def describe(self, cfg: LossConfig) -> str:
         """Return the loss's name, with the number of its negatives: `bce (1 negative per position)`."""
         if cfg.sampler is SamplerName.none:
-            return cfg.name.name + (" (history excluded)" if cfg.exclude is Exclude.history else "")
+            parts = ["history excluded"] if cfg.exclude is Exclude.history else []
+            parts += [f"horizon {cfg.horizon}"] if cfg.horizon else []
+            parts += [f"smoothing {cfg.smoothing:g}"] if cfg.smoothing else []
+            return cfg.name.name + (f" ({', '.join(parts)})" if parts else "")
         return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {SAMPLERS[cfg.sampler].per})"
 
     def compared_items(self, cfg: LossConfig, num_items: int) -> int:
@@ -66,14 +69,37 @@ def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negativ
 
     As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602. With
     `loss.exclude=history` the catalogue is without the other items of the window. Their SASRec+ with 3,000 negatives
-    samples from that catalogue.
+    samples from that catalogue. With `loss.horizon` or `loss.smoothing` the target shares its probability.
     """
     targets, mask = (labels.targets - 1).clamp(min=0), None
     if labels.excluded is not None:
         owners = np.repeat(np.arange(len(labels.counts)), labels.counts)
         owners = np.pad(owners, (0, len(targets) - len(owners)), mode="edge")  # the dummies may have any
         mask = Mask(labels.excluded - 1, torch.from_numpy(owners))
-    return linear_cross_entropy(states, table.vectors, targets, _label_weights(labels), mask)
+    return linear_cross_entropy(
+        states, table.vectors, targets, _label_weights(labels), mask, _soft_targets(labels, targets, cfg)
+    )
+
+
+def _soft_targets(labels: Labels, targets: Tensor, cfg: LossConfig) -> SoftTargets | None:
+    """Return the distribution that takes the place of each target, None if the target has all of it.
+
+    The item j places after a target, up to `horizon`, has decay^j times its probability, as long as it is a label of
+    the same window. `smoothing` (Szegedy et al. 2016, arXiv 1512.00567, 7) takes a part of it for all items.
+    """
+    if not cfg.horizon and not cfg.smoothing:
+        return None
+    places = torch.arange(len(targets), device=targets.device)
+    ends = torch.from_numpy(np.repeat(np.cumsum(labels.counts), labels.counts)).to(targets.device)
+    ends = F.pad(ends, (0, len(targets) - len(ends)))  # dummies have no target
+    rows, masses = [targets], [torch.ones_like(targets, dtype=torch.float32)]
+    for step in range(1, cfg.horizon + 1):
+        others = (places + step).clamp(max=len(targets) - 1)
+        has_other = (places + step < ends) & (labels.targets[others] > 0)
+        rows.append(targets[others])
+        masses.append(cfg.decay**step * has_other)
+    each = torch.stack(masses, 1)  # (R, 1 + horizon)
+    return SoftTargets(torch.stack(rows, 1), each * ((1 - cfg.smoothing) / each.sum(1, keepdim=True)), cfg.smoothing)
 
 
 def sampled_softmax(
