@@ -125,7 +125,7 @@ class LossConfig:
                 )
             if self.exclude is Exclude.history:
                 raise InputError(
-                    f"loss.{key}={value} gives probability to items that loss.exclude=history leaves out of the sum;"
+                    f"loss.{key}={value} gives probability to items that loss.exclude=history excludes from the sum;"
                     " set loss.exclude=none"
                 )
 

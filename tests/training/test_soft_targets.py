@@ -72,7 +72,7 @@ def test_by_hand():
     states, table = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [3.0]]).log()
     labels = Labels(torch.tensor([1, 2]), np.array([2]))
     quarter, rest = -torch.tensor(0.25).log(), -torch.tensor(0.75).log()
-    half = loss_of(states, table, labels, 0.0, 1, 0.5)  # 2/3 and 1/3, then the second alone
+    half = loss_of(states, table, labels, 0.0, 1, 0.5)  # 2/3 and 1/3, then only the second
     torch.testing.assert_close(half, (quarter * 2 / 3 + rest / 3 + rest) / 2)
     smooth = loss_of(states, table, labels, 0.2, 0, 0.5)
     torch.testing.assert_close(smooth, (0.9 * quarter + 0.1 * rest + 0.1 * quarter + 0.9 * rest) / 2)
@@ -105,9 +105,9 @@ def test_windows_of_a_batch_share_nothing():
     torch.manual_seed(0)
     model = SequentialRecommender(holdout.num_items, cfg).eval()
     data = SequenceData(holdout, cfg).train_dataloader().dataset
-    windows = list(range(len(holdout.window_users)))
-    batches = [data[[window], [0, 0, 0, 0]] for window in windows]
-    whole = data[windows, [0, 0, 0, 0]]
+    windows = np.arange(len(holdout.window_users))
+    batches = [data[windows[[window]], [0, 0, 0]] for window in windows]
+    whole = data[windows, [0, 0, 0]]
     numbers = [int((batch.labels.targets > 0).sum()) for batch in batches]
     mean = sum(model.batch_loss(batch) * number for batch, number in zip(batches, numbers, strict=True)) / sum(numbers)
     torch.testing.assert_close(model.batch_loss(whole), mean)
@@ -126,7 +126,7 @@ def test_windows_of_a_batch_share_nothing():
         ),
         (
             ["loss.horizon=2", "loss.exclude=history"],
-            "loss.horizon=2 gives probability to items that loss.exclude=history leaves out of the sum; set"
+            "loss.horizon=2 gives probability to items that loss.exclude=history excludes from the sum; set"
             " loss.exclude=none",
         ),
         (
