@@ -33,7 +33,7 @@ def history(search: SearchRecord) -> Canvas | None:
         axes.plot(*zip(*stopped, strict=True), "x", color=GRAY, markersize=5, label="pruned trial, when stopped")
     if failed := [trial.number for trial in search.trials if trial.status == "failed"]:
         worst = max(values) if is_loss else min(values)
-        axes.plot(failed, [worst] * len(failed), "v", color=COLORS[1], markersize=5, label="failed trial, without value")
+        axes.plot(failed, [worst] * len(failed), "v", color=COLORS[1], markersize=5, label="failed trial, no value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=printable(search.monitor))
     add_legend(canvas, axes)

@@ -73,6 +73,14 @@ def test_a_grid_takes_each_combination_once(tmp_path):
         assert trial is None
 
 
+@pytest.mark.parametrize(("monitor", "best"), [("val/ndcg@10", 0.5), ("val/loss", 0.25)])
+def test_the_best_trial_has_the_highest_metric_or_lowest_loss(tmp_path, monitor, best):
+    study = open_study(tmp_path, "model.dim=8,16,32", "trials=10", f"evaluation.monitor={monitor}")
+    for value in (0.25, 0.5, 0.375):
+        run(study, value)
+    assert study.best().value == study._study.best_value == best
+
+
 def test_equal_values_are_found_among_the_trials_that_ended(tmp_path):
     study = open_study(tmp_path, "model.dim=8,16", "trials=10")
     params = run(study, 0.25)
