@@ -32,6 +32,8 @@ class PaddedSASRec(nn.Module):
         if cfg.pos_emb is PosEmb.learned:
             self.positions = nn.Embedding(cfg.maxlen, cfg.dim)
         self.blocks = nn.ModuleList(PaddedBlock(cfg, dropout) for _ in range(cfg.blocks))
+        if cfg.embedding_norm:
+            self.embedding_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
         if cfg.final_norm:
             self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps)
 
@@ -42,6 +44,8 @@ class PaddedSASRec(nn.Module):
             x = x * sqrt(self.cfg.dim)
         if self.cfg.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):
             x = x + self.position_vectors(real)
+        if self.cfg.embedding_norm:
+            x = self.embedding_norm(x)
         x = self.dropout(x) * real[..., None]
         for block in self.blocks:
             x = block(x, real) * real[..., None]

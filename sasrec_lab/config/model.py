@@ -36,6 +36,8 @@ _FIXED: dict[BlockName, dict[str, Any]] = {
         "output_projection": False,
         "pad_keys": False,
         "causal": True,
+        "dropout_attention": None,
+        "dropout_input": None,
     },
     BlockName.hstu: {
         "norm": Norm.pre,
@@ -45,6 +47,7 @@ _FIXED: dict[BlockName, dict[str, Any]] = {
         "output_projection": True,
         "pad_keys": False,
         "causal": True,
+        "dropout_attention": None,
     },
     BlockName.fuxi: {
         "norm": Norm.pre,
@@ -54,6 +57,7 @@ _FIXED: dict[BlockName, dict[str, Any]] = {
         "output_projection": True,
         "pad_keys": False,
         "causal": True,
+        "dropout_attention": None,
     },
 }
 _POINTWISE = BlockName.hstu, BlockName.fuxi  # their attention has no softmax
@@ -111,6 +115,10 @@ class ModelConfig(ModelSection):
     divisor: Optional[float] = None
     qk_dim: Optional[int] = None
     v_dim: Optional[int] = None
+    dropout_attention: Optional[float] = None
+    dropout_input: Optional[float] = None
+    token_dropout: float = 0.0
+    embedding_norm: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("model.blocks", self.blocks, 0)
@@ -128,8 +136,7 @@ class ModelConfig(ModelSection):
         self._check_block()
         if self.ff_dim is not None:
             check_at_least("model.ff_dim", self.ff_dim, 1)
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout} must be at least 0 and below 1")
+        self._check_dropout()
         if self.dim % self.heads and None in (self.qk_dim, self.v_dim):
             fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
             widths = " or set model.qk_dim and model.v_dim" if self.block in _POINTWISE else ""
@@ -141,6 +148,17 @@ class ModelConfig(ModelSection):
         self._check_positions()
         self._check_times()
         self._check_items()
+
+    def _check_dropout(self) -> None:
+        for key in ("dropout", "dropout_attention", "dropout_input", "token_dropout"):
+            rate = getattr(self, key)
+            if rate is not None and not 0 <= rate < 1:
+                raise InputError(f"model.{key}={rate} must be at least 0 and below 1")
+        if self.token_dropout and not self.causal:
+            raise InputError(
+                f"model.token_dropout={self.token_dropout} would hide items next to those that objective=masked_items"
+                " hides; set it to 0 for model.causal=false, or raise objective.mask_share"
+            )
 
     def _check_items(self) -> None:
         if self.items is not ItemVectors.ids and not self.share_items:
@@ -243,6 +261,18 @@ class ModelConfig(ModelSection):
                     f"model.time_bias={bias.name} requires model.{key}={typed_form(value)}; set that, or"
                     " model.time_bias=none"
                 )
+
+    @property
+    def rate_attention(self) -> float:
+        """Return the dropout rate on attention weights."""
+        return self.dropout if self.dropout_attention is None else self.dropout_attention
+
+    @property
+    def rate_input(self) -> float:
+        """Return the dropout rate on the input of the first block, which a GRU layer has itself."""
+        if self.block is BlockName.gru:
+            return 0.0
+        return self.dropout if self.dropout_input is None else self.dropout_input
 
     @property
     def num_distances(self) -> int:

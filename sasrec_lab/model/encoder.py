@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.model import BlockName, Init, ModelConfig, PosEmb, PositionsFrom
+from sasrec_lab.config.model import Init, ModelConfig, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import MASK, EvaluationBatch, PackedBatch
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.model.blocks import BLOCKS
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     def __init__(self, num_items: int, cfg: ModelConfig, features: ItemFeatures | None = None):
         super().__init__()
         self.maxlen = cfg.maxlen
-        self.rate = 0.0 if cfg.block is BlockName.gru else cfg.dropout  # a GRU layer drops its own input
+        self.rate, self.token_rate = cfg.rate_input, cfg.token_dropout
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
         self.input_items = FeatureVectors(features, cfg) if features else nn.Embedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
@@ -47,6 +47,7 @@ class Encoder(nn.Module):
             factors = rotations(torch.arange(cfg.maxlen), cfg.dim // cfg.heads)
             self.register_buffer("rotations", torch.view_as_real(factors), persistent=False)
         self.pos_emb, self.positions_from = cfg.pos_emb, cfg.positions_from
+        self.embedding_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps) if cfg.embedding_norm else None
         self.mask = None if cfg.causal else nn.Parameter(torch.empty(1, cfg.dim))  # the vector of MASK
         self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
@@ -133,6 +134,8 @@ class Encoder(nn.Module):
 
     def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         x = self._look_up(batch.items, vectors)  # (T, D)
+        if self.training and self.token_rate:
+            x = x * (torch.rand(x.shape[0], 1, device=x.device) >= self.token_rate)
         if self.pos_emb in (PosEmb.learned, PosEmb.sinusoidal):  # scaling and addition in one pass
             table = self.sinusoids if self.positions is None else self.positions.weight
             from_oldest = self.positions_from is PositionsFrom.oldest
@@ -140,6 +143,8 @@ class Encoder(nn.Module):
             x = torch.add(F.embedding(positions, table), x, alpha=self.scale)
         else:
             x = x * self.scale
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         return dropout(x, self.rate if self.training else 0.0)
 
     def _look_up(self, items: Tensor, vectors: Tensor | None) -> Tensor:

@@ -25,7 +25,8 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.norm, self.residual, self.heads, self.rate = cfg.norm, cfg.residual, cfg.heads, cfg.dropout
+        self.norm, self.residual, self.heads = cfg.norm, cfg.residual, cfg.heads
+        self.rate, self.attention_rate = cfg.dropout, cfg.rate_attention
         self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
         is_relative = cfg.pos_emb is PosEmb.relative
         self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, cfg.num_distances)) if is_relative else None
@@ -81,7 +82,7 @@ class TransformerBlock(nn.Module):
         k, v = self.key(x), self.value(x)
         if layout.rotations is not None:
             q, k = rotate(q, layout.rotations, self.heads), rotate(k, layout.rotations, self.heads)
-        rate = self.rate if self.training else 0.0
+        rate = self.attention_rate if self.training else 0.0
         if self.pad_keys:
             pads = self.key.bias, self.value.bias
             return attend_with_padding(q, k, v, layout, self.heads, rate, *pads)

@@ -414,6 +414,17 @@ def test_a_mistake_gives_one_line(override, message):
             ["dataset.format=synthetic", "dataset.synthetic=null"],
             "dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic",
         ),
+        (["model.token_dropout=1"], "model.token_dropout=1.0 must be at least 0 and below 1"),
+        (["model.dropout_input=-0.1"], "model.dropout_input=-0.1 must be at least 0 and below 1"),
+        (
+            ["model=gru4rec", "model.dropout_attention=0.1"],
+            "model.dropout_attention=0.1 does not apply to model.block=gru; set it to null",
+        ),
+        (
+            ["model=bert4rec", "model.token_dropout=0.1"],
+            "model.token_dropout=0.1 would hide items next to those that objective=masked_items hides; set it to 0 for"
+            " model.causal=false, or raise objective.mask_share",
+        ),
         (
             ["model.pad_keys=true", "model.norm=pre"],
             "model.pad_keys=true requires model.norm=sasrec (as in RecTools), not pre; set model.pad_keys=false",

@@ -51,6 +51,7 @@ def combinations() -> list[dict]:
         "scale_embeddings": False,
         "residual": False,
         "final_norm": False,
+        "embedding_norm": True,
         "share_items": False,
         "activation": Activation.gelu,
         "causal": False,
@@ -401,6 +402,50 @@ def test_dropout_is_where_the_authors_have_it(monkeypatch):
     assert_same_gradients(model, reference, 1e-9)
 
 
+@pytest.mark.parametrize("place", ["attention", "input"])
+def test_dropout_can_be_off_in_one_place(monkeypatch, place):
+    def mask_by_digits(x: Tensor, rate: float) -> Tensor:
+        assert rate == 0.3
+        return ((x * 997.3).floor() % 3 > 0).to(x.dtype)
+
+    calls = 0
+
+    def reference_dropout(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        is_off = x.shape[-1] == SMALL.maxlen if place == "attention" else calls == 1  # weights are (B, L, L)
+        return x if is_off else x * mask_by_digits(x, 0.3) / keep_probability(0.3)
+
+    cfg = replace(SMALL, dropout=0.3, heads=2, **{f"dropout_{place}": 0.0})
+    model = random_encoder(cfg)
+    for module in (buckets, dropout_module):
+        monkeypatch.setattr(module, "keep_mask", mask_by_digits)
+    assert_same_states(model.train(), cfg, 1e-9, reference_dropout)
+
+
+def test_rates_of_dropout_that_are_null_are_that_of_dropout():
+    given = {"dropout": 0.4, "dropout_attention": 0.4, "dropout_input": 0.4}
+    states = []
+    for cfg in (replace(SMALL, dropout=0.4), replace(SMALL, **given), replace(SMALL, **given | {"dropout": 0.1})):
+        model = random_encoder(cfg).train()
+        torch.manual_seed(1)
+        states.append(model(packed(SEQUENCES)))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_token_dropout_omits_whole_items_in_training_only():
+    """What is left of an item without a vector is its position."""
+    cfg = replace(SMALL, blocks=0, final_norm=False, token_dropout=0.25)
+    model, batch = random_encoder(cfg), packed([[*range(1, 10)]] * 200)
+    with torch.no_grad():
+        whole, part = model.eval()(batch), model.train()(batch)
+        positions = model.positions.weight[batch.positions]
+    is_omitted = (part == positions).all(1)
+    assert torch.equal(part[~is_omitted], whole[~is_omitted])
+    assert 0.2 < is_omitted.double().mean() < 0.3
+
+
 def test_dropout_is_active_only_in_training():
     model = random_encoder(replace(SMALL, dropout=0.2))
     batch = packed(SEQUENCES)
@@ -409,7 +454,7 @@ def test_dropout_is_active_only_in_training():
         evaluation = [model.eval()(batch) for _ in range(2)]
         model.rate = 0.0
         for each in model.blocks:
-            each.rate = each.feed_forward.rate = 0.0
+            each.attention_rate = each.feed_forward.rate = 0.0
         without = model.train()(batch)
     assert not torch.equal(*training)
     assert torch.equal(*evaluation)
