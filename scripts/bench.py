@@ -3,6 +3,7 @@
 python scripts/bench.py                                                        every job, some minutes
 python scripts/bench.py --jobs ml1m,kion-like --json bench.json                some of them, also as JSON
 python scripts/bench.py --jobs ml1m trainer=gpu trainer.precision=bf16-mixed   with any key of conf/
+python scripts/bench.py --scale 1e6,1e7,1e8 --json scale.json                  data of these sizes, from file to ranks
 """
 
 import argparse
@@ -17,6 +18,8 @@ from benchmark.results import write_results
 from benchmark.subprocesses import JobFailed, run_module
 
 COLUMNS = "{:<12}{:>13}{:>10}{:>11}{:>10}{:>16}{:>13}{:>10}{:>10}"
+SCALE_STAGES = ("generate", "build", "prepare", "train")
+SCALE_NOTE = "on a machine with other work, so that processor seconds compare, and seconds do so less"
 SMALL_HELP = "smoke test on 1/100 of the generated data"
 OVERRIDES_HELP = "overrides, as for python -m sasrec_lab.train"
 
@@ -24,6 +27,8 @@ OVERRIDES_HELP = "overrides, as for python -m sasrec_lab.train"
 def main() -> None:
     """Measure the jobs, one row each."""
     args = parse_args()
+    if args.scale:
+        sys.exit(measure_scale(args))
     headings = ("job", "positions/s", "epoch s", "users/s", "peak MB", "roofline pos/s", "of roofline", "lists/s")
     print(COLUMNS.format(*headings, "peak MB"))
     results, failed = [], False
@@ -52,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="training steps to time (default: the job's)")
     parser.add_argument("--small", action="store_true", help=SMALL_HELP)
+    parser.add_argument("--scale", type=sizes, metavar="SIZES", help="numbers of interactions to go through, not jobs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     return parser.parse_intermixed_args()
@@ -68,6 +74,17 @@ def choice_of(options: dict[str, Any], aliases: dict[str, Any] | None = None) ->
         return [accepted[word] for word in text.split(",")]
 
     return chosen
+
+
+def sizes(text: str) -> list[int]:
+    """Parse numbers of interactions, such as `1e6,1e7`."""
+    try:
+        found = [int(float(word)) for word in text.split(",")]
+    except (ValueError, OverflowError):
+        found = []
+    if not found or min(found) < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers of interactions from 1000, such as 1e6,1e7")
+    return found
 
 
 def positive(text: str) -> int:
@@ -91,6 +108,30 @@ def run_job(job: Job, given: list[str], *, steps: int | None, small: bool) -> di
     options = ["--steps", str(steps or job.steps), "--ranked-users", str(job.ranked_users)]
     trained = run_module("benchmark.training", *options, *overrides)
     return {"job": job.name} | trained | recommend(job, overrides)
+
+
+def measure_scale(args: argparse.Namespace) -> int:
+    """Take data of each size through every stage, each in a process of its own; return the exit status."""
+    rows: list[dict[str, Any]] = []
+    columns = "{:>14}  {:<9}{:>10}{:>19}{:>21}{:>10}"
+    print(columns.format("interactions", "stage", "seconds", "processor seconds", "microseconds a row", "peak MB"))
+    options = ["--steps", str(args.steps)] if args.steps else []
+    failed = False
+    for size in args.scale:
+        try:
+            for stage in SCALE_STAGES:
+                folder = str(FOLDER / f"scale-{size:.0e}".replace("+0", ""))
+                for row in run_module("benchmark.scale", *options, stage, str(size), folder, *args.overrides)["rows"]:
+                    rows.append(row)
+                    per_row = f"{row['cpu_us_per_row']:.2f}" if "cpu_us_per_row" in row else ""
+                    numbers = (f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", per_row, f"{row['peak_rss_mb']:,}")
+                    print(columns.format(f"{size:,}", row["stage"], *numbers), flush=True)
+        except JobFailed as error:
+            failed = True
+            print(f"{size:,} interactions failed: {error}", flush=True)
+        if args.json:  # after each size, because the next one may take an hour
+            write_results(args.json, rows, note=SCALE_NOTE)
+    return int(failed)
 
 
 def generate(job: Job, small: bool) -> None:

@@ -2,9 +2,11 @@
 
 python scripts/make_synthetic.py my_data                          2,000 users, 300 items
 python scripts/make_synthetic.py my_data --users 20000 --seed 1   other sizes
+python scripts/make_synthetic.py my_data --rows 1e8               a folder of Parquet of any size, in little memory
 
-Then `data_dir=my_data dataset=kion` reads it. Two users are those of RecTools' SASRec tutorial: 324373 has a single
-interaction, and 14630 a single one with an item that no other user has seen, so that no training can know it.
+Then `data_dir=my_data dataset=kion` reads it, or with `--rows` `dataset=csv dataset.path=my_data/rows`. Two users of
+KION's files are those of RecTools' SASRec tutorial: 324373 has a single interaction, and 14630 a single one with an
+item that no other user has seen, so that no training can know it.
 """
 
 import argparse
@@ -13,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pyarrow import parquet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this clone's package
 from sasrec_lab.config.dataset import SyntheticConfig
-from sasrec_lab.data.synthetic import make_interactions
+from sasrec_lab.data.synthetic import make_interactions, stream_interactions
+from sasrec_lab.errors import InputError
 
 FIRST_DAY = np.datetime64("2021-03-13")  # KION's
 ONE_INTERACTION, UNKNOWN_ITEM_ONLY, UNKNOWN_ITEM = 324373, 14630, 8871
@@ -28,11 +32,16 @@ def main() -> None:
     """Write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the data root to write kion/ into")
-    parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--items", type=int, default=300)
+    parser.add_argument("--users", type=int, help="default: 2000, or a tenth of the rows")
+    parser.add_argument("--items", type=int, help="default: 300, or a hundredth of the rows")
     parser.add_argument("--mean-length", type=float, default=12)
+    parser.add_argument("--rows", type=float, help="number of interactions; user_id, item_id and timestamp only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.rows is not None:
+        write_rows(args.folder / "rows", int(args.rows), args.users, args.items, args.seed)
+        return
+    args.users, args.items = args.users or 2000, args.items or 300
     files = make(SyntheticConfig(args.users, args.items, args.mean_length, args.seed))
     folder = args.folder / "kion"
     try:
@@ -42,6 +51,24 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"error: {folder} cannot be written: {error.strerror}")
     print(f"{folder}: {', '.join(f'{name} ({len(table):,} rows)' for name, table in files.items())}")
+
+
+def write_rows(folder: Path, rows: int, users: int | None, items: int | None, seed: int) -> None:
+    """Write a folder of Parquet files with that many rows, in a stream."""
+    try:
+        config = SyntheticConfig(users or max(1, rows // 10), items or max(2, rows // 100), 1, seed)
+        if rows < config.users:
+            raise InputError(f"--rows={rows} must be at least --users={config.users}")
+        if any(folder.glob("*")):
+            raise InputError(f"{folder} is not empty; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        written = 0
+        for number, table in enumerate(stream_interactions(config, rows)):
+            parquet.write_table(table, folder / f"part-{number:05}.parquet")
+            written += len(table)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{folder}: {written:,} rows of {config.users:,} users and {config.items:,} items")
 
 
 def make(config: SyntheticConfig) -> dict[str, pd.DataFrame]:

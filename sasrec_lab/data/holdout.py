@@ -15,6 +15,7 @@ from sasrec_lab.data.sequences import Sequences, concatenate_ranges
 from sasrec_lab.data.time_split import split_by_time
 from sasrec_lab.errors import InputError, counted
 
+_ITEMS_PER_CHUNK = 2**24
 PAIRS_PER_CHUNK = 2**18  # interactions sorted at a time in the search for repeats, 2 MiB
 
 
@@ -55,14 +56,22 @@ class Holdout:
 
     def in_training(self) -> np.ndarray:
         """Return which of the items are training interactions, shape (N,) bool."""
-        depth = np.zeros(len(self.items) + 1, dtype=np.int64)
-        np.add.at(depth, self.starts, 1)
-        np.add.at(depth, self.train_ends, -1)
-        return np.cumsum(depth)[:-1] > 0
+        edges = np.empty(2 * len(self.starts) + 2, dtype=np.int64)  # of ranges outside and inside of training in turn
+        edges[0], edges[1:-1:2], edges[2:-1:2], edges[-1] = 0, self.starts, self.train_ends, len(self.items)
+        lengths = np.diff(edges)
+        return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
 
     def training_counts(self) -> np.ndarray:
         """Return how often each item occurs in training, shape (num_items,) int64."""
-        return np.bincount(self.items[self.in_training()], minlength=self.num_items + 1)[1:]
+        return self.count_items(self.in_training())
+
+    def count_items(self, is_counted: np.ndarray) -> np.ndarray:
+        """Return how often each item occurs among some interactions (N,), in chunks, to save memory; (num_items,)."""
+        counts = np.zeros(self.num_items + 1, dtype=np.int64)
+        for first in range(0, len(self.items), _ITEMS_PER_CHUNK):
+            chunk = slice(first, first + _ITEMS_PER_CHUNK)
+            counts += np.bincount(self.items[chunk][is_counted[chunk]], minlength=len(counts))
+        return counts[1:]
 
     def training_users(self) -> np.ndarray:
         """Return how many users have each item in training, shape (num_items,) int64."""

@@ -135,6 +135,10 @@ def _select(connection: "Connection", tables: list[str], integers: set[str], dat
         _add_window(connection, conditions, dataset)
     kept = ", ".join(name for name in columns if name != "rating")
     where, values = _where(conditions)
+    is_as_staged = all(type_of(connection, tables[0], name) == kind for name, kind in types.items())
+    if len(tables) == 1 and is_as_staged and not where:
+        connection.execute(f"DROP VIEW rows; ALTER TABLE {tables[0]} RENAME TO kept")
+        return
     connection.execute(f"CREATE TABLE kept AS SELECT place, {kept} FROM rows{where}", values)
     connection.execute("DROP VIEW rows")
     for table in tables:

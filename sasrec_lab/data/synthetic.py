@@ -1,7 +1,13 @@
 """Generate interactions with learnable order: a user's last item makes a few next items likely."""
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from math import gcd
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.ops.memory import Need, check_memory
@@ -52,11 +58,8 @@ def _lengths(random: np.random.Generator, config: SyntheticConfig) -> np.ndarray
 
 def _walk(random: np.random.Generator, config: SyntheticConfig, drawn: np.ndarray) -> pd.DataFrame:
     """Draw `drawn[u]` items in order for user u + 1, with repeats; all users take each step together."""
-    groups = max(1, round(config.items**0.5 / 2))
-    edges = np.linspace(0, config.items, groups + 1).astype(int)  # group g has the items edges[g] to edges[g + 1] - 1
-    weights = random.permutation(1 / np.arange(1, config.items + 1))
-    popularity = np.concatenate([[0], np.cumsum(weights)])  # total weight of all items before this one
-    successors = _successors(random, edges)
+    edges, popularity = _catalogue(random, config)
+    groups, successors = len(edges) - 1, _successors(random, edges)
     users = np.argsort(-drawn, kind="stable")  # longest first, so that those still walking are a prefix
     walking = np.searchsorted(-drawn[users], -np.arange(drawn.max()))  # users with more than 0, 1, 2, ... items
     taste = random.integers(groups, size=config.users)
@@ -71,6 +74,14 @@ def _walk(random: np.random.Generator, config: SyntheticConfig, drawn: np.ndarra
     walkers = np.concatenate([users[:count] for count in walking])
     table = pd.DataFrame({"user": walkers + 1, "item": np.concatenate(steps) + 1})
     return table.iloc[np.argsort(walkers, kind="stable")]
+
+
+def _catalogue(random: np.random.Generator, config: SyntheticConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the groups of items begin and end, and the total weight of all items before each (items + 1,)."""
+    groups = max(1, round(config.items**0.5 / 2))
+    edges = np.linspace(0, config.items, groups + 1).astype(int)  # group g has the items edges[g] to edges[g + 1] - 1
+    weights = random.permutation(1 / np.arange(1, config.items + 1))
+    return edges, np.concatenate([[0], np.cumsum(weights)])
 
 
 def _successors(random: np.random.Generator, edges: np.ndarray) -> np.ndarray:
@@ -95,3 +106,69 @@ def _times(random: np.random.Generator, users: np.ndarray) -> np.ndarray:
     starts = _START + random.integers(_YEAR, size=len(first))
     elapsed = np.cumsum(gaps)
     return elapsed + np.repeat(starts - elapsed[first], np.diff(first, append=len(users)))
+
+
+# More rows than fit in memory
+
+
+def stream_interactions(config: SyntheticConfig, rows: int, users_at_once: int = 200_000) -> Iterator[pa.Table]:
+    """Generate tables of user_id, item_id and timestamp, `rows` rows in all, some users at a time.
+
+    Items follow each other as in `make_interactions`, but a user may take one again, and the mean length is `rows` by
+    the number of users. A table has whole users, in time order, and their ids are spread over all ids. The same
+    arguments give the same tables.
+    """
+    random = np.random.default_rng(config.seed)
+    edges, popularity = _catalogue(random, config)
+    successors = _successors(random, edges).astype(np.int32)
+    spread = next(odd for odd in itertools.count(config.users // 3 * 2 + 1, 2) if gcd(odd, config.users) == 1)
+    for first in range(0, config.users, users_at_once):
+        users = min(users_at_once, config.users - first)
+        budget = rows * (first + users) // config.users - rows * first // config.users
+        lengths = _exact_lengths(random, replace(config, users=users, mean_length=budget / users), budget)
+        items = _stream_walk(random, config, lengths, edges, popularity, successors)
+        owners = np.repeat(np.arange(users), lengths)
+        table = {
+            "user_id": (owners + first) * spread % config.users + 1,
+            "item_id": items + 1,
+            "timestamp": _times(random, owners + 1),
+        }
+        order = np.argsort(table["timestamp"], kind="stable")
+        yield pa.table({name: values[order] for name, values in table.items()})
+
+
+def _exact_lengths(random: np.random.Generator, config: SyntheticConfig, rows: int) -> np.ndarray:
+    """Return each user's number of interactions, at least one, `rows` in all."""
+    lengths = _lengths(random, config)
+    while missing := rows - int(lengths.sum()):
+        able = np.flatnonzero(lengths > 1) if missing < 0 else np.arange(len(lengths))
+        lengths[random.choice(able, min(abs(missing), len(able)), replace=False)] += np.sign(missing)
+    return lengths
+
+
+def _stream_walk(
+    random: np.random.Generator,
+    config: SyntheticConfig,
+    lengths: np.ndarray,
+    edges: np.ndarray,
+    popularity: np.ndarray,
+    successors: np.ndarray,
+) -> np.ndarray:
+    """Return the items of all users, one user after the other; all users take each step together."""
+    users = np.argsort(-lengths, kind="stable")  # longest first, so that those still walking are a prefix
+    walking = np.searchsorted(-lengths[users], -np.arange(1, lengths.max()))  # users with more than 1, 2, ... items
+    taste = random.integers(len(edges) - 1, size=len(users))
+    low, high = edges[taste], edges[taste + 1]
+    starts = (np.cumsum(lengths) - lengths)[users]
+    items = np.empty(lengths.sum(), np.int64)
+    items[starts] = last = _popular(random, popularity, low, high)
+    for step, number in enumerate(walking, 1):
+        which = np.searchsorted(np.cumsum(_SUCCESSORS[:-1]), random.random(number), side="right")
+        following = successors[last[:number], which].astype(np.int64)
+        chance = random.random(number)
+        fits = np.flatnonzero((chance >= _FOLLOW) & (chance < _FOLLOW + _TASTE))
+        following[fits] = _popular(random, popularity, low[fits], high[fits])
+        free = np.flatnonzero(chance >= _FOLLOW + _TASTE)
+        following[free] = _popular(random, popularity, np.zeros(len(free), int), np.full(len(free), config.items))
+        items[starts[:number] + step] = last = following
+    return items

@@ -4,6 +4,8 @@ popularity: items by training count. recent_popularity: by their count in the la
 often they follow the user's newest item in training.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.evaluation.metrics import HoldoutMetrics
 from sasrec_lab.ops.sparse_scores import SparseScores, SparseTable, shared_by_all
 
+_ITEMS_PER_CHUNK, _PAIRS_PER_RANGE = 2**24, 2**24  # which are sorted at a time, to save memory
 POPULARITY, RECENT_POPULARITY, MARKOV = "popularity", "recent_popularity", "markov"
 
 
@@ -53,9 +56,8 @@ def recent_counts(sequences: Sequences, holdout: Holdout, days: int | None) -> n
         known = np.flatnonzero(np.isin(sequences.item_ids, holdout.item_ids)) + 1
         times = times[np.isin(sequences.items, known)]
     trained = holdout.in_training()
-    items, times = items[trained], times[trained]
-    since = days_before(times, days)
-    return None if since is None else np.bincount(items[times > since], minlength=holdout.num_items + 1)[1:]
+    since = days_before(times[trained], days)
+    return None if since is None else holdout.count_items(trained & (times > since))
 
 
 def markov_table(holdout: Holdout, counts: np.ndarray) -> SparseTable:
@@ -70,16 +72,38 @@ def markov_table(holdout: Holdout, counts: np.ndarray) -> SparseTable:
     trained = holdout.in_training()
     follows = trained[1:] & trained[:-1]
     follows[holdout.starts[(holdout.starts > 0) & (holdout.starts < len(items))] - 1] = False  # of another user
-    first = np.flatnonzero(follows)
-    pairs, times = np.unique(items[first].astype(np.int64) * size + items[first + 1], return_counts=True)
     shared = counts / max(1, counts.sum())
-    rows, followers = np.divmod(pairs, size)
+    lengths, followers, values = np.zeros(size, np.int64), [], []
+    for low, high in _ranges_of_items(counts):
+        pairs, times = np.unique(_transitions(items, follows, size, low, high), return_counts=True)
+        rows, chosen = np.divmod(pairs, size)
+        lengths += np.bincount(rows, minlength=size)
+        followers.append(chosen)
+        values.append(times + shared[chosen - 1])
     return SparseTable(
         shared=torch.from_numpy(shared),
-        offsets=torch.from_numpy(np.searchsorted(rows, np.arange(size + 1))),
-        items=torch.from_numpy(followers),
-        values=torch.from_numpy(times + shared[followers - 1]),
+        offsets=torch.from_numpy(np.append(0, np.cumsum(lengths))),
+        items=torch.from_numpy(np.concatenate(followers)),
+        values=torch.from_numpy(np.concatenate(values)),
     )
+
+
+def _ranges_of_items(counts: np.ndarray) -> list[tuple[int, int]]:
+    """Return ranges of items, each with a limited number of transitions from them, all but one item's own."""
+    ends = np.cumsum(counts)
+    cuts = np.searchsorted(ends, np.arange(_PAIRS_PER_RANGE, max(1, ends[-1]), _PAIRS_PER_RANGE)) + 1
+    return list(pairwise(np.unique([0, *cuts, len(counts) + 1]).tolist()))
+
+
+def _transitions(items: np.ndarray, follows: np.ndarray, size: int, low: int, high: int) -> np.ndarray:
+    """Return item * size + follower of each transition from the items low to high - 1."""
+    found = []
+    for first in range(0, len(follows), _ITEMS_PER_CHUNK):
+        chunk = slice(first, first + _ITEMS_PER_CHUNK)
+        before = items[:-1][chunk]
+        chosen = np.flatnonzero(follows[chunk] & (before >= low) & (before < high))
+        found.append(before[chosen].astype(np.int64) * size + items[1:][chunk][chosen])
+    return np.concatenate(found)
 
 
 def newest_items(holdout: Holdout, stage: str, rows: Tensor) -> Tensor:

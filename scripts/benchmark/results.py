@@ -32,13 +32,15 @@ def _stamp() -> dict[str, Any]:
     return run_module("benchmark.stamp")
 
 
-def write_results(file: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None) -> None:
+def write_results(
+    file: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None, note: str | None = None
+) -> None:
     """Write rows as JSON with date, commit, machine, threads, versions and the command that measured them.
 
-    `versions` are those of libraries in environments of their own.
+    `versions` are those of libraries in environments of their own. `note` is for the caption of tables.
     """
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    stamp = _stamp() | {"command": command, "note": None}
+    stamp = _stamp() | {"command": command, "note": note}
     stamp["versions"] = stamp["versions"] | (versions or {})
     lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in rows)
     head = json.dumps(stamp, indent=2, ensure_ascii=False).removesuffix("\n}")

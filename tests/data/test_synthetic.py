@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sasrec_lab.config.dataset import SyntheticConfig
-from sasrec_lab.data.synthetic import make_interactions
+from sasrec_lab.data.synthetic import make_interactions, stream_interactions
 
 CONFIG = SyntheticConfig(users=2000, items=500, mean_length=20, seed=0)
 
@@ -69,3 +70,17 @@ def test_large_data_takes_seconds():
     table = make_interactions(SyntheticConfig(users=300_000, items=20_000, mean_length=6, seed=0))
     assert time.process_time() - start < 30
     assert abs(len(table) / 300_000 - 6) < 0.2
+
+
+def test_rows_of_any_number_are_made_in_a_stream():
+    config = SyntheticConfig(users=500, items=50, mean_length=1, seed=0)
+    tables = list(stream_interactions(config, 3_001, users_at_once=70))
+    assert pa.concat_tables(tables).equals(pa.concat_tables(stream_interactions(config, 3_001, users_at_once=70)))
+    rows = pa.concat_tables(tables).to_pandas()
+    assert len(rows) == 3_001
+    assert sorted(rows["user_id"].unique()) == list(range(1, 501))
+    assert rows["item_id"].between(1, 50).all()
+    owners = [set(table["user_id"].to_pylist()) for table in tables]
+    assert sum(map(len, owners)) == 500  # whole users in a table
+    named = rows.rename(columns={"user_id": "user", "item_id": "item", "timestamp": "time"})
+    assert hits(named.sort_values(["user", "time"], kind="stable"))[1] > 0.5

@@ -7,12 +7,15 @@ from math import log2
 
 import numpy as np
 import pytest
+import torch
 from small_data import holdout_of, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
+from sasrec_lab.data import holdout
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
+from sasrec_lab.evaluation import baselines
 from sasrec_lab.evaluation.baselines import baseline_metrics, markov_table, recent_counts
 
 DAY = 86_400
@@ -114,3 +117,23 @@ def test_recent_popularity_follows_a_smaller_catalogue():
     assert holdout.item_ids.tolist() == [10, 20]  # items 1 and 2
     assert recent_counts(sequences, holdout, 2).tolist() == [2, 0]
     assert recent_counts(sequences, holdout, 3).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_give_the_same_counts_and_table(seed, monkeypatch):
+    for catalogue in (Catalogue.all, Catalogue.train):
+        split = holdout_of(random_users(seed, users=60, items=20, longest=9), catalogue=catalogue)
+        trained = np.zeros(len(split.items), bool)
+        for start, end in zip(split.starts, split.train_ends, strict=True):
+            trained[start:end] = True
+        np.testing.assert_array_equal(split.in_training(), trained)
+        counts = np.bincount(split.items[trained], minlength=split.num_items + 1)[1:]
+        whole = markov_table(split, counts)
+        with monkeypatch.context() as patch:
+            patch.setattr(holdout, "_ITEMS_PER_CHUNK", 11)
+            patch.setattr(baselines, "_ITEMS_PER_CHUNK", 5)
+            patch.setattr(baselines, "_PAIRS_PER_RANGE", 7)
+            np.testing.assert_array_equal(split.training_counts(), counts)
+            parts = markov_table(split, counts)
+        for name in ("shared", "offsets", "items", "values"):
+            assert torch.equal(getattr(parts, name), getattr(whole, name))
