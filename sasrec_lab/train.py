@@ -23,6 +23,7 @@ from sasrec_lab.run import sweep
 from sasrec_lab.run.failures import explain, explaining_failures
 from sasrec_lab.run.folder import has_checkpoint
 from sasrec_lab.run.launch import exit_interrupted, launch
+from sasrec_lab.run.own_code import report_parts
 from sasrec_lab.run.provenance import is_first_process
 from sasrec_lab.run.record import RunRecord, describe_failure, record_run, write_items, write_ranks
 from sasrec_lab.run.signals import interrupts_deferred
@@ -85,6 +86,7 @@ def train(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = (
     """
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
+        report_parts(run, cfg)
         if isinstance(cfg.model, ClosedFormConfig):
             from sasrec_lab.training.closed_form import fit_and_measure
 

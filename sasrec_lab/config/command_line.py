@@ -28,7 +28,7 @@ from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.overrides import check_syntax, format_override
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
-from sasrec_lab.config.trust import check_code
+from sasrec_lab.config.trust import check_code, is_in_run_folder
 from sasrec_lab.errors import InputError, MissingKey
 
 _HANDLERS = ("console", "file")  # of logging; conf/train.yaml sets their formats
@@ -205,6 +205,8 @@ def _plan_run(flags: Namespace, name: str) -> Job:
         job = job_of(cfg)
         if flags.cfg:
             _check_printed(cfg, flags)
+            return job
+        check_parts(job.cfg, flags.overrides, flags.config_dir)
         return job
 
 
@@ -258,7 +260,9 @@ def _plan_sweep(flags: Namespace) -> Sweep:
         common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
         searched = [key for key, override in by_key(swept).items() if override.is_sweep_override()]
         naming = _omit_from_names(combinations, searched) if UNNAMED_KEYS not in map(_key, hydra_words) else []
-        jobs = [_compose_job(number, common + naming + words) for number, words in enumerate(combinations)]
+        jobs = [
+            _compose_job(number, common + naming + words, flags.config_dir) for number, words in enumerate(combinations)
+        ]
     return Sweep(_assign_folders(jobs, folder), folder, hydra.launcher, naming)
 
 
@@ -302,13 +306,36 @@ def by_key(overrides: list[Override]) -> dict[str, Override]:
     return {override.get_key_element(): override for override in overrides}
 
 
-def _compose_job(number: int, overrides: list[str]) -> Job:
+def _compose_job(number: int, overrides: list[str], config_dir: str | None) -> Job:
     cfg = compose_checked([*overrides, f"hydra.job.num={number}"])
     folder = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir)
     try:
-        return Job(typed_without_hydra(cfg), folder)
+        typed = typed_without_hydra(cfg)
+        check_parts(typed, overrides, config_dir)
+        return Job(typed, folder)
     except InputError as error:
         return Job(error, folder)
+
+
+def check_parts(cfg: object, overrides: list[str], config_dir: str | None) -> None:
+    """Import the parts of the user's that a config names, so that a mistake in them costs no time.
+
+    The user names them by an override, or by the files of --config-dir. A run folder is data, even as that folder: what
+    its files name must be an override as well.
+
+    Raises:
+        InputError: a part is missing, of another kind or has a wrong option, or only a run folder names it.
+    """
+    if not isinstance(cfg, TrainConfig):
+        return
+    if config_dir and is_in_run_folder(config_dir):
+        for part in cfg.parts:
+            if not any(word.lstrip("+") == f"{part.key}={part.name}" for word in overrides):
+                raise InputError(
+                    f"{part.key}={part.name} is code that a config of a run folder names ({config_dir}); if you trust"
+                    f" it, add {part.key}={part.name} to the command line, or copy the config elsewhere"
+                )
+    cfg.check_parts()
 
 
 def _assign_folders(jobs: list[Job], sweep: Path) -> list[Job]:

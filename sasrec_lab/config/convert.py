@@ -1,5 +1,6 @@
 """Convert a composed config to typed objects, and these to plain dicts; suggest keys for an unknown one."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
+from sasrec_lab.config.foreign import Foreign, trust_parts
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import ObjectiveName
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
@@ -26,6 +28,11 @@ _BOOKKEEPING_KEYS = (
     "tensorboard",
     "trainer.enable_progress_bar",
 )
+# Sections whose keys are the user's: names of parts, and options that a part's own dataclass has
+_FREE_SECTIONS = (
+    "callbacks", "evaluation.metrics", "loss.options", "loss.sampler_options", "model.options", "model.head_options",
+    "objective.options",
+)  # fmt: skip
 INTERPOLATION_FIX = "${...} must name another key that exists; correct it, or write the value"
 
 # names that other programs give to keys -> the key
@@ -84,6 +91,7 @@ def to_typed(cfg: DictConfig) -> Any:
     except RecursionError as error:
         raise InputError("an interpolation ${...} refers to itself; write the value instead") from error
     _reject_appended_keys(typed, "", type(typed))
+    trust_parts(typed)  # the command is the user's
     return typed
 
 
@@ -114,10 +122,11 @@ def _reject_appended_keys(typed: Any, prefix: str, schema: type) -> None:
             _reject_appended_keys(value, f"{prefix}{name}.", schema)
 
 
-def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
+def section_of(config: dict[str, Any], name: str, schema: type, trust: Iterable[str] = ()) -> Any:
     """Return a section of a plain config, such as run.json records it, as a typed object.
 
-    The same rules hold as for a config that is composed, because the run folder may be a stranger's.
+    The same rules hold as for a config that is composed, because the run folder may be a stranger's. It is data, so it
+    names code that is imported only if its module is in `trust`.
 
     Raises:
         InputError: a value breaks a rule, or a key or a value does not exist in this version.
@@ -126,7 +135,9 @@ def section_of(config: dict[str, Any], name: str, schema: type) -> Any:
         if "${" in str(config[name]):
             raise InputError("it has an interpolation (${...}), which no run records")
         check_numbers(name, config[name])
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+        trust_parts(typed, trust)
+        return typed
     except InputError as error:
         raise InputError(f"the run's {name} is not valid: {error}") from error
     except Exception as error:  # those of OmegaConf on values of any type share no base class
@@ -142,7 +153,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
     A section that is not valid stays as it is.
     """
-    full = config | {"objective": config.get("objective", {"name": ObjectiveName.next_item.name})}
+    lacking = {"objective": {"name": ObjectiveName.next_item.name}, "callbacks": {}}
+    full = lacking | config
     for name, hint in get_type_hints(TrainConfig).items():
         for schema in _sections(hint) if isinstance(full.get(name), dict) else ():
             with suppress(InputError):  # of another kind of model, or not valid
@@ -153,6 +165,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 def to_plain(typed: Any) -> Any:
     """Return a typed config as dicts, lists, numbers and text (enum members by name), for JSON and TensorBoard."""
+    if isinstance(typed, Foreign):
+        return typed.name
     if is_dataclass(typed):
         return {field.name: to_plain(getattr(typed, field.name)) for field in fields(typed)}
     if isinstance(typed, dict):
@@ -210,6 +224,8 @@ def hint_for(key: str, schema: type = TrainConfig, model: type | None = None) ->
     """
     if key.startswith("trainer.") and (reason := REJECTED_FLAGS.get(key.removeprefix("trainer."))):
         return f": {reason}"
+    if any(key.startswith(f"{section}.") for section in _FREE_SECTIONS):
+        return f": the config does not set it; add it as +{key}=..."
     keys = known_keys(schema)
     if model is not None:
         own = [f"model.{field.name}" for field in fields(model)]

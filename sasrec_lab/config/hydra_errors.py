@@ -13,17 +13,12 @@ from yaml import MarkedYAMLError
 from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for, known_keys
 from sasrec_lab.config.model import MODEL_SCHEMAS, ModelConfig, ModelSection
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
+from sasrec_lab.config.value_errors import full_key, wrong_value
 from sasrec_lab.errors import InputError, did_you_mean
 
 # Hydra's plugins, and the extra of this package that installs each.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.features", r"dataset\.synthetic")
-_KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
-    r"Value '(.*?)' of type '\w+' could not be converted to Integer": "an integer",
-    r"Value '(.*?)' of type '\w+' could not be converted to Float": "a number",
-    r"Value '(.*?)' is not a valid bool": "true or false",
-    r"Cannot convert '\w+' to string: '(.*?)'": "a text",
-}
 _FAULTS = (AttributeError, NameError, KeyError, IndexError, TypeError, AssertionError, ZeroDivisionError)
 _NOISE = (
     r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
@@ -76,7 +71,7 @@ def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
             _missing_choice(text)
             or _wrong_package(text, command)
             or _unknown_key(text, command, words)
-            or _wrong_value(text)
+            or wrong_value(text)
             or _wrong_section(text, words)
             or _broken_interpolation(error, text, words)
             or _fault(error)
@@ -147,7 +142,7 @@ def _missing_folder(text: str) -> str | None:
 
 def _wrong_package(text: str, command: str) -> str | None:
     """Return the message on a file of a group whose keys are not those of a section, if it sets some there."""
-    file, key = re.search(r"In '([^']+)/[^'/]+'", text), _full_key(text)
+    file, key = re.search(r"In '([^']+)/[^'/]+'", text), full_key(text)
     if file is None or key is None or not re.search(r"Key '[^']+' not in '\w+'", text):
         return None
     group = file[1].partition("/")[0]
@@ -162,11 +157,11 @@ def _unknown_key(text: str, command: str, words: Iterable[str]) -> str | None:
     if found := re.search(r"Could not override '([^']+)'", text):
         inner = re.search(r"Key '[^']+' (?:not in '\w+'|is not in struct)", text)
         key = found[1]
-        full = _full_key(text)
+        full = full_key(text)
         if inner and full and not f"{key}.".startswith(f"{full[1]}."):  # a key inside of the value
             key = full[1] if full[1].startswith(key) else f"{key}.{full[1]}"
     elif found := re.search(r"Key '([^']+)' (?:not in '\w+'|is not in struct)", text):
-        key = (_full_key(text) or found)[1]
+        key = (full_key(text) or found)[1]
     elif found := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
         return f"~{found[1]} has nothing to delete; remove it"
     else:
@@ -194,26 +189,6 @@ def _fix_of_another_models_key(text: str, words: Iterable[str], model: type) -> 
     return None
 
 
-def _wrong_value(text: str) -> str | None:
-    """Return the message on a value of the wrong type, or that is not one of a key's choices."""
-    key = _full_key(text)
-    if key is None:
-        return None
-    if found := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", text, re.S):
-        choices = found[2].split(", ")
-        return f"{key[1]}={found[1]} is not one of {', '.join(choices)}{did_you_mean(found[1], choices)}"
-    for pattern, kind in _KINDS.items():
-        if found := re.search(pattern, text, re.S):
-            return f"{key[1]}={found[1]} must be {kind}"
-    if re.search(r"field '.*' is not Optional", text):
-        return f"{key[1]}=null must have a value; set it, or omit {key[1]}"
-    if re.search(r"Invalid value assigned: \w+ is not a ListConfig", text):
-        return f"{key[1]} must be a list; write {key[1]}=[...]"
-    if re.search(r"Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict|Cannot merge Dict", text):
-        return f"{key[1]} is a section; set its keys, as in {key[1]}.<key>=<value>"
-    return None
-
-
 def _wrong_section(text: str, words: Iterable[str]) -> str | None:
     """Return the message on a section or group with a value, or on a key in a section that is null."""
     if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of", text):
@@ -237,7 +212,7 @@ def _file_at_fault(text: str, command: str) -> str:
 
 def _shortened(text: str) -> str:
     """Return the text in one line, without the lines that do not help a user."""
-    key = _full_key(text)
+    key = full_key(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     useful = list(dict.fromkeys(line for line in lines if not re.match(_NOISE, line)))
     return (f"{key[1]}: " if key else "") + ("; ".join(useful) or "this cannot be composed")
@@ -262,7 +237,3 @@ def _fault(error: Exception) -> str | None:
         f"unexpected {type(error).__name__}: {error}; this is a fault of sasrec_lab, please report it with the"
         " traceback above"
     )
-
-
-def _full_key(text: str) -> re.Match[str] | None:
-    return re.search(r"full_key: (\S+)", text)

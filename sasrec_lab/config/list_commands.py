@@ -9,6 +9,7 @@ from typing import Any, Optional
 from omegaconf import MISSING
 
 from sasrec_lab.config.checks import check_lengths
+from sasrec_lab.config.foreign import check_trust
 from sasrec_lab.errors import InputError
 
 # Choices; a user writes the name of a member.
@@ -34,8 +35,10 @@ class RecommendConfig:
     output: Optional[str] = MISSING
     data_dir: Optional[str] = MISSING
     device: str = MISSING
+    trust: Any = MISSING  # list[str]; one name becomes a list of it
 
     def __post_init__(self) -> None:
+        self.trust = check_trust(self.trust)
         if sum(given is not None for given in (self.users, self.items, self.split)) != 1:
             raise InputError(
                 "give either users=... or items=...: ids in brackets such as [7,12], all, or a file of ids;"

@@ -1,12 +1,14 @@
 """Schema of the section `model`: the keys of encoders and of models without training epochs, and checks across them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Optional
 
 from omegaconf import MISSING
 
+from sasrec_lab.config import foreign
 from sasrec_lab.config.checks import check_at_least, check_finite, typed_form
+from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.errors import InputError
 
 _MOST_HEADS = 1024  # that a message suggests
@@ -25,7 +27,7 @@ Similarity = Enum("Similarity", ["dot", "cosine"])
 Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
 
 # Keys that a block does not have, or in one form only, with the value that they must have there
-_FIXED: dict[BlockName, dict[str, Any]] = {
+_FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
     BlockName.gru: {
         "heads": 1,
         "norm": Norm.sasrec,
@@ -80,7 +82,10 @@ class ModelSection:
 class ModelConfig(ModelSection):
     """Keys of `model` for an encoder: its architecture. A key with a default here is one that older runs lack."""
 
-    block: BlockName = BlockName.transformer
+    if TYPE_CHECKING:
+        block: BlockName | Foreign = BlockName.transformer
+    else:
+        block: Any = "transformer"
     blocks: int = MISSING
     heads: int = MISSING
     dim: int = MISSING
@@ -119,8 +124,24 @@ class ModelConfig(ModelSection):
     dropout_input: Optional[float] = None
     token_dropout: float = 0.0
     embedding_norm: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # of a block of the user's
+    if TYPE_CHECKING:
+        head: Optional[Foreign] = None
+    else:
+        head: Any = None
+    head_options: dict[str, Any] = field(default_factory=dict)  # of a head of the user's
 
     def __post_init__(self) -> None:
+        self.block = foreign.choose("model.block", self.block, BlockName, foreign.BLOCK, self.options)
+        if isinstance(self.head, int):
+            raise InputError(f"model.head={self.head} must be package.module:Name; did you mean model.heads?")
+        if self.head is not None:
+            self.head = foreign.foreign("model.head", self.head, foreign.HEAD, self.head_options)
+        elif self.head_options:
+            raise InputError(
+                f"model.head_options has {', '.join(self.head_options)}, but only a head of your own has options; set"
+                " model.head=package.module:Name, or remove them"
+            )
         check_at_least("model.blocks", self.blocks, 0)
         check_at_least("model.heads", self.heads, 1)
         check_at_least("model.dim", self.dim, 1)
@@ -225,6 +246,8 @@ class ModelConfig(ModelSection):
         if self.block in _POINTWISE:
             self._check_pointwise()
             return
+        if isinstance(self.block, Foreign):  # which of the keys it uses is its own matter
+            return
         for key, value in _OF_POINTWISE.items():
             if (given := getattr(self, key)) != value:
                 raise InputError(
@@ -251,8 +274,8 @@ class ModelConfig(ModelSection):
             TimeBias.decay: (BlockName.transformer, BlockName.ligr),
             TimeBias.buckets: _POINTWISE,
         }[bias]
-        if self.block not in blocks:
-            others = {BlockName.gru: "none"} | dict.fromkeys(_POINTWISE, "buckets or none")
+        if self.block not in blocks and not isinstance(self.block, Foreign):
+            others: dict[BlockName, str] = {BlockName.gru: "none"} | dict.fromkeys(_POINTWISE, "buckets or none")
             fitting = others.get(self.block, "decay or none")
             raise InputError(f"model.time_bias={bias.name} does not go with model.block={block}; use {fitting}")
         for key, value in (("causal", True), ("pad_keys", False)):
@@ -291,8 +314,8 @@ class ModelConfig(ModelSection):
 
     @property
     def has_softmax(self) -> bool:
-        """Return whether the blocks weight items by a softmax of attention."""
-        return self.block not in (BlockName.gru, *_POINTWISE)
+        """Return whether the blocks weight items by a softmax of attention, as far as is known."""
+        return self.block in (BlockName.transformer, BlockName.ligr)
 
     @property
     def head_widths(self) -> tuple[int, int]:

@@ -4,7 +4,8 @@ The values are in conf/, with a comment on the meaning of each key. All of confi
 so that help, `--cfg job` and every message about a typo appear at once.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from sasrec_lab.config import foreign
 from sasrec_lab.config.checks import (
     check_at_least,
     check_folder_names,
@@ -21,6 +23,8 @@ from sasrec_lab.config.checks import (
     check_trainer_flag,
 )
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.model import (
@@ -68,8 +72,12 @@ class EvaluationConfig:
     recent_days: Optional[int] = None  # older runs lack it
     lists: int = 0  # older runs lack it
     test: bool = True  # older runs lack it
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the user's, as foreign.OwnPart; older runs lack it
 
     def __post_init__(self) -> None:
+        self.metrics = foreign.own_parts("evaluation.metrics", self.metrics, foreign.METRIC)
+        if taken := [name for name in self.metrics if name in _SEVERAL_TARGETS]:
+            raise InputError(f"evaluation.metrics.{taken[0]} has the name of a built-in metric; choose another one")
         self.k = check_lengths("evaluation.k", self.k)
         check_seed("evaluation.seed", self.seed)
         check_at_least("evaluation.sampled", self.sampled, 0)
@@ -132,10 +140,12 @@ class TrainConfig:
     tensorboard: TensorBoardConfig = MISSING
     trainer: dict[str, Any] = MISSING
     init_from: Optional[str] = None  # older runs lack it
+    callbacks: dict[str, Any] = field(default_factory=dict)  # of Lightning, as foreign.OwnPart; older runs lack it
 
     def __post_init__(self) -> None:
         if getattr(self.model, "items", ItemVectors.ids) is ItemVectors.ids:
             self.dataset.features = None  # nothing reads them
+        self.callbacks = foreign.own_parts("callbacks", self.callbacks, foreign.CALLBACK)
         check_at_least("batch_size", self.batch_size, 1)
         check_seed("seed", self.seed)
         check_folder_names("name", self.name, "a folder below outputs/", nested=True)
@@ -187,6 +197,11 @@ class TrainConfig:
             raise InputError(f"ckpt={self.ckpt}: model={name} has no epochs to continue from; remove ckpt")
         if self.init_from is not None:
             raise InputError(f"init_from={self.init_from}: model={name} has no initial weights; remove init_from")
+        if self.callbacks:
+            raise InputError(
+                f"callbacks.{next(iter(self.callbacks))} is for models trained in steps, which model={name} is not;"
+                " remove it"
+            )
         if self.capture:
             raise InputError(f"capture=true is for models trained in steps, which model={name} is not; remove it")
         part = self.trainer.get("limit_val_batches", 1.0)
@@ -203,7 +218,7 @@ class TrainConfig:
                 f"evaluation.sampled={evaluation.sampled} ranks one target at a time, but dataset.time_split.target=all"
                 " has several in one list; set evaluation.sampled=0"
             )
-        names = metric_names(evaluation.k, evaluation.sampled, self.dataset.target)
+        names = metric_names(evaluation.k, evaluation.sampled, self.dataset.target, evaluation.metrics)
         measured, monitor = [f"val/{name}" for name in names], evaluation.monitor
         if not isinstance(self.model, ClosedFormConfig):
             measured.append(f"val/{LOSS}")
@@ -222,6 +237,8 @@ class TrainConfig:
         )
 
     def _check_objective(self) -> None:
+        if isinstance(self.objective.name, Foreign):
+            return  # what it asks of a model is its own matter
         predicts_masks = self.objective.name is ObjectiveName.masked_items
         is_causal = getattr(self.model, "causal", True)
         if is_causal and predicts_masks:
@@ -253,6 +270,12 @@ class TrainConfig:
                 "optimizer.name=rowwise_adam is for losses that touch few rows of the item table, not for loss=softmax;"
                 " use adam, or loss=sampled_softmax"
             )
+        for part in (self.loss.name, self.model.head):
+            if isinstance(part, Foreign):
+                raise InputError(
+                    f"optimizer.name=rowwise_adam updates only the rows of a batch, and {part.key}={part.name} may"
+                    " touch others; use adam"
+                )
         dense = {
             "output_bias=true": self.model.output_bias,
             "similarity=cosine": self.model.similarity is Similarity.cosine,
@@ -271,6 +294,12 @@ class TrainConfig:
 
     def _check_capture(self) -> None:
         model, loss = self.model, self.loss
+        for part in (self.objective.name, loss.name, model.block, model.head):
+            if isinstance(part, Foreign):
+                raise InputError(
+                    f"capture=true repeats a step for other batches of the same size, and the operations of"
+                    f" {part.key}={part.name} may depend on a batch; set capture=false"
+                )
         reasons = {
             f"model.block={model.block.name}": not model.has_softmax,
             "model.pos_emb=relative": model.pos_emb is PosEmb.relative,
@@ -286,6 +315,18 @@ class TrainConfig:
                 f"capture=true repeats a step for other batches of the same size, but with {key} its operations depend"
                 " on the lengths or the items of a batch; set capture=false"
             )
+
+    @property
+    def parts(self) -> list[Foreign]:
+        """Return the parts of the user's that the run uses: a model without epochs has neither loss nor objective."""
+        return list(foreign.parts_in(self.evaluation if isinstance(self.model, ClosedFormConfig) else self))
+
+    def check_parts(self) -> None:
+        """Import the parts of the user's; raise InputError if one is missing or has a wrong option."""
+        for part in self.parts:
+            load(part)
+        if not isinstance(self.model, ClosedFormConfig):
+            self.loss.check_own_sampler()
 
     @property
     def has_validation(self) -> bool:
@@ -327,9 +368,12 @@ def is_lower_better(metric: str) -> bool:
     return metric == f"val/{LOSS}"
 
 
-def metric_names(k: list[int], sampled: int, target: Target = Target.last) -> list[str]:
-    """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`."""
-    metrics = _SEVERAL_TARGETS if target is Target.all else _ONE_TARGET
+def metric_names(k: list[int], sampled: int, target: Target = Target.last, own: Iterable[str] = ()) -> list[str]:
+    """Return the metrics of one evaluation, without `val/` or `test/`; those on sampled items end in `-sampledN`.
+
+    `own` are the names of those of the user's.
+    """
+    metrics = (*(_SEVERAL_TARGETS if target is Target.all else _ONE_TARGET), *own)
     names = ["mrr"] + [f"{metric}@{cut}" for cut in k for metric in metrics]
     if target is Target.successive:
         names += [f"{name}{BY_USER}" for name in names]

@@ -23,6 +23,7 @@ from sasrec_lab.config.checks import check_at_least
 from sasrec_lab.config.command_line import (
     by_key,
     check_config_flags,
+    check_parts,
     compose_checked,
     compose_config,
     compose_sweep,
@@ -216,6 +217,7 @@ def _plan(cfg: SearchConfig, flags: Namespace, words: list[str]) -> SearchPlan:
         composed = [compose_checked(example) for example in _examples(searched)]
         example = _typed_example(composed[0], fixed)
     _check_example(example)
+    check_parts(example, words, flags.config_dir)
     sweep = hydra.runtime.choices.get("sweep")
     plan = SearchPlan(cfg, fixed, flags.config_dir, space, example, folder or Path())
     return plan if folder else SearchPlan(cfg, fixed, flags.config_dir, space, example, _own_folder(plan, sweep))

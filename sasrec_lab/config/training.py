@@ -1,12 +1,15 @@
 """Schema of the sections `objective`, `loss` and `optimizer`: what a model is trained for, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from omegaconf import MISSING
 
+from sasrec_lab.config import foreign
 from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import find
 from sasrec_lab.errors import InputError
 
 # Choices; a user writes the name of a member.
@@ -23,13 +26,20 @@ Schedule = Enum("Schedule", ["constant", "cosine", "linear", "flat_linear"])
 class ObjectiveConfig:
     """Keys of `objective`: what the model is trained to predict."""
 
-    name: ObjectiveName = MISSING
+    if TYPE_CHECKING:
+        name: ObjectiveName | Foreign = MISSING
+    else:
+        name: Any = MISSING
     # of masked_items; defaults for the other objective, which must not change them
     mask_share: float = 0.0
     last_share: float = 0.0
     replace: Replace = Replace.mask
+    options: dict[str, Any] = field(default_factory=dict)  # of an objective of the user's
 
     def __post_init__(self) -> None:
+        self.name = foreign.choose("objective.name", self.name, ObjectiveName, foreign.OBJECTIVE, self.options)
+        if isinstance(self.name, Foreign):
+            return
         if self.name is ObjectiveName.masked_items:
             if not 0 < self.mask_share < 1:
                 raise InputError(f"objective.mask_share={self.mask_share} must be above 0 and below 1")
@@ -58,6 +68,7 @@ _SAMPLERS = {
     LossName.gbce: [SamplerName.uniform, SamplerName.unseen],
     LossName.bpr: [SamplerName.unseen, SamplerName.uniform],
 }
+_DRAWN_PER = ("position", "sequence", "batch")  # what a sampler draws negatives for
 
 _DECAY = 0.5  # of loss.decay, if nothing sets it
 
@@ -66,32 +77,39 @@ _DECAY = 0.5  # of loss.decay, if nothing sets it
 class LossConfig:
     """Keys of `loss`: the training loss and its negatives."""
 
-    name: LossName = MISSING
-    negatives: int = MISSING
-    calibration: float = MISSING
     if TYPE_CHECKING:
-        sampler: SamplerName = MISSING
+        name: LossName | Foreign = MISSING
     else:
-        sampler: Optional[SamplerName] = None  # older records lack it; never None once it is checked
+        name: Any = MISSING
+    negatives: int = 0
+    calibration: float = 0.0
+    if TYPE_CHECKING:
+        sampler: SamplerName | Foreign = MISSING
+    else:
+        sampler: Any = None  # older records lack it; never None once it is checked
     # older records lack these
     exclude: Exclude = Exclude.none
     smoothing: float = 0.0
     horizon: int = 0
     decay: float = _DECAY
+    options: dict[str, Any] = field(default_factory=dict)  # of a loss of the user's
+    sampler_options: dict[str, Any] = field(default_factory=dict)  # of a sampler of the user's
 
     def __post_init__(self) -> None:
-        samplers = _SAMPLERS[self.name]
-        self.sampler = self.sampler or samplers[0]
-        if self.sampler not in samplers:
+        self.name = foreign.choose("loss.name", self.name, LossName, foreign.LOSS, self.options)
+        samplers = list(SamplerName) if isinstance(self.name, Foreign) else _SAMPLERS[self.name]
+        default = samplers[0] if self.sampler is None else self.sampler
+        self.sampler = foreign.choose("loss.sampler", default, SamplerName, foreign.SAMPLER, self.sampler_options)
+        is_full = self.name is LossName.softmax
+        if self.sampler not in samplers and (is_full or not isinstance(self.sampler, Foreign)):
             names = " or ".join(sampler.name for sampler in samplers)
             raise InputError(f"loss.sampler={self.sampler.name} does not go with loss={self.name.name}; use {names}")
-        if self.name is not LossName.softmax:
+        if self.sampler is not SamplerName.none:
             check_at_least("loss.negatives", self.negatives, 1)
         elif self.negatives != 0:
-            raise InputError(
-                f"loss.negatives={self.negatives} must be 0 for loss=softmax, which scores every item; set it to 0,"
-                " or use loss=sampled_softmax"
-            )
+            full = "loss=softmax, which scores every item" if is_full else "loss.sampler=none, which draws none"
+            fix = "use loss=sampled_softmax" if is_full else "choose another loss.sampler"
+            raise InputError(f"loss.negatives={self.negatives} must be 0 for {full}; set it to 0, or {fix}")
         if self.exclude is Exclude.history and self.name is not LossName.softmax:
             raise InputError(
                 f"loss.exclude=history only applies to loss=softmax; set it to none for loss={self.name.name}"
@@ -127,6 +145,20 @@ class LossConfig:
                 raise InputError(
                     f"loss.{key}={value} gives probability to items that loss.exclude=history excludes from the sum;"
                     " set loss.exclude=none"
+                )
+
+    def check_own_sampler(self) -> None:
+        """Import a sampler of the user's; raise InputError if it draws for other things than the loss expects."""
+        if isinstance(self.sampler, Foreign):
+            per = find(self.sampler).per
+            if per not in _DRAWN_PER:
+                raise InputError(
+                    f"loss.sampler={self.sampler.name}: its `per` must be one of {', '.join(_DRAWN_PER)}, not {per!r}"
+                )
+            if per != "position" and not isinstance(self.name, Foreign):
+                raise InputError(
+                    f"loss.sampler={self.sampler.name} draws for each {per}, but loss={self.name.name} takes negatives"
+                    " of each position from a sampler of your own; use a loss of your own with it"
                 )
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
@@ -56,6 +57,12 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
         if not is_fixed and key.startswith(_INSTANTIATED):
             raise _untrusted(key, value, "takes its value from a resolver, so what would run is not known")
     _check_launcher(cfg.hydra, typed)
+
+
+def is_in_run_folder(config_dir: str) -> bool:
+    """Return whether a folder of configs is a run folder, or inside one: then it may be a stranger's records."""
+    folder = Path(config_dir).absolute()
+    return any((place / "run.json").exists() or place.name == ".hydra" for place in (folder, *folder.parents))
 
 
 def _check_launcher(hydra: DictConfig, typed: set[str]) -> None:

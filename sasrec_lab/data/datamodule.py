@@ -15,7 +15,7 @@ from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, a
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 
 # Limit on the states (T, D) of rows that are ranked together, 16 MiB: smaller batches are slower, with and without
 # compiled kernels, and larger ones leave the cache in the torch code.
@@ -28,7 +28,7 @@ class SequenceData(pl.LightningDataModule):
     def __init__(self, holdout: Holdout, cfg: TrainConfig):
         super().__init__()
         self.holdout, self.cfg = holdout, cfg
-        self.objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+        self.objective = build_objective(cfg.objective, cfg.model)
         self.candidates: dict[str, np.ndarray] = {}
         if cfg.evaluation.sampled and len(holdout.test):
             for stage in cfg.evaluation.stages:

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import find, load
 from sasrec_lab.config.schema import Draw
 from sasrec_lab.config.training import LossConfig, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, as_tensor
@@ -119,7 +121,17 @@ SAMPLERS: dict[SamplerName, type[NegativeSampler]] = {
 
 def build_sampler(holdout: Holdout, cfg: LossConfig) -> NegativeSampler | None:
     """Return the sampler of a loss's negatives, or None if it compares with every item."""
-    return None if cfg.sampler is SamplerName.none else SAMPLERS[cfg.sampler](holdout, cfg.negatives)
+    if cfg.sampler is SamplerName.none:
+        return None
+    sampler = load(cfg.sampler) if isinstance(cfg.sampler, Foreign) else SAMPLERS[cfg.sampler]
+    return sampler(holdout, cfg.negatives)
+
+
+def draws_per(cfg: LossConfig) -> str:
+    """Return what gets `loss.negatives` draws: "position", "sequence" or "batch", or nothing if none are drawn."""
+    if cfg.sampler is SamplerName.none:
+        return ""
+    return find(cfg.sampler).per if isinstance(cfg.sampler, Foreign) else SAMPLERS[cfg.sampler].per
 
 
 def per_label(items: np.ndarray, labels: Labels) -> Negatives:

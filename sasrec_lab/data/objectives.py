@@ -6,6 +6,8 @@ B sequences, T tokens, R labels.
 import numpy as np
 import torch
 
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.training import ObjectiveConfig, ObjectiveName, Replace
 from sasrec_lab.data.batches import MASK, Labels, Objective, PackedBatch, as_tensor, pack, with_times
@@ -139,3 +141,9 @@ OBJECTIVES: dict[ObjectiveName, type[Objective]] = {
     ObjectiveName.next_item: NextItem,
     ObjectiveName.masked_items: MaskedItems,
 }
+
+
+def build_objective(cfg: ObjectiveConfig, model: ModelConfig) -> Objective:
+    """Return the objective that a config names, which may be a class of the user's."""
+    objective = load(cfg.name) if isinstance(cfg.name, Foreign) else OBJECTIVES[cfg.name]
+    return objective(cfg, model)

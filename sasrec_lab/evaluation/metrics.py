@@ -4,7 +4,7 @@ Rank 1 is the best. Rank 0 means that the target is not among the candidates (it
 seen): a miss at every k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Protocol
 
@@ -15,9 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab.config.dataset import Target
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.schema import LOSS, EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
-from sasrec_lab.evaluation.row_metrics import mean_over_rows
+from sasrec_lab.evaluation.row_metrics import RankedRows, RowMetric, mean_over_rows
 from sasrec_lab.ops.ranking import Scores
 
 TARGETS_AT_ONCE = 1024  # of rows with several targets: the seen items of a row are repeated for each of them
@@ -67,7 +68,8 @@ class HoldoutMetrics(nn.Module):
         self.filter_seen = evaluation.filter_seen
         self.suffix = f"-sampled{evaluation.sampled}"
         skips_full = only_monitored and evaluation.sampled and evaluation.monitor.endswith(self.suffix)
-        kept = evaluation.k, target, not has_all_rows
+        own = {name: load(part.name) for name, part in evaluation.metrics.items()}
+        kept = evaluation.k, target, own, not has_all_rows
         self.full = None if skips_full else _metrics(num_items, *kept)
         self.sampled = _metrics(evaluation.sampled + 1, *kept) if evaluation.sampled else None
         self.loss = MeanLoss() if has_loss and not skips_full else None
@@ -196,10 +198,12 @@ class IntegerConcat(Metric):
         return dim_zero_cat(self.parts)
 
 
-def _metrics(worst_rank: int, k: list[int], target: Target, adds_up: bool) -> "RankMetrics | RowMetrics":
+def _metrics(
+    worst_rank: int, k: list[int], target: Target, own: Mapping[str, RowMetric], adds_up: bool
+) -> "RankMetrics | RowMetrics":
     """Return an empty metric for rows with these targets, which may add up the rows of all processes."""
     has_one_row_and_target = target in (Target.first, Target.last)
-    return RankMetrics(worst_rank, k, adds_up) if has_one_row_and_target else RowMetrics(k, target, adds_up)
+    return RankMetrics(worst_rank, k, adds_up, own) if has_one_row_and_target else RowMetrics(k, target, adds_up, own)
 
 
 class RankMetrics(Metric):
@@ -211,9 +215,9 @@ class RankMetrics(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, worst_rank: int, k: list[int], adds_up: bool = True):
+    def __init__(self, worst_rank: int, k: list[int], adds_up: bool = True, own: Mapping[str, RowMetric] | None = None):
         super().__init__(sync_on_compute=adds_up)
-        self.k = k
+        self.k, self.own = k, own or {}
         self.add_state("counts", torch.zeros(worst_rank + 1, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, ranks: Tensor, batch: EvaluationBatch | None = None) -> None:
@@ -222,11 +226,14 @@ class RankMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by name, without `val/` or `test/`."""
-        return metrics_from_counts(self.counts.cpu().double(), self.k)
+        return metrics_from_counts(self.counts.cpu().double(), self.k, self.own)
 
 
-def metrics_from_counts(counts: Tensor, k: list[int]) -> dict[str, float]:
-    """Return the metrics by name, where `counts[r]` rows have rank r and `counts[0]` are misses."""
+def metrics_from_counts(counts: Tensor, k: list[int], own: Mapping[str, RowMetric] | None = None) -> dict[str, float]:
+    """Return the metrics by name, where `counts[r]` rows have rank r and `counts[0]` are misses.
+
+    Each of the user's own ones is asked for one row of every rank.
+    """
     rows = counts.sum().clamp(min=1)
     ranks = torch.arange(1, len(counts), dtype=torch.double)
     hits = counts[1:]
@@ -235,7 +242,11 @@ def metrics_from_counts(counts: Tensor, k: list[int]) -> dict[str, float]:
     for cut in k:
         for name, gain in gains.items():
             values[f"{name}@{cut}"] = (hits[:cut] * gain[:cut]).sum() / rows
-    return {name: float(values[name]) for name in metric_names(k, sampled=0)}
+    every = np.arange(len(counts))
+    one_of_each = RankedRows(every, every)
+    for name in [f"{metric}@{cut}" for cut in k for metric in own or ()]:
+        values[name] = (counts * torch.from_numpy(one_of_each.values(name, own))).sum() / rows
+    return {name: float(values[name]) for name in metric_names(k, sampled=0, own=own or ())}
 
 
 class RowMetrics(Metric):
@@ -248,9 +259,9 @@ class RowMetrics(Metric):
     full_state_update = False
     parts: list[Tensor]
 
-    def __init__(self, k: list[int], target: Target, adds_up: bool = True):
+    def __init__(self, k: list[int], target: Target, adds_up: bool = True, own: Mapping[str, RowMetric] | None = None):
         super().__init__(sync_on_compute=adds_up)
-        self.names = metric_names(k, 0, target)
+        self.names, self.own = metric_names(k, 0, target, own or ()), own or {}
         self.add_state("parts", [], dist_reduce_fx="cat")
 
     def update(self, ranks: Tensor, batch: EvaluationBatch) -> None:
@@ -262,4 +273,4 @@ class RowMetrics(Metric):
         """Return the metrics by name, without `val/` or `test/`."""
         rows, users, ranks = dim_zero_cat(self.parts).cpu().numpy().T if len(self.parts) else np.zeros((3, 0), np.int64)
         order = np.argsort(rows, kind="stable")
-        return mean_over_rows(self.names, rows[order], users[order], ranks[order])
+        return mean_over_rows(self.names, rows[order], users[order], ranks[order], self.own)

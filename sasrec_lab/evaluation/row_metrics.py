@@ -7,11 +7,12 @@ and MRR 1 / rank of the first hit. With one target, recall is the hit rate, and 
 divides NDCG by the ideal of k targets, and MAP by g.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sasrec_lab.config.schema import BY_USER
+from sasrec_lab.errors import InputError
 
 
 class RankedRows:
@@ -28,14 +29,31 @@ class RankedRows:
         self.rank = ranks[order]
         self.place = np.arange(len(rows)) - np.repeat(starts, self.count) + 1  # (G,) 1 for the best target of a row
 
-    def values(self, metric: str) -> np.ndarray:
-        """Return a metric of each row, such as `ndcg@10`, or `mrr` without a cutoff, shape (R,) float64."""
+    def values(self, metric: str, own: "Mapping[str, RowMetric] | None" = None) -> np.ndarray:
+        """Return a metric of each row, such as `ndcg@10`, or `mrr` without a cutoff, shape (R,) float64.
+
+        `own` are the metrics of the user's by their names.
+        """
         kind, _, cutoff = metric.partition("@")
         k = int(cutoff) if cutoff else np.iinfo(np.int64).max
+        if own and kind in own:
+            return self._own_values(kind, own[kind], k)
         is_hit = (self.rank > 0) & (self.rank <= k)
         gains = np.where(is_hit, _GAINS[kind](np.where(is_hit, self.rank, 1), self.place), 0.0)
         return np.bincount(self.row, gains, len(self.count)) / _DIVISORS[kind](k, np.minimum(k, self.count), self.count)
 
+    def _own_values(self, name: str, metric: "RowMetric", k: int) -> np.ndarray:
+        """Return a metric of the user's of each row; raise InputError if it is not one finite number of each."""
+        values = np.asarray(metric(self, k))
+        if values.shape != self.count.shape or values.dtype.kind not in "iufb" or not np.isfinite(values).all():
+            raise InputError(
+                f"evaluation.metrics.{name} must return a finite number for each of {len(self.count):,} rows, but"
+                f" returned {values.dtype} of shape {values.shape}"
+            )
+        return values.astype(np.float64)
+
+
+RowMetric = Callable[[RankedRows, int], np.ndarray]  # of the user's: the value of each row (R,) of lists of k items
 
 # By metric: what a hit adds, from its rank and its place among the hits of its row
 _GAINS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -67,10 +85,16 @@ def _ideal_gain(hits: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(1 / np.log2(np.arange(2, hits.max(initial=0) + 2))))[hits]
 
 
-def mean_over_rows(names: list[str], rows: np.ndarray, users: np.ndarray, ranks: np.ndarray) -> dict[str, float]:
+def mean_over_rows(
+    names: list[str],
+    rows: np.ndarray,
+    users: np.ndarray,
+    ranks: np.ndarray,
+    own: Mapping[str, RowMetric] | None = None,
+) -> dict[str, float]:
     """Return the mean of each metric over all rows, or over users for a name that ends in `-by-user`; 0 without rows.
 
-    `rows` (G,) is ascending; `users` (G,) is the user of each target.
+    `rows` (G,) is ascending; `users` (G,) is the user of each target. `own` are the metrics of the user's.
     """
     if not len(rows):
         return dict.fromkeys(names, 0.0)
@@ -78,7 +102,7 @@ def mean_over_rows(names: list[str], rows: np.ndarray, users: np.ndarray, ranks:
     users = users[np.flatnonzero(np.diff(rows, prepend=-1))]  # (R,)
     means = {}
     for name in names:
-        values = ranked.values(name.removesuffix(BY_USER))
+        values = ranked.values(name.removesuffix(BY_USER), own)
         means[name] = float((user_values(name, values, users) if name.endswith(BY_USER) else values).mean())
     return means
 

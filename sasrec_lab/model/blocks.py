@@ -2,7 +2,9 @@
 
 from torch import nn
 
-from sasrec_lab.config.model import BlockName
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import load
+from sasrec_lab.config.model import BlockName, ModelConfig
 from sasrec_lab.model.fuxi import FuXiBlock
 from sasrec_lab.model.gru import GRULayer
 from sasrec_lab.model.hstu import HSTUBlock
@@ -16,3 +18,9 @@ BLOCKS: dict[BlockName, type[nn.Module]] = {
     BlockName.hstu: HSTUBlock,
     BlockName.fuxi: FuXiBlock,
 }
+
+
+def build_blocks(cfg: ModelConfig) -> nn.ModuleList:
+    """Return the blocks of an encoder, which may be of a class of the user's."""
+    block = load(cfg.block) if isinstance(cfg.block, Foreign) else BLOCKS[cfg.block]
+    return nn.ModuleList(block(cfg) for _ in range(cfg.blocks))

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from sasrec_lab.config.model import Init, ModelConfig, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import MASK, EvaluationBatch, PackedBatch
 from sasrec_lab.data.items import ItemFeatures
-from sasrec_lab.model.blocks import BLOCKS
+from sasrec_lab.model.blocks import build_blocks
 from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.model.fuxi import FuXiBlock
-from sasrec_lab.model.head import Head
+from sasrec_lab.model.head import build_head
 from sasrec_lab.model.hstu import HSTUBlock
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
@@ -49,9 +49,9 @@ class Encoder(nn.Module):
         self.pos_emb, self.positions_from = cfg.pos_emb, cfg.positions_from
         self.embedding_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps) if cfg.embedding_norm else None
         self.mask = None if cfg.causal else nn.Parameter(torch.empty(1, cfg.dim))  # the vector of MASK
-        self.blocks = nn.ModuleList(BLOCKS[cfg.block](cfg) for _ in range(cfg.blocks))
+        self.blocks = build_blocks(cfg)
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
-        self.head = Head(num_items, cfg)
+        self.head = build_head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
         others = (Init.normal, Init.torch, Init.meta)
         if isinstance(self.input_items, FeatureVectors) and cfg.init not in others:

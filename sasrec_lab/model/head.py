@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.model import ModelConfig, Similarity
 
 
@@ -39,3 +40,9 @@ class Head(nn.Module):
         if self.is_cosine:
             table = F.normalize(table, dim=1)
         return table if self.bias is None else torch.cat([table, self.bias[:, None].to(table.dtype)], 1)
+
+
+def build_head(num_items: int, cfg: ModelConfig) -> Head:
+    """Return the head that a config names, which may be of a class of the user's."""
+    head: Head = (Head if cfg.head is None else load(cfg.head))(num_items, cfg)
+    return head

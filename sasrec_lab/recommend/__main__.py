@@ -71,7 +71,7 @@ def recommend(cfg: RecommendConfig) -> None:
         output = expand_home(cfg.output) if cfg.output else None
         if output:
             lists.check_output(output)
-        recommender = Recommender.from_run(cfg.run, data_dir=cfg.data_dir, device=cfg.device)
+        recommender = Recommender.from_run(cfg.run, data_dir=cfg.data_dir, device=cfg.device, trust=cfg.trust)
         wanted = _make_lists(cfg, recommender)
         if output:
             lists.write(output, wanted)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sasrec_lab.config.model import ModelConfig, QueryTime
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.evaluation.row_lists import RowScorer
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import backend
@@ -63,7 +63,7 @@ class EncoderRanker:
 
     def __init__(self, encoder: Encoder, objective: ObjectiveConfig, model: ModelConfig):
         self.encoder = encoder.eval()
-        self.objective = OBJECTIVES[objective.name](objective, model)
+        self.objective = build_objective(objective, model)
         self.query_time = model.asked_at
 
     @property

@@ -7,6 +7,7 @@ recommender.recommend_to_items([50], k=10)  # similar items: target_item_id, ite
 Shapes: U users or R targets of one table, D dim, V items.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.config.foreign import check_trust
 from sasrec_lab.config.model import MODEL_SCHEMAS
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.ids import Ids
@@ -56,6 +58,7 @@ class Recommender:
     def __init__(self, folder: Path, ranker: Ranker, items: Ids, dataset: DatasetConfig):
         self.folder, self.ranker = folder, ranker
         self.items, self.dataset = items, dataset
+        self.trust: list[str] = []  # packages of the user's whose code may be imported
         self.titles: np.ndarray | None = None  # (num_items,) text
         self.config: dict[str, Any] = {}  # of the run, plain
         # the data set of the run, for the users' histories
@@ -64,12 +67,18 @@ class Recommender:
         self.sha256: str | None = None  # of its file, when the model was trained
 
     @classmethod
-    def from_run(cls, folder: str | Path, *, data_dir: str | None = None, device: str = "auto") -> "Recommender":
+    def from_run(
+        cls, folder: str | Path, *, data_dir: str | None = None, device: str = "auto", trust: Sequence[str] = ()
+    ) -> "Recommender":
         """Load a finished run with the checkpoint that it was tested with; `data_dir` is where its data set is now.
 
+        `trust` names the packages whose code may be imported, if the run has a block, head or objective of its own.
+
         Raises:
-            InputError: the run does not exist or has not finished, or its checkpoint is broken or of another run.
+            InputError: the run does not exist or has not finished, its checkpoint is broken or of another run, or it
+                needs code that is not trusted.
         """
+        trust = check_trust(trust)
         if not str(folder):
             raise InputError("run is empty; give the folder of a finished run")
         folder = expand_home(folder)
@@ -77,9 +86,10 @@ class Recommender:
         config = completed(config)
         arrays = run_folder.read_items(folder)
         items = Ids(arrays["ids"])
-        ranker = _load_ranker(folder, config, results, len(items), device)
+        ranker = _load_ranker(folder, config, results, len(items), device, trust)
         recommender = cls(folder, ranker, items, section_of(config, "dataset", DatasetConfig))
         recommender.config = config
+        recommender.trust = trust
         recommender.titles = arrays.get("titles")
         recommender.is_data_dir_given = bool(data_dir)
         recommender.data_dir = data_dir or config["data_dir"]
@@ -325,7 +335,7 @@ class Recommender:
 
 
 def _load_ranker(
-    folder: Path, config: dict[str, Any], results: dict[str, Any], num_items: int, device: str
+    folder: Path, config: dict[str, Any], results: dict[str, Any], num_items: int, device: str, trust: list[str]
 ) -> EncoderRanker | WeightsRanker:
     """Return the model of a finished run, from its plain config and its metrics.json."""
     if str(config["model"].get("name")) in MODEL_SCHEMAS:  # of a model without epochs; an encoder has no name
@@ -334,8 +344,8 @@ def _load_ranker(
         from sasrec_lab.training.closed_form import load_weights  # imports SciPy, which lists of an encoder do not need
 
         return WeightsRanker(load_weights(folder, num_items))
-    encoder, model = load_encoder(tested_checkpoint(folder, results), num_items)
-    objective = section_of(config, "objective", ObjectiveConfig)
+    objective = section_of(config, "objective", ObjectiveConfig, trust)
+    encoder, model = load_encoder(tested_checkpoint(folder, results), num_items, trust=trust)
     return EncoderRanker(encoder.to(_find_device(device)), objective, model)
 
 

@@ -9,7 +9,7 @@ from sasrec_lab.config.schema import EvaluationConfig
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.datamodule import EvaluationData
 from sasrec_lab.data.holdout import hold_out_for
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.row_lists import lists_of_rows
 from sasrec_lab.files import display_path
@@ -43,8 +43,8 @@ def lists_of_split(recommender: Recommender, split: str, k: int) -> Lists:
         raise InputError(
             f"{display_path(recommender.folder)} knows other items than its data set has today; {RETRAIN_HINT}"
         )
-    objective = section_of(config, "objective", ObjectiveConfig)
-    data = EvaluationData(holdout, split, OBJECTIVES[objective.name](objective, model), None)
+    objective = section_of(config, "objective", ObjectiveConfig, recommender.trust)
+    data = EvaluationData(holdout, split, build_objective(objective, model), None)
     precision = config.get("trainer", {}).get("precision") if isinstance(model, ModelConfig) else None
     with backend.fastest_matmul(ranker.device):
         found = lists_of_rows(ranker.scorer, data, evaluation, k, model.dim, ranker.device, precision)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sasrec_lab.config.convert import flatten
+from sasrec_lab.config.foreign import names_in
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import read_small_text, read_small_yaml
 from sasrec_lab.run.folder import METRICS, RUN, read_json
@@ -40,6 +41,7 @@ class Run:
     parameters: int
     commit: str | None
     start: str
+    own_code: tuple[str, ...] = ()  # parts that are not of this package, with the checksums of their modules
 
     @property
     def seed(self) -> int:
@@ -89,7 +91,14 @@ def read_run(folder: Path) -> Run:
         parameters=info["parameters"],
         commit=info.get("git", {}).get("commit"),
         start=info.get("start", ""),
+        own_code=_own_code(config, info),
     )
+
+
+def _own_code(config: dict[str, Any], info: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of a run's parts that are not of this package, with the begin of their modules' checksums."""
+    checksums = info.get("foreign", {}).get("modules", {})
+    return tuple(f"{name} ({checksums.get(name.partition(':')[0], 'unknown')[:7]})" for name in names_in(config))
 
 
 def _status(folder: Path, info: dict[str, Any] | None, results: dict[str, Any] | None) -> str:

@@ -159,6 +159,9 @@ def _notes_on(rows: list[Row], published_only: list[str]) -> list[str]:
     if len(commits := dict.fromkeys(run.commit for row in rows for run in row.runs)) > 1:
         versions = ", ".join("unknown" if commit is None else commit[:7] for commit in commits)
         notes.append(f"runs come from {len(commits)} code versions: {versions}")
+    for row in rows:
+        if code := dict.fromkeys(name for run in row.runs for name in run.own_code):
+            notes.append(f"{row.label} is with code that is not of this package: {', '.join(code)}")
     if published_only:
         notes.append(f"published rows not run here: {', '.join(published_only)}")
     return notes

@@ -10,6 +10,7 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.files import open_regular
 from sasrec_lab.run.folder import opened_archive
 
+_OPTIONS = ("options", "head_options")  # keys of `model` with the options of parts of the user's
 _MAX_PICKLE = 8 << 20  # bytes of a checkpoint that are not weights; a run writes some thousand
 
 
@@ -45,8 +46,10 @@ def _check_content(saved: Any) -> None:
     known = saved["hyper_parameters"]
     if not isinstance(known["config"]["model"], dict) or not isinstance(known["num_items"], int):
         raise ValueError("its hyper_parameters are malformed")
-    if any(isinstance(value, (dict, list, tuple, torch.Tensor)) for value in known["config"]["model"].values()):
-        raise ValueError("its hyper_parameters are malformed")
+    for key, value in known["config"]["model"].items():
+        is_options = isinstance(value, dict) and key in _OPTIONS
+        if isinstance(value, (dict, list, tuple, torch.Tensor)) and not is_options:
+            raise ValueError("its hyper_parameters are malformed")
     if not isinstance(saved["epoch"], int) or not isinstance(saved.get("validation", {}), dict):
         raise ValueError("its epoch or validation metrics are malformed")
     if not all(isinstance(value, int) for value in flatten(saved.get("loops", {})).values()):

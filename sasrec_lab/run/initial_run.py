@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config.convert import completed, to_plain
+from sasrec_lab.config.foreign import names_in
 from sasrec_lab.config.model import MODEL_SCHEMAS
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError
@@ -43,7 +44,10 @@ def find_initial_run(cfg: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
     if differing := [key for key in now if key not in _MAY_DIFFER and before.get(key) != now[key]]:
         key = differing[0]
         had, has = (_shown(value) for value in (before.get(key), now[key]))
-        raise InputError(f"{KEY}={folder} has model.{key}={had}, not {has}; set model.{key} to that value")
+        fix = f"set model.{key} to that value"
+        if names_in({"model": {key: before.get(key)}}):
+            fix = f"it is code that is not of this package: if you trust it, {fix}"
+        raise InputError(f"{KEY}={folder} has model.{key}={had}, not {has}; {fix}")
     return folder, results
 
 

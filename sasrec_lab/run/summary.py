@@ -9,6 +9,7 @@ import numpy as np
 
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.config.dataset import HoldoutMode
+from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.model import BlockName
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import OptimizerName
@@ -91,9 +92,12 @@ def model_line(cfg: TrainConfig, loss: str, info: dict[str, Any]) -> str:
         hint += f"\n       softmax by {info['softmax']}"
     if "capture" in info:
         hint += f"\n       capture: {info['capture']}"
-    heads = "" if model.block is BlockName.gru else f"{counted(model.heads, 'head')}, "
+    part = f"{model.block.title} block" if isinstance(model.block, Foreign) else _PARTS[model.block]
+    heads = (
+        "" if model.block is BlockName.gru or isinstance(model.block, Foreign) else f"{counted(model.heads, 'head')}, "
+    )
     return (
-        f"model  {counted(model.blocks, _PARTS[model.block])}, {heads}dim {model.dim}, maxlen"
+        f"model  {counted(model.blocks, part)}, {heads}dim {model.dim}, maxlen"
         f" {model.maxlen}, loss {loss}{by}; {info['parameters']:,} parameters\n"
         f"       {info['device']}, {info['matmul']}{hint}"
     )
@@ -165,6 +169,7 @@ def _test_lines(results: dict[str, Any], cfg: TrainConfig, suffix: str) -> list[
     protocol = results["protocol"]
     cut = _cutoff(cfg)
     columns = {f"NDCG@{cut}": f"ndcg@{cut}", f"recall@{cut}": f"recall@{cut}", "MRR": "mrr"}
+    columns |= {f"{name}@{cut}": f"{name}@{cut}" for name in cfg.evaluation.metrics}
     rows = {model_name(to_plain(cfg)): results["metrics"], **results["baselines"]}
     width = max(12, *map(len, rows))
     candidates = describe_candidates(protocol, suffix)

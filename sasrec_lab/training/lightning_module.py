@@ -19,7 +19,7 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLos
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.captured_steps import CapturedSteps, GraphRecorder
-from sasrec_lab.training.losses import LOSSES, ItemTable
+from sasrec_lab.training.losses import ItemTable, find_loss
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
 # TensorBoard sorts by name and opens two groups; the tilde keeps these behind `test` and `val`
@@ -36,7 +36,7 @@ class SequentialRecommender(pl.LightningModule):
     def __init__(self, num_items: int, cfg: TrainConfig, features: ItemFeatures | None = None):
         super().__init__()
         self.save_hyperparameters({"num_items": num_items, "config": to_plain(cfg)}, logger=False)
-        self.cfg, self.loss = cfg, LOSSES[cfg.loss.name]
+        self.cfg, self.loss = cfg, find_loss(cfg.loss)
         self.num_compared = features.num_trained if features else num_items  # the first items, which training has
         if self.loss.check:
             self.loss.check(cfg.loss, self.num_compared)

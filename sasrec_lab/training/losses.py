@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
-from sasrec_lab.data.negatives import SAMPLERS
+from sasrec_lab.data.negatives import draws_per
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.ops.cross_entropy import SoftTargets, grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 from sasrec_lab.ops.lookup_loss import lookup_binary_cross_entropy, lookup_cross_entropy
@@ -57,7 +59,7 @@ class Loss:
             parts += [f"horizon {cfg.horizon}"] if cfg.horizon else []
             parts += [f"smoothing {cfg.smoothing:g}"] if cfg.smoothing else []
             return cfg.name.name + (f" ({', '.join(parts)})" if parts else "")
-        return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {SAMPLERS[cfg.sampler].per})"
+        return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {draws_per(cfg)})"
 
     def compared_items(self, cfg: LossConfig, num_items: int) -> int:
         """Return how many items each state is compared with."""
@@ -194,6 +196,11 @@ LOSSES = {
     LossName.gbce: Loss(gbce, check_sampling_rate),
     LossName.bpr: Loss(bpr),
 }
+
+
+def find_loss(cfg: LossConfig) -> Loss:
+    """Return the loss that a config names, which may be a function of the user's."""
+    return Loss(load(cfg.name)) if isinstance(cfg.name, Foreign) else LOSSES[cfg.name]
 
 
 def _binary_cross_entropy(

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.model import Activation, BlockName, ItemVectors, ModelConfig, PosEmb
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.config.training import LossName, OptimizerName, SamplerName
+from sasrec_lab.config.training import LossName, OptimizerName
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.negatives import SAMPLERS
+from sasrec_lab.data.negatives import draws_per
 from sasrec_lab.ops.memory import Need, check_memory
 from sasrec_lab.ops.time_buckets import NUM_BUCKETS
 
@@ -52,7 +53,9 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
 
 
 def block_parameters(model: ModelConfig) -> int:
-    """Return the number of parameters of one block."""
+    """Return the number of parameters of one block, 0 for one of the user's, which is not known before it is built."""
+    if isinstance(model.block, Foreign):
+        return 0
     dim, width = model.dim, model.feed_forward_width
     linear = (dim + 1) * dim
     if model.block is BlockName.gru:
@@ -85,8 +88,7 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     in_batch = max(1, min(cfg.batch_size, windows) // processes)
     tokens = int((holdout.window_ends - holdout.window_starts - 1).sum()) * in_batch // windows
     # the embedding, and each block's queries, keys, values and normed input, or gates
-    width = 4 * model.dim if model.has_softmax or model.block is BlockName.gru else _projection_width(model)
-    kept = model.dim + model.blocks * width
+    kept = model.dim + model.blocks * _kept_width(model)
     number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
     keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))
     needs = [Need("the states of a batch", keys, tokens * kept * number)]
@@ -95,15 +97,22 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     drawn = {
         "position": int(tokens * (cfg.objective.mask_share or 1)) * cfg.loss.negatives,
         "sequence": in_batch * min(cfg.loss.negatives, outside),
-    }.get(_draws_per(cfg), 0)
+    }.get(draws_per(cfg.loss), 0)
     if drawn:
         needs.append(Need("the negatives of a batch", (_key(cfg, "loss.negatives"), size), drawn * each))
     return needs
 
 
+def _kept_width(model: ModelConfig) -> int:
+    """Return how many numbers of a token a block keeps for its backward pass; of one of the user's its output."""
+    if isinstance(model.block, Foreign):
+        return model.dim
+    return 4 * model.dim if model.has_softmax or model.block is BlockName.gru else _projection_width(model)
+
+
 def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
     """Return the memory of negatives that a batch shares, and of the candidates of all rows to rank."""
-    shared = cfg.loss.negatives if _draws_per(cfg) == "batch" else 0
+    shared = cfg.loss.negatives if draws_per(cfg.loss) == "batch" else 0
     rows = max(len(holdout.val), len(holdout.test))
     candidates = rows * cfg.evaluation.sampled
     each = 3 * _INT + 4  # user, item and place while the second of two sets is drawn, next to the first set
@@ -111,10 +120,6 @@ def sampling_needs(cfg: TrainConfig, holdout: Holdout) -> list[Need]:
         Need("the negatives of a batch", (_key(cfg, "loss.negatives"),), 2 * _INT * shared),
         Need(f"the candidates of {rows:,} rows", (_key(cfg, "evaluation.sampled"),), each * candidates),
     ]
-
-
-def _draws_per(cfg: TrainConfig) -> str:
-    return "" if cfg.loss.sampler is SamplerName.none else SAMPLERS[cfg.loss.sampler].per
 
 
 def _key(cfg: TrainConfig, name: str) -> str:

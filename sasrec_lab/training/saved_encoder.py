@@ -1,5 +1,6 @@
 """Load the encoder in a checkpoint, once its weights are known to be those of its own configuration."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,8 +16,12 @@ from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT
 _MAX_POSITIONS = 2**28  # numbers in a table of positions, 1 GiB
 
 
-def load_encoder(path: Path, num_items: int, *, frozen: bool = True) -> tuple[Encoder, ModelConfig]:
+def load_encoder(
+    path: Path, num_items: int, *, frozen: bool = True, trust: Iterable[str] = ()
+) -> tuple[Encoder, ModelConfig]:
     """Return the encoder in a checkpoint, and its config; if `frozen`, with a table of vectors that features made.
+
+    Its block and head may be code of the modules in `trust`, and of no others.
 
     Raises:
         InputError: the checkpoint is broken, its weights are not finite, or it has another number of items than the
@@ -28,7 +33,7 @@ def load_encoder(path: Path, num_items: int, *, frozen: bool = True) -> tuple[En
             f"{path} was trained on {saved['hyper_parameters']['num_items']:,} items, but {path.parent.parent / ITEMS}"
             f" lists {num_items:,}; the files belong to different runs, so put the right ones together"
         )
-    model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig)
+    model = section_of(saved["hyper_parameters"]["config"], "model", ModelConfig, trust)
     state = saved.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} has no state_dict of named weights; {RETRAIN_HINT}")
@@ -40,6 +45,8 @@ def load_encoder(path: Path, num_items: int, *, frozen: bool = True) -> tuple[En
         encoder.load_state_dict(weights)
         if frozen:
             encoder.freeze_vectors()
+    except InputError:  # of code that is not trusted or not there
+        raise
     except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{path} does not fit its own configuration: {reason}; {RETRAIN_HINT}") from error

@@ -17,7 +17,7 @@ from sasrec_lab.config.convert import flatten, is_bookkeeping, known_keys, to_pl
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import Objective, PackedBatch, evaluation_batch
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.buckets import bias_scores
@@ -83,7 +83,7 @@ def write_extras(
     if cfg.tensorboard.attention_users and encoder.blocks:
         rows = pick_users_by_length(holdout, cfg.tensorboard.attention_users)
         users = {row: str(user_ids[holdout.test.users[row]]) for row in rows}
-        objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+        objective = build_objective(cfg.objective, cfg.model)
         write_attention(writer, encoder, holdout, objective, users, names)
     if cfg.tensorboard.projector:
         write_projector(writer, encoder, holdout, names, ids)

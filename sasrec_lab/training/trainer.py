@@ -18,6 +18,8 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sasrec_lab.config.foreign import Foreign
+from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.schema import TrainConfig, is_lower_better
 from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.datamodule import SequenceData
@@ -123,7 +125,15 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
         callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
     if has_progress_bar:
         callbacks.append(ProgressBar())
-    return callbacks
+    return callbacks + [_own_callback(part.name) for part in cfg.callbacks.values()]
+
+
+def _own_callback(part: Foreign) -> pl.Callback:
+    """Return a callback of the user's; raise InputError if it is not one of Lightning's."""
+    callback = load(part)()
+    if not isinstance(callback, pl.Callback):
+        raise InputError(f"{part.key}={part.name} must be a class that inherits from pytorch_lightning.Callback")
+    return callback
 
 
 class ValidationAtMaxSteps(pl.Callback):

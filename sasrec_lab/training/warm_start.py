@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sasrec_lab.config.foreign import parts_in
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError, counted
@@ -79,7 +80,8 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
     arrays = read_items(folder)
     items, categories = Ids(arrays["ids"]), [str(name) for name in arrays.get("categories", np.array([])).ravel()]
     checkpoint = tested_checkpoint(folder, results)
-    encoder, _ = load_encoder(checkpoint, len(items), frozen=False)
+    named = [part.module for part in parts_in(cfg.model)]  # by the user: the checkpoint is data, and may name others
+    encoder, _ = load_encoder(checkpoint, len(items), frozen=False, trust=named)
     if isinstance(encoder.input_items, FeatureVectors) and len(categories) != len(encoder.input_items.names):
         raise InputError(
             f"{KEY}={cfg.init_from}: {ITEMS} does not have the categories of the checkpoint; {RETRAIN_HINT}"

@@ -25,7 +25,7 @@ from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import Holdout, hold_out
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import backend
@@ -125,7 +125,7 @@ def load_holdout(cfg: TrainConfig) -> Holdout:
 
 def sequence_lengths(holdout: Holdout, ranked: Holdout, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of each training window (W,), and of each user to rank who has items."""
-    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    objective = build_objective(cfg.objective, cfg.model)
     windows, _ = objective.training(holdout, np.arange(len(holdout.window_starts)), np.random.default_rng(0))
     has_items = ranked.val.ends > ranked.val.starts
     starts, ends = ranked.val.starts[has_items], ranked.val.ends[has_items]

@@ -21,7 +21,7 @@ from sasrec_lab.config.training import LossName, ObjectiveName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, PackedBatch, as_tensor, pack
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.time_buckets import time_buckets
@@ -177,7 +177,7 @@ def newest_states(
     histories = Histories.from_sequences(sequences, Ids(item_ids), cfg.model.reads_times)
     users = histories.users.indices(theirs["user_ids"], "users")
     starts, ends = histories.offsets[users], histories.offsets[users + 1]
-    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    objective = build_objective(cfg.objective, cfg.model)
     asked = theirs["asked"][users] if cfg.model.reads_times else None
     return encoder.eval().newest(objective.inference(histories.items, starts, ends, histories.times, asked))
 
@@ -190,7 +190,7 @@ def training_batches(
         kept, asked = (Windows.last, Catalogue.train), cfg.model.asked_at
         holdout = hold_out(sequences, *kept, cfg.model.maxlen, HoldoutMode.none, query_time=asked)
         windows = np.split(np.arange(len(holdout.window_starts)), range(WINDOWS, len(holdout.window_starts), WINDOWS))
-        objective, rng = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model), np.random.default_rng(0)
+        objective, rng = build_objective(cfg.objective, cfg.model), np.random.default_rng(0)
         return [objective.training(holdout, chosen, rng) for chosen in windows]
     items, targets = items_of[theirs["training/items"]], items_of[theirs["training/targets"]]
     ends = np.cumsum(theirs["training/lengths"])

@@ -13,7 +13,7 @@ from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.ids import Ids
-from sasrec_lab.data.objectives import OBJECTIVES
+from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.model.encoder import Encoder
 
@@ -51,7 +51,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: TrainConfig) -> dict[
     ends = np.cumsum(theirs["training/lengths"])
     states = encoder(pack(np.append(0, ends[:-1]), ends, items)[0])[: len(items)]
     users = slice(len(ends))
-    objective = OBJECTIVES[cfg.objective.name](cfg.objective, cfg.model)
+    objective = build_objective(cfg.objective, cfg.model)
     inputs = objective.inference(sequences.items, sequences.offsets[:-1][users], sequences.offsets[1:][users])
     at_mask, newest = states[torch.from_numpy(items == 0)], encoder.newest(inputs)
     return {

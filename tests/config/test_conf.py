@@ -163,8 +163,8 @@ MISTAKES = {
     "objective.replace=mixed": (
         "objective.replace=mixed only applies to objective=masked_items; use model=bert4rec, or remove it"
     ),
-    "model.head=2": "unknown key 'model.head'; did you mean model.heads?",
-    "+model.head=2": "unknown key 'model.head'; did you mean model.heads?",
+    "model.head=2": "model.head=2 must be package.module:Name; did you mean model.heads?",
+    "+model.head=2": "model.head=2 must be package.module:Name; did you mean model.heads?",
     "modle.dim=2": "unknown key 'modle.dim'; did you mean model.dim?",
     "model.dim=abc": "model.dim=abc must be an integer",
     "model.pos_emb=learnt": (
