@@ -14,7 +14,7 @@ import pytest
 from commands import environment, in_this_process
 
 from sasrec_lab.config.command_line import check_command_line, load
-from sasrec_lab.config.convert import known_keys
+from sasrec_lab.config.convert import FREE_SECTIONS, known_keys
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.search import check_search
 from sasrec_lab.data.sequences import load_sequences
@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
 GUIDES = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}
+RUN_HERE = {
+    name: text for name, text in GUIDES.items() if name != "docs/extend.md"
+}  # tests/test_extend.py runs that one
 GENERATED = re.compile(r"<!-- results?:.*?<!-- /results? -->", re.S)
 TUTORIAL = PAGES["docs/recommend.md"].partition("## The RecTools tutorial")[2].partition("\n## ")[0]
 SHORT = ["trainer.max_epochs=1", "model.dim=8", "model.maxlen=5"]
@@ -42,7 +45,9 @@ NOT_RUN = {
 def commands(module: str) -> list[str]:
     """Return the words behind `python -m module` or `python script` on all pages: in lines, backticks and tables."""
     pattern = rf"(?:^|`)(?:CXX= )?python {re.escape(module)}((?: [^`\n]*)?)(?:`|$)"
-    found = (words.partition(" #")[0].strip() for text in GUIDES.values() for words in re.findall(pattern, text, re.M))
+    found = (
+        words.partition(" #")[0].strip() for text in RUN_HERE.values() for words in re.findall(pattern, text, re.M)
+    )
     return list(dict.fromkeys(words for words in found if words))
 
 
@@ -198,8 +203,8 @@ def test_an_export_command_runs(command, runs):
 
 PYTHON = {
     f"{name} {i}": code
-    for name in GUIDES
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", GUIDES[name], re.S))
+    for name in RUN_HERE
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", RUN_HERE[name], re.S))
 }
 
 
@@ -289,7 +294,11 @@ def test_files_that_a_page_names_exist(page):
     for name in inline_code(GUIDES[page]):
         first, slash, _ = name.partition("/")
         is_path = re.fullmatch(r"[\w./-]+", name) and not re.search(r"\b[A-Z]+\b", name)
-        if is_path and first != "outputs" and (name.endswith(".py") or (slash and first in folders)):
+        if (
+            is_path
+            and first not in ("outputs", "my_package", "mine")
+            and (name.endswith(".py") or (slash and first in folders))
+        ):
             assert any((root / name).exists() for root in (ROOT, ROOT / "sasrec_lab")), name
 
 
@@ -306,11 +315,14 @@ def test_keys_that_a_page_names_exist(page):
     sections = {key.partition(".")[0] for key in keys if "." in key}
     for code in inline_code(GUIDES[page]):
         for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)+)(?=[=` ']|$)", code):
-            assert key.partition(".")[0] not in sections or key in keys, key
+            is_of_user = any(f"{section}." in key for section in FREE_SECTIONS)  # options, and names of parts
+            assert key.partition(".")[0] not in sections or key in keys or is_of_user, key
         for group, choice in re.findall(
             r"(?<![\w./])(dataset|model|loss|trainer|experiment|ablation|sweep)=([\w/]+)(?![\w(])", code
         ):
-            assert choice in ("NAME", "wide", "shop") or (ROOT / f"conf/{group}/{choice}.yaml").is_file(), code
+            assert (
+                choice in ("NAME", "wide", "shop", "focal", "local") or (ROOT / f"conf/{group}/{choice}.yaml").is_file()
+            ), code
 
 
 @pytest.mark.parametrize("page", GUIDES)

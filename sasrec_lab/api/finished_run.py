@@ -1,10 +1,12 @@
 """A finished run as an object: its records at once, its ranks and its model when they are asked for."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sasrec_lab.config.convert import completed
+from sasrec_lab.config.foreign import check_trust
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path
 from sasrec_lab.run.folder import RANKS, RETRAIN_HINT, RUN, load_finished, read_arrays, read_json
@@ -25,11 +27,17 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], results: dict[str, Any], data_dir: str | None, device: str
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        results: dict[str, Any],
+        data_dir: str | None,
+        device: str,
+        trust: Sequence[str] = (),
     ):
         self.folder, self.config, self.results = folder, config, results
         self.info = {key: value for key, value in (read_json(folder / RUN) or {}).items() if key != "config"}
-        self._data_dir, self._device = data_dir, device
+        self._data_dir, self._device, self._trust = data_dir, device, trust
 
     def __repr__(self) -> str:
         described = [model_name(self.config), str(self.config["dataset"].get("name"))]
@@ -84,7 +92,7 @@ class Run:
         """
         from sasrec_lab.recommend.recommender import Recommender
 
-        return Recommender.from_run(self.folder, data_dir=self._data_dir, device=self._device)
+        return Recommender.from_run(self.folder, data_dir=self._data_dir, device=self._device, trust=self._trust)
 
     @property
     def encoder(self) -> "nn.Module":
@@ -137,13 +145,16 @@ class Run:
         return self.recommender.recommend_to_items(items, k, *options)
 
 
-def load_run(folder: str | Path, *, data_dir: str | Path | None = None, device: str = "auto") -> Run:
+def load_run(
+    folder: str | Path, *, data_dir: str | Path | None = None, device: str = "auto", trust: Sequence[str] = ()
+) -> Run:
     """Return a finished run; its records are read at once, its model when it is needed.
 
     Args:
         folder: the run folder, such as outputs/ml_100k/<time>.
         data_dir: where its data set is now; None: where it was.
         device: of the model: auto (a GPU if there is one), cpu, cuda, ...
+        trust: packages whose code may be imported, for a run with a block, head or objective of your own.
 
     Raises:
         InputError: the folder does not exist, or has no finished run.
@@ -152,4 +163,6 @@ def load_run(folder: str | Path, *, data_dir: str | Path | None = None, device: 
         raise InputError("folder is empty; give the folder of a finished run")
     path = Path(folder).expanduser()
     config, results = load_finished(path, "folder")
-    return Run(path, completed(config), results, None if data_dir is None else str(data_dir), device)
+    return Run(
+        path, completed(config), results, None if data_dir is None else str(data_dir), device, check_trust(trust)
+    )

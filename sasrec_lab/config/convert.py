@@ -29,7 +29,7 @@ _BOOKKEEPING_KEYS = (
     "trainer.enable_progress_bar",
 )
 # Sections whose keys are the user's: names of parts, and options that a part's own dataclass has
-_FREE_SECTIONS = (
+FREE_SECTIONS = (
     "callbacks", "evaluation.metrics", "loss.options", "loss.sampler_options", "model.options", "model.head_options",
     "objective.options",
 )  # fmt: skip
@@ -224,7 +224,7 @@ def hint_for(key: str, schema: type = TrainConfig, model: type | None = None) ->
     """
     if key.startswith("trainer.") and (reason := REJECTED_FLAGS.get(key.removeprefix("trainer."))):
         return f": {reason}"
-    if any(key.startswith(f"{section}.") for section in _FREE_SECTIONS):
+    if any(key.startswith(f"{section}.") for section in FREE_SECTIONS):
         return f": the config does not set it; add it as +{key}=..."
     keys = known_keys(schema)
     if model is not None:

@@ -59,13 +59,19 @@ def _imported(part: Foreign) -> Any:
         if error.name is None or not f"{part.module}.".startswith(f"{error.name}."):
             raise _import_error(part, error) from error
         parent, _, name = error.name.rpartition(".")
-        places = list(sys.modules[parent].__path__) if hasattr(sys.modules.get(parent), "__path__") else None
-        found = nearest(name, [each.name for each in pkgutil.iter_modules(places)])
+        found = nearest(name, _modules_in(list(sys.modules[parent].__path__) if parent else sys.path))
         similar = f"; did you mean {f'{parent}.{found}'.strip('.')}?" if found else ""
         hint = similar or "; install it, or add its folder to PYTHONPATH"
         raise InputError(f"{part.key}={part.name}: there is no module {error.name}{hint}") from error
     except (Exception, SystemExit) as error:  # whatever the module does
         raise _import_error(part, error) from error
+
+
+def _modules_in(places: list[str]) -> list[str]:
+    """Return the names of modules in some folders, and of the folders there, which may be packages without a file."""
+    names = [each.name for each in pkgutil.iter_modules(places) if not each.name.startswith("_")]
+    folders = [path.name for place in places if Path(place).is_dir() for path in Path(place).iterdir() if path.is_dir()]
+    return [*names, *(name for name in folders if name.isidentifier() and not name.startswith("_"))]
 
 
 def _import_error(part: Foreign, error: BaseException) -> InputError:

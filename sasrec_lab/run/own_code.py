@@ -1,4 +1,4 @@
-"""Record the parts of a run that are the user's own code: their names, their options, and checksums of their modules."""
+"""Record the parts of a run that are the user's own code: names, options, and checksums of their modules."""
 
 import logging
 import sys
