@@ -72,6 +72,10 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "bf16": ("bf16", "relative_to_float32", ["machine_of_run", "relative_to_float32"]),
     "parity": ("parity", "difference", ["by", "difference", "largest", "of", "at_most"]),
     "parity_training": ("parity_training", "ndcg", ["by", "ndcg", "recall"]),
+    "parity_hstu_ml_latest_small": ("parity_hstu_ml_latest_small", "ndcg", ["by", "ndcg", "recall"]),
+    "parity_hstu_yelp_2020": ("parity_hstu_yelp_2020", "ndcg", ["by", "ndcg", "recall"]),
+    "times": ("times", "ndcg", ["data", "overrides", "ndcg", "recall", "gain", "p_users"]),
+    "features": ("features", "ndcg", ["holdout", "overrides", "ndcg", "recall", "cold_recall", "gain", "p_users"]),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
     "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
@@ -86,6 +90,9 @@ NAMES_OF_DATA = {
     "s3rec_sports": "Sports, 5-core",
     "s3rec_toys": "Toys, 5-core",
     "yelp": "Yelp",
+    "yelp_2020": "Yelp of 2019",
+    "ml_100k": "MovieLens-100K",
+    "ml_latest_small": "MovieLens latest-small",
 }
 
 
@@ -217,7 +224,9 @@ def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
     rows = stamp.pop("rows")
     for row in rows:
         if "runs" in row:
-            row |= summary(row["runs"]) | {"data": NAMES_OF_DATA[row["data"]]}
+            row |= summary(row["runs"])
+        if "data" in row:
+            row["data"] = NAMES_OF_DATA.get(row["data"], row["data"])
     default = {row["data"]: row for row in rows if row.get("row") == "default"}
     for row in rows:
         if row.get("row") not in (None, "default"):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmark.figure import library, times
-from benchmark.results import decimal
+from benchmark.results import decimal, probability
 
 Row = dict[str, Any]
 
@@ -41,6 +41,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "model": ("", str),
     "configuration": ("configuration", str),
     "run": ("command", code),
+    "overrides": ("configuration", lambda text: code(text) if "=" in text else text),
     "machine_of_run": ("machine", str),
     "implementation": ("implementation", str),
     "data": ("data", str),
@@ -57,6 +58,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "ndcg": ("NDCG@10", decimal),
     "recall": ("recall@10", decimal),
     "mrr": ("MRR", decimal),
+    "holdout": ("split", str),
+    "cold_recall": ("recall@10 of unseen items", decimal),
+    "gain": ("gain in NDCG@10", decimal),
+    "p_users": ("p over users", probability),
     "change": ("change", percent),
     "published": ("published", decimal),
     "published_change": ("change", percent),

@@ -37,6 +37,7 @@ NOT_RUN = {
     "scripts/check_gpu.py": "needs a GPU; tests/scripts/test_check_gpu.py runs it with --cpu",
     "scripts/compare_reference.py": "trains for hours",
     "scripts/make_synthetic.py": "the tutorial's test runs it",
+    "scripts/record_comparison.py": "needs finished sweeps; tests/scripts/test_record_comparison.py has a small one",
     "scripts/record_runs.py": "needs runs of hours; tests/scripts/test_record_runs.py has small ones",
     "scripts/render_results.py": "tests/scripts/test_results.py runs it",
 }

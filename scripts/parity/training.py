@@ -4,15 +4,12 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
-from math import sqrt
 from pathlib import Path
-from statistics import mean, variance
 from typing import Any
 
 import numpy as np
 import torch
-from benchmark.results import decimal, mean_and_std
-from scipy.stats import ttest_ind
+from benchmark.results import decimal, difference, mean_and_std
 
 from parity.comparison import FOLDER, Arrays, Comparison
 from parity.rectools import HSTU, PEER, SASREC, part_of, sizes
@@ -64,18 +61,6 @@ def compare_training(model: Comparison, overrides: list[str], seeds: int, epochs
     rows = [data | {"by": name} | {short: mean_and_std(x) for short, x in values[name].items()} for name in values]
     one, other = values.values()
     return [*rows, data | {"by": "difference"} | {short: difference(one[short], other[short]) for short in METRICS}]
-
-
-def difference(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
-    """Return the difference of the means, its standard error and the p of Welch's test over seeds.
-
-    Seeds of the two libraries are unrelated.
-    """
-    if len(ours) < 2:
-        return {"mean": mean(ours) - mean(theirs), "standard_error": None}
-    error = sqrt((variance(ours) + variance(theirs)) / len(ours))
-    p = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
-    return {"mean": mean(ours) - mean(theirs), "standard_error": error, "p": p}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
