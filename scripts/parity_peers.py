@@ -40,8 +40,7 @@ def main() -> None:
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         if args.train:
-            model = rectools.SASREC if len(args.only) > 1 else args.only[0]
-            rows = training.compare_training(model, args.overrides, args.seeds, args.epochs)
+            rows = training.compare_training(*args.only, args.overrides, args.seeds, args.epochs)
             print(training.table(rows))
         else:
             rows = [row for x in args.only for row in compare(x, args.overrides, args.k, args.fixtures)]
@@ -61,9 +60,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=choice_of(COMPARISONS),
-        default=list(COMPARISONS.values()),
         metavar="NAMES",
-        help=f"what to compare (default: {', '.join(COMPARISONS)})",
+        help=f"what to compare (default: {', '.join(COMPARISONS)}; with --train: {training.DEFAULT.name})",
     )
     parser.add_argument("--k", type=int, default=10, help="length of the lists (default: 10)")
     parser.add_argument(
@@ -75,8 +73,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     args = parser.parse_intermixed_args()
-    if args.train and len(args.only) == 1 and args.only[0].name not in training.TRAINED:
-        parser.error(f"--train compares one of {', '.join(training.TRAINED)}, not --only {args.only[0].name}")
+    args.only = args.only or ([training.DEFAULT] if args.train else list(COMPARISONS.values()))
+    names = [x.name for x in args.only]
+    if args.train and (len(names) > 1 or names[0] not in training.TRAINED):
+        parser.error(f"--train with --only {','.join(names)}: give one of {', '.join(training.TRAINED)}")
     return args
 
 

@@ -40,6 +40,7 @@ FIRST_USERS_FILE = [
     "dataset.sources=[]",
     "model.maxlen=50",
 ]
+DEFAULT = SASREC
 TRAINED = {SASREC.name: [*SASREC.overrides, *FIRST_USERS_FILE], HSTU.name: ["experiment=hstu/ml_latest_small"]}
 
 
@@ -126,8 +127,8 @@ def interactions_of(holdout: Holdout) -> Arrays:
         if times is not None:
             found[f"{prefix}time"] = times[places]
     if times is not None:
-        assert test.query_times is not None, "RecTools needs the time at which each user asks"
-        found |= {"asked_user": test.users, "asked": test.query_times}
+        newest = times[test.ends - 1]
+        found |= {"asked_user": test.users, "asked": newest if test.query_times is None else test.query_times}
     return found
 
 

@@ -28,7 +28,7 @@ def sequences() -> Sequences:
     )
 
 
-def test_rectools_gets_windows_histories_and_the_times_of_questions(sequences):
+def test_rectools_gets_windows_histories_and_query_times(sequences):
     holdout = hold_out(sequences, Windows.last, Catalogue.all, 2, query_time=QueryTime.target)
     found = interactions_of(holdout)
     assert {
@@ -45,13 +45,18 @@ def test_rectools_gets_windows_histories_and_the_times_of_questions(sequences):
     }
 
 
+def test_rectools_is_asked_at_the_newest_item_with_query_time_last(sequences):
+    holdout = hold_out(sequences, Windows.last, Catalogue.all, 2, query_time=QueryTime.last)
+    assert (interactions_of(holdout)["asked"] - 1_000_000_000).tolist() == [50, 31, 8]
+
+
 def test_rectools_gets_no_times_of_a_model_without(sequences):
     holdout = hold_out(sequences, Windows.last, Catalogue.all, 2)
     assert set(interactions_of(holdout)) == {"user", "item", "history_user", "history_item"}
 
 
 @pytest.mark.parametrize(("similarity", "rank"), [("cosine", 1), ("dot", 2)])
-def test_states_of_rectools_are_ranked_by_the_similarity_of_the_model(sequences, tmp_path, similarity, rank):
+def test_states_of_rectools_are_ranked_by_the_similarity(sequences, tmp_path, similarity, rank):
     """Each target's state equals its vector; by the dot product an item with a long vector is ahead of it."""
     holdout = hold_out(sequences, Windows.last, Catalogue.all, 2)
     vectors = np.eye(7, 6, dtype=np.float32)[:6] + np.float32(0.5)

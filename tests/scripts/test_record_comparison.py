@@ -37,7 +37,7 @@ def sweep(made_once, tmp_path) -> Path:
     return shutil.copytree(made_once("compared", train_sweep), tmp_path / "runs", symlinks=True) / "outputs/s"
 
 
-def test_rows_have_the_mean_over_seeds_and_a_gain_over_the_first(sweep, tmp_path):
+def test_rows_have_means_and_a_gain_over_the_first_of_their_kind(sweep, tmp_path):
     runs = find_runs([sweep]).finished
     rows, note = record_comparison.compared(record_comparison.configurations(runs))
     assert [row["overrides"] for row in rows] == ["model.blocks=0", "model.blocks=1", "popularity", "markov"]
