@@ -18,6 +18,7 @@ from typing import Any
 from benchmark.results import difference, mean_and_std
 from record_runs import NOT_OF_THE_ROW, ROOT, STAMP
 
+from sasrec_lab.config.convert import flatten, is_bookkeeping
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops.backend import processor
 from sasrec_lab.report.records import Run, read_overrides
@@ -28,6 +29,7 @@ from sasrec_lab.run.folder import RUN, read_json
 
 NDCG, RECALL = "test/ndcg@10", "test/recall@10"
 BASELINES = ("popularity", "markov")
+NO_SETTINGS = ("seed", "row", "name")
 HOLDOUTS = {"last": "last item", "time": "time"}
 
 
@@ -65,15 +67,17 @@ def info_of(run: Run) -> dict[str, Any]:
 
 
 def configurations(runs: list[Run]) -> list[Row]:
-    """Return the runs by configuration, each labeled with its overrides, in the order in which they first appear."""
-    found: dict[tuple[str, ...], dict[int, Run]] = {}
+    """Return the runs by configuration, each labeled with its settings, in the order in which they first appear."""
+    found: dict[str, dict[int, Run]] = {}
     for run in runs:
-        words = [word for word in read_overrides(run.folder) if not word.lstrip("+~").startswith(NOT_OF_THE_ROW)]
-        found.setdefault(tuple(sorted(words)), {})[run.seed] = run
-    labels = [shlex.join(words) for words in found]
-    return [
-        Row(label, label, {}, list(seeds.values()), {}) for label, seeds in zip(labels, found.values(), strict=True)
-    ]
+        found.setdefault(json.dumps(settings_of(run), sort_keys=True), {})[run.seed] = run
+    return [Row(label, label, {}, [seeds[seed] for seed in sorted(seeds)], {}) for label, seeds in found.items()]
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Return the keys of a run's config that decide what is computed, apart from the seed."""
+    flat = flatten(run.config, separator=".")
+    return {key: value for key, value in flat.items() if key not in NO_SETTINGS and not is_bookkeeping(key)}
 
 
 def compared(rows: list[Row]) -> tuple[list[dict[str, Any]], str]:
@@ -81,26 +85,50 @@ def compared(rows: list[Row]) -> tuple[list[dict[str, Any]], str]:
 
     The rows of a data set and holdout are followed by rankings that need no training.
     """
-    written, notes = [], []
+    written: list[dict[str, Any]] = []
+    notes: list[str] = []
     by_data: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_data.setdefault(data_of(row), []).append(row)
     for (data, holdout), members in by_data.items():
-        words = [shlex.split(row.label) for row in members]
-        shared = set(words[0]).intersection(*words)
-        notes.append(f"{data}, {holdout}: `{shlex.join(word for word in words[0] if word in shared)}`")
-        firsts: dict[str, Row] = {}
-        for row, own in zip(members, words, strict=True):
-            first = firsts.setdefault(row.runs[0].config["model"]["block"], row)
-            label = shlex.join(word for word in own if word not in shared)
-            written.append({"data": data, "holdout": holdout, "overrides": label, **metrics_of(row)})
-            if row is not first:
-                written[-1] |= comparison(row, first)
+        where = {"data": data, "holdout": holdout}
+        keys: set[str] = set()
+        for row in members:
+            alike = [other for other in members if block_of(other) == block_of(row)]
+            label = label_of(row, alike)
+            keys |= {word.partition("=")[0] for word in label.split()}
+            written.append(where | {"model": row.runs[0].model, "overrides": label, **metrics_of(row)})
+            if row is not alike[0]:
+                written[-1] |= comparison(row, alike[0])
+        if words := [word for word in shared_words(members) if word.partition("=")[0] not in keys]:
+            notes.append(f"{data}, {holdout}: `{shlex.join(words)}`")
         for name in BASELINES:
             values = members[0].runs[0].baselines[name]
-            metrics = {"ndcg": values[NDCG], "recall": values[RECALL]}
-            written.append({"data": data, "holdout": holdout, "overrides": name, **metrics})
-    return written, "; ".join(notes)
+            written.append(where | {"model": name, "ndcg": values[NDCG], "recall": values[RECALL]})
+    commits = sorted({f"{run.commit}"[:7] for row in rows for run in row.runs})
+    if len(commits) > 1:
+        notes.append(f"runs are of the commits {', '.join(commits)}")
+    return written, "; ".join(["overrides of all rows", *notes])
+
+
+def shared_words(rows: list[Row]) -> list[str]:
+    """Return the overrides that the rows share, of those whose command was recorded."""
+    recorded = [words for row in rows if (words := read_overrides(row.runs[0].folder))]
+    shared = set(recorded[0]).intersection(*recorded) if recorded else set()
+    return [word for word in recorded[0] if word in shared and not word.startswith(NOT_OF_THE_ROW)] if shared else []
+
+
+def label_of(row: Row, others: list[Row]) -> str:
+    """Return the keys of the model in which the rows differ, with the values of one of them."""
+    settings = [settings_of(other.runs[0]) for other in others]
+    own = settings_of(row.runs[0])
+    keys = [key for key in own if key.startswith("model.") and any(other.get(key) != own[key] for other in settings)]
+    return " ".join(f"{key}={own[key]}" for key in keys)
+
+
+def block_of(row: Row) -> str:
+    """Return the kind of block of a row's model."""
+    return str(row.runs[0].config["model"]["block"])
 
 
 def data_of(row: Row) -> tuple[str, str]:

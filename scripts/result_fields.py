@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "model": ("", str),
     "configuration": ("configuration", str),
     "run": ("command", code),
-    "overrides": ("configuration", lambda text: code(text) if "=" in text else text),
+    "overrides": ("configuration", lambda text: code(text) if text else ""),
     "machine_of_run": ("machine", str),
     "implementation": ("implementation", str),
     "data": ("data", str),

@@ -45,7 +45,7 @@ def test_rectools_gets_windows_histories_and_query_times(sequences):
     }
 
 
-def test_rectools_is_asked_at_the_newest_item_with_query_time_last(sequences):
+def test_query_time_last_asks_at_the_newest_item(sequences):
     holdout = hold_out(sequences, Windows.last, Catalogue.all, 2, query_time=QueryTime.last)
     assert (interactions_of(holdout)["asked"] - 1_000_000_000).tolist() == [50, 31, 8]
 

@@ -40,8 +40,11 @@ def sweep(made_once, tmp_path) -> Path:
 def test_rows_have_means_and_a_gain_over_the_first_of_their_kind(sweep, tmp_path):
     runs = find_runs([sweep]).finished
     rows, note = record_comparison.compared(record_comparison.configurations(runs))
-    assert [row["overrides"] for row in rows] == ["model.blocks=0", "model.blocks=1", "popularity", "markov"]
-    assert note.startswith("synthetic, last item: `dataset.synthetic.items=200 dataset.synthetic.users=50 ")
+    assert [row["model"] for row in rows] == ["SASRec", "SASRec", "popularity", "markov"]
+    assert [row["overrides"] for row in rows[:2]] == ["model.blocks=0", "model.blocks=1"]
+    assert note.startswith(
+        "overrides of all rows; synthetic, last item: `dataset=synthetic dataset.synthetic.users=50 "
+    )
     assert "model.blocks" not in note
     assert "seed" not in note
     first, second = ([run.metrics["test/ndcg@10"] for run in runs if run.overrides["model.blocks"] == n] for n in "01")
@@ -51,8 +54,8 @@ def test_rows_have_means_and_a_gain_over_the_first_of_their_kind(sweep, tmp_path
     assert "gain" not in rows[0]
     record_comparison.write(tmp_path / "times.json", rows, record_comparison.stamp_of(runs) | {"note": note})
     table = render_results.block("times", tmp_path).splitlines()
-    assert table[3].startswith(f"| synthetic | `model.blocks=0` | {decimal(rows[0]['ndcg'])} | ")
-    assert table[5].startswith("|  | popularity | 0.")
+    assert table[3].startswith(f"| synthetic | SASRec | `model.blocks=0` | {decimal(rows[0]['ndcg'])} | ")
+    assert table[5].startswith("|  | popularity |  | 0.")
     assert table[-2].startswith("*Mean ± standard deviation (number of seeds). Measured 20")
 
 
