@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sasrec_lab.config.convert import to_typed
+from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError, Pruned
@@ -55,7 +56,7 @@ def _compare_jobs(folder: Path) -> str:
     return compare_jobs(folder)
 
 
-@hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
+@hydra.main(config_path=CONF_DIR, config_name="train", **VERSION_BASE)
 def main(cfg: DictConfig) -> None:
     """Run the composed configuration, as a run or as a job of a sweep."""
     folder = Path(HydraConfig.get().runtime.output_dir)

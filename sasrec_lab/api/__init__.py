@@ -1,1 +1,1 @@
-"""What `import sasrec_lab` offers to Python and notebooks: compose, train_model, load_run and load_sweep."""
+"""The functions that `import sasrec_lab` offers to Python: compose, train_model, load_run and load_sweep."""

@@ -1,4 +1,4 @@
-"""What a training changes in its process: all of it is restored, so that a notebook continues as before."""
+"""Restore what a training changes in its process, so that a notebook continues as before."""
 
 import logging
 import os

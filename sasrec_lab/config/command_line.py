@@ -23,7 +23,13 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_errors import explain
-from sasrec_lab.config.hydra_internals import add_config_dir, expand_grid, hydra_state_restored, parse_sweep
+from sasrec_lab.config.hydra_internals import (
+    VERSION_BASE,
+    add_config_dir,
+    expand_grid,
+    hydra_state_restored,
+    parse_sweep,
+)
 from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.overrides import check_syntax, format_override
@@ -135,7 +141,7 @@ def composing(config_dir: Optional[str] = None, name: str = "train", words: Sequ
     with explained(name, words), hydra_state_restored(), warnings.catch_warnings():
         GlobalHydra.instance().clear()
         warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
-        with initialize_config_dir(config_dir=CONF_DIR, version_base="1.3"):
+        with initialize_config_dir(config_dir=CONF_DIR, **VERSION_BASE):
             if config_dir:
                 add_config_dir(config_dir)
             yield
@@ -211,7 +217,7 @@ def _plan_run(flags: Namespace, name: str) -> Job:
 
 
 def job_of(cfg: DictConfig) -> Job:
-    """Return a composed config that is no sweep as typed objects, and its run folder; `cfg` is as before afterwards.
+    """Return the composed config of one run as typed objects, and its run folder; `cfg` is as before afterwards.
 
     Raises:
         InputError: the config is a sweep, or a value or the folder is not valid.

@@ -11,11 +11,14 @@ None has a public name in Hydra 1.3. Nor have the first two in 1.4 (read at 1.4.
 
 import os
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from math import prod
+from typing import Any
 
+import hydra
+import omegaconf
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -24,20 +27,31 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.version import VersionBase
+from omegaconf import OmegaConf
 
 from sasrec_lab.errors import InputError, first_few, shortened
 
+# Hydra 1.4 behaves so without the argument, and warns of it
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
 MAX_JOBS = 10_000  # of a sweep; each one's config is composed before the first runs
+
+
+def register_resolver(name: str, function: Callable[..., Any], use_cache: bool = False) -> None:
+    """Register what `${name:...}` is replaced by, with the function that OmegaConf 2.3 or 2.4 has for it."""
+    is_old = omegaconf.__version__.startswith("2.3.")  # it has an older function with the name of 2.4's
+    register: Any = OmegaConf.register_new_resolver if is_old else OmegaConf.register_resolver
+    register(name, function, use_cache=use_cache, replace=True)
 
 
 @contextmanager
 def hydra_state_restored() -> Iterator[None]:
     """Restore what Hydra keeps for the whole process after the body: a notebook may use Hydra on its own."""
-    hydra, version_base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    initialized, version_base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
     try:
         yield
     finally:
-        GlobalHydra.instance().hydra = hydra
+        GlobalHydra.instance().hydra = initialized
         VersionBase.instance().version_base = version_base
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from sasrec_lab.config import foreign
 from sasrec_lab.config.checks import (
@@ -25,6 +25,7 @@ from sasrec_lab.config.checks import (
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.foreign_code import load
+from sasrec_lab.config.hydra_internals import register_resolver
 from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.model import (
@@ -353,8 +354,8 @@ def start_now() -> None:
 
 
 # Interpolations of conf/train.yaml
-OmegaConf.register_new_resolver("started", lambda: _started.strftime("%Y%m%d-%H%M%S-%f"), use_cache=True, replace=True)
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+register_resolver("started", lambda: _started.strftime("%Y%m%d-%H%M%S-%f"), use_cache=True)
+register_resolver("job_folder", job_folder)
 
 
 LOSS = "loss"  # the only metric of which less is better

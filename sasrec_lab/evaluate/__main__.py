@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.list_commands import EvaluateConfig
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR
@@ -48,7 +49,7 @@ def entry() -> None:
         signals.expect_exit()
 
 
-@hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")
+@hydra.main(config_path=CONF_DIR, config_name="evaluate", **VERSION_BASE)
 def main(cfg: DictConfig) -> None:
     """Let Hydra answer its own flags."""
     evaluate(to_typed(cfg), [])

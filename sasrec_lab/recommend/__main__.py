@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.list_commands import RecommendConfig
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR
@@ -49,7 +50,7 @@ def entry() -> None:
         signals.expect_exit()
 
 
-@hydra.main(config_path=CONF_DIR, config_name="recommend", version_base="1.3")
+@hydra.main(config_path=CONF_DIR, config_name="recommend", **VERSION_BASE)
 def main(cfg: DictConfig) -> None:
     """Let Hydra answer its own flags."""
     recommend(to_typed(cfg))

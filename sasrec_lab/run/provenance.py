@@ -30,7 +30,7 @@ def code_version() -> dict[str, Any]:
 def as_typed(words: list[str] | None = None) -> str:
     """Return the command as a user would type it here, with these words instead of its own if given.
 
-    In a process that is no command, such as a notebook, that is the command with which the words would do the same.
+    In another process, such as a notebook, that is the command with which the words would do the same.
     """
     program = Path(sys.argv[0])
     is_package = program.name == "__main__.py" and program.parts[-3:-2] == ("sasrec_lab",)

@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig
 
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.config.search import FOLDER_KEY, SearchPlan, check_search
@@ -60,7 +61,7 @@ def entry() -> None:
         signals.expect_exit()
 
 
-@hydra.main(config_path=CONF_DIR, config_name="search", version_base="1.3")
+@hydra.main(config_path=CONF_DIR, config_name="search", **VERSION_BASE)
 def main(cfg: DictConfig) -> None:
     """Let Hydra answer its own flags."""
 

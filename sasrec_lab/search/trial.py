@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from optuna.trial import Trial
 
 from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.config.search import Pruner, SearchPlan
@@ -72,7 +73,7 @@ def _run(plan: SearchPlan, trial: Trial, words: list[str], folder: Path, has_cur
     before = sys.argv
     sys.argv = [before[0], *flags, *words, format_override("hydra.run.dir", str(folder))]
     try:
-        run_hydra(hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")(task), "train")
+        run_hydra(hydra.main(config_path=CONF_DIR, config_name="train", **VERSION_BASE)(task), "train")
     finally:
         sys.argv = before
     if errors:

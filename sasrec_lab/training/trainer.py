@@ -77,8 +77,9 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
 
 
 def _shows_progress() -> bool:
-    """Return whether somebody watches: on a terminal, or in a notebook, which has Python's prompt set."""
-    return sys.stderr.isatty() or hasattr(sys, "ps1")
+    """Return whether somebody watches: on a terminal, or in a notebook, which IPython's kernel runs."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
 def _check_capture(trainer: pl.Trainer) -> None:

@@ -92,7 +92,7 @@ def test_the_stop_button_leaves_a_run_to_resume(kernel, tmp_path):
     stopped = run_cell(kernel, TRAIN + "run = train_model(*words, folder='run')", stop_at="epoch   2")
     assert stopped["error"] == "KeyboardInterrupt", stopped
     assert "resume with folder='run' and the override 'ckpt=last'" in stopped["stdout"]
-    assert "Epoch 2" in stopped["stderr"]  # the progress bar
+    assert "Epoch 2:" in stopped["stdout"] + stopped["stderr"]  # the progress bar
     assert json.loads((tmp_path / "run/metrics.json").read_text())["status"] == "interrupted"
     resumed = run_cell(kernel, "train_model(*words, 'ckpt=last', folder='run')")
     assert resumed["error"] == "", resumed
