@@ -76,6 +76,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "parity_hstu_yelp_2020": ("parity_hstu_yelp_2020", "ndcg", ["by", "ndcg", "recall"]),
     "times": ("times", "ndcg", ["data", "model", "overrides", "ndcg", "recall", "gain", "p_users"]),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
+    "support": ("support", "outcome", ["environment", "outcome", "versions_of_run"]),
     "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
     "papers": ("papers", "ndcg", ["data", "run", "ndcg", "published", "recall", "published_recall", "minutes"]),

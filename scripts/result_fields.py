@@ -24,6 +24,11 @@ def code(value: str) -> str:
     return f"`{value}`"
 
 
+def versions(value: dict[str, str]) -> str:
+    """Format the versions of packages, without those of this project and of kernels."""
+    return ", ".join(f"{name} {version}" for name, version in value.items() if name not in ("sasrec-lab", "kernels"))
+
+
 def scientific(value: float) -> str:
     """Format a small difference as `1.9e-06`."""
     return f"{value:.1e}" if value else "0"
@@ -86,6 +91,9 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "tried": ("tried", "{:,}".format),
     "survived": ("survived", "{:,}".format),
     "command": ("command", code),
+    "environment": ("environment", str),
+    "outcome": ("outcome", str),
+    "versions_of_run": ("versions", versions),
     "relative_to_gcc": ("relative to g++", ranged(".2f")),
     "relative_to_float32": ("relative to float32", ranged(".2f")),
 }
