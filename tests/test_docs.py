@@ -39,6 +39,7 @@ NOT_RUN = {
     "scripts/make_synthetic.py": "the tutorial's test runs it",
     "scripts/record_comparison.py": "needs finished sweeps; tests/scripts/test_record_comparison.py has a small one",
     "scripts/record_runs.py": "needs runs of hours; tests/scripts/test_record_runs.py has small ones",
+    "scripts/speedrun.py": "trains for half an hour; tests/scripts/test_speedrun.py runs it on little data",
     "scripts/render_results.py": "tests/scripts/test_results.py runs it",
 }
 
