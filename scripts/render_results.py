@@ -75,6 +75,11 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "parity_hstu_ml_latest_small": ("parity_hstu_ml_latest_small", "ndcg", ["by", "ndcg", "recall"]),
     "parity_hstu_yelp_2020": ("parity_hstu_yelp_2020", "ndcg", ["by", "ndcg", "recall"]),
     "times": ("times", "ndcg", ["data", "model", "overrides", "ndcg", "recall", "gain", "p_users"]),
+    "features": (
+        "features",
+        "ndcg",
+        ["holdout", "model", "overrides", "ndcg", "recall", "cold_recall", "gain", "p_users"],
+    ),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
     "support": ("support", "outcome", ["environment", "outcome", "versions_of_run"]),
     "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
