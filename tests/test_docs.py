@@ -211,9 +211,12 @@ PYTHON = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [name for name in PYTHON if not name.startswith(("docs/export.md", "docs/scale.md"))])
+@pytest.mark.parametrize(
+    "block",
+    [name for name in PYTHON if not name.startswith(("docs/export.md", "docs/scale.md", "docs/serving.md"))],
+)
 def test_a_python_block_runs(block, runs):
-    """Those of docs/export.md run in tests/test_export.py, without the package, those of docs/scale.md below."""
+    """Those of export.md and serving.md run without the package in tests/export/, those of docs/scale.md below."""
     command = [sys.executable, "-c", PYTHON[block].replace("<time>", "time")]
     folder = runs / "run"
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)

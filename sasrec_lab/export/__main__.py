@@ -1,12 +1,16 @@
-"""Export a finished run's encoder as a torch.export program, which needs torch and nothing of this package.
+"""Export a finished run's encoder as a program that needs nothing of this package: torch.export's, or ONNX.
 
-python -m sasrec_lab.export outputs/ml_100k/<run> encoder.pt2    writes encoder.pt2 and encoder.json
+python -m sasrec_lab.export outputs/ml_100k/<run> encoder.pt2           writes encoder.pt2 and encoder.json
+python -m sasrec_lab.export outputs/ml_100k/<run> encoder.onnx          the same for ONNX runtimes
+python -m sasrec_lab.export outputs/ml_100k/<run> user.pt2 --vectors    writes user.pt2, user.json and user.npy
 
 The program takes one history: the indices of its items (1 to the number of items, the most recent last), int64 of shape
-(L,) with L from 1 to maxlen. It returns the scores of all items, float32 of shape (items,); place i is item i + 1.
-For a model that reads times it takes two more arguments, int64 seconds since 1970: the time of each item (L,), and when
-the next one is asked for (1,). encoder.json has maxlen, which is one less than the model's if a mask is put behind the
-history (BERT4Rec), the raw ids of the items, ordered by index, and `"reads_times": true` if it does.
+(L,) with L from 1 to maxlen. It returns the scores of all items, float32 of shape (items,); place i is item i + 1. With
+--vectors it returns the history's vector, float32 of shape (D,), and the .npy file has the items' vectors, of shape
+(items, D); the dot product with an item's vector is the item's score. For a model that reads times the program takes
+two more arguments, int64 seconds since 1970: the time of each item (L,), and when the next one is asked for (1,). The
+.json file has maxlen, which is one less than the model's if a mask is put behind the history (BERT4Rec), the raw ids of
+the items, ordered by index, and `"reads_times": true` if it does.
 """
 
 import json
@@ -14,9 +18,9 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sasrec_lab.config.arguments import Arguments
 from sasrec_lab.config.foreign import names_in
@@ -25,6 +29,9 @@ from sasrec_lab.files import atomic_write
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run import signals
 
+if TYPE_CHECKING:
+    from sasrec_lab.recommend.rankers import EncoderRanker
+
 
 def entry() -> None:
     """Run the command line; a user error ends in one line."""
@@ -32,22 +39,24 @@ def entry() -> None:
     try:
         args = parse(sys.argv[1:])
         with explain_out_of_memory("export the model on a machine with more memory"):
-            program, ids = export(args.run, args.output, args.trust.split(",") if args.trust else ())
+            trust = args.trust.split(",") if args.trust else ()
+            written = export(args.run, args.output, trust, vectors=args.vectors)
     except InputError as error:
         sys.exit(f"error: {error}")
     finally:
         signals.expect_exit()
-    print(f"{program} and {ids}")
+    print(f"{', '.join(map(str, written[:-1]))} and {written[-1]}")
 
 
 def parse(words: list[str]) -> Namespace:
-    """Return the folder of the run and the file to write, as `run` and `output`, and the packages to `trust`.
+    """Return the folder of the `run`, the `output` to write, the packages to `trust`, and whether to export `vectors`.
 
-    They may be written run=..., output=... and trust=[...], as recommend takes them.
+    The first three may be written run=..., output=... and trust=[...], as recommend takes them.
     """
     parser = Arguments("sasrec-export", __doc__ or "")
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2")
+    parser.add_argument("output", type=Path, help="where to write the program, such as encoder.pt2 or encoder.onnx")
+    parser.add_argument("--vectors", action="store_true", help="export the history's vector and the items' instead")
     parser.add_argument("--trust", metavar="PACKAGE", help="package whose code may be imported; of several: a,b")
     words = [re.sub(r"^trust=\[?(.*?)\]?$", r"--trust=\1", word) for word in words]
     places = {"run": 0, "output": 2}
@@ -55,8 +64,8 @@ def parse(words: list[str]) -> Namespace:
     return parser.parse([re.sub(r"^(run|output)=", "", word) for word in ordered])
 
 
-def export(run: Path, output: Path, trust: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Write the program and the ids; return the paths of both files.
+def export(run: Path, output: Path, trust: Sequence[str] = (), *, vectors: bool = False) -> list[Path]:
+    """Write the program and the ids, and with `vectors` those of the items; return the paths of the files.
 
     `trust` names the packages whose code may be imported, if the run has a block, head or objective of its own.
 
@@ -64,16 +73,17 @@ def export(run: Path, output: Path, trust: Sequence[str] = ()) -> tuple[Path, Pa
         InputError: the run cannot be read, needs code that is not trusted or cannot be exported, or the output cannot
             be written.
     """
-    if output.suffix != ".pt2":
-        raise InputError(f"output={output} must end in .pt2 (torch.export's format); use {output.with_suffix('.pt2')}")
+    if output.suffix not in (".pt2", ".onnx"):
+        fix = output.with_suffix(".pt2")
+        raise InputError(f"output={output} must end in .pt2 (torch.export's format) or .onnx; use {fix}")
     if not output.parent.is_dir():
         raise InputError(f"output={output}: there is no folder {output.parent}; create it, or choose another place")
-    ids = output.with_suffix(".json")
-    _check_replaceable(ids)
+    ids, table = output.with_suffix(".json"), output.with_suffix(".npy")
+    _check_replaceable(ids, table if vectors else None)
     # imported here, because help and user errors need not wait for torch
-    import torch
+    import numpy as np
 
-    from sasrec_lab.export.programs import program_of
+    from sasrec_lab.export.programs import PROGRAMS
     from sasrec_lab.recommend.rankers import EncoderRanker
     from sasrec_lab.recommend.recommender import Recommender
 
@@ -84,22 +94,22 @@ def export(run: Path, output: Path, trust: Sequence[str] = ()) -> tuple[Path, Pa
         raise InputError(
             f"run={run} has model={model}, which has no encoder and is not exported; use sasrec-recommend for it"
         )
-    saved = BytesIO()  # when torch itself writes to a full disk, it ends the process
     with _explaining_own_code(recommender.folder):
-        torch.export.save(program_of(ranker), saved)
+        content = PROGRAMS[output.suffix](ranker, vectors=vectors)
     signals.raise_exit()  # from here on drafts may have to be removed
     try:
-        with atomic_write(output) as program, atomic_write(ids) as draft:
-            program.write_bytes(saved.getbuffer())
-            known = {"maxlen": ranker.encoder.longest_history, "items": recommender.items.ids.tolist()}
-            if ranker.query_time is not None:
-                known["reads_times"] = True
-            draft.write_text(json.dumps(known))
+        with ExitStack() as files:
+            files.enter_context(atomic_write(output)).write_bytes(content)
+            files.enter_context(atomic_write(ids)).write_text(_described(ranker, recommender.items.ids.tolist()))
+            if vectors:
+                draft = files.enter_context(atomic_write(table))
+                with draft.open("wb") as file:
+                    np.save(file, ranker.encoder.item_table.detach().numpy())
     except OSError as error:
         raise InputError(
             f"output={output} cannot be written: {error.strerror or error}; choose another place"
         ) from error
-    return output, ids
+    return [output, ids, *([table] if vectors else [])]
 
 
 @contextmanager
@@ -107,6 +117,8 @@ def _explaining_own_code(run: Path) -> Iterator[None]:
     """Turn an exception of the body into an InputError if the run's model has parts that torch.export may refuse."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:  # whatever such a part makes torch.export raise
         names = names_in({"model": run_folder.load_finished(run)[0]["model"]})
         if not names:
@@ -115,16 +127,27 @@ def _explaining_own_code(run: Path) -> Iterator[None]:
         raise InputError(f"run={run}: torch.export cannot export {' and '.join(names)}: {reason}") from error
 
 
-def _check_replaceable(ids: Path) -> None:
-    """Raise InputError if the file of ids, which the user has not named, exists and was not written by an export."""
+def _described(ranker: "EncoderRanker", items: list[object]) -> str:
+    """Return the content of the .json file."""
+    known = {"maxlen": ranker.encoder.longest_history, "items": items}
+    return json.dumps(known | ({"reads_times": True} if ranker.query_time is not None else {}))
+
+
+def _check_replaceable(ids: Path, table: Path | None) -> None:
+    """Raise InputError if a file that the user has not named exists, and was not written by an export."""
     try:
         if {"maxlen", "items"} <= json.loads(ids.read_text()).keys() <= {"maxlen", "items", "reads_times"}:
             return
     except FileNotFoundError:
+        if table is not None and table.exists():
+            raise InputError(
+                f"output: the items' vectors would overwrite {table}, which no export wrote; move it, or name another"
+                " file"
+            ) from None
         return
     except (OSError, ValueError, AttributeError):
         pass
-    raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another .pt2")
+    raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another file")
 
 
 if __name__ == "__main__":

@@ -244,15 +244,15 @@ def _sinusoids(maxlen: int, dim: int) -> Tensor:
     return table
 
 
-class SingleHistoryScores(nn.Module):
-    """The scores of all items after one history: the module that export/ saves."""
+class SingleHistoryVector(nn.Module):
+    """The vector of one history, whose dot product with an item's is the item's score: a module that export/ saves."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
 
     def forward(self, history: Tensor, times: Tensor | None = None, query_time: Tensor | None = None) -> Tensor:
-        """Return the scores (V,) after a history of at most `longest_history` item indices, the newest last.
+        """Return the vector (D,) of a history of at most `longest_history` item indices, the newest last.
 
         A model that reads times also gets that of each item (L,) and when the next one is asked for (1,), in seconds.
         """
@@ -265,4 +265,12 @@ class SingleHistoryScores(nn.Module):
         # all tokens are one sequence, which needs no offsets
         positions, last = places.flip(0), places[-1:]
         batch = PackedBatch(history, positions, last, offsets=None, times=times, query_times=query_times)
-        return (self.encoder.newest(batch) @ self.encoder.item_table.T).squeeze(0)
+        return self.encoder.newest(batch).squeeze(0)
+
+
+class SingleHistoryScores(SingleHistoryVector):
+    """The scores of all items after one history: a module that export/ saves."""
+
+    def forward(self, history: Tensor, times: Tensor | None = None, query_time: Tensor | None = None) -> Tensor:
+        """Return the scores (V,) after a history, which is given as to `SingleHistoryVector`."""
+        return super().forward(history, times, query_time) @ self.encoder.item_table.T

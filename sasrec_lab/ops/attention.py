@@ -127,7 +127,7 @@ def _attend_newest(
             ages = torch.arange(k.shape[1], device=q.device).flip(0)
             biases = past.index_select(1, ages).expand(q.shape[1] * q.shape[2], -1).unflatten(0, q.shape[1:3])
             biases = biases if decays is None else biases + decays
-        return F.scaled_dot_product_attention(q[0], k, v, biases, scale=scale)[None]
+        return F.scaled_dot_product_attention(q, k[None], v[None], biases, scale=scale)
     return newest_attention(q, k, v, layout.buckets, scale, past, decays)
 
 
@@ -152,11 +152,11 @@ def attend_single_sequence(
     if bias is not None:
         biases = bias[:, distances.clamp(min=0) if causal else distances + bias.shape[1] // 2]
         biases = biases if decays is None else biases + decays
-    if biases is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(0, 1).flatten(1)
-    if causal:
+    if biases is not None and causal:
         biases = biases.masked_fill(distances < 0, float("-inf"))
-    return F.scaled_dot_product_attention(q, k, v, biases).transpose(0, 1).flatten(1)
+    # ONNX takes a batch of sequences only
+    batch = F.scaled_dot_product_attention(q[None], k[None], v[None], biases, is_causal=causal and biases is None)
+    return batch[0].transpose(0, 1).flatten(1)
 
 
 # The kernel, for float32 on the CPU

@@ -27,5 +27,9 @@ def rotations(positions: Tensor, width: int) -> Tensor:
 
 def rotate(x: Tensor, factors: Tensor, heads: int) -> Tensor:
     """Return queries or keys x (T, D) with neighboring columns rotated, in each head, by `rotations` (T, D / H / 2)."""
+    if torch.compiler.is_exporting():  # ONNX has few operations on complex numbers
+        real, imaginary = torch.view_as_real(factors)[:, None].unbind(-1)
+        one, other = x.unflatten(1, (heads, -1, 2)).unbind(-1)
+        return torch.stack([one * real - other * imaginary, one * imaginary + other * real], -1).flatten(1)
     pairs = torch.view_as_complex(x.to(factors.real.dtype).unflatten(1, (heads, -1, 2)))  # (T, H, D / H / 2)
     return torch.view_as_real(pairs * factors[:, None]).flatten(1).to(x.dtype)

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from commands import Done, in_a_fresh_process, in_this_process
 
 from sasrec_lab import files
@@ -19,8 +22,17 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.export.__main__ import export as write_export
 from sasrec_lab.recommend.recommender import Recommender
 
-PAGE = (Path(__file__).parent.parent / "docs/export.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
 DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")
+# an export to ONNX takes seconds, and other models have the operations of these
+WITHOUT_ONNX = {
+    "model=sasrec_rectools",
+    "model.blocks=0",
+    "model.norm=pre",
+    "model.positions_from=oldest",
+    "model=hstu",
+}
+SMALL = ("model.dim=8", "model.maxlen=12", "trainer.max_epochs=1")
 # what a user would write: neither the working folder nor the clone is on the path
 LOADER = """
 import json, sys, torch
@@ -46,6 +58,23 @@ def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str
     hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
     command = [sys.executable, "-I", "-c", hide + code]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def assert_onnx_gives(scores: np.ndarray, given: list[list[list[int]]], folder: Path, saved: dict[str, Any]) -> None:
+    """Check that the run in a folder, exported as ONNX, gives these scores of histories, if the extra is installed."""
+    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        return
+    import onnxruntime
+
+    done = export("run", "encoder.onnx", cwd=folder)
+    assert (done.returncode, done.stdout) == (0, "encoder.onnx and encoder.json\n"), done.stderr
+    assert json.loads((folder / "encoder.json").read_text()) == saved
+    session = onnxruntime.InferenceSession(str(folder / "encoder.onnx"))
+    names = [each.name for each in session.get_inputs()]
+    assert names == ["history", "times", "query_time"][: 3 if "reads_times" in saved else 1]
+    for arrays, expected in zip(given, scores, strict=True):
+        (found,) = session.run(["scores"], dict(zip(names, map(np.array, arrays), strict=True)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -91,13 +120,15 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
     histories[0] = histories[0][-1:]  # a single item
     times = [[1_600_000_000 + 7**place % 10**7 + 10**7 * place for place in range(len(items))] for items in histories]
     asked = [[own[-1] + 10**user] for user, own in enumerate(times)]
-    given = zip(histories, times, asked, strict=True) if reads_times else [[items] for items in histories]
-    (empty / "histories.json").write_text(json.dumps(list(given)))
+    given = [*zip(histories, times, asked, strict=True)] if reads_times else [[items] for items in histories]
+    (empty / "histories.json").write_text(json.dumps(given))
     done = without_the_package(LOADER, empty)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
     scores = np.array(json.loads((empty / "scores.json").read_text()))
     assert scores.shape == (len(users), len(saved["items"]))
+    if not WITHOUT_ONNX & set(model):
+        assert_onnx_gives(scores, given, tmp_path, saved)
     rows = [
         (user, saved["items"][item - 1], time)
         for user, items in enumerate(histories)
@@ -141,8 +172,8 @@ def test_the_page_on_exports_runs_unchanged(train_here, tmp_path, monkeypatch):
     [
         (("nowhere", "encoder.pt2"), "error: run=nowhere: there is no such folder"),
         (
-            ("nowhere", "encoder.onnx"),
-            "error: output=encoder.onnx must end in .pt2 (torch.export's format); use encoder.pt2\n",
+            ("nowhere", "encoder.pt"),
+            "error: output=encoder.pt must end in .pt2 (torch.export's format) or .onnx; use encoder.pt2\n",
         ),
         (("output=encoder.pt2", "run=nowhere"), "error: run=nowhere: there is no such folder; check the path\n"),
         (("run=nowhere",), "error: the following arguments are required: output: write sasrec-export <run> <output>; "),
@@ -164,3 +195,67 @@ def test_a_json_of_another_origin_is_kept(content, tmp_path):
     assert done.stderr.startswith("error: output: the ids would overwrite encoder.json, which no export wrote; move it")
     (tmp_path / "encoder.json").write_text('{"maxlen": 5, "items": [1]}')
     assert export("nowhere", "encoder.pt2", cwd=tmp_path).stderr.startswith("error: run=nowhere: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["user.pt2", "user.onnx"])
+@pytest.mark.parametrize("model", ["model=tiny model.output_bias=true", "model=hstu", "model=bert4rec"])
+def test_products_of_exported_vectors_are_the_scores(model, program, train_here, tmp_path):
+    if program.endswith("onnx"):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    done = train_here(*DATA, *model.split(), *SMALL, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    done = export("run", program, "--vectors", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{program}, user.json and user.npy\n"), done.stderr
+    vectors, known = np.load(tmp_path / "user.npy"), json.loads((tmp_path / "user.json").read_text())
+    assert vectors.dtype == np.float32
+    assert len(vectors) == len(known["items"])
+    history, times, asked = [3, 1, 4, 1, 5], [10**9 + 3600 * place**3 for place in range(5)], [10**9 + 10**6]
+    given = [history, times, asked] if "reads_times" in known else [history]
+    if program.endswith("onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(tmp_path / program))
+        names = [each.name for each in session.get_inputs()]
+        (vector,) = session.run(["vector"], dict(zip(names, map(np.array, given), strict=True)))
+    else:
+        vector = torch.export.load(tmp_path / program).module()(*map(torch.tensor, given)).detach().numpy()
+    scores = vectors @ vector
+    items = [known["items"][item - 1] for item in history]
+    table = pd.DataFrame({"user_id": 1, "item_id": items, "datetime": times})
+    when = pd.DataFrame({"user_id": [1], "datetime": asked}) if "reads_times" in known else None
+    lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False, query_time=when)
+    best = np.argsort(-scores, kind="stable")[:10]
+    assert [known["items"][place] for place in best] == lists["item_id"].tolist()
+    np.testing.assert_allclose(scores[best], lists["score"], rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_of_another_origin_are_kept(tmp_path):
+    (tmp_path / "user.npy").write_text("mine")
+    done = export("nowhere", "user.pt2", "--vectors", cwd=tmp_path)
+    assert done.stderr.startswith("error: output: the items' vectors would overwrite user.npy, which no export wrote;")
+    (tmp_path / "user.json").write_text('{"maxlen": 5, "items": [1]}')
+    assert export("nowhere", "user.pt2", "--vectors", cwd=tmp_path).stderr.startswith("error: run=nowhere: ")
+
+
+def test_a_missing_extra_is_one_line(train_here, tmp_path, monkeypatch):
+    assert train_here(*DATA, "model=tiny", "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", sys)  # is installed
+    done = export("run", "encoder.onnx", cwd=tmp_path)
+    needs = "output ends in .onnx, which needs onnxscript; install the extra: pip install 'sasrec-lab[onnx]'"
+    assert (done.returncode, done.stderr) == (1, f"error: {needs}\n")
+
+
+@pytest.mark.slow
+def test_the_onnx_example_of_the_page_runs_unchanged(train_here, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+    assert export("run", "encoder.onnx", cwd=tmp_path).returncode == 0
+    done = without_the_package(re.findall(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.DataFrame({"user_id": 1, "item_id": [50, 18, 17], "datetime": range(3)})
+    lists = Recommender.from_run(tmp_path / "run").recommend([1], 10, table, filter_viewed=False)
+    assert json.loads(done.stdout) == lists["item_id"].tolist()
