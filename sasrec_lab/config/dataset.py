@@ -237,6 +237,7 @@ class DatasetConfig:
     holdout: HoldoutMode = MISSING
     time_split: Optional[TimeSplitConfig] = None
     windows: Windows = MISSING
+    overlap: int = 0  # older runs lack it
     catalogue: Catalogue = MISSING
     synthetic: Optional[SyntheticConfig] = MISSING
 
@@ -246,6 +247,12 @@ class DatasetConfig:
         check_sha256("dataset.sha256", self.sha256)
         check_at_least("dataset.min_user", self.min_user, 0)
         check_at_least("dataset.min_item", self.min_item, 0)
+        check_at_least("dataset.overlap", self.overlap, 0)
+        if self.overlap and self.windows is not Windows.all:
+            raise InputError(
+                f"dataset.overlap={self.overlap} is of windows over the whole history; set dataset.windows=all, or"
+                " dataset.overlap=0"
+            )
         if self.memory_limit is not None:
             self.memory_limit = str(self.memory_limit)
             parse_size("dataset.memory_limit", self.memory_limit, LEAST_MEMORY)

@@ -249,6 +249,16 @@ class TrainConfig:
                 "objective=masked_items needs a model that also attends to later items"
                 f"{': model.causal=false' if has_key else ''}; use model=bert4rec, or objective=next_item"
             )
+        if self.dataset.overlap >= self.model.maxlen:
+            raise InputError(
+                f"dataset.overlap={self.dataset.overlap} must be below model.maxlen={self.model.maxlen}, which includes"
+                " it; lower it"
+            )
+        if predicts_masks and self.dataset.overlap:
+            raise InputError(
+                f"dataset.overlap={self.dataset.overlap} is for objective=next_item, whose first labels see few items;"
+                " set it to 0 for objective=masked_items"
+            )
         if predicts_masks and self.loss.horizon:
             raise InputError(
                 f"loss.horizon={self.loss.horizon} is for items that follow each other, which the labels of"

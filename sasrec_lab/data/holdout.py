@@ -43,6 +43,7 @@ class Holdout:
     time_split: dict[str, Any] | None = None  # its times and counts, as metrics.json records them
     num_cold: int = 0  # items at the end of the catalogue that training does not have, if they are put there
     times: np.ndarray | None = None  # (N,) integers, seconds since 1970; None if the model does not read them
+    window_labels: np.ndarray | None = None  # (W,) first label of each window; None: the item after its first one
 
     @property
     def num_items(self) -> int:
@@ -116,12 +117,13 @@ def hold_out(
     *,
     cold_last: bool = False,
     query_time: QueryTime | None = None,
+    overlap: int = 0,
 ) -> Holdout:
     """Split every sequence and cut the training windows. `time_split` has the cuts of `mode=time`.
 
     With `cold_last` items that do not occur in training are put at the end of the catalogue, for models that know them
     by their features. With `query_time` the holdout has the times of interactions, for a model that reads them, and
-    rows are asked at the time of their target, or of their newest item.
+    rows are asked at the time of their target, or of their newest item. `overlap` is that of `cut_windows`.
 
     Raises:
         InputError: no user has the three interactions that a holdout needs, or the two that training needs; or a cut in
@@ -138,7 +140,7 @@ def hold_out(
         train_ends, val, test, record = split.train_ends, split.val, split.test, split.record
     else:
         train_ends, val, test = _split_last(sequences, mode)
-    window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen)
+    window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen, overlap)
     if not len(window_users):
         raise _no_training_error(sequences, mode)
     if times is not None and query_time is QueryTime.target:
@@ -157,6 +159,9 @@ def hold_out(
         time_split=record,
         times=times,
     )
+    if overlap:
+        first = np.where(window_starts == starts[window_users], window_starts + 1, window_ends - (maxlen - overlap))
+        holdout = replace(holdout, window_labels=first)
     if catalogue is not Catalogue.train:
         return _put_cold_last(holdout) if cold_last else holdout
     is_known = _in_windows(sequences, window_starts, window_ends) if record is None else split.is_trained
@@ -178,6 +183,7 @@ def hold_out_for(sequences: Sequences, dataset: DatasetConfig, model: AnyModel) 
         dataset.time_split,
         cold_last=getattr(model, "items", ItemVectors.ids) is not ItemVectors.ids,
         query_time=model.asked_at,
+        overlap=dataset.overlap,
     )
 
 
@@ -218,21 +224,22 @@ def _rows_of_one(sequences: Sequences, users: np.ndarray, starts: np.ndarray, en
 
 
 def cut_windows(
-    starts: np.ndarray, ends: np.ndarray, windows: Windows, maxlen: int
+    starts: np.ndarray, ends: np.ndarray, windows: Windows, maxlen: int, overlap: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return start, end and user of the training windows of at most maxlen + 1 items: maxlen inputs, maxlen labels.
 
     `last`: the newest window of each user with at least two items (as in the paper and RecTools). `all`: windows are
     cut from the end; the first item of a window is the last label of the next older one, so every item except a user's
-    first is a label exactly once.
+    first is a label exactly once. With `overlap` a window that is not the user's oldest one has only maxlen - overlap
+    labels, its last items; those before them are also items of the next older window.
     """
-    labels = ends - starts - 1  # (num_users,)
-    count = np.maximum(0, -(-labels // maxlen))  # windows of each user
+    labels, stride = ends - starts - 1, maxlen - overlap  # (num_users,)
+    count = np.where(labels > 0, 1 + np.maximum(0, -(-(labels - maxlen) // stride)), 0)  # windows of each user
     if windows is Windows.last:
         count = np.minimum(count, 1)
     users = np.repeat(np.arange(len(starts)), count)  # (W,)
     age = concatenate_ranges(np.zeros_like(count), count)  # (W,) 0 for a user's newest window, then 1, 2, ...
-    window_ends = ends[users] - age * maxlen
+    window_ends = ends[users] - age * stride
     return np.maximum(starts[users], window_ends - maxlen - 1), window_ends, users
 
 
@@ -270,7 +277,8 @@ def _restrict(holdout: Holdout, known: np.ndarray) -> Holdout:
     items = new_index[holdout.items]
     kept = items > 0
     new_place = np.concatenate([[0], np.cumsum(kept)])  # place among all items -> place among the known ones
-    places = ("starts", "train_ends", "window_starts", "window_ends")
+    places = ["starts", "train_ends", "window_starts", "window_ends"]
+    places += [] if holdout.window_labels is None else ["window_labels"]
 
     def restrict_rows(rows: EvaluationRows) -> EvaluationRows:
         starts, ends = new_place[rows.starts], new_place[rows.ends]

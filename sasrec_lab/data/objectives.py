@@ -26,7 +26,10 @@ class NextItem:
         self.maxlen, self.reads_times = model.maxlen, model.reads_times
 
     def training(self, holdout: Holdout, windows: np.ndarray, rng: np.random.Generator) -> tuple[PackedBatch, Labels]:
-        """Return all items of each window but the last, and the item after each, which is asked for at its own time."""
+        """Return all items of each window but the last, and the item after each, which is asked for at its own time.
+
+        Items before a window's first label are context: what follows them is a label of another window.
+        """
         starts, ends = holdout.window_starts[windows], holdout.window_ends[windows]
         inputs, places = pack(starts, ends - 1, holdout.items)
         if self.reads_times:
@@ -36,7 +39,11 @@ class NextItem:
         weights = None
         if holdout.weights is not None:
             weights = torch.from_numpy(np.pad(holdout.weights[places + 1], dummies).astype(np.float32))
-        targets = as_tensor(np.pad(holdout.items[places + 1], dummies))
+        following = holdout.items[places + 1]
+        if holdout.window_labels is not None:
+            first = np.repeat(holdout.window_labels[windows], ends - 1 - starts)
+            following = np.where(places + 1 >= first, following, 0)
+        targets = as_tensor(np.pad(following, dummies))
         return inputs, Labels(targets, counts=ends - 1 - starts, weights=weights)
 
     def inference(

@@ -414,6 +414,19 @@ def test_a_mistake_gives_one_line(override, message):
             ["dataset.format=synthetic", "dataset.synthetic=null"],
             "dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic",
         ),
+        (
+            ["dataset.overlap=3"],
+            "dataset.overlap=3 is of windows over the whole history; set dataset.windows=all, or dataset.overlap=0",
+        ),
+        (
+            ["dataset.overlap=200", "dataset.windows=all"],
+            "dataset.overlap=200 must be below model.maxlen=200, which includes it; lower it",
+        ),
+        (
+            ["dataset.overlap=3", "dataset.windows=all", "model=bert4rec"],
+            "dataset.overlap=3 is for objective=next_item, whose first labels see few items; set it to 0 for"
+            " objective=masked_items",
+        ),
         (["model.token_dropout=1"], "model.token_dropout=1.0 must be at least 0 and below 1"),
         (["model.dropout_input=-0.1"], "model.dropout_input=-0.1 must be at least 0 and below 1"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_data import holdout_of, random_users, sequences_of
+from small_data import holdout_of, next_item, random_users, sequences_of
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Repeats, WeightConfig, Windows
@@ -251,6 +251,35 @@ def test_windows_all_have_every_training_label_once(seed, maxlen):
     last = cut_windows(starts, ends, Windows.last, maxlen)
     for every, newest_alone in zip((window_starts, window_ends, users), last, strict=True):
         np.testing.assert_array_equal(every[newest], newest_alone)
+
+
+@pytest.mark.parametrize(("maxlen", "overlap"), [(2, 1), (7, 3), (7, 6), (50, 10)])
+@pytest.mark.parametrize("catalogue", Catalogue)
+@pytest.mark.parametrize("seed", range(2))
+def test_overlapping_windows_have_every_label_once(seed, catalogue, maxlen, overlap):
+    """Every label but those of a user's oldest window sees at least `overlap` items, and no window exceeds maxlen."""
+    users = random_users(seed, users=25, items=60, longest=40)
+    sequences = sequences_of(users)
+    holdout = hold_out(sequences, Windows.all, catalogue, maxlen, overlap=overlap)
+    plain = hold_out(sequences, Windows.all, catalogue, maxlen)
+    counted = {name: [] for name in ("overlapping", "plain")}
+    for name, held in (("overlapping", holdout), ("plain", plain)):
+        windows = np.arange(len(held.window_users))
+        inputs, labels = next_item(maxlen).training(held, windows, np.random.default_rng(0))
+        tokens = inputs.offsets[-1]
+        assert np.diff(inputs.offsets).max() <= maxlen
+        targets = labels.targets[:tokens].numpy()
+        counted[name] = sorted(targets[targets > 0].tolist())
+        assert (labels.targets[tokens:] == 0).all()
+        if name == "plain" or catalogue is Catalogue.train:
+            continue
+        for window, begin in enumerate(inputs.offsets[:-1]):
+            mine = targets[begin : inputs.offsets[window + 1]]
+            first = int(np.flatnonzero(mine)[0])
+            is_oldest = held.window_starts[window] == held.starts[held.window_users[window]]
+            assert first == (0 if is_oldest else overlap)
+            assert (mine[first:] > 0).all()
+    assert counted["overlapping"] == counted["plain"]
 
 
 # Reading, and the cache
