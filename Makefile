@@ -10,12 +10,13 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test coverage fuzz tensorboard lint results
+.PHONY: help setup train test test-cluster coverage fuzz tensorboard lint results
 
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=50 seed=1" sets keys, ARGS=--help lists them'
 	@echo 'make tensorboard  show the runs in outputs/'
 	@echo 'make test         run every test; ARGS="-k metrics" runs some of them, ARGS="-n0 --pdb" stops at a failure'
+	@echo 'make test-cluster  run the tests that need Ray, in an environment of their own, .venv-cluster'
 	@echo 'make coverage     run every test, and list the lines and branches that none reaches'
 	@echo 'make fuzz         feed readers and command line with mutated inputs, for minutes; ARGS=7 takes another seed'
 	@echo 'make lint         check style, format, types, and that the pages show the data of docs/results'
@@ -31,6 +32,19 @@ train: .venv/.complete
 # Run one process per core, each with one thread. ARGS=-n0 runs all tests in one process, which --pdb needs.
 test: .venv/.complete
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# Ray is 0.3 GB that `make test` does not need, and another release of its parts may clash with a launcher's: joblib's and
+# Ray's launchers of Hydra already pin two versions of cloudpickle. So .venv-cluster adds Ray to the packages of .venv.
+test-cluster: .venv-cluster/.complete
+	@OMP_NUM_THREADS=1 .venv-cluster/bin/python -m pytest -n0 tests/training/test_ray_workers.py $(ARGS)
+
+.venv-cluster/.complete: .venv/.complete
+	@.venv/bin/python -m venv --clear .venv-cluster
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    { pwd; .venv/bin/python -c "$$site"; } > "$$(.venv-cluster/bin/python -c "$$site")/base.pth"
+	@.venv-cluster/bin/python -m pip install -q -c constraints.txt "$$(.venv/bin/python -c \
+	    'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cluster"])')" \
+	    && touch $@
 
 coverage: .venv/.complete
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -65,6 +65,10 @@ class FolderInUse(InputError):
     """A folder that another process is writing to."""
 
 
+class ProcessLost(InputError):
+    """Another process of a run on several devices has ended. The run can be resumed."""
+
+
 class MissingKey(InputError):
     """A config key without a value."""
 

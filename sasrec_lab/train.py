@@ -81,10 +81,22 @@ def main(cfg: DictConfig) -> None:
 
 
 def train(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = ()) -> dict[str, Any]:
-    """Build, fit, test and record one run; return the content of metrics.json.
+    """Build, fit, test and record one run, here or on a cluster's workers; return the content of metrics.json.
 
     Lightning calls `callbacks` in addition to this package's own; a model without epochs calls none.
     """
+    if cfg.cluster is None:
+        return train_here(cfg, folder, callbacks)
+    if callbacks:
+        raise InputError("cluster=ray has no way to call the callbacks of this process in its workers; remove cluster")
+    from sasrec_lab.train import train_here as by_name  # workers import it, and know no __main__
+    from sasrec_lab.training.ray_workers import train_on_workers
+
+    return train_on_workers(cfg, folder, by_name)
+
+
+def train_here(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = ()) -> dict[str, Any]:
+    """Build, fit, test and record one run in this process; return the content of metrics.json."""
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
         report_parts(run, cfg)

@@ -110,6 +110,8 @@ def test_a_training_command_runs(command, train_here, train_command, tmp_path):
         train_here = train_command  # Lightning repeats the command to start further processes
     if "memory_limit" in command and find_spec("duckdb") is None:
         pytest.skip("needs pip install 'sasrec-lab[big]'")
+    if "cluster=ray" in words:
+        pytest.skip("needs Ray; tests/training/test_ray_workers.py runs it")
     if any(word in PRINTED_ONLY for word in words):
         done = train_here(*words)
         assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,8 @@ from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
 _BOOKKEEPING_KEYS = (
     "capture",  # the same computation in one launch; older runs lack it
     "ckpt",
+    "cluster.cpus",
+    "cluster.restarts",
     "data_dir",
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
     "dataset.sources",

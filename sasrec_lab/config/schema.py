@@ -121,6 +121,20 @@ class PublishedConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Keys of `cluster`: the workers of a Ray cluster that train a run together."""
+
+    workers: int = MISSING
+    cpus: int = MISSING
+    restarts: int = MISSING
+
+    def __post_init__(self) -> None:
+        check_at_least("cluster.workers", self.workers, 1)
+        check_at_least("cluster.cpus", self.cpus, 1)
+        check_at_least("cluster.restarts", self.restarts, 0)
+
+
+@dataclass
 class TrainConfig:
     """All keys of conf/train.yaml: the command sasrec_lab.train."""
 
@@ -142,6 +156,7 @@ class TrainConfig:
     trainer: dict[str, Any] = MISSING
     init_from: Optional[str] = None  # older runs lack it
     callbacks: dict[str, Any] = field(default_factory=dict)  # of Lightning, as foreign.OwnPart; older runs lack it
+    cluster: Optional[ClusterConfig] = None  # older runs lack it
 
     def __post_init__(self) -> None:
         if getattr(self.model, "items", ItemVectors.ids) is ItemVectors.ids:
@@ -155,6 +170,8 @@ class TrainConfig:
         schedule = self.optimizer.schedule
         if schedule is not Schedule.constant and self.trainer.get("max_epochs") in (None, -1):
             raise InputError(f"optimizer.schedule={schedule.name} needs the length of training; set trainer.max_epochs")
+        if self.cluster is not None:
+            self._check_cluster()
         self._check_metrics()
         self._check_objective()
         if self.model.reads_times and self.dataset.time is None:
@@ -302,6 +319,18 @@ class TrainConfig:
                 f"trainer.gradient_clip_val={self.trainer['gradient_clip_val']} must be null for"
                 " optimizer.name=rowwise_adam, whose row gradients are not clipped; set it to null, or use adam"
             )
+
+    def _check_cluster(self) -> None:
+        if isinstance(self.model, ClosedFormConfig):
+            raise InputError(f"cluster=ray shares out training steps, which model={self.model.name} lacks; remove it")
+        if self.ckpt not in (None, "last"):
+            raise InputError(f"ckpt={self.ckpt}: cluster=ray resumes a run in its own folder; set ckpt=last")
+        for flag, default in {"devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+            if (value := self.trainer.get(flag, default)) != default:
+                raise InputError(
+                    f"trainer.{flag}={value} and cluster=ray both say where the processes run; set cluster.workers and"
+                    f" remove trainer.{flag}"
+                )
 
     def _check_capture(self) -> None:
         model, loss = self.model, self.loss

@@ -14,6 +14,7 @@ from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.model.fuxi import FuXiBlock
 from sasrec_lab.model.head import build_head
 from sasrec_lab.model.hstu import HSTUBlock
+from sasrec_lab.model.item_embedding import ItemEmbedding
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, pick
@@ -38,8 +39,8 @@ class Encoder(nn.Module):
         self.maxlen = cfg.maxlen
         self.rate, self.token_rate = cfg.rate_input, cfg.token_dropout
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
-        self.input_items = FeatureVectors(features, cfg) if features else nn.Embedding(num_items, cfg.dim)
-        self.output_items = self.input_items if cfg.share_items else nn.Embedding(num_items, cfg.dim)
+        self.input_items = FeatureVectors(features, cfg) if features else ItemEmbedding(num_items, cfg.dim)
+        self.output_items = self.input_items if cfg.share_items else ItemEmbedding(num_items, cfg.dim)
         self.positions = nn.Embedding(cfg.maxlen, cfg.dim) if cfg.pos_emb is PosEmb.learned else None
         if cfg.pos_emb is PosEmb.sinusoidal:
             self.register_buffer("sinusoids", _sinusoids(cfg.maxlen, cfg.dim), persistent=False)
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
         if isinstance(self.input_items, FeatureVectors) and cfg.init not in others:
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
-            self.mask.data.normal_().mul_(_vectors_of(self.input_items).detach().std(correction=0))
+            self.mask.data.normal_().mul_(self.input_items.table().detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
         if cfg.init is Init.meta:
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """Return the items' output vectors (V, D), before the head; row i is item i + 1."""
-        return _vectors_of(self.output_items)
+        return self.output_items.table()
 
     @property
     def item_table(self) -> Tensor:
@@ -129,8 +130,8 @@ class Encoder(nn.Module):
     def freeze_vectors(self) -> None:
         """Replace vectors that are made of features by a table of them, for a model that is trained no more."""
         if isinstance(self.input_items, FeatureVectors):
-            vectors = self.input_items.eval()().detach()  # without dropout
-            self.input_items = self.output_items = nn.Embedding.from_pretrained(vectors)
+            vectors = self.input_items.eval().table().detach()  # without dropout
+            self.input_items = self.output_items = ItemEmbedding.from_pretrained(vectors)
 
     def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         x = self._look_up(batch.items, vectors)  # (T, D)
@@ -149,17 +150,11 @@ class Encoder(nn.Module):
 
     def _look_up(self, items: Tensor, vectors: Tensor | None) -> Tensor:
         if self.mask is None:
-            return self._rows(items - 1, vectors)
+            return self.input_items.rows(items - 1, vectors)
         is_mask = items == MASK
         # a row that the batch looks up anyway, so that no further row gets a gradient
         rows = torch.where(is_mask, items.max().clamp(min=1), items) - 1
-        return torch.where(is_mask[:, None], self.mask, self._rows(rows, vectors))
-
-    def _rows(self, rows: Tensor, vectors: Tensor | None) -> Tensor:
-        """Return these rows of the input vectors."""
-        if isinstance(self.input_items, FeatureVectors):
-            return F.embedding(rows, self.input_items() if vectors is None else vectors)
-        return self.input_items(rows)
+        return torch.where(is_mask[:, None], self.mask, self.input_items.rows(rows, vectors))
 
     def layout(self, batch: PackedBatch) -> BatchLayout:
         """Return what the blocks need to know of the batch."""
@@ -170,11 +165,6 @@ class Encoder(nn.Module):
         tokens, device = batch.items.shape[0], batch.items.device
         known = batch.offsets, tokens, device, batch.positions, self.maxlen, factors
         return BatchLayout(*known, batch.times, batch.query_times, batch.segments)
-
-
-def _vectors_of(items: nn.Embedding | FeatureVectors) -> Tensor:
-    """Return the vectors (V, D) of all items."""
-    return items() if isinstance(items, FeatureVectors) else items.weight
 
 
 def _initialize(module: nn.Module, init: Init) -> None:

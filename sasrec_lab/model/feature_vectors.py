@@ -45,7 +45,11 @@ class FeatureVectors(nn.Module):
             rows, dim = self.by_category.weight.shape
             self.by_category.weight.mul_(sqrt((rows + dim) / (len(self.given) + dim)))
 
-    def forward(self) -> Tensor:
+    def rows(self, indices: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return the vectors (n, D) of these rows (n,), from `vectors` (V, D) if those of all items have been made."""
+        return F.embedding(indices, self.table() if vectors is None else vectors)
+
+    def table(self) -> Tensor:
         """Return the vectors of all items (V, D)."""
         parts = []
         if self.ids is not None:

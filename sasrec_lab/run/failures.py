@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, ProcessLost
 
 _LOST = re.compile(r"gloo.*(Read error|Write error|Connection (closed|reset))|remote process exited|Broken pipe")
+_LOST_LINE = "another process of this run ended, so the run ends; resume it with ckpt=last"
 _ANOMALY = "returned nan values"  # of trainer.detect_anomaly
 
 
@@ -19,6 +20,8 @@ def explaining_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch's and Lightning's errors share no base class
+        if _is_lost(error):
+            raise ProcessLost(_LOST_LINE) from error
         if line := explain(error):
             raise InputError(line) from error
         raise
@@ -29,8 +32,15 @@ def explain(error: Exception) -> str | None:
     name, text = type(error).__name__, " ".join(str(error).split())
     if name == "MisconfigurationException":
         return f"trainer: {text}"
-    if name in ("RuntimeError", "DistBackendError") and _LOST.search(text):
-        return "another process of this run ended, so the run ends; resume it with ckpt=last"
+    if _is_lost(error):
+        return _LOST_LINE
     if name == "RuntimeError" and _ANOMALY in text:
         return f"training diverged: {text}; lower optimizer.lr or set trainer.gradient_clip_val=1"
     return None
+
+
+def _is_lost(error: Exception) -> bool:
+    """Return whether the failure is that of a connection to a process that has ended."""
+    return type(error).__name__ in ("RuntimeError", "DistBackendError") and bool(
+        _LOST.search(" ".join(str(error).split()))
+    )

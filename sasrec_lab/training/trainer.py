@@ -26,6 +26,7 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults
 from sasrec_lab.training import checkpoints
+from sasrec_lab.training.ray_workers import ray_strategy
 from sasrec_lab.training.tensorboard import hyperparameters
 
 
@@ -41,6 +42,11 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and _shows_progress()
     if not cfg.has_validation:
         flags["limit_val_batches"] = 0
+    plugins: list[Any] = [checkpoints.AtomicCheckpointIO()]
+    if cfg.cluster is not None:
+        strategy, environment = ray_strategy()
+        flags |= {"strategy": strategy, "devices": "auto"}
+        plugins.append(environment)
     logger = TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False)
     logger.hparams.update(hyperparameters(cfg))  # for tb/hparams.yaml
     try:
@@ -48,7 +54,7 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
             **flags,
             logger=logger,
             callbacks=[*_callbacks(cfg, folder, has_progress_bar=flags["enable_progress_bar"]), *callbacks],
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=plugins,
             default_root_dir=folder,
             use_distributed_sampler=False,  # the data module divides windows and users among processes
         )
@@ -72,7 +78,8 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
     _check_nodes(trainer)
     if trainer.world_size > 1:
         _set_num_threads_if_needed(trainer.num_devices)  # fit would do it, but after run.json has recorded the threads
-        trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
+        if not _is_in_thread():
+            trainer.callbacks.append(_SafeSignals())  # type: ignore[attr-defined]
     return trainer
 
 
@@ -111,6 +118,11 @@ def _has_launcher(trainer: pl.Trainer) -> bool:
     """Return whether another program, such as torchrun, starts the processes of the run."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return environment is not None and environment.creates_processes_externally
+
+
+def _is_in_thread() -> bool:
+    """Return whether this thread may not handle signals: only the main one may, and Ray's workers train in another."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[pl.Callback]:
@@ -192,6 +204,9 @@ def check_limits(cfg: TrainConfig, data: SequenceData, processes: int) -> None:
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's SystemExit on Ctrl-C back into KeyboardInterrupt, and restore the handler it disabled."""
+    if _is_in_thread():
+        yield
+        return
     handler = signal.getsignal(signal.SIGINT)
     if trainer.world_size > 1 and _has_launcher(trainer):
         use_defaults()  # while it waits for processes that may never come, no handler of Python's would run
