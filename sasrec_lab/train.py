@@ -89,10 +89,9 @@ def train(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = (
         return train_here(cfg, folder, callbacks)
     if callbacks:
         raise InputError("cluster=ray has no way to call the callbacks of this process in its workers; remove cluster")
-    from sasrec_lab.train import train_here as by_name  # workers import it, and know no __main__
     from sasrec_lab.training.ray_workers import train_on_workers
 
-    return train_on_workers(cfg, folder, by_name)
+    return train_on_workers(cfg, folder, train_here)
 
 
 def train_here(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]" = ()) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class HoldoutMetrics(nn.Module):
         kept = evaluation.k, target, own, not has_all_rows
         self.full = None if skips_full else _metrics(num_items, *kept)
         self.sampled = _metrics(evaluation.sampled + 1, *kept) if evaluation.sampled else None
-        self.loss = MeanLoss() if has_loss and not skips_full else None
+        self.loss = OrderedMeanLoss() if has_loss and not skips_full else None
 
     def update(self, scores: ItemScores, batch: EvaluationBatch) -> dict[str, Tensor]:
         """Add the ranks of a batch and return them, each (G,)."""
@@ -85,7 +85,7 @@ class HoldoutMetrics(nn.Module):
             self.sampled.update(ranks["sampled_rank"], batch)
         if self.loss is not None:
             assert isinstance(scores, Scores)
-            self.loss.update(*softmax_loss(scores, batch))
+            self.loss.update(*softmax_loss(scores, batch), batch.rows)
         return ranks
 
     def compute_and_reset(self, stage: str) -> dict[str, float]:
@@ -177,6 +177,32 @@ class MeanLoss(Metric):
     def compute(self) -> Tensor:
         """Return the mean."""
         return self.total / self.targets
+
+
+class OrderedMeanLoss(Metric):
+    """Mean loss over all targets, added up in the order of the batches' rows: the same for any number of processes."""
+
+    full_state_update = False
+    rows: list[Tensor]
+    losses: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("rows", "losses", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, loss: Tensor, targets: Tensor, rows: Tensor) -> None:
+        """Add the mean loss of a batch, its number of targets, and its rows (U,), which no other batch has."""
+        self.rows.append(rows[:1])
+        self.losses.append(loss.expand(len(rows[:1])))
+        self.targets.append(targets.expand(len(rows[:1])))
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        rows, losses, targets = (dim_zero_cat(x).reshape(-1).cpu() for x in (self.rows, self.losses, self.targets))
+        order = rows.argsort()
+        return (losses.double() * targets)[order].sum() / targets.sum()
 
 
 class IntegerConcat(Metric):
