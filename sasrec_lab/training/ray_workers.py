@@ -13,6 +13,7 @@ from typing import Any
 
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, ProcessLost
+from sasrec_lab.files import display_path
 from sasrec_lab.run.folder import has_checkpoint, read_metrics
 from sasrec_lab.run.provenance import is_first_process
 
@@ -61,7 +62,7 @@ def train_on_workers(cfg: TrainConfig, folder: Path, train: Train) -> dict[str, 
             workers.fit()
     except ray.train.TrainingFailedError as error:
         log.debug("Ray Train failed", exc_info=True)
-        raise InputError(_describe_failure(folder, cluster.restarts)) from error
+        raise InputError(_describe_failure(error, folder, cluster.restarts)) from error
     finally:
         if has_own:
             ray.shutdown()
@@ -147,11 +148,13 @@ def _printing_from(path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _describe_failure(folder: Path, restarts: int) -> str:
-    """Return a line on a run that Ray has given up."""
+def _describe_failure(error: Exception, folder: Path, restarts: int) -> str:
+    """Return a line on a run that Ray has given up, with the failure of one of the workers."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    lines = str(failures[0] if failures else error).strip().splitlines() or [type(error).__name__]
     return (
-        f"workers of this run were lost more often than cluster.restarts={restarts} allows, or did not start; resume it"
-        f" with ckpt=last, or see Ray's logs in {folder / 'ray'}"
+        f"the workers of this run failed once more than cluster.restarts={restarts} allows ({lines[-1].strip()});"
+        f" resume it with ckpt=last and hydra.run.dir={display_path(folder)}"
     )
 
 
