@@ -13,6 +13,7 @@ import torch
 from commands import in_a_fresh_process, in_this_process
 from small_sweep import TINY
 
+import sasrec_lab
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run.checkpoint_file import load
@@ -333,6 +334,19 @@ def test_a_run_with_own_code_needs_trust(own, recommend_here):
     listed = recommend_here(*words, "trust=[my_package]")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert export("run", "x.pt2", "trust=[my_package]").returncode == 0
+
+
+def test_python_trusts_what_it_is_given(own, monkeypatch):
+    monkeypatch.chdir(own)
+    run = sasrec_lab.load_run("run", device="cpu")
+    with pytest.raises(InputError, match=r"add trust=\[my_package\]"):
+        run.encoder  # noqa: B018
+    assert not is_imported()
+    trusted = sasrec_lab.load_run("run", device="cpu", trust="my_package")
+    assert type(trusted.encoder.blocks[0]).__name__ == "Local"
+    words = ["model=local", *RUN]
+    trained = sasrec_lab.train_model(*words, folder="trained", config_dir="mine")
+    assert type(trained.encoder.blocks[0]).__name__ == "Local"
 
 
 def test_trust_must_be_names_of_packages(own, recommend_here):

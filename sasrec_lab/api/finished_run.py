@@ -163,6 +163,5 @@ def load_run(
         raise InputError("folder is empty; give the folder of a finished run")
     path = Path(folder).expanduser()
     config, results = load_finished(path, "folder")
-    return Run(
-        path, completed(config), results, None if data_dir is None else str(data_dir), device, check_trust(trust)
-    )
+    root = None if data_dir is None else str(data_dir)
+    return Run(path, completed(config), results, root, device, check_trust(trust))

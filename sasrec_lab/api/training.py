@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sasrec_lab.config.command_line import compose_config, explained, job_of, load
+from sasrec_lab.config.command_line import check_parts, compose_config, explained, job_of, load
 from sasrec_lab.config.hydra_internals import hydra_state_restored
 from sasrec_lab.config.overrides import check_syntax, format_override, normalize
 from sasrec_lab.config.schema import TrainConfig, start_now
@@ -69,6 +69,7 @@ def train_model(*overrides: str, folder: str | Path | None = None, config_dir: s
         job = job_of(composed)
     cfg = job.cfg
     assert isinstance(cfg, TrainConfig)
+    check_parts(cfg, placed, _text(config_dir))
     _check_devices(cfg)
     flags = [] if config_dir is None else ["--config-dir", str(config_dir)]
     if not check_can_run(job.folder, cfg, "folder"):
@@ -81,7 +82,7 @@ def train_model(*overrides: str, folder: str | Path | None = None, config_dir: s
         _train(composed, cfg, job.folder, as_typed([*flags, *placed]))
     from sasrec_lab.api.finished_run import load_run  # late, as all that imports NumPy or torch
 
-    return load_run(job.folder)
+    return load_run(job.folder, trust=[part.module for part in cfg.parts])
 
 
 def _train(composed: DictConfig, cfg: TrainConfig, folder: Path, command: str) -> None:
