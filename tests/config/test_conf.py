@@ -199,7 +199,10 @@ MISTAKES = {
     "loss.negatives=5": (
         "loss.negatives=5 must be 0 for loss=softmax, which scores every item; set it to 0, or use loss=sampled_softmax"
     ),
-    "loss.sampler=usual": "loss.sampler=usual is not one of none, shared, sequence, unseen, uniform, others",
+    "loss.sampler=usual": (
+        "loss.sampler=usual is not one of none, shared, sequence, unseen, uniform, others; a sampler of your own is"
+        " package.module:Name"
+    ),
     "loss.calibration=.5": "loss.calibration=0.5 only applies to loss=gbce; set it to 0 for loss=softmax",
     "loss.calibration=2": "loss.calibration=2.0 must be from 0 to 1",
     "optimizer.name=rowwise_adam": (
