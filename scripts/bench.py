@@ -126,11 +126,11 @@ def measure_scale(args: argparse.Namespace) -> int:
                     per_row = f"{row['cpu_us_per_row']:.2f}" if "cpu_us_per_row" in row else ""
                     numbers = (f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", per_row, f"{row['peak_rss_mb']:,}")
                     print(columns.format(f"{size:,}", row["stage"], *numbers), flush=True)
+                if args.json:  # after each stage, because the next one may take an hour
+                    write_results(args.json, rows, note=SCALE_NOTE)
         except JobFailed as error:
             failed = True
             print(f"{size:,} interactions failed: {error}", flush=True)
-        if args.json:  # after each size, because the next one may take an hour
-            write_results(args.json, rows, note=SCALE_NOTE)
     return int(failed)
 
 

@@ -1,6 +1,6 @@
 """Write the tables, figures and numbers of README.md and docs/*.md from docs/results/*.json.
 
-python scripts/render_results.py           rewrite every page, and docs/speed.svg
+python scripts/render_results.py           rewrite every page, docs/speed.svg and docs/scale.svg
 python scripts/render_results.py --check   exit with 1 and name each table that differs from its data
 
 In a page, a table with its caption is what is between two markers, each on a line of its own:
@@ -24,7 +24,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmark.figure import data_of, draw_speed
+from benchmark.figure import data_of, draw_scale, draw_speed
 from benchmark.results import decimal, mean_and_std
 from conf_tables import CONF_TABLES
 from result_fields import FIELDS, Row, cell, code
@@ -35,6 +35,7 @@ NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
 SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 
 
+FIGURES = {"speed": draw_speed, "scale": draw_scale}
 TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a row must have, columns
     "first_run": ("first_run", "mrr", ["model", "ndcg", "recall", "mrr"]),
     "rounding": ("rounding", "ndcg", ["machine_of_run", "ndcg", "recall"]),
@@ -62,6 +63,11 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
         ["about", "by", "positions_per_s", "users_per_s", "lists_per_s", "peak_rss_mb"],
     ),
     "loading": ("speed", "seconds", ["by", "seconds", "cached_seconds", "tensor_seconds", "peak_rss_mb"]),
+    "scale": (
+        "scale",
+        "cpu_seconds",
+        ["interactions", "stage", "seconds", "cpu_seconds", "cpu_us_per_row", "peak_rss_mb"],
+    ),
     "speed_repeats": ("speed_repeats", "positions_per_s", ["job", "by", "positions_per_s"]),
     "roofline": (
         "roofline",
@@ -130,13 +136,14 @@ def render(root: Path, write: bool) -> list[str]:
         stale += [f"{page.relative_to(root)}: {name} differs from its data" for name in differing]
         if write and new != old:
             page.write_text(new)
-    figure, speed = root / "docs/speed.svg", root / "docs/results/speed.json"
-    if speed.exists():
-        rows = json.loads(speed.read_text())["rows"]
-        if not figure.exists() or data_of(rows) not in figure.read_text():
-            stale.append("docs/speed.svg differs from its data")
-            if write:
-                draw_speed(rows, figure)
+    for name, draw in FIGURES.items():
+        figure, data = root / f"docs/{name}.svg", root / f"docs/results/{name}.json"
+        if data.exists():
+            rows = json.loads(data.read_text())["rows"]
+            if not figure.exists() or data_of(rows) not in figure.read_text():
+                stale.append(f"docs/{name}.svg differs from its data")
+                if write:
+                    draw(rows, figure)
     return stale
 
 

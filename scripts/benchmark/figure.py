@@ -1,4 +1,4 @@
-"""A bar chart of the speed of this project and its peers, from the results of bench_peers.py."""
+"""Figures: the speed of this project and its peers (bench_peers.py), and costs by the size of data (bench.py)."""
 
 import hashlib
 import json
@@ -63,6 +63,36 @@ def draw_speed(results: list[dict[str, Any]], file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None, "Description": description} if svg else None
         figure.savefig(file, metadata=metadata, transparent=svg)
+        plt.close(figure)
+
+
+def draw_scale(results: list[dict[str, Any]], file: Path) -> None:
+    """Draw the processor time and the peak memory of each stage by the number of interactions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    stages = list(dict.fromkeys(result["stage"] for result in results))
+    colors = dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), TEXT)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scale", **colors}):
+        figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
+        for stage, color in zip(stages, COLORS.values(), strict=True):
+            rows = [result for result in results if result["stage"] == stage]
+            sizes = [row["interactions"] for row in rows]
+            panels[0].plot(sizes, [row["cpu_seconds"] for row in rows], "o-", color=color, label=stage, markersize=4)
+            panels[1].plot(sizes, [row["peak_rss_mb"] / 1000 for row in rows], "o-", color=color, markersize=4)
+        panels[0].set_yscale("log")
+        panels[1].set_ylim(0)
+        for panel, title in zip(panels, ("processor seconds", "peak memory, GB"), strict=True):
+            panel.set_xscale("log")
+            panel.set_xlabel("interactions")
+            panel.set_title(title, fontsize=10, loc="left")
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower center", ncols=4)
+        figure.tight_layout(rect=(0, 0.07, 1, 1))
+        metadata = {"Date": None, "Description": data_of(results)} if file.suffix == ".svg" else None
+        figure.savefig(file, metadata=metadata, transparent=file.suffix == ".svg")
         plt.close(figure)
 
 

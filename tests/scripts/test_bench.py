@@ -6,6 +6,7 @@ bench_peers.py is tested without other libraries, since those come from the netw
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,25 @@ def test_a_job_without_data_fails_and_the_others_run(bench):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
+def test_scale_takes_data_through_every_stage(bench, tmp_path, monkeypatch):
+    pytest.importorskip("duckdb", reason="DuckDB is not installed")
+    monkeypatch.setenv("CXX", "")  # the kernels are not what is tested
+    done = bench("--scale", "3e3", "--steps", "2", "--json", "out.json", "model.dim=8", "loss.negatives=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["note"].startswith("on a machine with other work")
+    assert [row["stage"] for row in written["rows"][:3]] == ["build", "prepare", "2 steps"]
+    assert re.fullmatch(r"ranks of \d+ users", written["rows"][3]["stage"])
+    assert [row["interactions"] for row in written["rows"]] == [3000] * 4
+    assert all(row["cpu_seconds"] > 0 and row["peak_rss_mb"] > 0 for row in written["rows"])
+    assert [row["cpu_us_per_row"] > 0 for row in written["rows"] if "cpu_us_per_row" in row] == [True] * 2
+    assert len(list((tmp_path / "outputs/bench/scale-3e3/cache").iterdir())) == 1
+
+
 def test_an_unknown_key_or_job_is_one_line(bench):
+    done = bench("--scale", "10")
+    assert "'10' must be numbers of interactions from 1000, such as 1e6,1e7" in done.stderr
     done = bench("--jobs", "loading", "--small", "model.dmi=3")
     assert done.returncode == 1
     assert done.stdout.splitlines()[1:] == ["loading failed: unknown key 'model.dmi'; did you mean model.dim?"]
