@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sasrec_lab.config.convert import flatten
+from sasrec_lab.config.convert import completed, flatten
 from sasrec_lab.config.foreign import names_in
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import read_small_text, read_small_yaml
@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Run:
         status=status,
         error=None,
         overrides=overrides,
-        config=config,
+        config=completed(config),  # so that runs of an older version share a row with the same settings of this one
         model=model_name(config),
         protocol=_read_protocol(results, has_sampled=any("-sampled" in name for name in metrics)),
         metrics=metrics,

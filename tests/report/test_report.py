@@ -938,6 +938,17 @@ def test_sweep_is_reported_from_training_to_page(train_here, report_here, tmp_pa
         assert test.difference == pytest.approx(means["no_pos_emb"] - means["default"], abs=1e-6)
 
 
+def test_runs_that_lack_newer_keys_share_the_row(tmp_path):
+    """The cosine of an older run is the schedule of this version."""
+    config = to_plain(load(["dataset=csv", "dataset.path=x.csv", "optimizer.schedule=cosine"]))
+    older = config | {"optimizer": {key: x for key, x in config["optimizer"].items() if key != "schedule"}}
+    older["evaluation"] = {key: x for key, x in config["evaluation"].items() if key != "test"}
+    write_run(tmp_path / "a", seed=0, config=older | {"seed": 0})
+    write_run(tmp_path / "b", seed=1, config=config | {"seed": 1})
+    (row,) = only_part(tmp_path).comparison.rows
+    assert (row.label, len(row.runs)) == ("default", 2)
+
+
 def test_closed_pipe_is_not_an_error(sweep):
     command = f"{sys.executable} -m sasrec_lab.report {sweep} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, timeout=60)
