@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
 
     from sasrec_lab.data.datamodule import SequenceData
     from sasrec_lab.data.items import ItemFeatures
@@ -99,12 +100,14 @@ def train_here(cfg: TrainConfig, folder: Path, callbacks: "Sequence[pl.Callback]
     with record_run(folder, cfg) as run, explaining_failures():
         _import_libraries()
         report_parts(run, cfg)
-        if isinstance(cfg.model, ClosedFormConfig):
-            from sasrec_lab.training.closed_form import fit_and_measure
+        from sasrec_lab.training.closed_form import fit_and_measure
+        from sasrec_lab.training.loggers import opened_loggers
 
-            fit_and_measure(run, cfg)
-        else:
-            train_epochs(run, cfg, callbacks)
+        with opened_loggers(cfg, folder) as loggers:
+            if isinstance(cfg.model, ClosedFormConfig):
+                fit_and_measure(run, cfg, loggers)
+            else:
+                train_epochs(run, cfg, loggers, callbacks)
     return run.results
 
 
@@ -115,7 +118,9 @@ def _import_libraries() -> None:
         import sasrec_lab.training.trainer  # noqa: F401
 
 
-def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callback]") -> None:
+def train_epochs(
+    run: RunRecord, cfg: TrainConfig, loggers: "Sequence[Logger]", callbacks: "Sequence[pl.Callback]"
+) -> None:
     """Build a model, fit it epoch by epoch, and test and record its best checkpoint."""
     # Imports that load torch and Lightning are inside functions: help, --cfg and user errors do not wait for them.
     from sasrec_lab.evaluation.baselines import baseline_metrics
@@ -127,7 +132,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callb
     from sasrec_lab.training.processes import first_process_first, watch_processes
     from sasrec_lab.training.trainer import build_trainer, check_limits
 
-    trainer = build_trainer(cfg, run.folder, callbacks)
+    trainer = build_trainer(cfg, run.folder, loggers, callbacks)
     watch_processes(lambda line: not trainer.interrupted and run.end_failed(line))
     resumed = checkpoints.checkpoint_to_resume(cfg, run.folder)
     earlier = warm_start.load_earlier(cfg, run.previous)
@@ -158,7 +163,7 @@ def train_epochs(run: RunRecord, cfg: TrainConfig, callbacks: "Sequence[pl.Callb
     if trainer.is_global_zero:
         if is_measured:
             record_ranks(run, model, data, sequences)
-        fill_tensorboard(run, trainer, model, data, sequences, titles)
+        record_in_trackers(run, loggers, model, data, sequences, titles)
 
 
 def build_model(cfg: TrainConfig, num_items: int, features: "ItemFeatures | None") -> "SequentialRecommender":
@@ -244,26 +249,25 @@ def record_ranks(run: RunRecord, model: "SequentialRecommender", data: "Sequence
         run.results["cold_targets"] = cold_and_known(data.holdout, model.test_ranks["rank"], evaluation.k)
 
 
-def fill_tensorboard(
+def record_in_trackers(
     run: RunRecord,
-    trainer: "pl.Trainer",
+    loggers: "Sequence[Logger]",
     model: "SequentialRecommender",
     data: "SequenceData",
     sequences: "Sequences",
     titles: "np.ndarray | None",
 ) -> None:
-    """Write hyperparameters, metrics and what else the config asks for, and close TensorBoard's file."""
-    from pytorch_lightning.loggers import TensorBoardLogger
-
+    """Write the metrics to the trackers and, to TensorBoard, hyperparameters and what else the config asks for."""
     from sasrec_lab.training import tensorboard
+    from sasrec_lab.training.loggers import log_results, tensorboard_writer
 
-    assert isinstance(trainer.logger, TensorBoardLogger)
-    writer = trainer.logger.experiment
     best, epochs = run.results["best_epoch"], run.results["epochs"]
     tested = epochs if best is None else best + 1
-    tensorboard.write_hyperparameters(writer, model.cfg, run.results["metrics"], tested)
-    tensorboard.write_extras(writer, model.encoder, data.holdout, sequences.user_ids, titles, model.cfg)
-    writer.close()
+    log_results(loggers, model.cfg, run.results["metrics"], tested)
+    if writer := tensorboard_writer(loggers):
+        tensorboard.write_hyperparameters(writer, model.cfg, run.results["metrics"], tested)
+        tensorboard.write_extras(writer, model.encoder, data.holdout, sequences.user_ids, titles, model.cfg)
+        writer.close()
 
 
 if __name__ == "__main__":

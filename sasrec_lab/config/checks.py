@@ -82,7 +82,7 @@ _MANAGED_FLAGS = (
     "barebones", "enable_autolog_hparams", "model_registry",
 )  # fmt: skip
 REJECTED_FLAGS = dict.fromkeys(_MANAGED_FLAGS, "train.py manages it") | {
-    "logger": "train.py manages it: every run logs to TensorBoard, in its folder's tb/",
+    "logger": "train.py manages it: choose trackers as in logger=[tensorboard,wandb]",
     "callbacks": "train.py manages them: checkpoints, early stopping (evaluation.patience), averaging (optimizer.ema)",
     "enable_checkpointing": "train.py manages it: every run keeps its best and its last checkpoint",
     "default_root_dir": "train.py manages it: to choose the run's folder set hydra.run.dir",

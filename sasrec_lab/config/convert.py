@@ -25,6 +25,7 @@ _BOOKKEEPING_KEYS = (
     "dataset.sources",
     "dataset.titles",
     "evaluation.lists",  # measured in addition; older runs lack it
+    "logger",
     "evaluation.recent_days",  # of a baseline only; older runs lack it
     "published",
     "tensorboard",

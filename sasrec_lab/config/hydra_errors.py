@@ -193,8 +193,10 @@ def _wrong_section(text: str, words: Iterable[str]) -> str | None:
     """Return the message on a section or group with a value, or on a key in a section that is null."""
     if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of", text):
         return f"a section must be keys with values, not a {found[1]}; write key: value"
-    if re.search(r"Unexpected type for root: NoneType", text):
+    if re.search(r"Unexpected type for root: NoneType|'NoneType' object has no attribute 'get'", text):
         inside = [word for word in words if re.match(rf"\+*({'|'.join(_NULLABLE_SECTIONS)})\.", word)]
+        if tracker := next((found[1] for word in words if (found := re.match(r"\+*logger\.(\w+)[.=]", word))), None):
+            return f"logger.{tracker} has no keys unless it is chosen; add logger={tracker}"
         return f"{', '.join(inside) or 'a key'}: the section is null; set it as <section>={{<key>: <value>}}"
     is_list = any(re.match(r"[\w/]+=\[", word) for word in words)  # of which Hydra takes each to be a name
     if re.search(r"Config group override must be a string or a list", text) or (

@@ -8,7 +8,7 @@ from sasrec_lab.files import folder_name, read_small_yaml
 
 UNNAMED_KEYS = "hydra.job.config.override_dirname.exclude_keys"  # Hydra's key for what a folder's name omits
 # not in a name either: they differ between machines, or may change when a job is resumed
-_NEVER_NAMED = ("data_dir", "tensorboard.attention_users", "tensorboard.projector")
+_NEVER_NAMED = ("data_dir", "tensorboard.attention_users", "tensorboard.projector", "logger")
 
 
 def job_folder(number: int, overrides: Sequence[str], unnamed: Sequence[str], sweep: str) -> str:

@@ -28,6 +28,7 @@ from sasrec_lab.config.foreign_code import load
 from sasrec_lab.config.hydra_internals import register_resolver
 from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
+from sasrec_lab.config.logger import LoggerConfig
 from sasrec_lab.config.model import (
     MODEL_SCHEMAS,
     AnyModel,
@@ -153,6 +154,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     tensorboard: TensorBoardConfig = MISSING
+    logger: LoggerConfig = MISSING
     trainer: dict[str, Any] = MISSING
     init_from: Optional[str] = None  # older runs lack it
     callbacks: dict[str, Any] = field(default_factory=dict)  # of Lightning, as foreign.OwnPart; older runs lack it
@@ -185,6 +187,7 @@ class TrainConfig:
             self._check_encoder()
 
     def _check_encoder(self) -> None:
+        self._check_tensorboard()
         if self.init_from is not None and self.ckpt not in (None, "last"):
             raise InputError(
                 f"init_from={self.init_from} and ckpt={self.ckpt} both give the weights to start with; remove one"
@@ -203,10 +206,17 @@ class TrainConfig:
             )
         if self.capture:
             self._check_capture()
-        if self.tensorboard.attention_users and not self.model.has_softmax:
+
+    def _check_tensorboard(self) -> None:
+        users, logger = self.tensorboard.attention_users, self.logger
+        if (users or self.tensorboard.projector) and logger.tensorboard is None:
+            key = f"attention_users={users}" if users else "projector=true"
+            names = ",".join(["tensorboard", *logger.chosen])
+            raise InputError(f"tensorboard.{key} needs TensorBoard among the trackers; set logger=[{names}]")
+        if users and not self.model.has_softmax:
             drawn = "attention" if self.model.block is BlockName.gru else "the softmax of attention"
             raise InputError(
-                f"tensorboard.attention_users={self.tensorboard.attention_users} draws {drawn}, which"
+                f"tensorboard.attention_users={users} draws {drawn}, which"
                 f" model.block={self.model.block.name} does not have; set it to 0"
             )
 

@@ -39,7 +39,9 @@ METRICS = "metrics.json"
 RANKS = "ranks.npz"
 VALIDATION_RANKS = "validation_ranks.npz"  # in place of the other, if the test may not be seen
 ITEMS = "items.npz"
+TRACKERS = "trackers.json"  # ids of the run in trackers that have some
 SEARCH = "search.json"  # of the folder of a search: its space and its trials
+JOURNAL = "study.journal"  # of a search: Optuna's study
 WEIGHTS = "weights.npz"  # of a model without epochs, in place of checkpoints
 MAX_ARRAY_BYTES = 8 << 30  # 300 million test users, or 20 million items with long titles
 _MAX_DIRECTORY = 8 << 20  # bytes of an archive's list of members, of which each takes a hundred
@@ -101,6 +103,12 @@ def remove_drafts(folder: Path) -> None:
     """Remove what a killed process left of the files that it was writing; this process has locked the folder."""
     for name in (RUN, METRICS, RANKS, VALIDATION_RANKS, ITEMS, WEIGHTS, BEST_CHECKPOINT, LAST_CHECKPOINT):
         draft_of(folder / name).unlink(missing_ok=True)
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """Return the folder of the sweep or the search that a run belongs to, None if it is a run of its own."""
+    is_part = any((folder.parent / name).exists() for name in ("multirun.yaml", JOURNAL))
+    return folder.parent if is_part else None
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 from sasrec_lab.config.command_line import Job, Sweep, check_command_line
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.job_folders import UNNAMED_KEYS
+from sasrec_lab.config.logger import check_installed
 from sasrec_lab.config.overrides import format_override, normalize
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.source import check_user_files
@@ -104,6 +105,7 @@ def _run_single(job: Job, main: Main) -> None:
         )
     else:
         check_user_files(cfg.dataset, cfg.data_dir)
+        check_installed(cfg.logger)
         signals.raise_interrupt()
         with lock_folder(job.folder):
             run_hydra(main, "train")

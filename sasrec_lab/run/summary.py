@@ -139,8 +139,9 @@ def results_table(results: dict[str, Any], cfg: TrainConfig, folder: Path) -> st
         "",
         f"checkpoint   {_describe_checkpoint(results)}" if results["epochs"] else f"weights      {WEIGHTS}",
         f"run folder   {display_path(folder)}",
-        f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder / 'tb')])}",
     ]
+    if cfg.logger.tensorboard is not None:
+        lines.append(f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder / 'tb')])}")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from sasrec_lab.config.command_line import Job, Sweep
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.job_folders import job_folders
+from sasrec_lab.config.logger import check_installed
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import FolderInUse, InputError, printable
 from sasrec_lab.files import display_path
@@ -58,6 +59,7 @@ def check(sweep: Sweep) -> None:
         raise invalid[jobs[0].folder]
     for job in jobs:
         if isinstance(job.cfg, TrainConfig):
+            check_installed(job.cfg.logger)
             with suppress(FolderInUse):
                 check_can_run(job.folder, job.cfg, FOLDER_KEY)
     for job_folder, error in invalid.items():
@@ -175,17 +177,15 @@ def summary(folder: Path, jobs: list[Job]) -> str:
     """Return the last lines of a sweep whose jobs have all finished, with the commands that look into it."""
     count = len(jobs)
     finished = f"all {count} jobs have finished" if count > 1 else "the job has finished"
-    return f"\n{finished}\n{places(folder, 'sweep folder')}"
+    has_tensorboard = any(isinstance(job.cfg, TrainConfig) and job.cfg.logger.tensorboard is not None for job in jobs)
+    return f"\n{finished}\n{places(folder, 'sweep folder', has_tensorboard)}"
 
 
-def places(folder: Path, name: str) -> str:
+def places(folder: Path, name: str, has_tensorboard: bool) -> str:
     """Return lines with the folder of a sweep or a search, under this name, and the commands that look into it."""
     tensorboard_path = display_path(Path(sys.executable).with_name("tensorboard"))
     report = report_command([display_path(folder), "--html", display_path(folder / "report.html")])
-    return "\n".join(
-        [
-            f"{name} {display_path(folder)}",
-            f"report       {report}",
-            f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder)])}",
-        ]
-    )
+    lines = [f"{name} {display_path(folder)}", f"report       {report}"]
+    if has_tensorboard:
+        lines.append(f"TensorBoard  {shlex.join([tensorboard_path, '--logdir', display_path(folder)])}")
+    return "\n".join(lines)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.hydra_internals import VERSION_BASE
+from sasrec_lab.config.logger import check_installed
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.config.search import FOLDER_KEY, SearchPlan, check_search
@@ -74,6 +75,7 @@ def search(plan: SearchPlan) -> None:
     """
     _check_optuna()
     check_user_files(plan.example.dataset, plan.example.data_dir)
+    check_installed(plan.example.logger)
     check_writable(plan.folder, FOLDER_KEY)
     os.environ[COMMAND] = as_typed()
     signals.raise_interrupt()
@@ -206,7 +208,8 @@ def _print_end(study: "Study") -> None:
         words = " ".join(dimension.word(best.params[dimension.key]) for dimension in study.plan.space)
         metric = study.plan.example.evaluation.monitor
         print(f"best trial {best.number} on validation, {metric} {best.value:.4f}: {words}")
-    print(sweep.places(study.folder, "search folder"))
+    has_tensorboard = study.plan.example.logger.tensorboard is not None
+    print(sweep.places(study.folder, "search folder", has_tensorboard))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,11 @@ from sasrec_lab.config.schema import is_lower_better
 from sasrec_lab.config.search import FOLDER_KEY, Dimension, Pruner, Sampler, SearchPlan
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import make_folder
-from sasrec_lab.run.folder import SEARCH, write_json
+from sasrec_lab.run.folder import JOURNAL, SEARCH, write_json
 from sasrec_lab.run.lock import is_locked, lock_folder, waiting_lock
 from sasrec_lab.run.protocol import LEAK
 from sasrec_lab.run.resume import describe_differences, differences
 
-JOURNAL = "study.journal"
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",

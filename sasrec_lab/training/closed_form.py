@@ -1,14 +1,15 @@
 """Fit, measure, save and load a model without epochs (model/closed_form.py), for train.py and the recommender."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.loggers import Logger
 from scipy.sparse import csr_array
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig
 from sasrec_lab.config.schema import TrainConfig
@@ -30,6 +31,7 @@ from sasrec_lab.run.provenance import is_first_process
 from sasrec_lab.run.record import RunRecord, write_items, write_ranks
 from sasrec_lab.run.summary import closed_form_line
 from sasrec_lab.training.list_measures import measure_lists
+from sasrec_lab.training.loggers import log_results, tensorboard_writer
 from sasrec_lab.training.tensorboard import write_hyperparameters
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 _DOUBLE, _FLOAT, _INT = 8, 4, 4  # bytes
 
 
-def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
+def fit_and_measure(run: RunRecord, cfg: TrainConfig, loggers: Sequence[Logger]) -> None:
     """Fit, measure and record a model without epochs, in the process that records."""
     model = cfg.model
     assert isinstance(model, ClosedFormConfig)
@@ -64,8 +66,10 @@ def fit_and_measure(run: RunRecord, cfg: TrainConfig) -> None:
         if cfg.evaluation.test:
             run.results["cold_targets"] = cold_and_known(holdout, ranks["rank"], cfg.evaluation.k)
     run.info["peak_memory_mb"] = peak_memory_mb()
-    with SummaryWriter(str(run.folder / "tb")) as writer:
+    if writer := tensorboard_writer(loggers):
         write_hyperparameters(writer, cfg, run.results["metrics"], epoch=0)
+        writer.close()
+    log_results(loggers, cfg, run.results["metrics"], epoch=0)
 
 
 def check_fits(cfg: TrainConfig, holdout: Holdout) -> None:

@@ -19,6 +19,7 @@ from sasrec_lab.evaluation.metrics import HoldoutMetrics, IntegerConcat, MeanLos
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops.ranking import Scores
 from sasrec_lab.training.captured_steps import CapturedSteps, GraphRecorder
+from sasrec_lab.training.loggers import log_epoch
 from sasrec_lab.training.losses import ItemTable, find_loss
 from sasrec_lab.training.optimizer import build_optimizer, build_schedule
 
@@ -148,10 +149,9 @@ class SequentialRecommender(pl.LightningModule):
         self._write_scalars(self.validation)
 
     def _write_scalars(self, scalars: dict[str, float]) -> None:
-        """Write to TensorBoard, by the number of epochs; Lightning would count steps, and add a chart of epochs."""
-        if self.logger and not self.trainer.sanity_checking:
-            self.logger.log_metrics(scalars, step=self.current_epoch + 1)
-            self.logger.save()
+        """Write to the trackers."""
+        if not self.trainer.sanity_checking:
+            log_epoch(self.loggers, scalars, self.current_epoch + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the epoch's validation metrics to the checkpoint."""

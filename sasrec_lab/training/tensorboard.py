@@ -40,22 +40,27 @@ def hyperparameters(cfg: TrainConfig) -> dict[str, Any]:
     return dict.fromkeys(nullable) | {key: value for key, value in given.items() if key not in _NOT_SHOWN}
 
 
-def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], epoch: int) -> None:
-    """Write the hyperparameters with the test metrics and the validation metric that chose the checkpoint.
+def shown_metrics(cfg: TrainConfig, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the test metrics, and the validation metric that chose the checkpoint, by the names that trackers show.
 
-    If the test may not be seen, validation metrics take the place of the test's, under `best/`.
-
-    `epoch` is the number of epochs of that checkpoint. This happens once, at the end: of several event files of one
-    second TensorBoard may read the newest first. There is no summary of the experiment, which the first run would write
-    for all: TensorBoard then collects the keys of all runs, and shows those that differ first. It sorts metrics by
-    name, so names put the monitored one first and MRR last.
+    If the test may not be seen, validation metrics take the place of the test's, under `best/`. TensorBoard sorts
+    metrics by name, so names put the monitored one first and MRR last.
     """
     monitor = cfg.evaluation.monitor
     group, stage = ("test", "test/") if cfg.evaluation.test else ("best", "val/")
     of_stage = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
     shown = {f"{group}/{_MRR.sub('~mrr', name)}": value for name, value in of_stage.items()}
-    if monitor in metrics:
-        shown[f"{group}/chosen by {monitor}"] = metrics[monitor]
+    return shown | ({f"{group}/chosen by {monitor}": metrics[monitor]} if monitor in metrics else {})
+
+
+def write_hyperparameters(writer: SummaryWriter, cfg: TrainConfig, metrics: dict[str, float], epoch: int) -> None:
+    """Write the hyperparameters with the test metrics and the validation metric that chose the checkpoint.
+
+    `epoch` is the number of epochs of that checkpoint. This happens once, at the end: of several event files of one
+    second TensorBoard may read the newest first. There is no summary of the experiment, which the first run would write
+    for all: TensorBoard then collects the keys of all runs, and shows those that differ first.
+    """
+    shown = shown_metrics(cfg, metrics)
     for name, value in shown.items():
         writer.add_scalar(name, value, epoch)
     keys = {

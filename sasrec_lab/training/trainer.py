@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sasrec_lab.config.foreign import Foreign
@@ -27,11 +27,12 @@ from sasrec_lab.errors import InputError
 from sasrec_lab.run.signals import STOP_SIGNALS, raise_interrupt, use_defaults
 from sasrec_lab.training import checkpoints
 from sasrec_lab.training.ray_workers import ray_strategy
-from sasrec_lab.training.tensorboard import hyperparameters
 
 
-def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """Return the Trainer with the callbacks that the config asks for, and others; its files go to `folder`.
+def build_trainer(
+    cfg: TrainConfig, folder: Path, loggers: Sequence[Logger] = (), callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
+    """Return the Trainer with these loggers and, in addition to those of the config, callbacks; it writes to `folder`.
 
     Raises:
         InputError: the Trainer rejects a flag.
@@ -47,12 +48,10 @@ def build_trainer(cfg: TrainConfig, folder: Path, callbacks: Sequence[pl.Callbac
         strategy, environment = ray_strategy()
         flags |= {"strategy": strategy, "devices": "auto"}
         plugins.append(environment)
-    logger = TensorBoardLogger(folder, name="tb", version="", default_hp_metric=False)
-    logger.hparams.update(hyperparameters(cfg))  # for tb/hparams.yaml
     try:
         trainer = pl.Trainer(
             **flags,
-            logger=logger,
+            logger=list(loggers) or False,
             callbacks=[*_callbacks(cfg, folder, has_progress_bar=flags["enable_progress_bar"]), *callbacks],
             plugins=plugins,
             default_root_dir=folder,

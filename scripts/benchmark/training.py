@@ -32,6 +32,7 @@ from sasrec_lab.ops import backend
 from sasrec_lab.run import machine
 from sasrec_lab.training.forms import capture_form
 from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.loggers import make_loggers
 from sasrec_lab.training.trainer import build_trainer
 
 WARM_UP = 30  # steps: the matrix library builds a kernel for each new shape
@@ -62,7 +63,7 @@ def measure(
     limits = ["trainer.max_epochs=-1", f"trainer.max_steps={warm_up + steps}", "trainer.limit_val_batches=0"]
     cfg, training_cfg = load(overrides), load(overrides + limits)
     holdout = load_holdout(cfg)
-    trainer = build_trainer(training_cfg, folder)
+    trainer = build_trainer(training_cfg, folder, make_loggers(training_cfg, folder))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     model = SequentialRecommender(holdout.num_items, training_cfg)
     device = trainer.strategy.root_device

@@ -218,10 +218,10 @@ MISTAKES = {
         " add it as +trainer.profiler=..."
     ),
     "+trainer.logger=false": (
-        "trainer.logger cannot be set: train.py manages it: every run logs to TensorBoard, in its folder's tb/"
+        "trainer.logger cannot be set: train.py manages it: choose trackers as in logger=[tensorboard,wandb]"
     ),
     "trainer.logger=": (
-        "unknown key 'trainer.logger': train.py manages it: every run logs to TensorBoard, in its folder's tb/"
+        "unknown key 'trainer.logger': train.py manages it: choose trackers as in logger=[tensorboard,wandb]"
     ),
     "optimizer.lr=inf": "optimizer.lr=inf must be a finite number",
     "optimizer.weight_decay=inf": "optimizer.weight_decay=inf must be a finite number",

@@ -11,9 +11,10 @@ from optuna.trial import TrialState  # noqa: E402
 
 from sasrec_lab.config.search import check_search  # noqa: E402
 from sasrec_lab.errors import InputError, Pruned  # noqa: E402
+from sasrec_lab.run.folder import JOURNAL  # noqa: E402
 from sasrec_lab.search import trial as trials_module  # noqa: E402
 from sasrec_lab.search.pruning import CurvePruning  # noqa: E402
-from sasrec_lab.search.study import JOURNAL, Study  # noqa: E402
+from sasrec_lab.search.study import Study  # noqa: E402
 
 SPACE = ["model.dim=8,16,32,64", "optimizer.lr=tag(log,interval(0.001,0.1))", "model.heads=int(interval(1,4))"]
 
