@@ -84,7 +84,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "features": (
         "features",
         "ndcg",
-        ["holdout", "model", "overrides", "ndcg", "recall", "cold_recall", "gain", "p_users"],
+        ["holdout", "model", "overrides", "ndcg", "recall", "cold_targets", "cold_recall", "gain", "p_users"],
     ),
     "reference": ("reference", "ndcg", ["implementation", "ndcg", "recall"]),
     "support": ("support", "outcome", ["environment", "outcome", "versions_of_run"]),
