@@ -46,6 +46,14 @@ def in_a_fresh_process(module: str, folder: Path) -> Callable[..., Done]:
     return run
 
 
+def without_the_package(code: str, cwd: Path) -> Done:
+    """Run Python code that cannot import this package: -I ignores PYTHONPATH, and `hide` an editable install."""
+    hide = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
+    hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
+    command = [sys.executable, "-I", "-c", hide + code]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
 def start(module: str, words: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
     """Start `python -m module` in this folder, with pipes for its output; `options` go to Popen."""
     command = [sys.executable, "-m", module, *words]

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import Done, in_a_fresh_process, in_this_process
+from commands import Done, in_a_fresh_process, in_this_process, without_the_package
 
 from sasrec_lab import files
 from sasrec_lab.data.sequences import load_sequences
@@ -50,14 +49,6 @@ json.dump(scores, open("scores.json", "w"))
 
 def export(*args: str, cwd: Path) -> Done:
     return in_this_process("sasrec_lab.export.__main__", cwd)(*args)
-
-
-def without_the_package(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python code that cannot import this package: -I ignores PYTHONPATH, and `hide` an editable install."""
-    hide = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
-    hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
-    command = [sys.executable, "-I", "-c", hide + code]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def assert_onnx_gives(scores: np.ndarray, given: list[list[list[int]]], folder: Path, saved: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import in_this_process
-from test_export import DATA, without_the_package
+from commands import in_this_process, without_the_package
 
 from sasrec_lab.recommend.recommender import Recommender
 
+DATA = ("dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=50", "trainer=fast")
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 INDEX, SERVER = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 EXPORTS = re.findall(r"^python -m sasrec_lab\.export (.*)$", PAGE, re.M)
