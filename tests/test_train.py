@@ -70,10 +70,10 @@ def test_run_writes_its_folder_and_beats_popularity(train_command, tmp_path):
     assert list(written) == [*keys, "cold_targets"]
     assert (written["status"], written["error"], written["epochs"]) == ("finished", None, 15)
     one_stage = [f"{metric}@{k}" for metric in ("ndcg", "recall", "mrr") for k in (5, 10, 20)] + ["mrr"]
-    assert written["metrics"].keys() == {"val/loss"} | {
+    assert written["metrics"].keys() == {
         f"{stage}/{name}{ending}" for stage in ("val", "test") for name in one_stage for ending in ("", "-sampled20")
     }
-    assert written["baselines"]["popularity"].keys() == written["metrics"].keys() - {"val/loss"}
+    assert written["baselines"]["popularity"].keys() == written["metrics"].keys()
     for ending in ("", "-sampled20"):
         key = f"test/ndcg@10{ending}"
         assert written["metrics"][key] > 1.2 * written["baselines"]["popularity"][key]

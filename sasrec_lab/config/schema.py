@@ -100,6 +100,11 @@ class EvaluationConfig:
         """Return the stages that anything may be measured on."""
         return ["val", "test"] if self.test else ["val"]
 
+    @property
+    def has_loss(self) -> bool:
+        """Return whether validation computes its loss, slower than its ranks: to choose by it, or in a search."""
+        return is_lower_better(self.monitor) or not self.test
+
 
 @dataclass
 class TensorBoardConfig:

@@ -48,8 +48,10 @@ class SequentialRecommender(pl.LightningModule):
         self.captured: CapturedSteps | None = None  # during training with capture=true
         self.capture_fault: str | None = None  # why there are none in spite of it
         self.train_loss = MeanLoss()
-        target = cfg.dataset.target
-        self.validation_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, only_monitored=True, has_loss=True)
+        target, has_loss = cfg.dataset.target, cfg.evaluation.has_loss
+        self.validation_metrics = HoldoutMetrics(
+            num_items, cfg.evaluation, target, only_monitored=True, has_loss=has_loss
+        )
         self.test_metrics = HoldoutMetrics(num_items, cfg.evaluation, target, has_loss=not cfg.evaluation.test)
         self.validation: dict[str, float] = {}  # of this epoch, empty without a validation in it
         self.tested: dict[str, float] = {}  # metrics of the chosen checkpoint, on `evaluation.final_stage`
