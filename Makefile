@@ -10,7 +10,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test test-cluster coverage fuzz tensorboard lint results
+.PHONY: help setup train test test-cluster coverage fuzz tensorboard lint results matrix
 
 help:
 	@echo 'make train        train SASRec on MovieLens-100K; ARGS="model.dim=50 seed=1" sets keys, ARGS=--help lists them'
@@ -21,6 +21,7 @@ help:
 	@echo 'make fuzz         feed readers and command line with mutated inputs, for minutes; ARGS=7 takes another seed'
 	@echo 'make lint         check style, format, types, and that the pages show the data of docs/results'
 	@echo 'make results      for a release: measure again what takes minutes, and update the pages'
+	@echo 'make matrix       install and try the wheel with other versions of Python, torch and Hydra; takes GB and minutes'
 	@echo 'make setup        create .venv only; the other targets do this when needed'
 
 setup: .venv/.complete
@@ -69,6 +70,10 @@ results: .venv/.complete
 	@.venv/bin/python scripts/bench_peers.py --json outputs/speed.json
 	@.venv/bin/python scripts/parity_peers.py --json outputs/parity.json
 	@mv outputs/roofline.json outputs/speed.json outputs/parity.json docs/results/ && .venv/bin/python scripts/render_results.py
+
+matrix: .venv/.complete
+	@.venv/bin/python scripts/support_matrix.py --json docs/results/support.json $(ARGS)
+	@.venv/bin/python scripts/render_results.py
 
 # On Linux without a C++ compiler this installs one too, for the kernels (sasrec_lab/ops/library.py).
 # It keeps an existing .venv that is complete and has a Python that fits. It writes the stamp last, so that the next call
