@@ -338,6 +338,8 @@ def _check_example(example: TrainConfig) -> None:
             "a search compares trials on validation, which dataset.holdout=none and trainer.limit_val_batches=0 turn"
             " off; remove them"
         )
+    if example.cluster is not None:
+        raise InputError("cluster is for one run on several machines; remove it, and start the search on each of them")
     for flag in ("devices", "num_nodes"):
         value = example.trainer.get(flag, 1)
         if value != 1 and not (isinstance(value, list) and len(value) == 1):

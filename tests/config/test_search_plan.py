@@ -111,6 +111,7 @@ def test_a_definition_has_no_searched_key():
         (["model.dim=range(200)", "model.maxlen=range(200)", "sampler=grid"], "10,000 combinations at most"),
         (["model.dim=8,16", "dataset.holdout=none"], "a search compares trials on validation, which"),
         (["model.dim=8,16", "trainer=ddp"], "trainer.devices=-1: each run of a search has one device; set it to 1"),
+        (["model.dim=8,16", "cluster=ray"], "cluster is for one run on several machines; remove it, and start"),
         (["model.dim=8,16", "hydra/launcher=joblib"], "jobs=<number> runs several trials at a time; remove it"),
         (["model.dim=8,16", "hydra.run.dir=x"], "only hydra.sweep.dir is used; remove it"),
         (["model.dim=8,16", "--cfg", "job"], "--cfg is for one run: python -m sasrec_lab.train --cfg; remove it here"),
