@@ -258,7 +258,7 @@ def test_a_model_without_epochs_takes_own_metrics_only(own, train_here):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["loss.name=my_packge.losses:focal"], "there is no module my_packge; did you mean my_package?"),
+        (["loss.name=my_packge.losses:focal"], "my_packge; did you mean my_package? If not, install it"),
         (["loss.name=my_package.loses:focal"], "no module my_package.loses; did you mean my_package.losses?"),
         (["loss.name=my_package.losses:focl"], "my_package.losses has no focl; did you mean focal?"),
         (
@@ -439,3 +439,19 @@ def test_a_config_of_a_run_folder_must_be_named_too(own, train_here):
     assert "add loss.name=my_package.losses:focal to the command line" in line
     assert not is_imported()
     assert train_here(*words, "loss.name=my_package.losses:focal").returncode == 0
+
+
+def test_a_search_imports_no_code_that_any_of_its_trials_has_from_a_run_folder(own):
+    """The second value is checked with the first ones of other keys; if these are invalid, when its trial runs."""
+    pytest.importorskip("optuna", minversion="5", reason="needs pip install 'sasrec-lab[search]'")
+    shutil.copytree(own / "mine", own / "run" / "theirs")
+    search = in_this_process("sasrec_lab.search.__main__", own)
+    words = ["--config-dir", "run/theirs", "loss=softmax,focal", "model=tiny", "sampler=grid", *RUN]
+    message = "loss.name=my_package.losses:focal is code that a config of a run folder names (run/theirs)"
+    assert refusal(search(*words)).startswith(message)
+    done = search(*words, "model.heads=3,1", "hydra.sweep.dir=found")
+    assert done.returncode == 0, done.stderr
+    trials = json.loads((own / "found/search.json").read_text())["trials"]
+    assert [trial["status"] for trial in trials].count("finished") == 1  # one head, and a loss of this package
+    assert sum((trial["error"] or "").startswith(message) for trial in trials) == 1
+    assert not is_imported()

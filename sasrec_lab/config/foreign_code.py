@@ -60,9 +60,11 @@ def _imported(part: Foreign) -> Any:
             raise _import_error(part, error) from error
         parent, _, name = error.name.rpartition(".")
         found = nearest(name, _modules_in(list(sys.modules[parent].__path__) if parent else sys.path))
-        similar = f"; did you mean {f'{parent}.{found}'.strip('.')}?" if found else ""
-        hint = similar or "; install it, or add its folder to PYTHONPATH"
-        raise InputError(f"{part.key}={part.name}: there is no module {error.name}{hint}") from error
+        where = "install it, or add its folder to PYTHONPATH"
+        if found:
+            similar = f"{parent}.{found}".strip(".")
+            where = f"did you mean {similar}?" if parent else f"did you mean {similar}? If not, {where}"
+        raise InputError(f"{part.key}={part.name}: there is no module {error.name}; {where}") from error
     except (Exception, SystemExit) as error:  # whatever the module does
         raise _import_error(part, error) from error
 

@@ -214,10 +214,13 @@ def _plan(cfg: SearchConfig, flags: Namespace, words: list[str]) -> SearchPlan:
         space = [_dimension(key, override) for key, override in searched.items() if override.is_sweep_override()]
         _check_space(cfg, space)
         fixed = [word_of(override) for override in searched.values() if not override.is_sweep_override()]
-        composed = [compose_checked(example) for example in _examples(searched)]
-        example = _typed_example(composed[0], fixed)
+        examples = _examples(searched)
+        composed = [compose_checked(example) for example in examples]
+        example = _typed_example(composed[0].copy(), fixed)
     _check_example(example)
-    check_parts(example, words, flags.config_dir)
+    for each, its_words in zip(composed, examples, strict=True):
+        if (typed := _typed_if_valid(each)) is not None:
+            check_parts(typed, its_words, flags.config_dir)
     sweep = hydra.runtime.choices.get("sweep")
     plan = SearchPlan(cfg, fixed, flags.config_dir, space, example, folder or Path())
     return plan if folder else SearchPlan(cfg, fixed, flags.config_dir, space, example, _own_folder(plan, sweep))
@@ -329,6 +332,14 @@ def _typed_example(composed: DictConfig, fixed: list[str]) -> TrainConfig:
             raise error from None
     assert isinstance(example, TrainConfig)
     return example
+
+
+def _typed_if_valid(composed: DictConfig) -> object:
+    """Return a typed config of the search, or None for an invalid one: a trial that proposes it will fail."""
+    try:
+        return typed_without_hydra(composed)
+    except InputError:
+        return None
 
 
 def _check_example(example: TrainConfig) -> None:

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig
 from optuna.trial import Trial
 
+from sasrec_lab.config.command_line import check_parts
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.overrides import format_override
@@ -62,6 +63,7 @@ def _run(plan: SearchPlan, trial: Trial, words: list[str], folder: Path, has_cur
     def task(cfg: DictConfig) -> None:
         try:
             typed = typed_job(cfg, folder)
+            check_parts(typed, words, plan.config_dir)
             if plan.cfg.jobs > 1:
                 prefix_lines(trial.number)
                 typed.trainer["enable_progress_bar"] = False  # several would overwrite each other
