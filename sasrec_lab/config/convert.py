@@ -22,6 +22,7 @@ _BOOKKEEPING_KEYS = (
     "cluster.restarts",
     "data_dir",
     "dataset.check_ids",  # it refuses a file or does not; what is read is the same, and older runs lack it
+    "dataset.memory_limit",  # the arrays are the same
     "dataset.sources",
     "dataset.titles",
     "evaluation.lists",  # measured in addition; older runs lack it

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ROWS = 1 << 17  # fetched at a time
 _DUCKDB_SHARE = 0.8  # of the limit; parsing takes the rest
 _BYTES_PER_THREAD = 100 * 10**6  # with less DuckDB fails to sort
+_MOST_BYTES = 10**18  # DuckDB refuses a limit of more than 64 bits
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def connected(limit: int, scratch: Path) -> "Iterator[Connection]":
     """Yield a connection to a new database in `scratch`, which reads no other file and nothing from a network."""
     import duckdb
 
-    share = int(_DUCKDB_SHARE * limit)
+    share = int(_DUCKDB_SHARE * min(limit, _MOST_BYTES))
     threads = max(1, min(pa.cpu_count(), share // _BYTES_PER_THREAD))
     settings: dict[str, Any] = {
         "memory_limit": f"{share // 10**6}MB",

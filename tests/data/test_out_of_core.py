@@ -395,6 +395,13 @@ def test_a_limit_builds_the_same_cache(tmp_path, monkeypatch):
 
 
 @needs_duckdb
+def test_a_limit_beyond_64_bits(tmp_path):
+    (tmp_path / "x.csv").write_text(text_of(100))
+    dataset = replace(TIMED, path=str(tmp_path / "x.csv"), memory_limit="99999999999TB")
+    assert len(load_sequences(dataset, str(tmp_path)).items) == 100
+
+
+@needs_duckdb
 def test_nothing_temporary_is_left_after_success_or_an_error(tmp_path):
     dataset = replace(TIMED, path=str(tmp_path / "x.csv"), memory_limit="50MB")
     for text, is_good in ((text_of(100), True), (f"{text_of(100)}1,2,soon\n", False)):

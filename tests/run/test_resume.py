@@ -127,7 +127,7 @@ def test_resuming_with_other_keys_names_the_command(run, monkeypatch):
 
     start = "ckpt=last: the run in run has a different configuration (dataset.synthetic.items, dataset.synthetic.users,"
     assert refusal().startswith(start)
-    assert re.search(rf"; repeat its keys in \S+: \S+ {' '.join(WORDS)} ckpt=last$", refusal())
+    assert re.search(rf"; repeat its keys in \S+: \S+ -m sasrec_lab\.train {' '.join(WORDS)} ckpt=last$", refusal())
     info = json.loads((run / "run.json").read_text())
     commands = {
         "python -m sasrec_lab.train -m seed=1,2 hydra.sweep.dir=old": r"-m seed=1,2 hydra\.sweep\.dir=\S*$",
@@ -138,6 +138,12 @@ def test_resuming_with_other_keys_names_the_command(run, monkeypatch):
     for command, end in commands.items():
         (run / "run.json").write_text(json.dumps(info | {"command": command}))
         assert re.search(end, refusal()), refusal()
+
+
+def test_resuming_with_another_limit_of_memory(run):
+    check_can_run(run, load([*WORDS[:-1], "ckpt=last", "dataset.memory_limit=2GB"]))
+    with pytest.raises(InputError, match=r"dataset\.min_user differs"):
+        check_can_run(run, load([*WORDS[:-1], "ckpt=last", "dataset.min_user=3"]))
 
 
 def copy_of_another_epoch(best: Path) -> None:
