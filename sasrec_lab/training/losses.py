@@ -95,7 +95,7 @@ def _soft_targets(labels: Labels, targets: Tensor, cfg: LossConfig) -> SoftTarge
     ends = torch.from_numpy(np.repeat(np.cumsum(labels.counts), labels.counts)).to(targets.device)
     ends = F.pad(ends, (0, len(targets) - len(ends)))  # dummies have no target
     rows, masses = [targets], [torch.ones_like(targets, dtype=torch.float32)]
-    for step in range(1, cfg.horizon + 1):
+    for step in range(1, min(cfg.horizon + 1, int(labels.counts.max()))):  # a window has no later labels than these
         others = (places + step).clamp(max=len(targets) - 1)
         has_other = (places + step < ends) & (labels.targets[others] > 0)
         rows.append(targets[others])

@@ -97,6 +97,11 @@ def test_off_means_the_same_bits():
     assert torch.equal(plain, off)
 
 
+def test_a_horizon_beyond_every_window_costs_no_more_than_the_window():
+    states, table, labels = example(0)
+    assert loss_of(states, table, labels, 0.0, 10**12, 0.5) == loss_of(states, table, labels, 0.0, max(COUNTS), 0.5)
+
+
 def test_windows_of_a_batch_share_nothing():
     """The first labels of a window do not count for the last ones of the window before it."""
     users = random_users(0, users=9)
