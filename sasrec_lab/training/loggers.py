@@ -157,14 +157,15 @@ def _start(logger: Any, cfg: TrainConfig, folder: Path) -> None:
     if isinstance(logger, TensorBoardLogger):  # it starts with the first scalar, and its hyperparameters come last
         return
     name = next(name for name, kind in _KINDS.items() if isinstance(logger, kind))
+    is_continued = _earlier_id(cfg, folder, name) is not None
     uri = cfg.logger.mlflow.tracking_uri if cfg.logger.mlflow else ""
     with _explained(name), _one_process_at_a_time(uri) if name == "mlflow" else nullcontext():
         started = logger.experiment
     if name != "csv":
         ids = read_intact_json(folder / TRACKERS) | {name: started.id if name == "wandb" else logger.version}
         write_json(folder / TRACKERS, ids)
-    parameters = {key: value if value is not None else "null" for key, value in hyperparameters(cfg).items()}
-    if cfg.ckpt != "last":  # MLflow refuses to change parameters, such as max_epochs
+    if name != "mlflow" or not is_continued:  # MLflow refuses to change parameters, such as max_epochs
+        parameters = {key: value if value is not None else "null" for key, value in hyperparameters(cfg).items()}
         logger.log_hyperparams(parameters)
 
 

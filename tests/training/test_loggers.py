@@ -134,7 +134,8 @@ def test_a_csv_file_has_each_epoch_and_the_results(train_here, tmp_path):
     measured = results(tmp_path / "run")
     last = next(row for row in tables[1] if row["test/ndcg@10"])
     assert float(last["test/ndcg@10"]) == pytest.approx(measured["test/ndcg@10"])
-    assert "model/dim: 16" in (files[0].parent / "hparams.yaml").read_text()
+    for file in files:
+        assert "model/dim: 16" in (file.parent / "hparams.yaml").read_text()
 
 
 @pytest.mark.slow
@@ -184,8 +185,20 @@ def test_a_run_that_resumes_continues_in_mlflow(train_here, tmp_path):
     done = train_here(*words, "ckpt=last", "trainer.max_epochs=3")
     assert (done.returncode, done.stderr) == (0, "")
     assert query(tmp_path, "select name, status from runs") == [("run", "FINISHED")]
+    assert query(tmp_path, "select value from params where key = 'model/dim'") == [("16",)]
     steps = query(tmp_path, "select step from metrics where key = 'train/loss' order by step")
     assert steps == [(1,), (2,), (3,)]
+
+
+@needs("mlflow")
+def test_a_tracker_that_a_resumed_run_adds_gets_the_configuration(tmp_path):
+    cfg = load(["logger=mlflow", store_in(tmp_path)])
+    cfg.ckpt = "last"
+    (tmp_path / "run").mkdir()
+    for _ in range(2):  # the second one continues the first one's run
+        with opened_loggers(cfg, tmp_path / "run"):
+            pass
+    assert query(tmp_path, "select value from params where key = 'model/blocks'") == [("2",)]
 
 
 @needs("mlflow")
