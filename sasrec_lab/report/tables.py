@@ -96,13 +96,21 @@ def _metric_table(part: ProtocolReport, metric: str) -> Table:
 
 
 def _lists_table(part: ProtocolReport) -> list[Table]:
-    """Return a table of what the lists of each row show, with a column per metric, if a run has measured it."""
-    names = [name for name in part.comparison.metrics() if is_beyond_accuracy(name.removeprefix("test/"))]
-    if not names:
-        return []
-    rows = [[row.label, *(mean_and_std(row.spread(name)) for name in names)] for row in part.comparison.rows]
-    columns = ["row", *(name.removeprefix("test/") for name in names)]
-    return [Table(f"lists of the test beyond accuracy: {_MEAN}", columns, rows)]
+    """Return a table of what the lists of each row show, with a column per metric, if a run has measured it.
+
+    Runs that have not seen the test measure their lists of validation, which have a table of their own.
+    """
+    tables = []
+    for stage, title in {"test": "the test", "val": "validation"}.items():
+        known = [name.partition("/") for name in part.comparison.metrics()]
+        names = [name for prefix, _, name in known if prefix == stage and is_beyond_accuracy(name)]
+        if names:
+            rows = [
+                [row.label, *(mean_and_std(row.spread(f"{stage}/{name}")) for name in names)]
+                for row in part.comparison.rows
+            ]
+            tables.append(Table(f"lists of {title} beyond accuracy: {_MEAN}", ["row", *names], rows))
+    return tables
 
 
 def _pairs_table(part: ProtocolReport) -> list[Table]:

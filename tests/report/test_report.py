@@ -953,3 +953,14 @@ def test_closed_pipe_is_not_an_error(sweep):
     command = f"{sys.executable} -m sasrec_lab.report {sweep} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, timeout=60)
     assert (done.stdout, done.stderr) == ("small, last item of 4 users\n", "")
+
+
+def test_lists_of_validation_have_a_table_of_their_own(report_here, tmp_path):
+    """Runs with evaluation.test=false measure these."""
+    metrics = write_run(tmp_path / "run") / "metrics.json"
+    content = json.loads(metrics.read_text())
+    content["metrics"] = {"val/ndcg@10": 0.4, "val/coverage@5": 0.25}
+    metrics.write_text(json.dumps(content))
+    done = report_here("run")
+    assert done.returncode == 0, done.stderr
+    assert "lists of validation beyond accuracy: mean ± std over seeds\n  row      coverage@5" in done.stdout
