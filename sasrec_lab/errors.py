@@ -110,5 +110,8 @@ def first_few(values: Iterable[object], limit: int = 5, separator: str = ", ") -
 
 
 def counted(number: int, noun: str) -> str:
-    """Return the number and its noun, in the plural unless it is one: `1 user`, `1,234 users`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """Return the number and its noun, in the plural unless it is one: `1 user`, `1,234 users`, `2 processes`."""
+    if number == 1:
+        return f"{number:,} {noun}"
+    plural = re.sub(r"(?<=[^aeiou])y$", "ie", noun) + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {plural}"

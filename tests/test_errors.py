@@ -32,6 +32,7 @@ def test_a_long_list_is_cut_with_its_remaining_count():
 
 def test_a_count_has_its_noun_in_the_plural_unless_it_is_one():
     assert [counted(number, "user") for number in (0, 1, 2, 1234)] == ["0 users", "1 user", "2 users", "1,234 users"]
+    assert [counted(2, noun) for noun in ("process", "entry", "key")] == ["2 processes", "2 entries", "2 keys"]
 
 
 def test_a_missing_key_names_itself_and_the_fix():

@@ -51,7 +51,7 @@ def _notes(lists: TopLists, held_out: HeldOut, k: int) -> list[str]:
         notes.append(f"{short:,} of {counted(lists.num_lists, 'list')} have fewer than {k} items")
     if others := int((lists.items == 0).sum()):
         notes.append(
-            f"{others:,} of {counted(len(lists.items), 'entry').replace('entrys', 'entries')} are items outside the"
+            f"{others:,} of {counted(len(lists.items), 'entry')} are items outside the"
             f" catalogue of {counted(held_out.holdout.num_items, 'item')}"
         )
     return notes

@@ -199,7 +199,10 @@ def _print_end(study: "Study") -> None:
     trials, best = study.trials(), study.best()
     states = [STATES[trial.state] for trial in trials]
     if trials and best is None and set(states) == {"failed"}:
-        raise InputError(f"all {len(trials)} trials failed; the first: {trials[0].user_attrs.get('error')}")
+        raise InputError(
+            f"all {len(trials)} trials failed; the first: {trials[0].user_attrs.get('error')}; failed trials are not"
+            f" run again: correct the cause, and remove {display_path(study.folder)} or choose another {FOLDER_KEY}"
+        )
     if comparison := compare_jobs(study.folder):
         print(comparison)
     counts = [f"{states.count(name)} {name}" for name in STATES.values() if name in states]

@@ -75,7 +75,10 @@ def test_a_search_whose_trials_all_fail_is_an_error(tmp_path):
     done = search_in(tmp_path, *TINY, "sampler=grid", "model.heads=3,5")
     assert done.returncode == 1
     fix = "model.dim=16 is not a multiple of model.heads=3; use heads 1, 2, 4, 8, 16"
-    assert done.stderr.splitlines()[-1] == f"error: all 2 trials failed; the first: {fix}"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: all 2 trials failed; the first: {fix}; failed trials are not run again: correct the cause, and remove"
+        " found or choose another hydra.sweep.dir"
+    )
 
 
 @pytest.mark.slow
