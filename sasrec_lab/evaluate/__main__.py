@@ -20,11 +20,11 @@ from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.list_commands import EvaluateConfig
 from sasrec_lab.config.overrides import normalize
 from sasrec_lab.config.schema import CONF_DIR
-from sasrec_lab.errors import InputError, explain_out_of_memory, printable
+from sasrec_lab.errors import InputError, counted, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, tolerate_closed_pipe
 from sasrec_lab.run import signals
 
-_OF_DATASET = re.compile(r"dataset(\.[\w.]+)?=")
+_OF_DATASET = re.compile(r"[+~]{0,2}dataset(\.[\w.]+)?(=|$)")
 
 
 def entry() -> None:
@@ -93,8 +93,9 @@ def evaluate(cfg: EvaluateConfig, dataset_words: list[str]) -> None:
     values, more = measure(listed, held_out, categories, k)
     for note in [*notes, *more]:
         print(printable(f"note: {note}"), file=sys.stderr)
-    stage = {"val": "Validation", "test": "Test"}[split]
-    print(printable(f"{stage}: {describe_test(held_out.protocol)}, {held_out.protocol['dataset']}"))
+    test, users = describe_test(held_out.protocol), counted(held_out.rows.num_users, "user")
+    described = {"test": f"Test: {test}", "val": f"Validation: the targets of {users}"}[split]
+    print(printable(f"{described}, {held_out.protocol['dataset']}"))
     print(metrics_table(values, k))
     if output:
         named = {f"{split}/{name}": value for name, value in values.items()}
