@@ -64,6 +64,7 @@ def explain(error: Exception, command: str, words: Iterable[str] = ()) -> str:
         or _broken_file(error)
         or _missing_folder(text)
         or _chosen_twice(text)
+        or _added_twice(text)
         or _several_values(text, command)
         or _search_in_a_grid(text)
         or _file_at_fault(text, command)
@@ -93,6 +94,15 @@ def _chosen_twice(text: str) -> str | None:
         group = found[1] or found[2]
         return f"{group} has a choice already; to replace it, write {group}=... without '+'"
     return None
+
+
+def _added_twice(text: str) -> str | None:
+    """Return the message on a `+` before what exists; a group of the user's is unknown without its folder."""
+    found = re.search(r"Could not append to config. An item is already at '([^']+)'.*'\1=([^']*)'", text, re.S)
+    if found and found[1] == "callbacks":
+        file = f"callbacks/{found[2]}.yaml"
+        return f"+callbacks={found[2]}: there is no file {file}; give the folder that has it with --config-dir"
+    return f"{found[1]} has a value already; to replace it, write {found[1]}=... without '+'" if found else None
 
 
 def _several_values(text: str, command: str) -> str | None:

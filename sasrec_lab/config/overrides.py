@@ -39,7 +39,7 @@ def format_override(key: str, value: str) -> str:
 def check_syntax(words: list[str], name: str = "train") -> None:
     """Raise InputError for the first word that Hydra's grammar rejects, with the word to write instead.
 
-    `name` is the command: train, recommend or evaluate.
+    `name` is the command: train, recommend, evaluate or search.
     """
     for before, word in zip(["", *words], words, strict=False):
         shown, (key, equals, _) = shortened(word, _MAX_SHOWN), word.partition("=")

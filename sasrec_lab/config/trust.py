@@ -1,6 +1,6 @@
 """Refuse code that a composed config names for Hydra to run, unless it is shipped or the command line names it too.
 
-Hydra imports and calls what its own keys name (callbacks, logging handlers, a search's samplers) before a command sees
+Hydra imports and calls what its own keys name (callbacks, logging handlers, launchers) before a command sees
 its config, and such a config may be a stranger's: a folder of --config-dir. Shipped is what Hydra and its installed
 plugins register. Names are compared as a whole: `hydra_plugins.x.os.system` begins like a plugin, and is os.system.
 """
@@ -50,8 +50,6 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
             raise _untrusted(key, value, "would run code that neither this package nor a plugin of Hydra ships")
         if key.startswith(_LOGGING) and name == "filename" and value not in _LOG_FILES:
             raise _untrusted(key, value, "would write lines of the config's choice to this file, which may be a script")
-        if key == "hydra.sweeper.custom_search_space" and value is not None:
-            raise _untrusted(key, value, "would run this function")
         if key.startswith("hydra.job.env_set.") and os.environ.get(name) != value:
             raise _untrusted(key, value, "would set an environment variable, which may choose programs to run")
         if not is_fixed and key.startswith(_INSTANTIATED):

@@ -109,6 +109,9 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("hydra.job_logging.version=2",
          "hydra/job_logging must be a logging configuration; remove it, or choose default"),
         ("hydra.sweeper=null", "hydra.sweeper must name its class; remove it, or choose hydra/sweeper=basic"),
+        ("+model.dim=3", "model.dim has a value already; to replace it, write model.dim=... without '+'"),
+        ("+callbacks=lengths", "+callbacks=lengths: there is no file callbacks/lengths.yaml; give the folder that has"
+         " it with --config-dir"),
         ("hydra.verbose=3", "hydra.verbose=3 must be true, false, or names of loggers"),
         ("hydra.searchpath=[foo]", "hydra.searchpath: there is no folder foo; correct the path, or use --config-dir"),
         ("help", "help is not of the form key=value; write --help"),
@@ -300,7 +303,7 @@ def test_a_fault_of_the_program_is_no_mistake_of_the_user(monkeypatch, capsys):
         "unexpected TypeError: 'NoneType' object is not callable; this is a fault of sasrec_lab, please report it with"
         " the traceback above"
     )
-    assert "in _compose_checked" in capsys.readouterr().err
+    assert "in compose_checked" in capsys.readouterr().err
 
 
 def test_a_fault_around_a_run_blames_no_key_of_hydra(monkeypatch, capsys):
