@@ -144,7 +144,7 @@ def _checked(overrides: tuple[str, ...]) -> list[str]:
             )
         if word.startswith("-"):
             raise InputError(f"{word} is a flag of the command line; give overrides such as 'model.dim=64'")
-        if word.startswith(("hydra.", "hydra/", "+hydra.", "+hydra/")):
+        if word.lstrip("+~").startswith(("hydra.", "hydra/")):
             raise InputError(f"{word} is for the command line; the argument `folder` chooses the run folder")
     words = normalize(list(overrides))
     check_syntax(words)

@@ -120,6 +120,7 @@ def test_the_process_is_as_before(words, capsys):
         (["model.dimm=3"], "unknown key 'model.dimm'; did you mean model.dim?"),
         (["seed=0,1"], "seed=0,1 has several values; call this once for each, or write [...] for a list"),
         (["-m"], "-m is a flag of the command line; give overrides such as 'model.dim=64'"),
+        (["++hydra.run.dir=x"], "++hydra.run.dir=x is for the command line; the argument `folder` chooses"),
         (["hydra.run.dir=x"], "hydra.run.dir=x is for the command line; the argument `folder` chooses the run folder"),
         ([["a=1"]], "['a=1'] is not an override; write each as a text of its own, such as 'model.dim=64'"),
         (["trainer.devices=2"], "trainer.devices=2: from Python a run trains on one device; start this run with the"),
