@@ -268,6 +268,15 @@ def test_scripts_exist_and_have_the_options():
             assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", words)), f"{script}{words}"
 
 
+def test_all_console_scripts_are_listed():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    page = (ROOT / "docs/install.md").read_text()
+    for name, entry in scripts.items():
+        module = entry.partition(":")[0].removesuffix(".__main__")
+        assert f"| `{name}` | `python -m {module}` |" in page
+    assert page.count("| `sasrec-") == len(scripts)
+
+
 def test_make_targets_and_extras_exist():
     makefile = (ROOT / "Makefile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
