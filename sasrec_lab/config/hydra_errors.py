@@ -207,6 +207,8 @@ def _wrong_section(text: str, words: Iterable[str]) -> str | None:
         inside = [word for word in words if re.match(rf"\+*({'|'.join(_NULLABLE_SECTIONS)})\.", word)]
         if tracker := next((found[1] for word in words if (found := re.match(r"\+*logger\.(\w+)[.=]", word))), None):
             return f"logger.{tracker} has no keys unless it is chosen; add logger={tracker}"
+        if word := next((word for word in words if re.match(r"\+*cluster\.", word)), None):
+            return f"{word}: a run has no cluster unless it is chosen; add cluster=ray"
         return f"{', '.join(inside) or 'a key'}: the section is null; set it as <section>={{<key>: <value>}}"
     is_list = any(re.match(r"[\w/]+=\[", word) for word in words)  # of which Hydra takes each to be a name
     if re.search(r"Config group override must be a string or a list", text) or (

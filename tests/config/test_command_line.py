@@ -71,6 +71,7 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ),
         ("max_epochs=3", "unknown key 'max_epochs'; did you mean trainer.max_epochs?"),
         ("dataset.weigth.column=a", "unknown key 'dataset.weigth.column'; did you mean dataset.weight.column?"),
+        ("cluster.workers=3", "cluster.workers=3: a run has no cluster unless it is chosen; add cluster=ray"),
         ("published.foo=1", "published.foo=1: the section is null; set it as <section>={<key>: <value>}"),
         ("~model", "~model would delete a key that every run needs; remove ~model, or write model=<value>"),
         ("~nothing", "~nothing has nothing to delete; remove it"),
