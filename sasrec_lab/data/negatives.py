@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sasrec_lab.config.evaluation import Draw
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.foreign_code import find, load
-from sasrec_lab.config.schema import Draw
 from sasrec_lab.config.training import LossConfig, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives, as_tensor
 from sasrec_lab.data.holdout import Holdout

@@ -7,8 +7,8 @@ from typing import Any
 from sasrec_lab.config.command_line import load, load_dataset
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
+from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.config.overrides import format_override
-from sasrec_lab.config.schema import EvaluationConfig
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.holdout import Holdout, hold_out_for
 from sasrec_lab.data.items import read_features

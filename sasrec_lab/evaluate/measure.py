@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sasrec_lab.config.dataset import Target
-from sasrec_lab.config.schema import BY_USER
+from sasrec_lab.config.evaluation import BY_USER
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import counted
 from sasrec_lab.evaluate.held_out import HeldOut

@@ -15,8 +15,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sasrec_lab.config.dataset import Target
+from sasrec_lab.config.evaluation import LOSS, EvaluationConfig, metric_names
 from sasrec_lab.config.foreign_code import load
-from sasrec_lab.config.schema import LOSS, EvaluationConfig, metric_names
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.evaluation.row_metrics import RankedRows, RowMetric, mean_over_rows
 from sasrec_lab.ops.ranking import Scores

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.config.schema import EvaluationConfig
+from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, EvaluationData
 from sasrec_lab.evaluation.metrics import ItemScores, full_ranks

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from sasrec_lab.config.schema import BY_USER
+from sasrec_lab.config.evaluation import BY_USER
 from sasrec_lab.errors import InputError
 
 

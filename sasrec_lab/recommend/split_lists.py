@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from sasrec_lab.config.convert import section_of
+from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.config.model import ModelConfig
-from sasrec_lab.config.schema import EvaluationConfig
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.datamodule import EvaluationData
 from sasrec_lab.data.holdout import hold_out_for

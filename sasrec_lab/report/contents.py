@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from math import isfinite
 
-from sasrec_lab.config.schema import is_lower_better
+from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.errors import InputError, did_you_mean, first_few, nearest
 from sasrec_lab.report.cells import SIGNIFICANT
 from sasrec_lab.report.rows import DEFAULT, Comparison, Row, Spread, changed_overrides, comparisons

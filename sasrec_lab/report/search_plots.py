@@ -5,7 +5,7 @@ from itertools import accumulate
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from sasrec_lab.config.schema import is_lower_better
+from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.errors import printable
 from sasrec_lab.report.canvas import GRAY, add_legend, new_canvas
 from sasrec_lab.report.plots import COLORS

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec_lab.config.schema import BY_USER
+from sasrec_lab.config.evaluation import BY_USER
 from sasrec_lab.evaluation.row_metrics import RankedRows, is_row_metric, user_values
 from sasrec_lab.report.records import Run
 from sasrec_lab.report.rows import Row

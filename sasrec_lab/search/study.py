@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sasrec_lab.config.convert import completed
-from sasrec_lab.config.schema import is_lower_better
+from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.config.search import FOLDER_KEY, Dimension, Pruner, Sampler, SearchPlan
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import make_folder

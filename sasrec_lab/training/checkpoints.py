@@ -13,8 +13,9 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from sasrec_lab.config.convert import completed, to_plain
+from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.config.overrides import format_override
-from sasrec_lab.config.schema import TrainConfig, is_lower_better
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder
 from sasrec_lab.run.checkpoint_file import load

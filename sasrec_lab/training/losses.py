@@ -47,7 +47,7 @@ class ItemTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and its rule on the catalogue; config/schema.py has the samplers whose negatives it takes."""
+    """A loss, and its rule on the catalogue; config/training.py has the samplers whose negatives it takes."""
 
     compute: Callable[[Tensor, ItemTable, Labels, Negatives | None, LossConfig], Tensor]
     check: Callable[[LossConfig, int], None] | None = None  # raises InputError if num_items does not suit the config

@@ -18,9 +18,10 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMP
 from pytorch_lightning.loggers import Logger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.foreign_code import load
-from sasrec_lab.config.schema import TrainConfig, is_lower_better
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import OptimizerName
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_data import holdout_of, next_item, random_users
 
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.config.schema import Draw
+from sasrec_lab.config.evaluation import Draw
 from sasrec_lab.data import negatives
 from sasrec_lab.data.datamodule import TrainingData
 from sasrec_lab.data.holdout import Holdout

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sasrec_lab.config.command_line import load
 from sasrec_lab.config.dataset import Catalogue, Target, Windows
-from sasrec_lab.config.schema import TrainConfig, metric_names
+from sasrec_lab.config.evaluation import metric_names
+from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out

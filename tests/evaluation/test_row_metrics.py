@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sasrec_lab.config.dataset import Target
-from sasrec_lab.config.schema import metric_names
+from sasrec_lab.config.evaluation import metric_names
 from sasrec_lab.evaluation.row_metrics import RankedRows, mean_over_rows, user_values
 
 NAMES = metric_names([1, 5, 20], 0, Target.all)
