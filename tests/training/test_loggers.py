@@ -96,6 +96,10 @@ def test_trackers_are_chosen_as_a_list():
             ["logger=csv", "tensorboard.projector=true"],
             "needs TensorBoard among the trackers; set logger=[tensorboard,csv]",
         ),
+        (
+            ["logger=mlflow", "logger.mlflow.tracking_uri='postgresql://me:secret@host/mlflow'"],
+            "logger.mlflow.tracking_uri has a password, which the run folder would record; remove it",
+        ),
         (["+logger.wandb={_target_: os.system}"], "logger.wandb has no keys unless it is chosen"),
     ],
 )
@@ -103,6 +107,7 @@ def test_a_mistake_in_the_trackers_gives_one_line(words, message):
     with pytest.raises(InputError) as caught:
         check_command_line(words)
     assert message in str(caught.value), caught.value
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("extra", ["wandb", "mlflow"])
