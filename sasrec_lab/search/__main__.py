@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import hydra
@@ -93,6 +92,8 @@ def search(plan: SearchPlan) -> None:
 
 def _check_optuna() -> None:
     """Raise InputError if Optuna is missing or too old."""
+    from importlib import metadata  # late, as in config/logger.py
+
     try:
         version = metadata.version("optuna")
     except metadata.PackageNotFoundError:

@@ -145,7 +145,7 @@ def test_help_of_a_search_appears_at_once(tmp_path):
         "import sys; from sasrec_lab.search import __main__ as command\n"
         "sys.argv = ['search', 'model.dim=1,2', '--help']\n"
         "try: command.entry()\n"
-        "finally: print(sorted({'torch', 'optuna', 'numpy'} & sys.modules.keys()))\n"
+        "finally: print(sorted({'torch', 'optuna', 'numpy', 'importlib.metadata'} & sys.modules.keys()))\n"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path))
