@@ -43,6 +43,8 @@ def main() -> None:
     args = parse_args()
     words = [f"experiment={args.experiment}", *args.overrides]
     try:
+        if len(set(args.seeds)) < len(args.seeds):
+            raise InputError("--seeds must not repeat a seed; remove the duplicates")
         check_rules(words)
         record = open_record(args.folder, words)
         if left := [seed for seed in args.seeds if str(seed) not in record["seconds"]]:
@@ -167,7 +169,7 @@ def summary(folder: Path, record: dict[str, Any], seeds: list[int]) -> dict[str,
         "ndcg": mean_and_std(ndcg),
         "bound": bound,
         "goal": GOAL,
-        "counts": len(runs) >= len(SEEDS) and bound is not None and bound >= GOAL,
+        "counts": sorted(seeds) == SEEDS and bound is not None and bound >= GOAL,
         "runs": runs,
     }
 
@@ -184,8 +186,8 @@ def describe(result: dict[str, Any]) -> str:
     ]
     if result["bound"] is not None:
         lines[-1] += f", minus {STANDARD_ERRORS} standard errors {result['bound']:.4f} (goal {GOAL})"
-    if n < len(SEEDS):
-        lines.append(f"an attempt counts with {len(SEEDS)} seeds")
+    if sorted(run["seed"] for run in result["runs"]) != SEEDS:
+        lines.append(f"an attempt counts with the seeds {', '.join(map(str, SEEDS))}")
     else:
         lines.append("the attempt counts" if result["counts"] else "the attempt does not reach the goal")
     return "\n".join(lines)

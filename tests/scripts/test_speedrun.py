@@ -54,7 +54,7 @@ def test_seeds_are_timed_and_finished_ones_are_kept(tmp_path):
     assert row["bound"] == pytest.approx(middle - 2.13 * half)
     assert row["counts"] is False
     assert f"mean of 2: {row['seconds']['mean']:.1f} s, test/ndcg@10 {middle:.4f}" in both.stdout
-    assert "an attempt counts with 5 seeds" in both.stdout
+    assert "an attempt counts with the seeds 301, 302, 303, 304, 305" in both.stdout
 
     other = speedrun(tmp_path, *SMALL, "model.dim=8", "--seeds", "1")
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
@@ -96,4 +96,17 @@ def test_an_attempt_counts_by_its_mean_minus_the_error(tmp_path):
     assert result["bound"] == pytest.approx(0.184 - 2.13 * (2e-6 / 4 / 5) ** 0.5, abs=1e-9)
     assert result["counts"]
     assert "the attempt counts" in script.describe(result)
+    for seed, other in zip(script.SEEDS, range(1, 6), strict=True):
+        (tmp_path / str(seed)).rename(tmp_path / str(other))
+        seconds[str(other)] = 100.0
+    others = script.summary(tmp_path, record, list(range(1, 6)))
+    assert not others["counts"]
+    assert "an attempt counts with the seeds 301, " in script.describe(others)
+    (tmp_path / "1").rename(tmp_path / "301")
     assert script.row(tmp_path, record, 301).split()[:4] == ["301", "100.0", "0.1900", "0.1830"]
+
+
+def test_a_seed_given_twice_is_refused(tmp_path):
+    done = speedrun(tmp_path, "--seeds", "301", "301")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: --seeds must not repeat a seed; remove the duplicates\n"
