@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--users", type=int, help="default: 2000, or a tenth of the rows")
     parser.add_argument("--items", type=int, help="default: 300, or a hundredth of the rows")
     parser.add_argument("--mean-length", type=float, default=12)
-    parser.add_argument("--rows", type=float, help="number of interactions; user_id, item_id and timestamp only")
+    parser.add_argument("--rows", type=number, help="number of interactions without titles, such as 1e8")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.rows is not None:
-        write_rows(args.folder / "rows", int(args.rows), args.users, args.items, args.seed)
+        write_rows(args.folder / "rows", args.rows, args.users, args.items, args.seed)
         return
     args.users, args.items = args.users or 2000, args.items or 300
     files = make(SyntheticConfig(args.users, args.items, args.mean_length, args.seed))
@@ -51,6 +51,14 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"error: {folder} cannot be written: {error.strerror}")
     print(f"{folder}: {', '.join(f'{name} ({len(table):,} rows)' for name, table in files.items())}")
+
+
+def number(text: str) -> int:
+    """Return a number of rows, which may be written as 1e8."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, such as 1e8") from None
 
 
 def write_rows(folder: Path, rows: int, users: int | None, items: int | None, seed: int) -> None:
