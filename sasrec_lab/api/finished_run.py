@@ -9,7 +9,7 @@ from sasrec_lab.config.convert import completed
 from sasrec_lab.config.foreign import check_trust
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path
-from sasrec_lab.run.folder import RANKS, RETRAIN_HINT, RUN, load_finished, read_arrays, read_json
+from sasrec_lab.run.folder import RANKS, RETRAIN_HINT, RUN, VALIDATION_RANKS, load_finished, read_arrays, read_json
 from sasrec_lab.run.model_name import model_name
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ class Run:
 
     def __repr__(self) -> str:
         described = [model_name(self.config), str(self.config["dataset"].get("name"))]
-        metric = str(self.config["evaluation"].get("monitor")).replace("val/", "test/")
-        if metric in self.metrics:
-            described.append(f"{metric} {self.metrics[metric]:.4f}")
+        monitor = str(self.config["evaluation"].get("monitor"))
+        shown = next((name for name in (monitor.replace("val/", "test/"), monitor) if name in self.metrics), None)
+        if shown:
+            described.append(f"{shown} {self.metrics[shown]:.4f}")
         return f"Run({display_path(self.folder)!r}: {', '.join(described)})"
 
     @property
@@ -65,19 +66,22 @@ class Run:
     def ranks(self) -> "pd.DataFrame":
         """Return a row per test target, with the columns of ranks.npz: user, target, rank (0: a miss) and others.
 
+        The targets are those of validation if the run saw no test (evaluation.test=false).
+
         Raises:
-            InputError: the run tested nothing, or the file is broken.
+            InputError: the run held nothing out, or the file is broken.
         """
         import pandas as pd
 
-        path = self.folder / RANKS
+        has_test = self.config["evaluation"].get("test", True)
+        path = self.folder / (RANKS if has_test else VALIDATION_RANKS)
         try:
             columns = read_arrays(path)
             return pd.DataFrame(columns)
         except FileNotFoundError as error:
-            raise InputError(
-                f"{display_path(self.folder)} has no {RANKS}, because it held nothing out (dataset.holdout=none)"
-            ) from error
+            nothing_held_out = self.config["dataset"].get("holdout") == "none"
+            why = ", because it held nothing out (dataset.holdout=none)" if nothing_held_out else f"; {RETRAIN_HINT}"
+            raise InputError(f"{display_path(self.folder)} has no {path.name}{why}") from error
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{display_path(path)} is not a file that a run writes ({error}); {RETRAIN_HINT}"

@@ -20,11 +20,11 @@ _INTEGERS = ("protocol", "seed", "best_epoch", "epochs", "parameters")  # stay i
 def load_sweep(*folders: str | Path) -> "pd.DataFrame":
     """Return a row for each run in and below the folders, in the order of the jobs, also for those without results.
 
-    Columns: `folder`; `status` (finished, failed, interrupted, unfinished or running) and `error`; `protocol` and
-    `row`, the number of the run's table in the report and its line there, so that runs that have both in common differ
-    in the seed only; a column for each override in which runs differ, such as `model.dim`; `seed`, `dataset`, `model`;
-    the metrics; `best_epoch` (from 0) and `epochs`, `seconds` of training, `parameters`. A missing value is NaN, None
-    or NA.
+    Columns: `folder`; `status` (finished, failed, interrupted, pruned, unfinished or running) and `error`; `protocol`
+    and `row`, the number of the run's table in the report and its line there, so that runs that have both in common
+    differ in the seed only; a column for each override in which runs differ, such as `model.dim`; `seed`, `dataset`,
+    `model`; the metrics; `best_epoch` (from 0) and `epochs`, `seconds` of training, `parameters`. A missing value is
+    NaN, None or NA.
 
     Raises:
         InputError: a folder does not exist, or none contains a run.

@@ -18,6 +18,7 @@ MODELS = {
     "bias": ["model=tiny", "model.output_bias=true"],
     "ease": ["model=ease"],
     "all": ["model=tiny", "dataset.holdout=none"],
+    "untested": ["model=tiny", "evaluation.test=false"],
 }
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,6 +48,15 @@ def test_records_are_those_of_the_files(runs):
     assert run.info == {key: value for key, value in info.items() if key != "config"}
     ndcg = run.metrics["test/ndcg@10"]
     assert repr(run) == f"Run({str(runs / 'sasrec')!r}: SASRec, synthetic, test/ndcg@10 {ndcg:.4f})"
+
+
+def test_a_run_that_saw_no_test_has_ranks_of_validation(runs):
+    run = load_run(runs / "untested")
+    ranks = run.ranks["rank"].to_numpy()
+    hits = (ranks > 0) & (ranks <= 10)
+    value = run.metrics["val/ndcg@10"]
+    assert (1 / np.log2(1 + ranks[hits])).sum() / len(ranks) == pytest.approx(value, abs=1e-6)
+    assert repr(run).endswith(f"val/ndcg@10 {value:.4f})")
 
 
 def test_ranks_give_the_metric(runs):
@@ -99,7 +109,7 @@ def test_what_a_run_lacks_is_one_line(runs, tmp_path):
         _ = load_run(runs / "all").ranks
     with pytest.raises(InputError, match=r"^folder=.*sasrecc: there is no such folder; did you mean"):
         load_run(runs / "sasrecc")
-    with pytest.raises(InputError, match=r"is not a run folder: it contains 4 runs"):
+    with pytest.raises(InputError, match=r"is not a run folder: it contains 5 runs"):
         load_run(runs)
     with pytest.raises(InputError, match="folder is empty"):
         load_run("")
