@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from sasrec_lab.config.command_line import check_command_line
@@ -18,7 +19,7 @@ from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.hydra_internals import VERSION_BASE
 from sasrec_lab.config.list_commands import EvaluateConfig
-from sasrec_lab.config.overrides import normalize
+from sasrec_lab.config.overrides import check_syntax, normalize
 from sasrec_lab.config.schema import CONF_DIR
 from sasrec_lab.errors import InputError, counted, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, tolerate_closed_pipe
@@ -63,6 +64,7 @@ def evaluate(cfg: EvaluateConfig, dataset_words: list[str]) -> None:
     """
     if cfg.run is None and not dataset_words:
         raise InputError("give the held-out items: run=<folder of a finished run>, or dataset=... as for sasrec-train")
+    _check_single(dataset_words)
     # imported here, so that help and most errors need not wait for torch
     from sasrec_lab.evaluate import held_out as held_outs
     from sasrec_lab.evaluate.listed_rows import match_lists
@@ -100,6 +102,14 @@ def evaluate(cfg: EvaluateConfig, dataset_words: list[str]) -> None:
     if output:
         named = {f"{split}/{name}": value for name, value in values.items()}
         _write(output, {"lists": cfg.lists, "protocol": held_out.protocol, "notes": [*notes, *more], "metrics": named})
+
+
+def _check_single(words: list[str]) -> None:
+    """Raise InputError if words of the training command are malformed, or choose several data sets."""
+    check_syntax(words)
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line} has several values; run the command once for each")
 
 
 def metrics_table(values: dict[str, float], k: list[int]) -> str:

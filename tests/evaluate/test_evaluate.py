@@ -74,6 +74,11 @@ def test_lists_with_ranks_are_measured_by_hand(evaluate, tmp_path):
     assert done.stdout.splitlines()[2].split() == ["ndcg", "0.3333", "0.5000"]
 
 
+def test_validation_is_named_in_the_first_line(evaluate):
+    done = evaluate("user_id,item_id,rank\nu1,a,1\n", *DATA, "split=val")
+    assert done.stdout.splitlines()[0] == "Validation: the targets of 3 users, csv"
+
+
 def test_scores_order_a_list_and_its_rows_break_ties(evaluate, tmp_path):
     by_score = "user_id,item_id,score\nu2,c,0.5\nu2,b,0.5\nu2,d,-1\nu2,a,2e3\n"
     assert evaluate(by_score, *DATA, "k=4", "output=out.json").returncode == 0
@@ -162,6 +167,8 @@ def test_diversity_takes_the_features_of_the_data_set(evaluate, tmp_path):
         ("a\n1\n", ["run=nowhere"], "run=nowhere: there is no such folder; check the path"),
         ("a\n1\n", ["runs=x"], "unknown key 'runs'; did you mean run?"),
         ("a\n1\n", [*DATA, "dataset.pat=x"], "unknown key 'dataset.pat'; did you mean dataset.path?"),
+        ("a\n1\n", ["dataset=csv,ml_1m"], "dataset=csv,ml_1m has several values; run the command once for each"),
+        ("a\n1\n", [*DATA, "+dataset.pat=x"], "unknown key 'dataset.pat'; did you mean dataset.path?"),
         ("a\n1\n", [*DATA, "dataset.holdout=none"], "dataset=csv holds nothing out (dataset.holdout=none), so lists"),
         ("a\n1\n", [*DATA, "output=x.csv"], "output=x.csv must end in .json; omit it to print the metrics only"),
         ("a\n1\n", [*DATA, "output=no/x.json"], "output=no/x.json: there is no folder no; create it"),
