@@ -97,7 +97,7 @@ def test_off_means_the_same_bits():
     assert torch.equal(plain, off)
 
 
-def test_a_horizon_beyond_every_window_costs_no_more_than_the_window():
+def test_a_horizon_beyond_every_window_ends_there():
     states, table, labels = example(0)
     assert loss_of(states, table, labels, 0.0, 10**12, 0.5) == loss_of(states, table, labels, 0.0, max(COUNTS), 0.5)
 
