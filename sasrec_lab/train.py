@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sasrec_lab.config.closed_form import ClosedFormConfig
 from sasrec_lab.config.convert import to_typed
 from sasrec_lab.config.hydra_internals import VERSION_BASE
-from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError, Pruned
 from sasrec_lab.run import sweep

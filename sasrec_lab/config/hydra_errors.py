@@ -11,8 +11,8 @@ from omegaconf.errors import InterpolationResolutionError
 from yaml import MarkedYAMLError
 
 from sasrec_lab.config.convert import INTERPOLATION_FIX, hint_for, known_keys
-from sasrec_lab.config.model import MODEL_SCHEMAS, ModelConfig, ModelSection
-from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
+from sasrec_lab.config.model import ModelConfig, ModelSection
+from sasrec_lab.config.schema import CONF_DIR, MODEL_SCHEMAS, SCHEMAS
 from sasrec_lab.config.value_errors import full_key, wrong_value
 from sasrec_lab.errors import InputError, did_you_mean
 

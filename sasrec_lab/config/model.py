@@ -1,4 +1,4 @@
-"""Schema of the section `model`: the keys of encoders and of models without training epochs, and checks across them."""
+"""Schema of the section `model` for encoders: their keys, and checks across them."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,7 +24,6 @@ TimeBias = Enum("TimeBias", ["none", "decay", "buckets"])
 QueryTime = Enum("QueryTime", ["target", "last"])
 ItemVectors = Enum("ItemVectors", ["ids", "features", "both"])
 Similarity = Enum("Similarity", ["dot", "cosine"])
-Weighting = Enum("Weighting", ["none", "tfidf", "bm25"])
 
 # Keys that a block does not have, or in one form only, with the value that they must have there
 _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
@@ -333,59 +332,7 @@ class ModelConfig(ModelSection):
         return self.ff_dim or self.dim * (4 if self.block is BlockName.ligr or not self.causal else 1)
 
 
-@dataclass
-class ClosedFormConfig(ModelSection):
-    """Keys of `model` for models without training epochs: weights between items, computed at once."""
-
-    maxlen, dim = 2**31 - 1, 1  # not keys: these models read whole histories, and have no states ...
-    reads_times, asked_at = False, None  # ... and no times
-
-    name: str = MISSING
-
-    def _check_name(self, name: str) -> None:
-        if self.name != name:
-            raise InputError(f"model.name={self.name} must be {name}; to choose another model, write model=<name>")
-
-
-@dataclass
-class EaseConfig(ClosedFormConfig):
-    """Keys of `model` for EASE."""
-
-    regularization: float = MISSING
-
-    def __post_init__(self) -> None:
-        self._check_name("ease")
-        check_finite("model.regularization", self.regularization)
-        if not self.regularization > 0:
-            raise InputError(f"model.regularization={self.regularization} must be above 0")
-
-
-@dataclass
-class ItemKnnConfig(ClosedFormConfig):
-    """Keys of `model` for item-kNN."""
-
-    neighbors: int = MISSING
-    shrink: float = MISSING
-    weighting: Weighting = MISSING
-
-    def __post_init__(self) -> None:
-        self._check_name("itemknn")
-        check_at_least("model.neighbors", self.neighbors, 1)
-        check_at_least("model.shrink", self.shrink, 0)
-        check_finite("model.shrink", self.shrink)
-        if self.weighting is Weighting.bm25 and self.shrink:
-            raise InputError(
-                f"model.shrink={self.shrink} must be 0 for model.weighting=bm25, whose similarities are not normalized"
-            )
-
-
 if TYPE_CHECKING:
     AnyModel = ModelConfig  # of any kind; code that is not for encoders checks which one it has
 else:
     AnyModel = ModelSection
-
-MODEL_SCHEMAS = {
-    "encoder": ModelConfig,
-    "ease": EaseConfig,
-    "itemknn": ItemKnnConfig,
-}  # a file of conf/model/ begins with one: /<name>_schema@_here_

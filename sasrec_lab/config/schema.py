@@ -19,6 +19,7 @@ from sasrec_lab.config.checks import (
     check_seed,
     check_trainer_flag,
 )
+from sasrec_lab.config.closed_form import ClosedFormConfig, EaseConfig, ItemKnnConfig
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.evaluation import LOSS, EvaluationConfig, metric_names
 from sasrec_lab.config.foreign import Foreign
@@ -28,10 +29,8 @@ from sasrec_lab.config.job_folders import job_folder
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.logger import LoggerConfig
 from sasrec_lab.config.model import (
-    MODEL_SCHEMAS,
     AnyModel,
     BlockName,
-    ClosedFormConfig,
     ItemVectors,
     ModelConfig,
     PosEmb,
@@ -336,6 +335,12 @@ class TrainConfig:
         """Whether validation runs; if it does not, the last checkpoint is tested."""
         return self.dataset.holdout is not HoldoutMode.none and self.trainer.get("limit_val_batches", 1.0) != 0
 
+
+MODEL_SCHEMAS = {
+    "encoder": ModelConfig,
+    "ease": EaseConfig,
+    "itemknn": ItemKnnConfig,
+}  # a file of conf/model/ begins with one: /<name>_schema@_here_
 
 # By the command, and its file in conf/
 SCHEMAS = {"train": TrainConfig, "recommend": RecommendConfig, "evaluate": EvaluateConfig}

@@ -13,7 +13,7 @@ from scipy import linalg, sparse
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig, Weighting
+from sasrec_lab.config.closed_form import ClosedFormConfig, EaseConfig, ItemKnnConfig, Weighting
 from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.ops.ranking import DenseScores, TopK, merge_top_k
 from sasrec_lab.ops.sparse_scores import SparseScores, SparseTable

@@ -20,7 +20,7 @@ import torch
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.foreign import check_trust
-from sasrec_lab.config.model import MODEL_SCHEMAS
+from sasrec_lab.config.schema import MODEL_SCHEMAS
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import Sequences

@@ -5,8 +5,7 @@ from typing import Any
 
 from sasrec_lab.config.convert import completed, to_plain
 from sasrec_lab.config.foreign import names_in
-from sasrec_lab.config.model import MODEL_SCHEMAS
-from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.schema import MODEL_SCHEMAS, TrainConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run.folder import load_finished
 from sasrec_lab.run.model_name import model_name

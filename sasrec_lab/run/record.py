@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sasrec_lab.config.closed_form import ClosedFormConfig
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.model import ClosedFormConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, Pruned, explain_out_of_memory, printable
 from sasrec_lab.files import atomic_write, display_path, sync_tree

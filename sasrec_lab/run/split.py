@@ -6,7 +6,8 @@ from typing import Any
 
 from sasrec_lab.config.convert import section_of
 from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.model import MODEL_SCHEMAS, AnyModel, ModelConfig
+from sasrec_lab.config.model import AnyModel, ModelConfig
+from sasrec_lab.config.schema import MODEL_SCHEMAS
 from sasrec_lab.data.sequences import Sequences, load_sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import display_path

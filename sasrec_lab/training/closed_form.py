@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig
+from sasrec_lab.config.closed_form import ClosedFormConfig, EaseConfig, ItemKnnConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import Holdout

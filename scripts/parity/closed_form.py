@@ -7,7 +7,8 @@ import torch
 from benchmark.peer import PEERS
 
 from parity.comparison import FOLDER, Arrays, Comparison
-from sasrec_lab.config.model import ClosedFormConfig, EaseConfig, ItemKnnConfig, ModelConfig, Weighting
+from sasrec_lab.config.closed_form import ClosedFormConfig, EaseConfig, ItemKnnConfig, Weighting
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import Sequences

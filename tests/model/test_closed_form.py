@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.config.model import EaseConfig, ItemKnnConfig, Weighting
+from sasrec_lab.config.closed_form import EaseConfig, ItemKnnConfig, Weighting
 from sasrec_lab.model import closed_form
 from sasrec_lab.model.closed_form import ItemWeights, fit
 

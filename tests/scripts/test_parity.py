@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sasrec_lab.config.closed_form import Weighting
 from sasrec_lab.config.command_line import load
-from sasrec_lab.config.model import Activation, Init, PositionsFrom, Weighting
+from sasrec_lab.config.model import Activation, Init, PositionsFrom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_peers
