@@ -441,7 +441,7 @@ def test_a_config_of_a_run_folder_must_be_named_too(own, train_here):
     assert train_here(*words, "loss.name=my_package.losses:focal").returncode == 0
 
 
-def test_a_search_imports_no_code_that_any_of_its_trials_has_from_a_run_folder(own):
+def test_a_search_imports_no_code_that_its_trials_name(own):
     """The second value is checked with the first ones of other keys; if these are invalid, when its trial runs."""
     pytest.importorskip("optuna", minversion="5", reason="needs pip install 'sasrec-lab[search]'")
     shutil.copytree(own / "mine", own / "run" / "theirs")

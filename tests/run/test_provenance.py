@@ -1,4 +1,4 @@
-"""Which of several processes records a run, by the variables of whoever has started them."""
+"""Which of several processes records a run, by the variables that a launcher sets."""
 
 import pytest
 

@@ -196,7 +196,7 @@ def test_a_run_that_resumes_continues_in_mlflow(train_here, tmp_path):
 
 
 @needs("mlflow")
-def test_a_tracker_that_a_resumed_run_adds_gets_the_configuration(tmp_path):
+def test_a_tracker_that_a_resumed_run_adds_gets_the_config(tmp_path):
     cfg = load(["logger=mlflow", store_in(tmp_path)])
     cfg.ckpt = "last"
     (tmp_path / "run").mkdir()
