@@ -18,7 +18,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,19 +135,30 @@ def _described(ranker: "EncoderRanker", items: list[object]) -> str:
 
 def _check_replaceable(ids: Path, table: Path | None) -> None:
     """Raise InputError if a file that the user has not named exists, and was not written by an export."""
-    try:
-        if {"maxlen", "items"} <= json.loads(ids.read_text()).keys() <= {"maxlen", "items", "reads_times"}:
-            return
-    except FileNotFoundError:
-        if table is not None and table.exists():
+    known = {}
+    if ids.exists():
+        with suppress(OSError, ValueError, AttributeError):
+            known = json.loads(ids.read_text())
+        if not isinstance(known, dict) or not {"maxlen", "items"} <= known.keys() <= {"maxlen", "items", "reads_times"}:
             raise InputError(
-                f"output: the items' vectors would overwrite {table}, which no export wrote; move it, or name another"
-                " file"
-            ) from None
-        return
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise InputError(f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another file")
+                f"output: the ids would overwrite {ids}, which no export wrote; move it, or name another file"
+            )
+    if table is not None and table.exists() and not _has_vectors(table, known.get("items")):
+        raise InputError(
+            f"output: the items' vectors would overwrite {table}, which no export wrote; move it, or name another file"
+        )
+
+
+def _has_vectors(table: Path, items: object) -> bool:
+    """Return whether an array has a vector for each of the items that an export listed next to it."""
+    import numpy as np
+
+    try:
+        array = np.load(table, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    is_table = isinstance(array, np.ndarray) and array.ndim == 2  # an archive of arrays is no array
+    return is_table and isinstance(items, list) and len(array) == len(items)
 
 
 if __name__ == "__main__":

@@ -226,8 +226,14 @@ def test_vectors_of_another_origin_are_kept(tmp_path):
     (tmp_path / "user.npy").write_text("mine")
     done = export("nowhere", "user.pt2", "--vectors", cwd=tmp_path)
     assert done.stderr.startswith("error: output: the items' vectors would overwrite user.npy, which no export wrote;")
-    (tmp_path / "user.json").write_text('{"maxlen": 5, "items": [1]}')
-    assert export("nowhere", "user.pt2", "--vectors", cwd=tmp_path).stderr.startswith("error: run=nowhere: ")
+    (tmp_path / "user.json").write_text(json.dumps({"maxlen": 5, "items": [7, 8]}))  # of an export without vectors
+    for array, said in (
+        (np.zeros(2), "output: the items' vectors"),
+        (np.zeros((3, 4)), "output: the items' vectors"),
+        (np.zeros((2, 4)), "run=nowhere"),
+    ):
+        np.save(tmp_path / "user.npy", array)
+        assert export("nowhere", "user.pt2", "--vectors", cwd=tmp_path).stderr.startswith(f"error: {said}")
 
 
 def test_a_missing_extra_is_one_line(train_here, tmp_path, monkeypatch):
