@@ -108,8 +108,10 @@ def test_a_training_command_runs(command, train_here, train_command, tmp_path):
     words = words_of(command)
     if "trainer=ddp" in words:
         train_here = train_command  # Lightning repeats the command to start further processes
-    if "memory_limit" in command and find_spec("duckdb") is None:
-        pytest.skip("needs pip install 'sasrec-lab[big]'")
+    needed = {"memory_limit": ("duckdb", "big"), "wandb": ("wandb", "wandb"), "mlflow": ("mlflow", "mlflow")}
+    for key, (module, extra) in needed.items():
+        if key in command and find_spec(module) is None:
+            pytest.skip(f"needs pip install 'sasrec-lab[{extra}]'")
     if "cluster=ray" in words:
         pytest.skip("needs Ray; tests/training/test_ray_workers.py runs it")
     if any(word in PRINTED_ONLY for word in words):

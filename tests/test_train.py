@@ -439,9 +439,9 @@ def test_missing_files_of_the_users_leave_no_run_folder(train_here, tmp_path):
 
 def test_invalid_command_line_writes_nothing(train_command, tmp_path):
     before = children_seconds()
-    done = train_command("model.head=2")
+    done = train_command("model.hed=2")
     assert children_seconds() - before < 5
-    assert (done.returncode, done.stderr) == (1, "error: unknown key 'model.head'; did you mean model.heads?\n")
+    assert (done.returncode, done.stderr) == (1, "error: unknown key 'model.hed'; did you mean model.head?\n")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # the test's own
 
 

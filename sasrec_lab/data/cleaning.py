@@ -32,12 +32,12 @@ def clean(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     """
     if dataset.min_rating is not None:
         keep = table["rating"] >= dataset.min_rating
-        ratings = table["rating"]
+        least, most = table["rating"].min() + 0, table["rating"].max() + 0  # -0.0 becomes 0.0
         table = _keep(
             table,
             keep,
             f"dataset.min_rating={dataset.min_rating}",
-            f"rating ranges from {ratings.min()} to {ratings.max()}",
+            f"rating ranges from {least} to {most}",
         )
     if dataset.since is not None or dataset.until is not None:
         table = _keep_window(table, dataset)

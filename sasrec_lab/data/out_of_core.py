@@ -171,7 +171,7 @@ def _check_some_kept(
         return
     where, values = _where(conditions[:-1])
     rows, least, most = one_row(connection, f"SELECT count(*), min({column}), max({column}) FROM rows{where}", values)
-    span = f"rating ranges from {least} to {most}" if unit is None else describe_range(least, most, unit)
+    span = f"rating ranges from {least + 0} to {most + 0}" if unit is None else describe_range(least, most, unit)
     raise none_kept_error(key, rows, span)
 
 

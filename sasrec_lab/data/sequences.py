@@ -171,6 +171,7 @@ _NOT_IN_CACHE_KEY = (
     "holdout",
     "time_split",
     "windows",
+    "overlap",
     "catalogue",
 )
 

@@ -5,10 +5,12 @@ CatalogCoverage with normalize=True, IntraListDiversity with PairwiseHammingDist
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sasrec_lab.data.holdout import Holdout
+if TYPE_CHECKING:
+    from sasrec_lab.data.holdout import Holdout  # the report imports this module, but not pandas
 
 BEYOND_ACCURACY = ("coverage", "gini", "novelty", "popularity", "diversity")
 
@@ -46,7 +48,7 @@ def is_beyond_accuracy(name: str) -> bool:
     return name.partition("@")[0] in BEYOND_ACCURACY
 
 
-def training_counts(holdout: Holdout) -> TrainingCounts:
+def training_counts(holdout: "Holdout") -> TrainingCounts:
     """Return the counts of a holdout's training part."""
     users = int((holdout.train_ends > holdout.starts).sum())
     return TrainingCounts(holdout.training_counts(), holdout.training_users(), users)

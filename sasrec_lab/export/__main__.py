@@ -157,7 +157,7 @@ def _has_vectors(table: Path, items: object) -> bool:
         array = np.load(table, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return False
-    is_table = isinstance(array, np.ndarray) and array.ndim == 2  # an archive of arrays is no array
+    is_table = isinstance(array, np.ndarray) and array.ndim == 2  # an archive of arrays is not an array
     return is_table and isinstance(items, list) and len(array) == len(items)
 
 

@@ -122,7 +122,7 @@ def _attend_newest(
     decays = None if decay is None else decay_scores(layout.newest_gaps, decay)  # (T,)
     if torch.compiler.is_exporting():
         k, v = (x.unflatten(1, (q.shape[1], -1)).transpose(0, 1) for x in (k, v))  # (G, T, E)
-        biases = decays
+        biases = None if decays is None else decays[None]  # (1, T)
         if past is not None:
             ages = torch.arange(k.shape[1], device=q.device).flip(0)
             biases = past.index_select(1, ages).expand(q.shape[1] * q.shape[2], -1).unflatten(0, q.shape[1:3])

@@ -92,7 +92,7 @@ def test_interactions_bring_their_times(recommender):
     histories = recommender.histories
     rows, items = histories.user_item_pairs(np.arange(len(histories.users)))
     table = pd.DataFrame({"user_id": histories.users.ids[rows], "item_id": recommender.items.ids[items - 1]})
-    for times in (histories.times, pd.to_datetime(histories.times, unit="s"), histories.times * 1000):
+    for times in (histories.times, pd.to_datetime(histories.times, unit="s"), histories.times.astype(np.int64) * 1000):
         given = table.assign(datetime=times).sample(frac=1, random_state=0)
         found = recommender.recommend(histories.users.ids, 1, given, False)["score"].to_numpy()
         np.testing.assert_allclose(found, best_scores(recommender), rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -187,7 +188,7 @@ def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, *
 def test_gradients_have_only_the_rows_of_the_batch(loss, share_items):
     cfg = config(*loss, f"model.share_items={share_items}")
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[[3, 1], [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[np.array([3, 1]), [0, 0, 0, 0]]
     model.batch_loss(batch).backward()
     drawn = batch.negatives.items.flatten().tolist()
     inputs, compared = set(batch.inputs.items.tolist()), {*batch.labels.targets.tolist(), *drawn} - {0}
@@ -214,7 +215,7 @@ def test_it_trains_with_accumulation_and_averaging(tmp_path):
     cfg = config(*LOSSES[0])
     model = fit(cfg, tmp_path, 8, accumulate_grad_batches=2, callbacks=[EMAWeightAveraging(decay=0.9)])
     start = SequentialRecommender(HOLDOUT.num_items, cfg)
-    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[list(range(40)), [0, 0, 0, 0]]
+    batch = SequenceData(HOLDOUT, cfg).train_dataloader().dataset[np.arange(40), [0, 0, 0, 0]]
     losses = []
     for each in (start, model):
         each.encoder.eval()
