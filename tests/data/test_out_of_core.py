@@ -69,7 +69,7 @@ def both(folder: Path, text: str | bytes, dataset: DatasetConfig = TIMED, **chan
 # Properties
 
 small = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,
