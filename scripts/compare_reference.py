@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.data.datamodule import SequenceData

@@ -24,7 +24,7 @@ from parity import closed_form, list_metrics, metrics, rectools, replay, trainin
 from parity.comparison import FOLDER, Comparison, Row, table, too_large
 from parity.fixture import with_weights, write_fixture
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError

@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmark.results import mean_and_std, write_results
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.run.folder import METRICS, RUN, read_json, read_metrics, write_json
 

@@ -69,7 +69,7 @@ def serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     from sasrec_lab import train
-    from sasrec_lab.config.command_line import load
+    from sasrec_lab.config.composition import load
     from sasrec_lab.ops import library
 
     for part in ("data", "evaluation", "run", "training"):

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from commands import environment, in_this_process
 
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import FREE_SECTIONS, known_keys
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.search import check_search

@@ -20,7 +20,7 @@ from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import library as kernels

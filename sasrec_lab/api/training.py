@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sasrec_lab.config.command_line import check_parts, compose_config, explained, job_of, load
+from sasrec_lab.config.command_line import check_parts, job_of
+from sasrec_lab.config.composition import compose_config, explained, load
 from sasrec_lab.config.hydra_internals import hydra_state_restored
 from sasrec_lab.config.overrides import check_syntax, format_override, normalize
 from sasrec_lab.config.schema import TrainConfig, start_now

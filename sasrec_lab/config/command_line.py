@@ -4,40 +4,33 @@ Like all of config/ it imports neither torch nor Lightning.
 """
 
 import os
-import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Optional
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from sasrec_lab.config.convert import to_typed
-from sasrec_lab.config.dataset import DatasetConfig
-from sasrec_lab.config.flags import read_flags
-from sasrec_lab.config.hydra_errors import explain
-from sasrec_lab.config.hydra_internals import (
-    VERSION_BASE,
-    add_config_dir,
-    expand_grid,
-    hydra_state_restored,
-    parse_sweep,
+from sasrec_lab.config.composition import (
+    compose_checked,
+    compose_config,
+    composing,
+    explained,
+    typed_without_hydra,
+    without_hydra,
 )
+from sasrec_lab.config.flags import read_flags
+from sasrec_lab.config.hydra_internals import expand_grid, parse_sweep
 from sasrec_lab.config.job_folders import UNNAMED_KEYS, common_keys, job_folders
 from sasrec_lab.config.list_commands import EvaluateConfig, RecommendConfig
 from sasrec_lab.config.overrides import check_syntax, format_override
-from sasrec_lab.config.schema import CONF_DIR, TrainConfig
-from sasrec_lab.config.trust import check_code, is_in_run_folder
-from sasrec_lab.errors import InputError, MissingKey
+from sasrec_lab.config.schema import TrainConfig
+from sasrec_lab.config.trust import is_in_run_folder
+from sasrec_lab.errors import InputError
 
-_HANDLERS = ("console", "file")  # of logging; conf/train.yaml sets their formats
 _MAX_NAME, _MAX_PATH = 255, 3000  # bytes of a folder's name, characters of a path that has room for files below it
 
 
@@ -87,41 +80,6 @@ def check_command_line(argv: list[str], name: str = "train") -> Command | None:
     return None if flags.cfg else Command([job])
 
 
-def compose_config(overrides: list[str], config_dir: Optional[str] = None, name: str = "train") -> DictConfig:
-    """Compose conf/<name>.yaml with these overrides, as the command line would; Hydra's own keys are included.
-
-    Raises:
-        InputError: anything that Hydra rejects, in one line, with the nearest existing name.
-    """
-    check_syntax(overrides, name)
-    with composing(config_dir, name, overrides):
-        return compose_checked(overrides, name)
-
-
-def compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
-    """Compose a config while Hydra is initialized, and refuse code that it names."""
-    cfg = compose(name, overrides=overrides, return_hydra_config=True)
-    _check_hydra_sections(cfg.hydra)
-    check_code(cfg, overrides)
-    return cfg
-
-
-def load(overrides: list[str], config_dir: Optional[str] = None) -> TrainConfig:
-    """Return the typed config for these overrides."""
-    cfg = typed_without_hydra(compose_config(overrides, config_dir))
-    assert isinstance(cfg, TrainConfig)
-    return cfg
-
-
-def load_dataset(overrides: list[str]) -> DatasetConfig:
-    """Return the typed `dataset` section for these overrides, with item features also if no model reads them."""
-    cfg = compose_config(overrides)
-    typed_without_hydra(cfg.copy())  # a mistake is reported with its key
-    dataset = OmegaConf.to_object(cfg.dataset)
-    assert isinstance(dataset, DatasetConfig)
-    return dataset
-
-
 def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[list[str]]:
     """Return the overrides of each job of a grid, from the overrides and sweeper params in its multirun.yaml.
 
@@ -130,49 +88,6 @@ def grid_jobs(overrides: list[str], params: Mapping[str, str] | None) -> list[li
     """
     with composing():
         return expand_grid(parse_sweep(overrides, params))
-
-
-@contextmanager
-def composing(config_dir: Optional[str] = None, name: str = "train", words: Sequence[str] = ()) -> Iterator[None]:
-    """Initialize Hydra with conf/ and the user's folder, for the body; its errors become InputErrors.
-
-    A caller's own Hydra is as before afterwards.
-    """
-    with explained(name, words), hydra_state_restored(), warnings.catch_warnings():
-        GlobalHydra.instance().clear()
-        warnings.filterwarnings("error", r"provider=hydra.searchpath")  # a folder that does not exist
-        with initialize_config_dir(config_dir=CONF_DIR, **VERSION_BASE):
-            if config_dir:
-                add_config_dir(config_dir)
-            yield
-
-
-@contextmanager
-def explained(name: str, words: Sequence[str] = ()) -> Iterator[None]:
-    """Turn what Hydra, OmegaConf or their parser raise in the body into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # their exceptions share no base class
-        raise InputError(explain(error, name, words)) from error
-
-
-def _check_hydra_sections(hydra: DictConfig) -> None:
-    """Raise InputError if Hydra would fail after it has made the run's folder."""
-    for section in ("launcher", "sweeper"):
-        if not isinstance(hydra[section], DictConfig) or not isinstance(hydra[section].get("_target_"), str):
-            raise InputError(f"hydra.{section} must name its class; remove it, or choose hydra/{section}=basic")
-    for section in ("job_logging", "hydra_logging"):
-        if not isinstance(hydra[section], DictConfig) or hydra[section].get("version") != 1:
-            raise InputError(f"hydra/{section} must be a logging configuration; remove it, or choose default")
-    if not all(OmegaConf.select(hydra, f"job_logging.handlers.{name}.class") for name in _HANDLERS):
-        raise InputError(
-            f"hydra/job_logging={hydra.runtime.choices.get('hydra/job_logging')} lacks the handlers"
-            f" {' and '.join(_HANDLERS)}, which runs log to; choose hydra/job_logging=default"
-        )
-    if not isinstance(hydra.verbose, (bool, str, ListConfig)):
-        raise InputError(f"hydra.verbose={hydra.verbose} must be true, false, or names of loggers")
 
 
 def check_config_flags(flags: Namespace, name: str) -> None:
@@ -236,14 +151,6 @@ def _check_printed(cfg: DictConfig, flags: Namespace) -> None:
         raise InputError(f"--package {flags.package} is not a section of the config; --help lists them")
     if flags.resolve and flags.cfg == "job":
         OmegaConf.resolve(printed)
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config without Hydra's own keys."""
-    copied = cfg.copy()
-    with open_dict(copied):
-        del copied["hydra"]
-    return copied
 
 
 def _plan_sweep(flags: Namespace) -> Sweep:
@@ -366,28 +273,3 @@ def _folder_at(cfg: DictConfig, key: str) -> Path:
     if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.split("/")) or len(folder) > _MAX_PATH:
         raise InputError(f"{key}={folder[:50]}... is too long for a folder; choose a shorter one")
     return Path(folder)
-
-
-def typed_without_hydra(cfg: DictConfig) -> TrainConfig | RecommendConfig:
-    """Return the composed config as typed objects, without Hydra's own keys; name the file that misses a key."""
-    choices = cfg.hydra.runtime.choices
-    with open_dict(cfg):
-        del cfg["hydra"]
-    try:
-        return to_typed(cfg)
-    except MissingKey as error:
-        group = error.key.partition(".")[0]
-        if group not in choices or Path(CONF_DIR, group, f"{choices[group]}.yaml").is_file():
-            raise
-        base = next(Path(CONF_DIR, group).glob("[!_]*.yaml")).stem
-        raise InputError(
-            f"{group}/{choices[group]}.yaml does not set {error.key}; set it there, or begin the file with"
-            f" 'defaults: [{base}]' to inherit what it does not change"
-        ) from error
-    except InputError as error:
-        experiment = choices.get("experiment")
-        if choices.get("dross") and experiment and not experiment.startswith("dross/"):
-            raise InputError(
-                f"{error}; files of dross/ are rows of experiment=dross/..., not of experiment={experiment}"
-            ) from error
-        raise

@@ -1,7 +1,4 @@
-"""Keys of a search, and the plan of one: what its trials share, and the space that they are drawn from.
-
-A space is written as Hydra writes the values of a sweep, so that files of conf/sweep/ serve both.
-"""
+"""Keys of a search, and the plan of one: what its trials share, and the space that they are drawn from."""
 
 import json
 from argparse import Namespace
@@ -11,32 +8,23 @@ from enum import Enum
 from functools import reduce
 from hashlib import sha1
 from itertools import islice, product
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Optional
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from omegaconf import MISSING, DictConfig
 
 from sasrec_lab.config.checks import check_at_least
-from sasrec_lab.config.command_line import (
-    by_key,
-    check_config_flags,
-    check_parts,
-    compose_checked,
-    compose_config,
-    compose_sweep,
-    composing,
-    typed_without_hydra,
-    without_hydra,
-    word_of,
-)
+from sasrec_lab.config.command_line import by_key, check_config_flags, check_parts, compose_sweep, word_of
+from sasrec_lab.config.composition import compose_checked, compose_config, composing, typed_without_hydra, without_hydra
 from sasrec_lab.config.convert import is_bookkeeping, known_keys, to_plain, to_typed
 from sasrec_lab.config.flags import read_flags
 from sasrec_lab.config.hydra_internals import MAX_JOBS
 from sasrec_lab.config.overrides import check_syntax
 from sasrec_lab.config.schema import SCHEMAS, TrainConfig
+from sasrec_lab.config.search_space import Dimension, dimension_of, example_value
 from sasrec_lab.errors import InputError, nearest
 from sasrec_lab.files import folder_name
 
@@ -72,44 +60,6 @@ class SearchConfig:
 
 SCHEMAS["search"] = SearchConfig
 ConfigStore.instance().store(name="search_schema", node=SearchConfig)
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A key of a space: listed `values`, words of a command line, or numbers from `low` to `high`, both included."""
-
-    key: str
-    text: str  # as typed
-    values: list[str] | None = None
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    is_log: bool = False
-
-    @property
-    def kind(self) -> Literal["choice", "int", "float"]:
-        """Return what the values are: words, or numbers of this type."""
-        return "choice" if self.values is not None else "int" if isinstance(self.low, int) else "float"
-
-    @property
-    def size(self) -> float:
-        """Return the number of values, infinite for an interval of floats."""
-        if self.values is not None:
-            return len(self.values)
-        step = self.step or (1 if self.kind == "int" else None)
-        return float("inf") if step is None else round((self.high - self.low) / step) + 1
-
-    def listed(self) -> list[str | float]:
-        """Return all values of a dimension of finite size."""
-        if self.values is not None:
-            return [*self.values]
-        step = self.step or 1
-        return [self.low + number * step for number in range(int(self.size))]
-
-    def word(self, value: str | float) -> str:
-        """Return the override that sets a value; floats that steps lead to lose their last digits, as in 0.1 + 0.2."""
-        is_stepped = isinstance(value, float) and self.step is not None
-        return f"{self.key}={float(f'{value:.12g}') if is_stepped else value}"
 
 
 @dataclass(frozen=True)
@@ -211,7 +161,7 @@ def _plan(cfg: SearchConfig, flags: Namespace, words: list[str]) -> SearchPlan:
     with composing(flags.config_dir, words=words):
         _, hydra, overrides = compose_sweep(words)
         searched = by_key(overrides)
-        space = [_dimension(key, override) for key, override in searched.items() if override.is_sweep_override()]
+        space = [dimension_of(key, override) for key, override in searched.items() if override.is_sweep_override()]
         _check_space(cfg, space)
         fixed = [word_of(override) for override in searched.values() if not override.is_sweep_override()]
         examples = _examples(searched)
@@ -250,38 +200,6 @@ def _own_folder(plan: SearchPlan, sweep: str | None) -> Path:
     return Path("outputs", plan.example.name, folder_name(name + sha1(text.encode()).hexdigest()[:8]))
 
 
-def _dimension(key: str, override: Override) -> Dimension:
-    """Return a key with several values as a dimension of the space.
-
-    Raises:
-        InputError: it is not an interval of finite numbers, or has an unknown tag.
-    """
-    value, word = override.value(), word_of(override)
-    text = word.partition("=")[2]
-    tags: set[str] = getattr(value, "tags", set())
-    if tags - {"log"} or (tags and not isinstance(value, IntervalSweep)):
-        raise InputError(f"{word}: the only tag is log, for intervals, as in tag(log,interval(0.001,0.1)); remove it")
-    if key == "seed":
-        raise InputError(f"{word}: a seed is not searched; seeds=<number> trains each trial with several")
-    if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        if low is None or high is None or not (isfinite(low) and isfinite(high) and low < high):
-            raise InputError(f"{word} must be an interval from a number to a larger one, such as interval(0.1,0.5)")
-        if tags and low <= 0:
-            raise InputError(f"{word}: an interval with tag log must begin above 0")
-        return Dimension(key, text, low=low, high=high, is_log=bool(tags))
-    values = list(islice(override.sweep_string_iterator(), MAX_JOBS + 1))
-    if not values:
-        raise InputError(f"{word} has no value to choose; --help shows how a space is written")
-    if len(values) > MAX_JOBS:
-        raise InputError(f"{word} has more than {MAX_JOBS:,} values; use an interval")
-    if isinstance(value, RangeSweep) and len(values) > 1 and not value.shuffle and value.step and value.step > 0:
-        assert value.start is not None
-        high = value.start + (len(values) - 1) * value.step
-        return Dimension(key, text, low=value.start, high=high, step=value.step)
-    return Dimension(key, text, values=list(dict.fromkeys(values)))
-
-
 def _check_space(cfg: SearchConfig, space: list[Dimension]) -> None:
     if not space:
         raise InputError(
@@ -305,20 +223,12 @@ def _examples(searched: dict[str, Override]) -> list[list[str]]:
 
     Every file that can take part is composed once, so that `check_code` sees it.
     """
-    first = {key: _example_value(override) for key, override in searched.items()}
+    first = {key: example_value(override) for key, override in searched.items()}
     examples = [first]
     for key, override in searched.items():
         if "." not in key and override.is_sweep_override() and not override.is_interval_sweep():
             examples += [first | {key: value} for value in islice(override.sweep_string_iterator(), 1, None)]
     return [[f"{key}={value}" for key, value in example.items()] for example in examples]
-
-
-def _example_value(override: Override) -> object:
-    """Return the first value of a searched key, or the value of a fixed one."""
-    if not override.is_sweep_override():
-        return override.get_value_element_as_str()
-    value = override.value()
-    return value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
 
 
 def _typed_example(composed: DictConfig, fixed: list[str]) -> TrainConfig:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config.command_line import load, load_dataset
+from sasrec_lab.config.composition import load, load_dataset
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
 from sasrec_lab.config.evaluation import EvaluationConfig

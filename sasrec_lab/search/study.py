@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sasrec_lab.config.convert import completed
 from sasrec_lab.config.evaluation import is_lower_better
-from sasrec_lab.config.search import FOLDER_KEY, Dimension, Pruner, Sampler, SearchPlan
+from sasrec_lab.config.search import FOLDER_KEY, Pruner, Sampler, SearchPlan
+from sasrec_lab.config.search_space import Dimension
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import make_folder
 from sasrec_lab.run.folder import JOURNAL, SEARCH, write_json

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, Format
 from sasrec_lab.data import source
 from sasrec_lab.data.fetch import fetch_missing

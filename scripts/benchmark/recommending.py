@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import SyntheticConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError

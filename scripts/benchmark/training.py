@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 
 from benchmark.roofline import flops_per_position, flops_per_user, matrix_rate, synchronize
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.fetch import fetch_missing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import BlockName, TimeBias
 from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.holdout import hold_out

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpu.check import Check, Row, Setting, attempt, relative_error
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.ops import library, softmax_products

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gpu.check import Check, Row, Setting, attempt
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Format
 from sasrec_lab.data import source
 from sasrec_lab.train import train

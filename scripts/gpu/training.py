@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from gpu.attention import forced
 from gpu.check import Check, Row, Setting, attempt
 from gpu.stopwatch import Card
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Format
 from sasrec_lab.data import source
 from sasrec_lab.errors import InputError

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.sequences import Sequences

@@ -13,7 +13,7 @@ from benchmark.results import decimal, difference, mean_and_std
 
 from parity.comparison import FOLDER, Arrays, Comparison
 from parity.rectools import HSTU, PEER, SASREC, part_of, sizes
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Similarity
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import pack

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasrec_lab.config.checks import _CHOICES, _RULES, REJECTED_FLAGS, TRAINER_FLAGS, check_trainer_flag
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import _USUAL_NAMES, known_keys
 from sasrec_lab.config.hydra_errors import run_hydra
 from sasrec_lab.config.overrides import _parse, format_override, normalize
@@ -299,7 +300,7 @@ def test_usual_names_of_keys_name_a_key():
 
 
 def test_a_fault_of_the_program_is_no_mistake_of_the_user(monkeypatch, capsys):
-    monkeypatch.setattr("sasrec_lab.config.command_line.check_code", None)
+    monkeypatch.setattr("sasrec_lab.config.composition.check_code", None)
     assert refused("seed=1") == (
         "unexpected TypeError: 'NoneType' object is not callable; this is a fault of sasrec_lab, please report it with"
         " the traceback above"

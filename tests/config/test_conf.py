@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.config.checks import TRAINER_FLAGS
-from sasrec_lab.config.command_line import check_command_line, grid_jobs, load
+from sasrec_lab.config.command_line import check_command_line, grid_jobs
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import completed, flatten, to_plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
 from sasrec_lab.config.overrides import format_override, normalize

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.errors import InputError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from sasrec_lab.config.search import Dimension, check_search
+from sasrec_lab.config.search import check_search
+from sasrec_lab.config.search_space import Dimension
 from sasrec_lab.errors import InputError
 
 LR = "optimizer.lr=tag(log,interval(0.001,0.1))"

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, next_item, random_users
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch

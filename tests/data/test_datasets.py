@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.schema import CONF_DIR

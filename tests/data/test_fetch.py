@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
 from sasrec_lab.data import download, fetch, source
 from sasrec_lab.errors import InputError

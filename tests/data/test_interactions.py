@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, WeightConfig
 from sasrec_lab.data import columns, interactions, source
 from sasrec_lab.data.cleaning import clean, describe_span, time_unit

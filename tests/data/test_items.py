@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, TitlesConfig
 from sasrec_lab.data.items import read_features, read_titles
 from sasrec_lab.errors import InputError

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, WeightConfig
 from sasrec_lab.data import ids, out_of_core, parquet, parts, sequences, source
 from sasrec_lab.data.cleaning import clean

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import csv
 from pyarrow import parquet as pq
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, WeightConfig
 from sasrec_lab.data import parquet
 from sasrec_lab.data.interactions import read_file

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_data import holdout_of, random_users
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue
 from sasrec_lab.data import reach
 from sasrec_lab.data.reach import count_unreachable, describe_unreachable

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType
 from sasrec_lab.data import source
 from sasrec_lab.data.cleaning import clean

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_data import holdout_of, next_item, random_users, sequences_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Repeats, WeightConfig, Windows
 from sasrec_lab.data import cache, sequences, source
 from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out

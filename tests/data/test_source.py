@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
 from sasrec_lab.data import source
 from sasrec_lab.errors import InputError

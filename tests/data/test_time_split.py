@@ -10,7 +10,7 @@ import torch
 from small_data import sequences_of
 
 from sasrec_lab.config.closed_form import EaseConfig, ItemKnnConfig, Weighting
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, Cold, History, HoldoutMode, Target, TimeSplitConfig, Windows
 from sasrec_lab.config.evaluation import Draw
 from sasrec_lab.data.batches import evaluation_batch

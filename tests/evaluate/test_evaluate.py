@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from commands import Done, in_a_fresh_process, in_this_process
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.train import train
 
 # by last item: u1 has the test target a, u2 b, u3 c; training: u1 has b and d, u2 d, u3 d twice, u4 is too short

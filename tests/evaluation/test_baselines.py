@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_data import holdout_of, random_users, sequences_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.data import holdout
 from sasrec_lab.data.datamodule import SequenceData

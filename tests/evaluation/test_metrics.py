@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_data import holdout_of, random_users, sequences_of
 from torch import Tensor
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, Target, Windows
 from sasrec_lab.config.evaluation import metric_names
 from sasrec_lab.config.schema import TrainConfig

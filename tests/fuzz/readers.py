@@ -30,7 +30,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import section_of, to_plain
 from sasrec_lab.config.dataset import DatasetConfig, Format, IdType, Repeats, TitlesConfig, WeightConfig
 from sasrec_lab.config.model import ModelConfig

@@ -10,7 +10,7 @@ from small_data import holdout_of, masked_items
 from small_models import SEQUENCES, packed, random_encoder, states_of
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.batches import MASK
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend.recommender import Recommender

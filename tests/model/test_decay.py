@@ -9,7 +9,7 @@ import torch
 from small_models import SEQUENCES, packed, random_encoder, random_times, states_of, timed
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import PosEmb, TimeBias
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.training.tensorboard import attention_weights

@@ -10,7 +10,7 @@ import torch
 from small_data import sequences_of
 from small_models import packed
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.model import ItemVectors
 from sasrec_lab.data.holdout import hold_out

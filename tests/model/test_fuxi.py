@@ -18,7 +18,7 @@ from small_models import (
 )
 from torch import Tensor
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import ModelConfig, PosEmb, PositionsFrom, TimeBias
 from sasrec_lab.errors import InputError
 from sasrec_lab.model import encoder, fuxi

@@ -7,7 +7,7 @@ import torch
 from small_models import SEQUENCES, assert_states_depend_on_the_own_past, packed, random_encoder, states_of
 from torch import nn
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.model import encoder, gru
 from sasrec_lab.model.encoder import Encoder

@@ -7,7 +7,7 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor, nn
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.training.lightning_module import SequentialRecommender
 

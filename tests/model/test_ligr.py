@@ -10,7 +10,7 @@ from small_models import SEQUENCES, assert_states_depend_on_the_own_past, packed
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Activation, BlockName, ModelConfig, PosEmb
 from sasrec_lab.model import encoder, ligr, transformer
 from sasrec_lab.model.encoder import Encoder

@@ -14,7 +14,7 @@ from small_models import ITEMS, SEQUENCES, packed, random_encoder, states_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
 from sasrec_lab.data.batches import Labels, PackedBatch
 from sasrec_lab.model.encoder import Encoder

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Windows
 from sasrec_lab.config.model import ModelConfig, QueryTime, TimeBias
 from sasrec_lab.data.holdout import hold_out

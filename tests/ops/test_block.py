@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.model.transformer import TransformerBlock
 from sasrec_lab.ops import library
 from sasrec_lab.ops.block import apply_block

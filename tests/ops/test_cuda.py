@@ -17,7 +17,7 @@ from timed_layouts import layout_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import QueryTime
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, Labels, Negatives, PackedBatch, TrainingBatch

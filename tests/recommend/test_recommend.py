@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from sasrec_lab import files
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import CONF_DIR, RecommendConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.files import atomic_write

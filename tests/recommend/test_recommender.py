@@ -17,7 +17,7 @@ import pytest
 import torch
 from small_data import random_users, sequences_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.batches import pack
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError, InputWarning

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from commands import Done, in_this_process
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.recommend.split_lists import lists_of_split

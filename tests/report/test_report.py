@@ -17,7 +17,7 @@ import pytest
 import yaml
 from written_runs import PUBLISHED, write_run
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.report.cells import format_duration
 from sasrec_lab.report.contents import ProtocolReport, build_report

@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import in_this_process
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run.record import describe_failure

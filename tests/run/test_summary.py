@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from small_data import holdout_of, sequences_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.run.protocol import describe_candidates
 from sasrec_lab.run.summary import data_line, job_line, kernel_change_warning, model_line, results_table
 

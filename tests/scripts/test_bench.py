@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sasrec_lab.config.closed_form import Weighting
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Activation, Init, PositionsFrom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, Windows
 from sasrec_lab.config.model import QueryTime
 from sasrec_lab.data.holdout import hold_out

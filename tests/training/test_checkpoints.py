@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import to_plain
 from sasrec_lab.errors import InputError
 from sasrec_lab.training import checkpoints, saved_encoder

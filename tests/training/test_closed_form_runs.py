@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_data import holdout_of, random_users, sequences_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Target
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out

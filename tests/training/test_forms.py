@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.ops import library, packed_attention, softmax_products
 from sasrec_lab.training.forms import attention_form, softmax_form
 from sasrec_lab.training.trainer import build_trainer

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from small_data import holdout_of
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.metrics import full_ranks

@@ -18,7 +18,8 @@ import pytest
 from small_sweep import TINY, ends
 
 from sasrec_lab.config import logger as logger_config
-from sasrec_lab.config.command_line import check_command_line, load
+from sasrec_lab.config.command_line import check_command_line
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.errors import InputError, Pruned
 from sasrec_lab.run.folder import sweep_of

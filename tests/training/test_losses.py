@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Similarity
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName

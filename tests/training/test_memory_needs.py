@@ -10,7 +10,7 @@ import torch
 from small_data import holdout_of, hourly, random_users
 from torch.autograd.graph import saved_tensors_hooks
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import QueryTime
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.negatives import SharedSampler, draw_candidates

@@ -11,7 +11,7 @@ from small_data import holdout_of, random_users
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.training.lightning_module import SequentialRecommender

@@ -19,7 +19,7 @@ import torch
 from commands import environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.training.lightning_module import TRAIN_LOSS
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
 from sasrec_lab.training.ray_workers import _check_resources, train_on_workers
 

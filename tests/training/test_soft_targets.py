@@ -6,7 +6,7 @@ import torch
 from small_data import holdout_of, random_users
 from torch import Tensor
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.training import LossConfig, LossName
 from sasrec_lab.data.batches import Labels
 from sasrec_lab.data.datamodule import SequenceData

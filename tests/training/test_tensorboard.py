@@ -19,7 +19,7 @@ import torch
 from small_data import holdout_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.batches import pack
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.training import tensorboard

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from small_data import holdout_of, random_users
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
 from sasrec_lab.training.trainer import ProgressBar, build_trainer, check_limits

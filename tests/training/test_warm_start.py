@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_models import packed
 
-from sasrec_lab.config.command_line import load
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import ModelConfig, PosEmb, TimeBias
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.errors import InputError
