@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, next_item, random_users
+from small_trainer import small_trainer
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
@@ -181,19 +181,7 @@ class Recorder(pl.LightningModule):
 
 def record(folder: Path, epochs: int, ckpt: Path | None = None) -> Recorder:
     """Train up to `epochs` epochs and return the module with its record; the checkpoint is folder/last.ckpt."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[
-            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    )
+    trainer = small_trainer(folder, epochs)
     model = Recorder()
     trainer.fit(model, SequenceData(HOLDOUT, BCE), ckpt_path=ckpt, weights_only=True)
     return model

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from small_data import holdout_of, random_users
+from small_trainer import small_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -166,19 +167,7 @@ def config(*settings: str) -> TrainConfig:
 def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None, **flags) -> SequentialRecommender:
     pl.seed_everything(0, verbose=False)
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    keeps = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[keeps, *flags.pop("callbacks", [])],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **flags,
-    )
+    trainer = small_trainer(folder, epochs, limit_val_batches=0, **flags)
     trainer.fit(model, SequenceData(HOLDOUT, cfg), ckpt_path=ckpt, weights_only=True)
     return model
 

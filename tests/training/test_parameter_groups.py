@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import holdout_of, random_users
+from small_trainer import small_trainer
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
@@ -33,19 +33,7 @@ def model_of(cfg: TrainConfig) -> SequentialRecommender:
 def fit(cfg: TrainConfig, folder: Path, epochs: int, ckpt: Path | None = None) -> SequentialRecommender:
     pl.seed_everything(0, verbose=False)
     model = SequentialRecommender(HOLDOUT.num_items, cfg)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[
-            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
+    trainer = small_trainer(folder, epochs, limit_val_batches=0)
     trainer.fit(model, SequenceData(HOLDOUT, cfg), ckpt_path=ckpt, weights_only=True)
     return model
 
