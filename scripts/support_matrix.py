@@ -47,7 +47,7 @@ ENVIRONMENTS = [
     Environment("3.12"),
     Environment("3.13"),
     Environment("3.11", {"torch": "2.11.0"}),
-    Environment("3.11", {"torch": "2.15.0"}),
+    Environment("3.11", {"torch": "2.14.1"}),
     Environment("3.11", after={"hydra-core": HYDRA_CANDIDATE}),
 ]
 
