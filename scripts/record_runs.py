@@ -1,6 +1,9 @@
-"""Add finished runs of papers' experiments to docs/results/papers.json, a row for each configuration.
+"""Add finished runs to docs/results/papers.json or records.json, a row for each configuration.
 
 python scripts/record_runs.py outputs/dross_ml_1m outputs/esasrec_beauty     then: python scripts/render_results.py
+python scripts/record_runs.py --search outputs/speedrun_ml_1m                runs of a search, to records.json
+
+A search is judged by validation only, so --search refuses runs that have seen the test.
 
 Runs of one configuration that differ in their seed are kept one by one and shown as mean and deviation; a run replaces
 an earlier one with its seed. The processor is that of the machine that this script runs on.
@@ -20,29 +23,32 @@ from sasrec_lab.report.runs import find_runs
 from sasrec_lab.run.folder import RUN, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "docs/results/papers.json"
+FILES = {"papers": ROOT / "docs/results/papers.json", "search": ROOT / "docs/results/records.json"}
 STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "versions", "command"])
 NOTE = "minutes depend on the machine and on what else it did"
 COMMAND = ["python", "-m", "sasrec_lab.train"]
 METRICS = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}  # -> field of the published value
+CHOSEN_BY = "val/ndcg@10"
 # Overrides that a row's command is without
-NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=", "trainer.enable_progress_bar=")
+NOT_OF_THE_ROW = ("seed=", "hydra.", "data_dir=", "ckpt=", "trainer.enable_progress_bar=", "evaluation.test=")
 
 
 def main() -> None:
     """Read the runs and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of some")
+    parser.add_argument("--search", action="store_true", help="runs of a search, which have no test")
     args = parser.parse_args()
+    file = FILES["search" if args.search else "papers"]
     try:
-        rows = with_runs(json.loads(FILE.read_text())["rows"] if FILE.exists() else [], args.folders)
+        rows = with_runs(json.loads(file.read_text())["rows"] if file.exists() else [], args.folders, args.search)
     except InputError as error:
         sys.exit(f"error: {error}")
-    write(FILE, rows)
-    print(f"{FILE.relative_to(ROOT)}: {len(rows)} rows, {sum(len(row['runs']) for row in rows)} runs")
+    write(file, rows)
+    print(f"{file.relative_to(ROOT)}: {len(rows)} rows, {sum(len(row['runs']) for row in rows)} runs")
 
 
-def with_runs(rows: list[dict[str, Any]], folders: list[Path]) -> list[dict[str, Any]]:
+def with_runs(rows: list[dict[str, Any]], folders: list[Path], search: bool = False) -> list[dict[str, Any]]:
     """Return the rows with the finished runs in some folders; raise InputError if one cannot be published."""
     runs = find_runs(folders).finished
     if not runs:
@@ -52,7 +58,9 @@ def with_runs(rows: list[dict[str, Any]], folders: list[Path]) -> list[dict[str,
         assert info is not None
         if info["git"].get("dirty") is not False:
             raise InputError(f"{run.folder} was not trained by a commit without changes; train again in a clean clone")
-        if missing := [metric for metric in METRICS if metric not in run.metrics]:
+        if search and "test/ndcg@10" in run.metrics:
+            raise InputError(f"{run.folder} has seen the test; runs of a search are trained with evaluation.test=false")
+        if missing := [metric for metric in ([CHOSEN_BY] if search else METRICS) if metric not in run.metrics]:
             raise InputError(f"{run.folder} has no {missing[0]}; train with evaluation.k=10 and without sampled items")
         add_run(rows, run, read_overrides(run.folder), info["device"])
     return rows
@@ -84,12 +92,13 @@ def published(run: Run) -> dict[str, float]:
 
 
 def entry(run: Run, device: str) -> dict[str, Any]:
-    """Return what is kept of a run."""
+    """Return what is kept of a run; one of a search has no test."""
+    fields = {"ndcg": "test/ndcg@10", "recall": "test/recall@10"}
+    tested = {name: run.metrics[metric] for name, metric in fields.items() if metric in run.metrics}
     return {
         "seed": run.seed,
-        "ndcg": run.metrics["test/ndcg@10"],
-        "recall": run.metrics["test/recall@10"],
-        "val_ndcg": run.metrics.get("val/ndcg@10"),
+        **tested,
+        "val_ndcg": run.metrics.get(CHOSEN_BY),
         "epochs": run.epochs,
         "best_epoch": run.best_epoch,
         "minutes": round(run.seconds / 60, 1),

@@ -32,6 +32,7 @@ from result_fields import FIELDS, Row, cell, code
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- results:(\S+) -->\n)(.*?)(<!-- /results -->)", re.S)
 NUMBER = re.compile(r"(<!-- result:(.+?) -->)(.*?)(<!-- /result -->)", re.S)
+METRICS = ("ndcg", "recall", "val_ndcg")
 SHOWN_VERSIONS = ("torch", "rectools", "replay-rec")
 
 
@@ -91,6 +92,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "reliability": ("reliability", "fault", ["fault", "tried", "survived", "command"]),
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
     "papers": ("papers", "ndcg", ["data", "run", "ndcg", "published", "recall", "published_recall", "minutes"]),
+    "records": ("records", "val_ndcg", ["data", "run", "val_ndcg", "best_epoch"]),
     "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
 }
 NAMES_OF_DATA = {
@@ -251,15 +253,19 @@ def read_rows(file: str, results: Path) -> tuple[Row, list[Row]]:
 def summary(runs: list[Row]) -> Row:
     """Return mean and deviation of a configuration's runs, their minutes, and when they were measured."""
     newest = max(runs, key=lambda run: run["measured"])
-    minutes = sorted(round(run["minutes"]) for run in runs)
     return {
-        "ndcg": mean_and_std([run["ndcg"] for run in runs]),
-        "recall": mean_and_std([run["recall"] for run in runs]),
-        "minutes": f"{minutes[0]}" if minutes[0] == minutes[-1] else f"{minutes[0]} to {minutes[-1]}",
+        **{metric: mean_and_std([run[metric] for run in runs]) for metric in METRICS if metric in runs[0]},
+        "minutes": low_to_high([round(run["minutes"]) for run in runs]),
+        "best_epoch": low_to_high([run["best_epoch"] for run in runs]),
         "measured": newest["measured"][:10],
         "commit": newest["commit"],
         "note": "seeds at several commits" if len({run["commit"] for run in runs}) > 1 else None,
     }
+
+
+def low_to_high(numbers: list[int]) -> int | dict[str, int]:
+    """Return the lowest and highest number, or the only one."""
+    return numbers[0] if min(numbers) == max(numbers) else {"low": min(numbers), "high": max(numbers)}
 
 
 def caption(stamp: Row, seeds: bool) -> str:

@@ -34,6 +34,11 @@ def scientific(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
+def epoch(value: Any) -> str:
+    """Format an epoch, or the first and last of some, which are recorded from 0 and shown from 1."""
+    return " to ".join(str(each + 1) for each in (value.values() if isinstance(value, dict) else [value]))
+
+
 def percent(value: float) -> str:
     """Format a relative change as `-3 %`."""
     return f"{100 * value:+.0f} %"
@@ -61,6 +66,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "of": ("in", str),
     "at_most": ("allowed", scientific),
     "ndcg": ("NDCG@10", decimal),
+    "val_ndcg": ("validation NDCG@10", decimal),
     "recall": ("recall@10", decimal),
     "mrr": ("MRR", decimal),
     "holdout": ("split", str),
@@ -74,8 +80,8 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "published_table3": ("published NDCG@10", decimal),
     "published_recall": ("published recall@10", decimal),
     "epochs": ("epochs", str),
-    "best_epoch": ("best epoch", lambda epoch: str(epoch + 1)),  # recorded from 0, shown from 1
-    "minutes": ("minutes", str),
+    "best_epoch": ("best epoch", epoch),
+    "minutes": ("minutes", ranged("")),
     "n": ("n", str),
     "positions_per_s": ("positions/s", ranged(",.0f")),
     "users_per_s": ("users/s ranked", ranged(",.0f")),

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,3 +70,22 @@ def test_values_published_for_other_data_are_left_out():
     rows = []
     record_runs.add_run(rows, run_of(1, 0.1, dataset="s3rec_toys"), [], "cpu (1 thread)")
     assert "published" not in rows[0]
+
+
+def test_runs_of_a_search_have_validation_and_no_test(tmp_path):
+    runs = [replace(run_of(seed, 0.1), metrics={"val/ndcg@10": 0.2 + seed / 100}, best_epoch=seed) for seed in (0, 2)]
+    rows = []
+    for run in runs:
+        record_runs.add_run(rows, run, ["loss=softmax", "evaluation.test=false", f"seed={run.seed}"], "cpu (1 thread)")
+    record_runs.write(tmp_path / "records.json", rows)
+    assert render_results.block("records", tmp_path).splitlines()[3] == (
+        "| Beauty, 5-core | `python -m sasrec_lab.train loss=softmax` | 0.2100 ± 0.0141 (2) | 1 to 3"
+        " | 2026-11-22 at aaaaaaa |"
+    )
+
+
+def test_a_run_of_a_search_that_has_seen_the_test_is_refused(monkeypatch):
+    monkeypatch.setattr(record_runs, "find_runs", lambda folders: SimpleNamespace(finished=[run_of(0, 0.1)]))
+    monkeypatch.setattr(record_runs, "read_json", lambda file: {"git": {"dirty": False}, "device": "cpu (1 thread)"})
+    with pytest.raises(InputError, match="has seen the test; runs of a search"):
+        record_runs.with_runs([], [Path("run")], search=True)
