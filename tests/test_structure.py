@@ -110,6 +110,33 @@ def test_config_imports_neither_torch_nor_lightning():
         assert not found, f"{path.name}: {found[0]}"
 
 
+def imports_at_once(path: Path) -> set[str]:
+    """Return what a file imports as it is imported: not inside functions, nor for types only."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return found
+
+
+def test_lists_and_exports_do_not_wait_for_lightning():
+    """Lightning and torchmetrics take longer to import than all else that a command needs to make lists."""
+    waiting = [path for part in ("recommend", "evaluate", "export") for path in sorted(PACKAGE.glob(f"{part}/*.py"))]
+    reached: dict[str, str] = {module_of(path): module_of(path) for path in waiting}  # by module: through which others
+    while waiting:
+        path = waiting.pop()
+        module = module_of(path)
+        for name in imports_at_once(path):
+            package, _, inside = name.partition(".")
+            assert package not in ("pytorch_lightning", "torchmetrics"), f"{reached[module]} imports {name}"
+            if package == "sasrec_lab" and inside in MODULES and inside not in reached:
+                reached[inside] = f"{reached[module]} -> {inside}"
+                waiting += [each for each in FILES if module_of(each) == inside]
+    assert "model.encoder" in reached
+
+
 def test_hydras_internals_are_in_one_file():
     files = [path for path in FILES if "hydra._internal" in path.read_text()]
     assert len(files) <= 1, files

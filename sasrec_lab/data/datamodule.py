@@ -11,15 +11,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude
-from sasrec_lab.data.batches import EvaluationBatch, Objective, TrainingBatch, as_tensor, evaluation_batch, in_segments
+from sasrec_lab.data.batches import Objective, TrainingBatch, as_tensor, in_segments
+from sasrec_lab.data.evaluation_data import MAX_STATE_ELEMENTS, EvaluationData
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.holdout import Holdout
 from sasrec_lab.data.negatives import NegativeSampler, build_sampler, draw_candidates, window_items
 from sasrec_lab.data.objectives import build_objective
-
-# Limit on the states (T, D) of rows that are ranked together, 16 MiB: smaller batches are slower, with and without
-# compiled kernels, and larger ones leave the cache in the torch code.
-MAX_STATE_ELEMENTS = 2**22
 
 
 class SequenceData(pl.LightningDataModule):
@@ -74,13 +71,13 @@ class SequenceData(pl.LightningDataModule):
         data = self._held_out(stage)
         return DataLoader(data, batch_size=None, sampler=self._rows(data, *self._rank_and_world_size()))
 
-    def _held_out(self, stage: str) -> "EvaluationData":
+    def _held_out(self, stage: str) -> EvaluationData:
         return EvaluationData(self.holdout, stage, self.objective, self.candidates.get(stage))
 
     def _order(self) -> "ShuffledWindows":
         return ShuffledWindows(len(self.holdout.window_users), self.cfg.batch_size, self.cfg.seed)
 
-    def _rows(self, data: "EvaluationData", process: int, processes: int) -> list[np.ndarray]:
+    def _rows(self, data: EvaluationData, process: int, processes: int) -> list[np.ndarray]:
         """Return this process's batches of row indices.
 
         A batch has the same rows for any number of processes: its shape decides how scores round, and so the ranks of
@@ -174,26 +171,6 @@ class TrainingData(Dataset[TrainingBatch]):
         return windows[share_by_length(lengths, self.process, self.processes)]
 
 
-class EvaluationData(Dataset[EvaluationBatch]):
-    """Map indices of rows to a batch to rank."""
-
-    def __init__(self, holdout: Holdout, stage: str, objective: Objective, candidates: np.ndarray | None):
-        self.holdout, self.stage, self.objective, self.candidates = holdout, stage, objective, candidates
-
-    def __getitem__(self, rows: np.ndarray) -> EvaluationBatch:
-        """Return the batch of the rows with these indices."""
-        candidates = None if self.candidates is None else self.candidates[rows]
-        return evaluation_batch(self.holdout, rows, self.stage, self.objective, candidates)
-
-    def rows_by_length(self, users: int, tokens: int) -> list[np.ndarray]:
-        """Return batches of indices, rows of similar history lengths together."""
-        rows = self.holdout.rows(self.stage)
-        lengths = rows.ends - rows.starts
-        order = np.argsort(lengths, kind="stable")
-        counts = self.objective.count_tokens(lengths[order])
-        return np.split(order, batch_boundaries(counts, users, tokens))
-
-
 def share_by_length(lengths: np.ndarray, process: int, processes: int) -> np.ndarray:
     """Return the indices of this process's sequences, ascending, each sequence in the share of one process.
 
@@ -204,18 +181,3 @@ def share_by_length(lengths: np.ndarray, process: int, processes: int) -> np.nda
     owners = np.where(turns % 2 == 0, places, processes - 1 - places)
     longest_first = np.argsort(-lengths, kind="stable")
     return np.sort(longest_first[owners == process])
-
-
-def batch_boundaries(tokens: np.ndarray, max_users: int, max_tokens: int) -> list[int]:
-    """Return where to cut users with `tokens` tokens each into batches of at most `max_users` and `max_tokens`.
-
-    A batch has at least one user, whatever the length of the history.
-    """
-    ends, boundaries = np.cumsum(tokens), []
-    start = 0
-    while start < len(tokens):
-        before = ends[start - 1] if start else 0
-        fitting = int(np.searchsorted(ends, before + max_tokens, side="right"))
-        start = max(start + 1, min(start + max_users, fitting))
-        boundaries.append(start)
-    return boundaries[:-1]

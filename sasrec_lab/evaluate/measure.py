@@ -10,7 +10,7 @@ from sasrec_lab.errors import counted
 from sasrec_lab.evaluate.held_out import HeldOut
 from sasrec_lab.evaluate.listed_rows import ListedRows
 from sasrec_lab.evaluation.list_metrics import ItemCategories, TopLists, list_metrics
-from sasrec_lab.evaluation.metrics import metrics_from_counts
+from sasrec_lab.evaluation.ranks import metrics_from_counts
 from sasrec_lab.evaluation.row_metrics import mean_over_rows
 
 ACCURACY = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate")

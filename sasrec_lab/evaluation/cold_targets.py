@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.data.holdout import Holdout
-from sasrec_lab.evaluation.metrics import metrics_from_counts
+from sasrec_lab.evaluation.ranks import metrics_from_counts
 
 
 def cold_and_known(holdout: Holdout, ranks: Tensor, k: list[int]) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.data.batches import EvaluationBatch
-from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, EvaluationData
-from sasrec_lab.evaluation.metrics import ItemScores, full_ranks
+from sasrec_lab.data.evaluation_data import MAX_STATE_ELEMENTS, EvaluationData
+from sasrec_lab.evaluation.ranks import ItemScores, full_ranks
 from sasrec_lab.ops.ranking import TopK
 
 MIXED = "bf16-mixed"  # Lightning's precision under which evaluation, too, computes states in bfloat16

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.model import ModelConfig, QueryTime
 from sasrec_lab.config.training import ObjectiveConfig
-from sasrec_lab.data.datamodule import MAX_STATE_ELEMENTS, batch_boundaries
+from sasrec_lab.data.evaluation_data import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.evaluation.row_lists import RowScorer
 from sasrec_lab.model.encoder import Encoder

@@ -45,8 +45,7 @@ from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, WeightsRanker
 from sasrec_lab.run import folder as run_folder
 from sasrec_lab.run.model_name import model_name
 from sasrec_lab.run.split import load_run_sequences
-from sasrec_lab.training.checkpoints import tested_checkpoint
-from sasrec_lab.training.saved_encoder import load_encoder
+from sasrec_lab.training.saved_encoder import load_encoder, tested_checkpoint
 
 
 class Recommender:

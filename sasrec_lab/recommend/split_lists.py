@@ -7,7 +7,7 @@ from sasrec_lab.config.convert import section_of
 from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.training import ObjectiveConfig
-from sasrec_lab.data.datamodule import EvaluationData
+from sasrec_lab.data.evaluation_data import EvaluationData
 from sasrec_lab.data.holdout import hold_out_for
 from sasrec_lab.data.objectives import build_objective
 from sasrec_lab.errors import InputError

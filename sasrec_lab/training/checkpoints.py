@@ -19,7 +19,7 @@ from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import atomic_write, display_path, make_folder
 from sasrec_lab.run.checkpoint_file import load
-from sasrec_lab.run.folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RETRAIN_HINT, has_checkpoint
+from sasrec_lab.run.folder import BEST_CHECKPOINT, LAST_CHECKPOINT, has_checkpoint
 from sasrec_lab.run.resume import describe_differences, other_keys
 
 log = logging.getLogger(__name__)
@@ -113,20 +113,6 @@ def callbacks(folder: Path, monitor: str | None, ckpt: str | None = None) -> lis
         callback.resumes_here = ckpt == "last" or (ckpt is not None and Path(ckpt).absolute().parent == own)
         made.append(callback)
     return made
-
-
-def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
-    """Return the path of the checkpoint that a finished run's metrics.json measured.
-
-    Raises:
-        InputError: the file is gone.
-    """
-    if results["best_epoch"] is None:
-        return folder / LAST_CHECKPOINT
-    path = folder / BEST_CHECKPOINT
-    if not path.is_file():
-        raise InputError(f"{path}, which the run was tested with, is missing; {RETRAIN_HINT}")
-    return path
 
 
 def results(trainer: pl.Trainer) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import torch
 
 from sasrec_lab.config.model import ModelConfig
-from sasrec_lab.data.datamodule import EvaluationData, SequenceData
+from sasrec_lab.data.datamodule import SequenceData
+from sasrec_lab.data.evaluation_data import EvaluationData
 from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.evaluation.list_metrics import ItemCategories, TopLists, list_metrics, training_counts
 from sasrec_lab.evaluation.row_lists import RowScorer, lists_of_rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,9 +12,23 @@ from sasrec_lab.data.items import ItemFeatures
 from sasrec_lab.errors import InputError
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.run.checkpoint_file import load
-from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT
+from sasrec_lab.run.folder import BEST_CHECKPOINT, ITEMS, LAST_CHECKPOINT, RETRAIN_HINT
 
 _MAX_POSITIONS = 2**28  # numbers in a table of positions, 1 GiB
+
+
+def tested_checkpoint(folder: Path, results: dict[str, Any]) -> Path:
+    """Return the path of the checkpoint that a finished run's metrics.json measured.
+
+    Raises:
+        InputError: the file is gone.
+    """
+    if results["best_epoch"] is None:
+        return folder / LAST_CHECKPOINT
+    path = folder / BEST_CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"{path}, which the run was tested with, is missing; {RETRAIN_HINT}")
+    return path
 
 
 def load_encoder(

@@ -24,8 +24,7 @@ from sasrec_lab.model.feature_vectors import FeatureVectors
 from sasrec_lab.run.folder import ITEMS, RETRAIN_HINT, read_items
 from sasrec_lab.run.initial_run import KEY, find_initial_run
 from sasrec_lab.run.record import RunRecord
-from sasrec_lab.training.checkpoints import tested_checkpoint
-from sasrec_lab.training.saved_encoder import load_encoder
+from sasrec_lab.training.saved_encoder import load_encoder, tested_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,8 @@ from sasrec_lab.config.composition import load
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude
 from sasrec_lab.data.batches import EvaluationBatch, TrainingBatch
-from sasrec_lab.data.datamodule import (
-    EvaluationData,
-    SequenceData,
-    ShuffledWindows,
-    batch_boundaries,
-    share_by_length,
-)
+from sasrec_lab.data.datamodule import SequenceData, ShuffledWindows, share_by_length
+from sasrec_lab.data.evaluation_data import EvaluationData, batch_boundaries
 
 CONFIG = load(["dataset=csv", "dataset.path=x.csv", "batch_size=7", "evaluation.batch_size=6", "model.maxlen=5"])
 BCE = replace(CONFIG, loss=replace(load(["dataset=csv", "dataset.path=x.csv", "loss=bce"]).loss, negatives=2))

@@ -21,7 +21,7 @@ from sasrec_lab.data.reach import count_unreachable
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.baselines import markov_table, newest_items
-from sasrec_lab.evaluation.metrics import full_ranks
+from sasrec_lab.evaluation.ranks import full_ranks
 from sasrec_lab.ops.sparse_scores import SparseScores, shared_by_all
 from sasrec_lab.run.protocol import protocol
 from sasrec_lab.training.closed_form import fit

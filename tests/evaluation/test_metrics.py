@@ -23,18 +23,16 @@ from sasrec_lab.data.batches import EvaluationBatch
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.sequences import load_sequences
-from sasrec_lab.evaluation import metrics as metrics_module
+from sasrec_lab.evaluation import ranks as ranks_module
 from sasrec_lab.evaluation.baselines import baseline_metrics
 from sasrec_lab.evaluation.metrics import (
     HoldoutMetrics,
     IntegerConcat,
     MeanLoss,
     RankMetrics,
-    full_ranks,
-    metrics_from_counts,
-    sampled_ranks,
     softmax_loss,
 )
+from sasrec_lab.evaluation.ranks import full_ranks, metrics_from_counts, sampled_ranks
 from sasrec_lab.evaluation.row_metrics import mean_over_rows
 from sasrec_lab.ops import library as kernels
 from sasrec_lab.ops import ranking
@@ -388,7 +386,7 @@ def several_targets(seed: int) -> tuple[Tensor, EvaluationBatch]:
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ranks_of_several_targets_against_a_sort(filter_seen, at_once, monkeypatch):
-    monkeypatch.setattr(metrics_module, "TARGETS_AT_ONCE", at_once)
+    monkeypatch.setattr(ranks_module, "TARGETS_AT_ONCE", at_once)
     for seed in range(3):
         scores, batch = several_targets(seed)
         assert full_ranks(Given(scores), batch, filter_seen).tolist() == sorted_ranks(scores, batch, filter_seen)

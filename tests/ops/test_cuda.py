@@ -22,7 +22,7 @@ from sasrec_lab.config.model import QueryTime
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import EvaluationBatch, Labels, Negatives, PackedBatch, TrainingBatch
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.evaluation.metrics import sampled_ranks
+from sasrec_lab.evaluation.ranks import sampled_ranks
 from sasrec_lab.ops import attention, ranking
 from sasrec_lab.ops.buckets import bucketed_attention
 from sasrec_lab.ops.dropout import dropout

@@ -9,7 +9,7 @@ from small_data import holdout_of
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.evaluation.metrics import full_ranks
+from sasrec_lab.evaluation.ranks import full_ranks
 from sasrec_lab.training.lightning_module import SequentialRecommender
 
 pytestmark = pytest.mark.usefixtures("one_thread")
