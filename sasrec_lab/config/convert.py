@@ -83,11 +83,11 @@ def to_typed(cfg: DictConfig) -> Any:
         InputError: a value breaks a rule or is missing, or a key was appended that the schema does not have.
     """
     try:
+        if isinstance(schema := OmegaConf.get_type(cfg), type) and is_dataclass(schema):
+            _reject_interpolated_sections(cfg, "", schema)
         if missing := OmegaConf.missing_keys(cfg):
             raise MissingKey(sorted(missing)[0])
         check_numbers("", OmegaConf.to_container(cfg, resolve=True))
-        if isinstance(schema := OmegaConf.get_type(cfg), type) and is_dataclass(schema):
-            _reject_interpolated_sections(cfg, "", schema)
         typed = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:  # an interpolation of a key that does not exist
         key = f"{error.full_key}: " if error.full_key else ""
@@ -100,7 +100,7 @@ def to_typed(cfg: DictConfig) -> Any:
 
 
 def _reject_interpolated_sections(cfg: DictConfig, prefix: str, schema: type) -> None:
-    """Raise InputError for a section given as `${...}`, whose value OmegaConf checks against no schema."""
+    """Raise InputError for a section given as `${...}`, whose value OmegaConf 2.3 checks against no schema."""
     for name, hint in get_type_hints(schema).items():
         sections = _sections(hint)
         if sections and name in cfg:

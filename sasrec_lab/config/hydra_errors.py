@@ -19,6 +19,11 @@ from sasrec_lab.errors import InputError, did_you_mean
 # Hydra's plugins, and the extra of this package that installs each.
 _EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _NULLABLE_SECTIONS = ("published", r"dataset\.weight", r"dataset\.titles", r"dataset\.features", r"dataset\.synthetic")
+_IS_NULL = (
+    r"Unexpected type for root: NoneType|'NoneType' object has no attribute 'get'"  # OmegaConf 2.3
+    r"|Cannot set '[^']+' because '[^']+' is None"  # 2.4
+)
+_CANNOT_OVERRIDE = r"Could not override '([^']+)'|No earlier Group Default for '([^']+)'"  # Hydra 1.3, also 1.4
 _FAULTS = (AttributeError, NameError, KeyError, IndexError, TypeError, AssertionError, ZeroDivisionError)
 _NOISE = (
     r"object_type=|reference_type=|full_key:|See http|Error merging|provider=|Config search path"
@@ -164,9 +169,9 @@ def _wrong_package(text: str, command: str) -> str | None:
 
 
 def _unknown_key(text: str, command: str, words: Iterable[str]) -> str | None:
-    if found := re.search(r"Could not override '([^']+)'", text):
+    if found := re.search(_CANNOT_OVERRIDE, text):
         inner = re.search(r"Key '[^']+' (?:not in '\w+'|is not in struct)", text)
-        key = found[1]
+        key = found[1] or found[2]
         full = full_key(text)
         if inner and full and not f"{key}.".startswith(f"{full[1]}."):  # a key inside of the value
             key = full[1] if full[1].startswith(key) else f"{key}.{full[1]}"
@@ -203,7 +208,7 @@ def _wrong_section(text: str, words: Iterable[str]) -> str | None:
     """Return the message on a section or group with a value, or on a key in a section that is null."""
     if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of", text):
         return f"a section must be keys with values, not a {found[1]}; write key: value"
-    if re.search(r"Unexpected type for root: NoneType|'NoneType' object has no attribute 'get'", text):
+    if re.search(_IS_NULL, text):
         inside = [word for word in words if re.match(rf"\+*({'|'.join(_NULLABLE_SECTIONS)})\.", word)]
         if tracker := next((found[1] for word in words if (found := re.match(r"\+*logger\.(\w+)[.=]", word))), None):
             return f"logger.{tracker} has no keys unless it is chosen; add logger={tracker}"

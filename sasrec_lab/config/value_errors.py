@@ -10,6 +10,10 @@ _KINDS = {  # what OmegaConf says about a value of the wrong type -> the rule
     r"Value '(.*?)' is not a valid bool": "true or false",
     r"Cannot convert '\w+' to string: '(.*?)'": "a text",
 }
+_NOT_A_SECTION = (
+    r"Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict"
+    r"|Cannot merge Dict|Cannot merge incompatible container types"  # OmegaConf 2.3, 2.4
+)
 
 
 def wrong_value(text: str, section: str = "") -> str | None:
@@ -31,7 +35,7 @@ def wrong_value(text: str, section: str = "") -> str | None:
         return f"{key}=null must have a value; set it, or omit {key}"
     if re.search(r"Invalid value assigned: \w+ is not a ListConfig", text):
         return f"{key} must be a list; write {key}=[...]"
-    if re.search(r"Invalid type assigned: \w+ is not a subclass of|Cannot assign \w+ to Dict|Cannot merge Dict", text):
+    if re.search(_NOT_A_SECTION, text):
         return f"{key} is a section; set its keys, as in {key}.<key>=<value>"
     return None
 

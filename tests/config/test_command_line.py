@@ -12,7 +12,7 @@ from sasrec_lab.config.checks import _CHOICES, _RULES, REJECTED_FLAGS, TRAINER_F
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import _USUAL_NAMES, known_keys
-from sasrec_lab.config.hydra_errors import run_hydra
+from sasrec_lab.config.hydra_errors import explain, run_hydra
 from sasrec_lab.config.overrides import _parse, format_override, normalize
 from sasrec_lab.config.schema import SCHEMAS
 from sasrec_lab.errors import InputError, printable
@@ -93,10 +93,8 @@ def refused(line: str | list[str], name: str = "train") -> str:
         ("dataset.sources=[{urll:x}]", "unknown key 'dataset.sources.urll'; did you mean dataset.sources.url?"),
         ("name='${name}'", "hydra.run.dir: Recursive interpolation detected; "
          "${...} must name another key that exists; correct it, or write the value"),
-        ("dataset.weight='${nope}'", "dataset.weight: Interpolation key 'nope' not found; "
-         "${...} must name another key that exists; correct it, or write the value"),
-        ("dataset.weight='${dataset}'", "dataset.weight: Interpolation to parent node detected; "
-         "${...} must name another key that exists; correct it, or write the value"),
+        ("dataset.weight='${nope}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
+        ("dataset.weight='${dataset}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
         ("dataset.weight='${dataset.path}'", "dataset.weight is a section and must not be an interpolation (${...}); "),
         ("evaluation='${seed}'", "evaluation is a section and must not be an interpolation (${...}); "),
         ("evaluation.monitor=ndcg", "evaluation.monitor=ndcg is not measured at evaluation.k=[5, 10, 20] and"
@@ -306,6 +304,31 @@ def test_a_fault_of_the_program_is_no_mistake_of_the_user(monkeypatch, capsys):
         " the traceback above"
     )
     assert "in compose_checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        (
+            "Cannot set 'cluster.workers' because 'cluster' is None",
+            ["cluster.workers=3"],
+            "cluster.workers=3: a run has no cluster unless it is chosen; add cluster=ray",
+        ),
+        (
+            "Cannot merge incompatible container types\n    full_key: evaluation",
+            ["evaluation=[1]"],
+            "evaluation is a section; set its keys, as in evaluation.<key>=<value>",
+        ),
+        (
+            "In 'experiment/x': Invalid Defaults List override '/datset: ml_1m'.\n"
+            "No earlier Group Default for 'datset' exists to override.",
+            ["experiment=x"],
+            "experiment/x.yaml: unknown key 'datset'; did you mean dataset?",
+        ),
+    ],
+)
+def test_words_of_the_next_hydra_are_explained_too(text, words, message):
+    assert explain(ValueError(text), "train", words) == message
 
 
 def test_a_fault_around_a_run_blames_no_key_of_hydra(monkeypatch, capsys):
