@@ -1,12 +1,16 @@
 """scripts/speedrun.py as a user runs it, on generated data: its clock, its rows, how it resumes and what it refuses."""
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from commands import Done, environment, in_this_process, process_state
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = [
@@ -23,14 +27,37 @@ def scripts_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
 
 
-def speedrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+def speedrun(folder: Path, *words: str) -> Done:
     command = [sys.executable, str(SCRIPTS / "speedrun.py"), *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture
+def speedrun_here(tmp_path, monkeypatch) -> Callable[..., Done]:
+    """Run the script in this process, and so the training commands that it starts."""
+    import speedrun as script
+
+    def train(command: list[str], **options: object) -> Done:
+        assert command[1:3] == ["-m", "sasrec_lab.train"]
+        return in_this_process("sasrec_lab.train", tmp_path)(*command[3:])
+
+    def run(*words: str) -> Done:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        command = [str(SCRIPTS / "speedrun.py"), *words]
+        with process_state(command, environment(tmp_path), tmp_path), contextlib.redirect_stdout(out):
+            try:
+                script.main()
+            except SystemExit as end:
+                code = 1
+                print(end.code, file=err)
+        return Done(command, code, out.getvalue(), err.getvalue())
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=train))
+    return run
 
 
 @pytest.mark.slow
-def test_seeds_are_timed_and_finished_ones_are_kept(tmp_path):
+def test_seeds_are_timed_and_finished_ones_are_kept(speedrun_here, tmp_path):
     first = speedrun(tmp_path, *SMALL, "--seeds", "1")
     assert (first.returncode, first.stderr) == (0, "")
     folder = tmp_path / "outputs/speedrun_ml_1m"
@@ -40,7 +67,7 @@ def test_seeds_are_timed_and_finished_ones_are_kept(tmp_path):
     metrics = (folder / "1/metrics.json").read_bytes()
 
     (folder / "2").mkdir()  # as a seed that was cut off leaves it
-    both = speedrun(tmp_path, *SMALL, "--seeds", "1", "2", "--json", "result.json")
+    both = speedrun_here(*SMALL, "--seeds", "1", "2", "--json", "result.json")
     assert (both.returncode, both.stderr) == (0, "")
     assert (folder / "1/metrics.json").read_bytes() == metrics
     assert len(list(folder.glob("2-cut-off-*"))) == 1
@@ -56,7 +83,7 @@ def test_seeds_are_timed_and_finished_ones_are_kept(tmp_path):
     assert f"mean of 2: {row['seconds']['mean']:.1f} s, test/ndcg@10 {middle:.4f}" in both.stdout
     assert "an attempt counts with the seeds 301, 302, 303, 304, 305" in both.stdout
 
-    other = speedrun(tmp_path, *SMALL, "model.dim=8", "--seeds", "1")
+    other = speedrun_here(*SMALL, "model.dim=8", "--seeds", "1")
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
     assert other.stderr.startswith("error: outputs/speedrun_ml_1m has an attempt with other settings (experiment=")
 
