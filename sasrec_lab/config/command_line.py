@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -158,7 +158,6 @@ def _plan_sweep(flags: Namespace) -> Sweep:
     check_syntax(flags.overrides)
     with composing(flags.config_dir, words=flags.overrides):
         hydra_words, hydra, swept = compose_sweep(flags.overrides)
-        common = list(hydra_words)
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             raise InputError(
                 f"hydra/sweeper={hydra.runtime.choices['hydra/sweeper']} proposes jobs, but a sweep is a grid; remove"
@@ -168,14 +167,16 @@ def _plan_sweep(flags: Namespace) -> Sweep:
         if not combinations:
             asked = " ".join(word_of(override) for override in swept if override.is_sweep_override())
             raise InputError(f"{asked} gives no job to run; --help lists the choices of each group")
-        first = compose_checked(common + combinations[0])
-        folder = _folder_at(first, "hydra.sweep.dir")
-        common.append(format_override("hydra.sweep.dir", str(folder)))  # one for all jobs, even of different names
         searched = [key for key, override in by_key(swept).items() if override.is_sweep_override()]
         naming = _omit_from_names(combinations, searched) if UNNAMED_KEYS not in map(_key, hydra_words) else []
-        jobs = [
-            _compose_job(number, common + naming + words, flags.config_dir) for number, words in enumerate(combinations)
-        ]
+        words = [[*hydra_words, *naming, *each] for each in combinations]
+        first = compose_checked([*words[0], "hydra.job.num=0"])
+        folder = _folder_at(first, "hydra.sweep.dir")
+        first.hydra.sweep.dir = str(folder)  # one for all jobs, even of different names
+        shared = format_override("hydra.sweep.dir", str(folder))
+        others = (compose_checked([*words[n], shared, f"hydra.job.num={n}"]) for n in range(1, len(words)))
+        cfgs = chain([first], others)  # one at a time: a sweep may have thousands
+        jobs = [_job_of_sweep(cfg, each, flags.config_dir) for cfg, each in zip(cfgs, words, strict=True)]
     return Sweep(_assign_folders(jobs, folder), folder, hydra.launcher, naming)
 
 
@@ -219,8 +220,7 @@ def by_key(overrides: list[Override]) -> dict[str, Override]:
     return {override.get_key_element(): override for override in overrides}
 
 
-def _compose_job(number: int, overrides: list[str], config_dir: str | None) -> Job:
-    cfg = compose_checked([*overrides, f"hydra.job.num={number}"])
+def _job_of_sweep(cfg: DictConfig, overrides: list[str], config_dir: str | None) -> Job:
     folder = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir)
     try:
         typed = typed_without_hydra(cfg)
