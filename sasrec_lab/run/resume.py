@@ -114,6 +114,8 @@ def describe_unfinished(folder: Path) -> str:
 
 def other_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the dotted keys that make two plain configs different runs: all but the length of the training."""
+    if before == now:  # as usual; to complete a config takes tens of milliseconds
+        return []
     return [key for key in differences(completed(before), now) if key not in _MAY_CHANGE_ON_RESUME]
 
 
