@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,19 @@ from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import completed, flatten, to_plain
 from sasrec_lab.config.dataset import SyntheticConfig, WeightConfig
 from sasrec_lab.config.overrides import format_override, normalize
-from sasrec_lab.config.schema import CONF_DIR
+from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.errors import InputError
 
 
 def names_in(group: str) -> list[str]:
     folder = Path(CONF_DIR) / group
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+
+
+@cache
+def composed(*words: str) -> TrainConfig:
+    """Return the typed config for these overrides, composed once; no test changes it."""
+    return load(list(words))
 
 
 GROUPS = ("model", "objective", "loss", "trainer", "experiment", "ablation", "dross", "sweep")
@@ -31,7 +38,7 @@ GROUPS = ("model", "objective", "loss", "trainer", "experiment", "ablation", "dr
     [f"{group}={name}" for group in GROUPS for name in names_in(group)],
 )
 def test_every_file_composes(override):
-    load([override, "model.causal=false"] if override == "objective=masked_items" else [override])
+    composed(override, *(["model.causal=false"] if override == "objective=masked_items" else []))
 
 
 def test_experiment_headers_name_protocol_and_command():
@@ -42,7 +49,7 @@ def test_experiment_headers_name_protocol_and_command():
 
 
 def test_the_paper_preset_turns_later_additions_off():
-    cfg = load(["experiment=sasrec_paper/ml_1m"])
+    cfg = composed("experiment=sasrec_paper/ml_1m")
     optimizer = cfg.optimizer
     assert (optimizer.name.name, optimizer.lr, optimizer.betas) == ("adam", 1e-3, [0.9, 0.98])
     assert (optimizer.weight_decay, optimizer.warmup_steps, optimizer.cosine, optimizer.ema) == (0, 0, False, None)
@@ -64,7 +71,7 @@ def test_the_paper_preset_turns_later_additions_off():
 
 @pytest.mark.parametrize("name", [name for name in names_in("experiment") if name.startswith("sasrec_paper/")])
 def test_every_row_of_an_ablation_has_its_published_cell(name):
-    cfg = load([f"experiment={name}"])
+    cfg = composed(f"experiment={name}")
     assert set(names_in("ablation")) <= set(cfg.published.cells)
     assert cfg.published.dataset == cfg.dataset.name
 
@@ -83,12 +90,12 @@ def test_rows_of_turning_dross_have_model_loss_and_cell(name):
     assert set(rows) - set(published) <= {"gru4rec"}
     own = {cfg.evaluation.patience: cfg.trainer["max_epochs"] for cfg in rows.values()}
     assert own == {10: 100, 20: 200}
-    assert load([f"experiment={name}"]) == rows["sasrec_plus"]  # what the experiment is without a row
+    assert composed(f"experiment={name}") == rows["sasrec_plus"]  # what the experiment is without a row
 
 
 def test_a_model_with_a_loss_of_its_own_chooses_it():
     for word, loss, model in (("gsasrec", "gbce", "transformer"), ("esasrec", "sampled_softmax", "ligr")):
-        cfg = load([f"model={word}"])
+        cfg = composed(f"model={word}")
         assert (cfg.loss.name.name, cfg.loss.sampler.name, cfg.loss.negatives) == (loss, "uniform", 256)
         assert cfg.model.block.name == model
         assert load([f"model={word}", "loss=bce"]).loss.name.name == "bce"
@@ -137,7 +144,7 @@ def test_ablations_apply_to_other_blocks_or_name_the_key():
 
 @pytest.mark.parametrize("word", names_in("loss"))
 def test_a_record_without_a_sampler_has_the_usual_one(word):
-    recorded = to_plain(load([f"loss={word}"]))
+    recorded = to_plain(composed(f"loss={word}"))
     old = recorded | {"loss": {key: value for key, value in recorded["loss"].items() if key != "sampler"}}
     usual = {"softmax": "none", "sampled_softmax": "shared", "bce": "unseen", "gbce": "uniform", "bpr": "unseen"}
     assert completed(old) == recorded | {"loss": recorded["loss"] | {"sampler": usual[recorded["loss"]["name"]]}}
