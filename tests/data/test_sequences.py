@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cache_race import build_at_once, cached
 from small_data import holdout_of, next_item, random_users, sequences_of
 
 from sasrec_lab.config.composition import load
-from sasrec_lab.config.dataset import Catalogue, DatasetConfig, HoldoutMode, Repeats, WeightConfig, Windows
+from sasrec_lab.config.dataset import Catalogue, HoldoutMode, Repeats, WeightConfig, Windows
 from sasrec_lab.data import cache, sequences, source
 from sasrec_lab.data.holdout import Holdout, cut_windows, hold_out
 from sasrec_lab.data.interactions import read_file
@@ -288,11 +289,6 @@ def test_overlapping_windows_have_every_label_once(seed, catalogue, maxlen, over
 ROWS = "user_id,item_id,timestamp\n7,007,3\n7,x,1\n-5,007,2\n7,9,2\n-5,9,2\n7,x,4\n"
 
 
-def cached(loaded: Sequences) -> Path:
-    assert isinstance(loaded.items, np.memmap)
-    return Path(loaded.items.filename).parent
-
-
 def test_ids_are_kept_as_they_came(tmp_path):
     loaded = read(tmp_path, ROWS)
     assert loaded.user_ids.tolist() == [-5, 7]
@@ -460,18 +456,6 @@ def test_generated_interactions_need_no_file(tmp_path):
     assert (loaded.file, loaded.sha256) == ("(generated)", None)
     other = load_sequences(replace(dataset, synthetic=replace(dataset.synthetic, seed=1)), str(tmp_path))
     assert cached(other) != cached(loaded)
-
-
-def build_at_once(dataset: DatasetConfig, data_dir: str, barrier, results) -> None:
-    save = cache._save
-
-    def save_together(*arguments) -> None:
-        barrier.wait(60)  # neither has found the other's folder
-        save(*arguments)
-
-    cache._save = save_together
-    loaded = load_sequences(dataset, data_dir)
-    results.put((loaded.items.tolist(), loaded.offsets.tolist(), str(cached(loaded))))
 
 
 @pytest.mark.parametrize("is_damaged", [pytest.param(False, marks=pytest.mark.slow), True])
