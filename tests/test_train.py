@@ -140,7 +140,7 @@ def check_tensorboard(folder: Path, metrics: dict[str, float]) -> None:
 @pytest.mark.slow
 def test_same_seed_gives_same_numbers_in_another_process(train_command, train_here, tmp_path):
     seen = []
-    for run, seed, folder in ((train_command, 1, "a"), (train_command, 1, "b"), (train_here, 2, "c")):
+    for run, seed, folder in ((train_command, 1, "a"), (train_here, 1, "b"), (train_here, 2, "c")):
         done = run(*TINY[:-1], f"hydra.run.dir={folder}", f"seed={seed}", "trainer.max_epochs=2", "loss=bce")
         assert done.returncode == 0, done.stderr
         seen.append(results(tmp_path / folder)["metrics"])
