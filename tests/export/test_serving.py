@@ -58,11 +58,12 @@ def test_the_index_finds_the_items_of_recommend(exported):
 def test_the_server_answers_with_the_lists_of_recommend(exported, tmp_path):
     for package in ("fastapi", "httpx"):
         pytest.importorskip(package)
-    asked = [([50, 18, 17], 5), (["3", 999, 7], 3), ([7] * 30 + [*range(1, 41)], 50), ([999], 5)]
+    asked = [([50, 18, 17], 5), (["3", 999, 7], 3), ([7] * 30 + [*range(1, 41)], 50), ([3], 0), ([999], 5)]
     (exported / "asked.json").write_text(json.dumps(asked))
     done = without_the_package("import json, sys; sys.path.insert(0, '.')" + CLIENT, exported)
     assert done.returncode == 0, done.stderr
-    *answers, (status, content) = json.loads(done.stdout)
+    *answers, (of_no_item, _), (status, content) = json.loads(done.stdout)
+    assert of_no_item == 422
     assert (status, content["detail"]) == (422, "the model knows no item of this history")
     histories = [[50, 18, 17], [3, 7], [7] * 30 + [*range(1, 41)]]
     for (code, found), history, k in zip(answers, histories, (5, 3, 10), strict=True):
