@@ -47,11 +47,15 @@ def in_a_fresh_process(module: str, folder: Path) -> Callable[..., Done]:
 
 
 def without_the_package(code: str, cwd: Path) -> Done:
-    """Run Python code that cannot import this package: -I ignores PYTHONPATH, and `hide` an editable install."""
+    """Run Python code that cannot import this package."""
+    return subprocess.run(hiding_the_package(code), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def hiding_the_package(code: str) -> list[str]:
+    """Return the command of such code: -I ignores PYTHONPATH, and `hide` an editable install."""
     hide = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
     hide += "sys.path[:] = [x for x in sys.path if not __import__('os').path.isdir(x + '/sasrec_lab')]\n"
-    command = [sys.executable, "-I", "-c", hide + code]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return [sys.executable, "-I", "-c", hide + code]
 
 
 def start(module: str, words: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:

@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import Done, in_a_fresh_process, in_this_process, without_the_package
+from commands import Done, hiding_the_package, in_a_fresh_process, in_this_process, without_the_package
 
 from sasrec_lab import files
 from sasrec_lab.data.sequences import load_sequences
@@ -31,7 +34,7 @@ WITHOUT_ONNX = {
     "model.positions_from=oldest",
     "model=hstu",
 }
-SMALL = ("model.dim=8", "model.maxlen=12", "trainer.max_epochs=1")
+SMALL = "model.dim=8 model.maxlen=12 trainer.max_epochs=1"
 # what a user would write: neither the working folder nor the clone is on the path
 LOADER = """
 import json, sys, torch
@@ -41,14 +44,41 @@ except ImportError:
     pass
 else:
     sys.exit("sasrec_lab can be imported here, so this shows nothing")
-program = torch.export.load("encoder.pt2").module()
-scores = [program(*map(torch.tensor, given)).tolist() for given in json.load(open("histories.json"))]
-json.dump(scores, open("scores.json", "w"))
+for line in sys.stdin:  # a folder
+    folder = line.strip()
+    program = torch.export.load(f"{folder}/encoder.pt2").module()
+    scores = [program(*map(torch.tensor, given)).tolist() for given in json.load(open(f"{folder}/histories.json"))]
+    json.dump(scores, open(f"{folder}/scores.json", "w"))
+    print(folder, flush=True)
 """
 
 
 def export(*args: str, cwd: Path) -> Done:
     return in_this_process("sasrec_lab.export.__main__", cwd)(*args)
+
+
+@pytest.fixture
+def trained(made_once, tmp_path) -> Callable[[str], Path]:
+    """Train a model, unless another test has, and return a copy of its run at `run` in the test's own folder."""
+
+    def run(model: str) -> Path:
+        def train(folder: Path) -> None:
+            done = in_this_process("sasrec_lab.train", folder)(*DATA, *model.split(), "hydra.run.dir=run")
+            assert done.returncode == 0, done.stderr
+
+        made = made_once(f"exported-{re.sub('[^a-z0-9]+', '-', model)}", train)
+        return shutil.copytree(made / "run", tmp_path / "run")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory) -> Iterator[subprocess.Popen[str]]:
+    """Start the process that cannot import this package; it serves all tests of the module."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(hiding_the_package(LOADER), cwd=tmp_path_factory.mktemp("empty"), **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
 def assert_onnx_gives(scores: np.ndarray, given: list[list[list[int]]], folder: Path, saved: dict[str, Any]) -> None:
@@ -72,25 +102,23 @@ def assert_onnx_gives(scores: np.ndarray, given: list[list[list[int]]], folder: 
 @pytest.mark.parametrize(
     "model",
     [
-        ("model=tiny", "model.blocks=2", "model.heads=2"),
-        ("model=sasrec_rectools", "model.dim=8", "model.maxlen=12"),  # attends to the pads too
-        ("model=tiny", "model.maxlen=1", "model.blocks=0", "model.share_items=false"),
-        ("model=tiny", "model.norm=pre", "model.pos_emb=sinusoidal", "model.activation=gelu"),
-        ("model=ligr", "model.dim=8", "model.maxlen=12", "model.heads=2", "model.positions_from=oldest"),
-        ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=rope"),
-        ("model=tiny", "model.heads=2", "model.blocks=2", "model.pos_emb=relative"),
-        ("model=gru4rec", "model.dim=8", "model.maxlen=12", "model.blocks=2"),
-        ("model=hstu", "model.dim=8", "model.maxlen=12", "model.heads=2"),
-        ("model=fuxi", "model.dim=8", "model.maxlen=12", "model.heads=2"),
-        ("model=ligr", "model.dim=8", "model.maxlen=12", "model.time_bias=decay", "model.pos_emb=relative"),
-        ("model=bert4rec", "model.dim=8", "model.maxlen=12"),
-        ("model=bert4rec", "model.dim=8", "model.maxlen=2", "model.block=ligr", "model.pos_emb=rope"),
+        "model=tiny model.blocks=2 model.heads=2",
+        "model=sasrec_rectools model.dim=8 model.maxlen=12",  # attends to the pads too
+        "model=tiny model.maxlen=1 model.blocks=0 model.share_items=false",
+        "model=tiny model.norm=pre model.pos_emb=sinusoidal model.activation=gelu",
+        "model=ligr model.dim=8 model.maxlen=12 model.heads=2 model.positions_from=oldest",
+        "model=tiny model.heads=2 model.blocks=2 model.pos_emb=rope",
+        "model=tiny model.heads=2 model.blocks=2 model.pos_emb=relative",
+        "model=gru4rec model.dim=8 model.maxlen=12 model.blocks=2",
+        "model=hstu model.dim=8 model.maxlen=12 model.heads=2",
+        "model=fuxi model.dim=8 model.maxlen=12 model.heads=2",
+        "model=ligr model.dim=8 model.maxlen=12 model.time_bias=decay model.pos_emb=relative",
+        "model=bert4rec model.dim=8 model.maxlen=12",
+        "model=bert4rec model.dim=8 model.maxlen=2 model.block=ligr model.pos_emb=rope",
     ],
-    ids=lambda words: " ".join(words),
 )
-def test_the_program_gives_the_same_lists_without_the_package(model, train_here, tmp_path):
-    done = train_here(*DATA, *model, "hydra.run.dir=run")
-    assert done.returncode == 0, done.stderr
+def test_the_program_gives_the_same_lists_without_the_package(model, trained, loader, tmp_path):
+    trained(model)
     empty = tmp_path / "empty"
     empty.mkdir()
     done = export("run", str(empty / "encoder.pt2"), cwd=tmp_path)
@@ -113,12 +141,12 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
     asked = [[own[-1] + 10**user] for user, own in enumerate(times)]
     given = [*zip(histories, times, asked, strict=True)] if reads_times else [[items] for items in histories]
     (empty / "histories.json").write_text(json.dumps(given))
-    done = without_the_package(LOADER, empty)
-    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    print(empty, file=loader.stdin, flush=True)
+    assert (answer := loader.stdout.readline()) == f"{empty}\n", answer + loader.communicate(timeout=60)[0]
 
     scores = np.array(json.loads((empty / "scores.json").read_text()))
     assert scores.shape == (len(users), len(saved["items"]))
-    if not WITHOUT_ONNX & set(model):
+    if not WITHOUT_ONNX & set(model.split()):
         assert_onnx_gives(scores, given, tmp_path, saved)
     rows = [
         (user, saved["items"][item - 1], time)
@@ -135,8 +163,8 @@ def test_the_program_gives_the_same_lists_without_the_package(model, train_here,
 
 
 @pytest.mark.slow
-def test_the_page_on_exports_runs_unchanged(train_here, tmp_path, monkeypatch):
-    assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+def test_the_page_on_exports_runs_unchanged(trained, tmp_path, monkeypatch):
+    trained("model=tiny")
     command = re.search(r"^python -m sasrec_lab\.export (.*)$", PAGE, re.M)[1]
     words = command.replace("outputs/ml_100k/<time>", "run").split()
     assert in_a_fresh_process("sasrec_lab.export", tmp_path)(*words).returncode == 0
@@ -191,12 +219,11 @@ def test_a_json_of_another_origin_is_kept(content, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["user.pt2", "user.onnx"])
 @pytest.mark.parametrize("model", ["model=tiny model.output_bias=true", "model=hstu", "model=bert4rec"])
-def test_products_of_exported_vectors_are_the_scores(model, program, train_here, tmp_path):
+def test_products_of_exported_vectors_are_the_scores(model, program, trained, tmp_path):
     if program.endswith("onnx"):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    done = train_here(*DATA, *model.split(), *SMALL, "hydra.run.dir=run")
-    assert done.returncode == 0, done.stderr
+    trained(f"{model} {SMALL}")
     done = export("run", program, "--vectors", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"{program}, user.json and user.npy\n"), done.stderr
     vectors, known = np.load(tmp_path / "user.npy"), json.loads((tmp_path / "user.json").read_text())
@@ -236,8 +263,8 @@ def test_vectors_of_another_origin_are_kept(tmp_path):
         assert export("nowhere", "user.pt2", "--vectors", cwd=tmp_path).stderr.startswith(f"error: {said}")
 
 
-def test_a_missing_extra_is_one_line(train_here, tmp_path, monkeypatch):
-    assert train_here(*DATA, "model=tiny", "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+def test_a_missing_extra_is_one_line(trained, tmp_path, monkeypatch):
+    trained("model=tiny")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", sys)  # is installed
     done = export("run", "encoder.onnx", cwd=tmp_path)
@@ -246,10 +273,10 @@ def test_a_missing_extra_is_one_line(train_here, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_onnx_example_of_the_page_runs_unchanged(train_here, tmp_path):
+def test_the_onnx_example_of_the_page_runs_unchanged(trained, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    assert train_here(*DATA, "model=tiny", "hydra.run.dir=run").returncode == 0
+    trained("model=tiny")
     assert export("run", "encoder.onnx", cwd=tmp_path).returncode == 0
     done = without_the_package(re.findall(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
     assert done.returncode == 0, done.stderr
