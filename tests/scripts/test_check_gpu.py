@@ -55,10 +55,14 @@ def test_every_check_runs_on_a_cpu(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_the_option_is_named(tmp_path):
-    done = check_gpu(folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: torch finds no GPU here; use --cpu to try the checks on tiny sizes\n"
+def test_without_a_gpu_the_option_is_named(monkeypatch, capsys):
+    import check_gpu as script
+
+    monkeypatch.setattr(sys, "argv", ["check_gpu.py"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == "error: torch finds no GPU here; use --cpu to try the checks on tiny sizes"
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_check_keeps_what_it_measured_before_it_ended(monkeypatch):
