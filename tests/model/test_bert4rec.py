@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from commands import in_a_fresh_process
+from commands import in_a_fresh_process, in_this_process
 from small_data import holdout_of, masked_items
 from small_models import SEQUENCES, packed, random_encoder, states_of
 from torch.nn import functional as F
@@ -165,9 +165,9 @@ def test_masked_copy_needs_attention_to_later_items():
 def test_every_stage_works_in_a_fresh_process(tmp_path):
     words = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=40", "model=bert4rec"]
     words += ["model.dim=8", "model.maxlen=12", "objective.replace=mixed", "tensorboard.attention_users=1"]
-    train = in_a_fresh_process("sasrec_lab.train", tmp_path)
+    train, train_here = (run("sasrec_lab.train", tmp_path) for run in (in_a_fresh_process, in_this_process))
     for run, *more in (["whole", "trainer.max_epochs=4"], ["part", "trainer.max_epochs=2"]):
-        done = train(*words, "trainer=cpu", f"hydra.run.dir={run}", *more)
+        done = train_here(*words, "trainer=cpu", f"hydra.run.dir={run}", *more)
         assert (done.returncode, done.stderr) == (0, "")
     done = train(*words, "trainer=cpu", "hydra.run.dir=part", "trainer.max_epochs=4", "ckpt=last")
     assert (done.returncode, done.stderr) == (0, "")
