@@ -25,7 +25,10 @@ from sasrec_lab.run.folder import RUN, read_json
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"papers": ROOT / "docs/results/papers.json", "search": ROOT / "docs/results/records.json"}
 STAMP = dict.fromkeys(["measured", "commit", "dirty", "machine", "threads", "versions", "command"])
-NOTE = "minutes depend on the machine and on what else it did"
+NOTES = {
+    "papers": "minutes depend on the machine and on what else it did",
+    "search": "a command means the files of conf/ at its commit",
+}
 COMMAND = ["python", "-m", "sasrec_lab.train"]
 METRICS = {"test/ndcg@10": "published", "test/recall@10": "published_recall"}  # -> field of the published value
 CHOSEN_BY = "val/ndcg@10"
@@ -39,12 +42,13 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of some")
     parser.add_argument("--search", action="store_true", help="runs of a search, which have no test")
     args = parser.parse_args()
-    file = FILES["search" if args.search else "papers"]
+    kind = "search" if args.search else "papers"
+    file = FILES[kind]
     try:
         rows = with_runs(json.loads(file.read_text())["rows"] if file.exists() else [], args.folders, args.search)
     except InputError as error:
         sys.exit(f"error: {error}")
-    write(file, rows)
+    write(file, rows, NOTES[kind])
     print(f"{file.relative_to(ROOT)}: {len(rows)} rows, {sum(len(row['runs']) for row in rows)} runs")
 
 
@@ -109,7 +113,7 @@ def entry(run: Run, device: str) -> dict[str, Any]:
     }
 
 
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
+def write(file: Path, rows: list[dict[str, Any]], note: str) -> None:
     """Write the rows, with a line for each run."""
     blocks = []
     for row in rows:
@@ -117,7 +121,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
         runs = ",\n".join(f"      {json.dumps(run)}" for run in row["runs"])
         blocks.append(f'    {head[:-1]}, "runs": [\n{runs}\n    ]}}')
     newest = max((run for row in rows for run in row["runs"]), key=lambda run: run["measured"])
-    stamp = STAMP | {"measured": newest["measured"][:10], "commit": newest["commit"], "dirty": False, "note": NOTE}
+    stamp = STAMP | {"measured": newest["measured"][:10], "commit": newest["commit"], "dirty": False, "note": note}
     head = json.dumps(stamp, indent=2).removesuffix("\n}")
     file.write_text(f'{head},\n  "rows": [\n' + ",\n".join(blocks) + "\n  ]\n}\n")
 

@@ -49,7 +49,7 @@ def test_runs_of_a_configuration_become_a_row(tmp_path):
         words = ["experiment=p/x", "dross=plus", f"seed={run.seed}", "hydra.run.dir=/a/b"]
         record_runs.add_run(rows, run, words[:: 1 if run.seed == 1 else -1], "cpu (1 thread)")
     file = tmp_path / "papers.json"
-    record_runs.write(file, rows)
+    record_runs.write(file, rows, "a note")
     written = json.loads(file.read_text())
     assert (written["measured"], written["commit"]) == ("2026-11-22", 40 * "a")
     assert [run["seed"] for run in written["rows"][0]["runs"]] == [1, 2]
@@ -77,7 +77,7 @@ def test_runs_of_a_search_have_validation_and_no_test(tmp_path):
     rows = []
     for run in runs:
         record_runs.add_run(rows, run, ["loss=softmax", "evaluation.test=false", f"seed={run.seed}"], "cpu (1 thread)")
-    record_runs.write(tmp_path / "records.json", rows)
+    record_runs.write(tmp_path / "records.json", rows, "a note")
     assert render_results.block("records", tmp_path).splitlines()[3] == (
         "| Beauty, 5-core | `python -m sasrec_lab.train loss=softmax` | 0.2100 ± 0.0141 (2) | 1 to 3"
         " | 2026-11-22 at aaaaaaa |"
