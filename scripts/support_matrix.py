@@ -5,7 +5,8 @@ python scripts/support_matrix.py --only 'Python 3.13' --keep         one of them
 
 It needs PyPI, and 1 to 7 GB of disk for an environment at a time: on Linux PyPI has torch with CUDA. An environment
 whose Python or packages are not to be had, or that would take more than --max-gb, is recorded as not run, with the
-reason. What runs in each is scripts/support/check.py. `twine check` looks at the sdist and the wheel.
+reason. What runs in each is scripts/support/check.py. `twine check` looks at the sdist and the wheel. --json is written
+after each environment; with --only the file's rows of other environments stay, with the date and commit of their own.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from benchmark.results import write_results
 ROOT = Path(__file__).resolve().parent.parent
 CHECK = ROOT / "scripts/support/check.py"
 CONSTRAINTS = ROOT / "constraints.txt"
-TESTED_TORCH, HYDRA_CANDIDATE = "2.13.0", "1.4.0rc3"
+HYDRA_CANDIDATE = "1.4.0rc3"
+PACKAGES = "sdist and wheel"
 
 
 @dataclass(frozen=True)
@@ -70,22 +72,37 @@ def main() -> None:
     parser.add_argument("--max-gb", type=float, default=12, help="largest download of an environment (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the environments, below the printed folder")
     args = parser.parse_args()
+    earlier = read_earlier(args.json) if args.json and args.only else []
     folder = Path(tempfile.mkdtemp(prefix="support-"))
     try:
-        rows = [{"environment": "sdist and wheel", "outcome": build(folder), "versions_of_run": None}]
+        rows = [{"environment": PACKAGES, "outcome": build(folder), "versions_of_run": None}]
         for environment in ENVIRONMENTS:
             if not args.only or environment.name in args.only:
                 rows.append(outcome_of(environment, folder, args.max_gb, args.keep))
                 print(f"{rows[-1]['environment']}: {rows[-1]['outcome']}", flush=True)
+                if args.json:
+                    write_results(args.json, in_order([*earlier, *rows]))
     finally:
         if args.keep:
             print(f"environments: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    if args.json:
-        write_results(args.json, rows)
     if any(str(row["outcome"]).startswith("failed") for row in rows):
         sys.exit(1)
+
+
+def read_earlier(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of an earlier call, each with its date and commit; none if there is no file."""
+    if not file.is_file():
+        return []
+    results = json.loads(file.read_text())
+    return [{"measured": results["measured"], "commit": results["commit"]} | row for row in results["rows"]]
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last row of each environment that is still in the matrix, in its order."""
+    last = {row["environment"]: row for row in rows}
+    return [last[name] for name in (PACKAGES, *(each.name for each in ENVIRONMENTS)) if name in last]
 
 
 def build(folder: Path) -> str:

@@ -58,6 +58,28 @@ def test_an_environment_that_passes_has_its_versions(fake):
     assert not list(fake[0].glob("Python*"))
 
 
+def test_rows_of_environments_that_are_not_run_stay(monkeypatch, tmp_path):
+    file = tmp_path / "support.json"
+    stamp = {"measured": "2026-01-01", "commit": "a"}
+    old = [
+        {"environment": "Python 3.11", "outcome": "passed"},
+        {"environment": "Python 3.13", "outcome": "failed"},
+        {"environment": "Python 3.2", "outcome": "passed"},
+    ]
+    file.write_text(json.dumps({**stamp, "rows": old}))
+    monkeypatch.setattr(support_matrix, "build", lambda folder: "passed twine check")
+    monkeypatch.setattr(support_matrix, "outcome_of", lambda each, *_: {"environment": each.name, "outcome": "passed"})
+    written = []
+    monkeypatch.setattr(support_matrix, "write_results", lambda file, rows: written.append(rows))
+    monkeypatch.setattr(sys, "argv", ["matrix", "--json", str(file), "--only", "Python 3.12", "--only", "Python 3.13"])
+    support_matrix.main()
+    assert [len(rows) for rows in written] == [4, 4]  # after each environment
+    assert written[-1][1:] == [
+        stamp | old[0],
+        *({"environment": f"Python 3.{x}", "outcome": "passed"} for x in (12, 13)),
+    ]
+
+
 def test_why_an_environment_is_not_run_is_recorded(fake):
     fake[2]["packages"] = ["torch", "nvidia-cublas"]
     assert outcome(fake, Environment("3.12"), max_gb=2)["outcome"] == (
