@@ -39,6 +39,13 @@ def epoch(value: Any) -> str:
     return " to ".join(str(each + 1) for each in (value.values() if isinstance(value, dict) else [value]))
 
 
+def seconds(value: Any) -> str:
+    """Format seconds, or those of several seeds as `mean ± std (n)`."""
+    if not isinstance(value, dict):
+        return f"{value:.3g}"
+    return f"{value['mean']:.0f}" + (f" ± {value['std']:.0f}" if value["std"] else "") + f" ({value['n']})"
+
+
 def percent(value: float) -> str:
     """Format a relative change as `-3 %`."""
     return f"{100 * value:+.0f} %"
@@ -68,6 +75,8 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "ndcg": ("NDCG@10", decimal),
     "val_ndcg": ("validation NDCG@10", decimal),
     "recall": ("recall@10", decimal),
+    "bound": ("mean minus 2.13 standard errors", decimal),
+    "goal": ("goal", decimal),
     "mrr": ("MRR", decimal),
     "holdout": ("split", str),
     "cold_targets": ("unseen targets", str),
@@ -90,7 +99,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by field: heading, fo
     "times_faster_ranking": ("sasrec_lab ranks", times),
     "times_faster_lists": ("sasrec_lab makes lists", times),
     "peak_rss_mb": ("peak MB", ranged(",.0f")),
-    "seconds": ("seconds", "{:.3g}".format),
+    "seconds": ("seconds", seconds),
     "interactions": ("interactions", "{:,}".format),
     "stage": ("stage", str),
     "cpu_seconds": ("processor seconds", "{:.3g}".format),

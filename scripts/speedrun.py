@@ -170,7 +170,7 @@ def summary(folder: Path, record: dict[str, Any], seeds: list[int]) -> dict[str,
         "bound": bound,
         "goal": GOAL,
         "counts": sorted(seeds) == SEEDS and bound is not None and bound >= GOAL,
-        "runs": runs,
+        "by_seed": runs,
     }
 
 
@@ -178,7 +178,7 @@ def describe(result: dict[str, Any]) -> str:
     """Return the last lines: the machine, the mean, the bound, and whether the attempt counts."""
     from sasrec_lab.ops.backend import processor  # late, as it imports torch
 
-    n, seconds, ndcg = len(result["runs"]), result["seconds"], result["ndcg"]
+    n, seconds, ndcg = len(result["by_seed"]), result["seconds"], result["ndcg"]
     threads = os.environ.get("OMP_NUM_THREADS") or "all"
     lines = [
         f"place: {processor()}, {os.cpu_count()} cores, {threads} threads",
@@ -186,7 +186,7 @@ def describe(result: dict[str, Any]) -> str:
     ]
     if result["bound"] is not None:
         lines[-1] += f", minus {STANDARD_ERRORS} standard errors {result['bound']:.4f} (goal {GOAL})"
-    if sorted(run["seed"] for run in result["runs"]) != SEEDS:
+    if sorted(run["seed"] for run in result["by_seed"]) != SEEDS:
         lines.append(f"an attempt counts with the seeds {', '.join(map(str, SEEDS))}")
     else:
         lines.append("the attempt counts" if result["counts"] else "the attempt does not reach the goal")

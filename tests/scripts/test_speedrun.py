@@ -74,9 +74,9 @@ def test_seeds_are_timed_and_finished_ones_are_kept(speedrun_here, tmp_path):
     written = json.loads((tmp_path / "result.json").read_text())
     assert {"measured", "commit", "machine", "threads", "versions", "command"} <= written.keys()
     (row,) = written["rows"]
-    assert [run["seed"] for run in row["runs"]] == [1, 2]
-    assert row["runs"][0]["seconds"] == one
-    ndcg = [run["ndcg"] for run in row["runs"]]
+    assert [run["seed"] for run in row["by_seed"]] == [1, 2]
+    assert row["by_seed"][0]["seconds"] == one
+    ndcg = [run["ndcg"] for run in row["by_seed"]]
     middle, half = sum(ndcg) / 2, abs(ndcg[0] - ndcg[1]) / 2  # of two values half the distance is the standard error
     assert row["bound"] == pytest.approx(middle - 2.13 * half)
     assert row["counts"] is False
