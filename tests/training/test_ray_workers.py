@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import environment
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.errors import InputError
@@ -52,7 +53,8 @@ def workers_of(folder: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_run_that_loses_a_worker_ends_as_one_on_two_processes(start_command, train_command, tmp_path):
     """The same numbers as of two processes that Lightning starts and that nothing kills."""
-    process = start_command([*TINY, "cluster=ray", "hydra.run.dir=ray"], stderr=subprocess.STDOUT)
+    env = environment(tmp_path) | {"RAY_worker_niceness": "0"}  # by default other work on the machine comes first
+    process = start_command([*TINY, "cluster=ray", "hydra.run.dir=ray"], stderr=subprocess.STDOUT, env=env)
     printed = []
     for line in process.stdout:
         printed.append(line)
