@@ -1,4 +1,4 @@
-"""What each of two processes does that build the cache at the same time. They import this module, thus no torch."""
+"""A process that builds the cache at the same time as another one; it imports this module, thus no torch."""
 
 from pathlib import Path
 
