@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from written_runs import write_run
 
 from sasrec_lab.config.composition import load
-from sasrec_lab.data import datamodule
+from sasrec_lab.data import evaluation_data
 from sasrec_lab.errors import InputError
 
 TINY = [
@@ -35,13 +35,13 @@ def test_a_run_without_test_reads_no_test_target(tmp_path, train_here, monkeypat
     """Its training and validation equal those of the same run with a test."""
     assert train_here(*TINY, "hydra.run.dir=with").returncode == 0
     read: list[str] = []
-    original = datamodule.evaluation_batch
+    original = evaluation_data.evaluation_batch
 
     def spy(holdout, rows, stage, *args):
         read.append(stage)
         return original(holdout, rows, stage, *args)
 
-    monkeypatch.setattr(datamodule, "evaluation_batch", spy)
+    monkeypatch.setattr(evaluation_data, "evaluation_batch", spy)
     done = train_here(*TINY, "evaluation.test=false", "evaluation.sampled=5", "hydra.run.dir=without")
     assert (done.returncode, done.stderr) == (0, "")
     assert set(read) == {"val"}

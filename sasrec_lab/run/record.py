@@ -28,6 +28,7 @@ from sasrec_lab.run.folder import (
 )
 from sasrec_lab.run.lock import is_full
 from sasrec_lab.run.provenance import COMMAND, as_typed, code_version, is_first_process
+from sasrec_lab.run.signals import interrupts_deferred
 
 if TYPE_CHECKING:  # help and errors do not wait for NumPy
     import numpy as np
@@ -98,25 +99,31 @@ class RunRecord:
 @contextmanager
 def record_run(folder: Path, cfg: TrainConfig) -> Iterator[RunRecord]:
     """Record the run inside, however it ends. With several processes only the first one writes."""
-    run = RunRecord(folder, cfg)
-    is_first = is_first_process()
-    if is_first:
-        remove_drafts(folder)
-        for reason in filter(None, (broken_reason(folder / name) for name in (RUN, METRICS))):
-            log.warning(f"{reason}; it is written again")
-        run.write_info()
-        if not run.previous:
-            (folder / METRICS).unlink(missing_ok=True)  # left by an earlier attempt that failed
+    run, is_begun = RunRecord(folder, cfg), False
     try:
+        if is_first_process():
+            with interrupts_deferred():  # so that a signal is recorded as soon as there is a record
+                _begin(run)
+                is_begun = True
         with explain_out_of_memory(_memory_hint(cfg)):
             yield run
     except BaseException as error:
-        if is_first:
+        if is_begun:
             with suppress(OSError):  # a full disk must not hide the error
                 run.end(*_end_of(error))
         raise
-    if is_first:
+    if is_begun:
         run.end("finished")
+
+
+def _begin(run: RunRecord) -> None:
+    """Write run.json, and remove what earlier attempts that failed have left."""
+    remove_drafts(run.folder)
+    for reason in filter(None, (broken_reason(run.folder / name) for name in (RUN, METRICS))):
+        log.warning(f"{reason}; it is written again")
+    run.write_info()
+    if not run.previous:
+        (run.folder / METRICS).unlink(missing_ok=True)
 
 
 def _end_of(error: BaseException) -> tuple[str, str | None]:

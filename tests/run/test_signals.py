@@ -1,5 +1,6 @@
 """Ctrl-C ends a command in one line at any moment of its imports, and stays ignored where it was."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from commands import environment
 
+from sasrec_lab.config.composition import load
 from sasrec_lab.run import signals
+from sasrec_lab.run.record import RunRecord, record_run
 
 COMMANDS = {
     "train": ["model=tiny", "trainer=fast", "dataset=synthetic"],
@@ -108,7 +111,9 @@ def test_a_signal_while_files_are_written_raises_exit(default_sigint, capfd):
 
 
 INTERRUPTED_EXEC = """import signal, sys
+from sasrec_lab.config.composition import load
 from sasrec_lab.run import signals
+from sasrec_lab.run.record import RunRecord, record_run
 signals.raise_interrupt()
 try:
     exec("signal.raise_signal(signal.SIGINT)")
@@ -124,3 +129,18 @@ def test_an_interrupt_inside_exec_keeps_the_exit_status(default_sigint, tmp_path
     command, env = [sys.executable, "-m", "interrupted"], environment(tmp_path)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
     assert done.returncode == 130, done.stderr
+
+
+def test_a_signal_while_a_run_begins_is_recorded(tmp_path, monkeypatch):
+    cfg = load(["dataset=synthetic", "model=tiny"])
+    write_info = RunRecord.write_info
+
+    def interrupted(run: RunRecord) -> None:
+        write_info(run)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunRecord, "write_info", interrupted)
+    signals.raise_interrupt()
+    with pytest.raises(KeyboardInterrupt), record_run(tmp_path, cfg):
+        raise AssertionError("the run has begun")
+    assert json.loads((tmp_path / "metrics.json").read_text())["status"] == "interrupted"
