@@ -93,6 +93,7 @@ TABLES: dict[str, tuple[str, str, list[str]]] = {  # by name: file, field that a
     "techniques": ("techniques", "technique", ["technique", "effect", "file"]),
     "papers": ("papers", "ndcg", ["data", "run", "ndcg", "published", "recall", "published_recall", "minutes"]),
     "records": ("records", "val_ndcg", ["data", "run", "val_ndcg", "best_epoch"]),
+    "speedrun": ("speedrun", "bound", ["run", "seconds", "ndcg", "bound", "goal"]),
     "sampled_softmax": ("sampled_softmax", "ndcg", ["data", "loss", "ndcg", "recall", "minutes", "n"]),
 }
 NAMES_OF_DATA = {
