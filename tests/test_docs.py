@@ -41,6 +41,7 @@ NOT_RUN = {
     "scripts/record_comparison.py": "needs finished sweeps; tests/scripts/test_record_comparison.py has a small one",
     "scripts/record_runs.py": "needs runs of hours; tests/scripts/test_record_runs.py has small ones",
     "scripts/speedrun.py": "trains for half an hour; tests/scripts/test_speedrun.py runs it on little data",
+    "scripts/support_matrix.py": "installs environments of GB; tests/scripts/test_support_matrix.py runs its check",
     "scripts/render_results.py": "tests/scripts/test_results.py runs it",
 }
 
