@@ -58,7 +58,7 @@ def expect_exit() -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise the Interrupted of a signal after the body, which imports modules; a second signal does not wait."""
+    """Raise the Interrupted of a signal after the body, which imports or begins a record; a second does not wait."""
     if not any(signal.getsignal(number) is _raise_interrupt for number in STOP_SIGNALS):  # a notebook, or a launcher
         yield
         return
