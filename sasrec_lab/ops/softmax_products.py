@@ -22,8 +22,8 @@ from sasrec_lab.ops.library import Floats, Integers, check_range, check_shape, k
 
 # Limits of one chunk of tokens, by who computes it. Torch's products are at full speed from a few hundred rows on. On
 # the CPU 2**22 logits, 16 MiB, fit the last-level cache; the kernel writes and reads them once and needs half of that.
-MAX_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21}
-MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 2**20, "compiled": 512}
+MAX_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26, "compiled": 2**21, "compiled bfloat16": 2**22}
+MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 2**20, "compiled": 512, "compiled bfloat16": 512}
 
 
 class Mask(NamedTuple):
@@ -47,7 +47,7 @@ class Mask(NamedTuple):
 def describe(device: torch.device, dtype: torch.dtype, dim: int, *, is_sampled: bool, has_mask: bool) -> str:
     """Return in words who computes the products of states (T, D) on a device, for products in `dtype`."""
     states = torch.empty(1, dim, device=device)
-    if library.supports(states) and dtype == torch.float32:
+    if _is_compiled(dtype, has_mask, states):
         return "CPU kernel"
     return "torch, in chunks" if has_mask or not _triton_form(states, states, dtype, is_sampled) else "Triton kernels"
 
@@ -62,9 +62,9 @@ def softmax_products(
     mask: Mask | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table; `target_vectors` (T, D) are the table's rows `targets`."""
-    if library.supports(states, table, target_vectors, weights) and matmul_dtype == torch.float32:
+    if _is_compiled(matmul_dtype, mask is not None, states, table, target_vectors, weights):
         masked = None if mask is None else (mask.rows, mask.owners, targets)
-        return _softmax_products_compiled(states, table, target_vectors, weights, masked=masked)
+        return _softmax_products_compiled(states, table, target_vectors, weights, matmul_dtype, masked=masked)
     if mask is None and (triton := _triton_form(states, table, matmul_dtype, is_sampled=False)):
         return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype)
 
@@ -88,8 +88,9 @@ def sampled_softmax_products(
     `shared` is (log weights (N,) to add to the negatives' logits, the column (T,) that does not count for each token).
     """
     tensors = states, target_vectors, negatives, weights, *(shared or ())[:1]
-    if library.supports(*tensors) and matmul_dtype == torch.float32:
-        return _softmax_products_compiled(states, negatives, target_vectors, weights, shared or (None, None))
+    if _is_compiled(matmul_dtype, False, *tensors):
+        sampled = shared or (None, None)
+        return _softmax_products_compiled(states, negatives, target_vectors, weights, matmul_dtype, sampled)
     if triton := _triton_form(states, negatives, matmul_dtype, is_sampled=True):
         return triton.softmax_products(states, negatives, target_vectors, weights, matmul_dtype, shared or (None, None))
     target_logits = (states * target_vectors).sum(1)  # (T,)
@@ -104,6 +105,24 @@ def sampled_softmax_products(
     table, targets = F.pad(negatives, (0, 0, 0, 1)), torch.full((len(states),), len(negatives), device=states.device)
     log_p, expected, table_grad = _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
     return log_p, expected, table_grad[: len(negatives)]
+
+
+def _is_compiled(matmul_dtype: torch.dtype, has_mask: bool, *tensors: Tensor) -> bool:
+    """Return whether a CPU kernel makes the products of these tensors; that in bfloat16 needs AMX and knows no mask."""
+    if matmul_dtype == torch.bfloat16:
+        return not has_mask and library.supports(*tensors) and has_bf16_tiles()
+    return matmul_dtype == torch.float32 and library.supports(*tensors)
+
+
+@cache
+def has_bf16_tiles() -> bool:
+    """Return whether the processor multiplies tiles of bfloat16 (AMX) and the system lets this process use them."""
+    return library.library() is not None and _has_bf16_tiles_kernel() == 1
+
+
+@kernel
+def _has_bf16_tiles_kernel() -> int:  # type: ignore[empty-body]
+    """Return 1 or 0."""
 
 
 def _triton_form(states: Tensor, table: Tensor, matmul_dtype: torch.dtype, is_sampled: bool) -> ModuleType | None:
@@ -154,6 +173,7 @@ def _softmax_products_compiled(
     table: Tensor,
     target_vectors: Tensor,
     weights: Tensor,
+    matmul_dtype: torch.dtype,
     sampled: tuple[Tensor | None, Tensor | None] | None = None,
     masked: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,10 +203,15 @@ def _softmax_products_compiled(
         excluded, owners, targets = (None if x is None else x[real] for x in (excluded, owners, targets))
     log_p, expected, table_grad = torch.empty_like(weights), torch.empty_like(states), torch.empty_like(table)
     if tokens:
-        rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
-        width = 0 if masked_rows is None else masked_rows.shape[1]
-        inputs = biases, excluded, target_vectors, int(sampled is not None), masked_rows, owners, targets, width
-        _softmax_products_kernel(states, tokens, dim, table, items, *inputs, weights, rows, log_p, expected, table_grad)
+        inputs = states, tokens, dim, table, items, biases, excluded, target_vectors, int(sampled is not None)
+        outputs = log_p, expected, table_grad
+        if matmul_dtype == torch.bfloat16:
+            rows = ceil(_chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole tiles
+            _softmax_products_bf16_kernel(*inputs, weights, rows, *outputs)
+        else:
+            rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
+            width = 0 if masked_rows is None else masked_rows.shape[1]
+            _softmax_products_kernel(*inputs, masked_rows, owners, targets, width, weights, rows, *outputs)
     else:
         table_grad.zero_()
     if tokens < every:
@@ -216,6 +241,26 @@ def _softmax_products_kernel(
     table_grad: Floats,
 ) -> None:
     """Write the three products, computing `rows` tokens at a time."""
+
+
+@kernel
+def _softmax_products_bf16_kernel(
+    states: Floats,
+    tokens: int,
+    dim: int,
+    table: Floats,
+    items: int,
+    biases: Floats | None,
+    excluded: Integers | None,
+    target_vectors: Floats,
+    has_target_column: int,
+    weights: Floats,
+    rows: int,
+    log_p: Floats,
+    expected: Floats,
+    table_grad: Floats,
+) -> None:
+    """Write the three products, each of numbers rounded to bfloat16, computing `rows` tokens at a time."""
 
 
 def softmax_and_log_p(logits: Tensor, targets: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ torch.set_num_threads(4)
 states, table, none = torch.ones(3, 2), torch.ones(500, 2), torch.zeros(0, dtype=torch.long)
 assert Scores(states, table).count_not_below_target(torch.tensor([1, 2, 3]), none, none).tolist() == [500] * 3
 table[7] = 400.0  # so large that the sums are computed twice
-log_p, _, _ = _softmax_products_compiled(states, table, states, torch.ones(3, 1))
+log_p, _, _ = _softmax_products_compiled(states, table, states, torch.ones(3, 1), torch.float32)
 torch.testing.assert_close(log_p, torch.full((3, 1), 2.0 - 800.0))
 """
 
@@ -281,7 +281,9 @@ def prototypes() -> dict[str, tuple[str, list[str]]]:
     for path in library.SOURCES:
         _, _, exported = path.read_text().partition('extern "C" {\n\n')
         for result, name, arguments in re.findall(r"^(\w+) (\w+)\(([^)]*)\) \{", exported, re.M):
-            types = [argument.split()[-2] for argument in arguments.split(",")]  # without const and the name
+            types = [
+                argument.split()[-2] for argument in arguments.split(",") if argument
+            ]  # without const and the name
             found[name] = result, types
     return found
 

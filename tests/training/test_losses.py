@@ -40,7 +40,7 @@ def _three_threads():
 
 
 def set_chunk_rows(monkeypatch, rows: int) -> None:
-    for form in ("cpu", "compiled"):
+    for form in ("cpu", "compiled", "compiled bfloat16"):
         monkeypatch.setitem(softmax_products.MAX_CHUNK_TOKENS, form, rows)
 
 
@@ -165,7 +165,7 @@ def test_softmax_on_three_threads(tokens, items, dim):
 
 
 def test_a_chunk_has_at_least_sixteen_rows(monkeypatch):
-    for form in ("cpu", "compiled"):
+    for form in ("cpu", "compiled", "compiled bfloat16"):
         monkeypatch.setitem(softmax_products.MAX_CHUNK_LOGITS, form, 1)
     states, table, targets = example(0)
     loss, expected = softmax(states, table, batch_of(targets)), plain_softmax(states, table, targets)
@@ -529,7 +529,7 @@ def sampled_loss(
 
 
 def set_lookup_elements(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
-    for form in ("cpu", "compiled"):
+    for form in ("cpu", "compiled", "compiled bfloat16"):
         monkeypatch.setitem(lookup_loss.MAX_LOOKUP_ELEMENTS, form, elements)
 
 

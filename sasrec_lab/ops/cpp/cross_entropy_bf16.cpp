@@ -1,0 +1,335 @@
+// Cross-entropy over items from states, with products in bfloat16 and sums in single precision, on processors with AMX.
+// T tokens, D dim, V items. A tile is a register of 16 rows of 64 bytes.
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define HAS_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <cmath>
+#include <memory>
+
+#include "products.h"
+#include "threads.h"
+
+#ifdef HAS_TILES
+
+typedef uint16_t bf16;
+
+constexpr int64_t ROWS = 16, COLUMNS = 32;  // of a tile of bfloat16
+constexpr int64_t BLOCK = 2 * ROWS;   // rows and columns of a product made at a time, in four tiles
+constexpr int64_t PANEL = 8 * BLOCK;  // items whose exponentials are used while they are in the cache
+constexpr double TOO_LARGE = 1e30;    // for a sum of exponentials, some of which may have been cut at e^88
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// A matrix whose rows are an odd number of cache lines apart, so that rows of a tile do not share a cache's places.
+template <typename Number>
+struct Matrix {
+    static constexpr int64_t LINE = 64 / sizeof(Number);
+    int64_t rows, stride;
+    std::unique_ptr<Number[]> numbers;
+    Number* first;
+
+    Matrix(int64_t rows, int64_t columns)
+        : rows(rows), stride((round_up(columns, LINE) / LINE | 1) * LINE), numbers(new Number[rows * stride + LINE]),
+          first(reinterpret_cast<Number*>((reinterpret_cast<uintptr_t>(numbers.get()) + 63) / 64 * 64)) {}
+    Number* at(int64_t row, int64_t column) { return first + row * stride + column; }
+    int64_t bytes() const { return stride * sizeof(Number); }
+    void clear() { std::fill(first, first + rows * stride, Number(0)); }
+};
+
+static inline bf16 rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static inline float widened(bf16 x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// out (32, 32) = or += a (32, K) b (K, 32), for K a multiple of 32. `b` has two rows in one: the numbers of a column that
+// belong to each other's sum stand next to each other.
+template <bool ADD>
+static inline void block_product(int64_t K, const bf16* a, int64_t a_bytes, const uint32_t* b, int64_t b_bytes, float* out,
+                                 int64_t out_bytes) {
+    float* const lower = out + ROWS * (out_bytes / sizeof(float));
+    const bf16* const a_lower = a + ROWS * (a_bytes / sizeof(bf16));
+    asm volatile("" ::: "memory");  // g++ 12 does not know that tiles read memory
+    if (ADD) {
+        _tile_loadd(0, out, out_bytes);
+        _tile_loadd(1, out + ROWS, out_bytes);
+        _tile_loadd(2, lower, out_bytes);
+        _tile_loadd(3, lower + ROWS, out_bytes);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t k = 0; k < K; k += COLUMNS, b += COLUMNS / 2 * (b_bytes / sizeof(uint32_t))) {
+        _tile_loadd(4, a + k, a_bytes);
+        _tile_loadd(6, b, b_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + ROWS, b_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a_lower + k, a_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + ROWS, out_bytes);
+    _tile_stored(2, lower, out_bytes);
+    _tile_stored(3, lower + ROWS, out_bytes);
+    asm volatile("" ::: "memory");
+}
+
+// The items, rounded once, and the R tokens of the current chunk; `wide`, `lanes` and `height` are D, the tokens of a
+// chunk and V rounded up to whole blocks, with zeros behind.
+struct HalfChunk {
+    int64_t D, V, R = 0, wide, height, lanes;
+    const float* biases;             // (V,) or null
+    Matrix<bf16> items, by_column;   // (height, wide) the table, (wide, height)
+    Matrix<uint32_t> states;         // (wide / 2, lanes) pairs of columns
+    Matrix<uint32_t> scaled;         // (lanes / 2, wide) pairs of tokens
+    Matrix<bf16> weights;            // (height, lanes) e^(score - shift)
+    Matrix<float> gradient;          // (height, wide)
+    std::vector<float> target_score, shift;
+    std::vector<int32_t> excluded_items;  // the item that does not count for a token; empty if all count
+
+    HalfChunk(int64_t V, int64_t D, int64_t rows, const float* biases)
+        : D(D), V(V), wide(round_up(D, BLOCK)), height(round_up(V, BLOCK)), lanes(round_up(rows, BLOCK)), biases(biases),
+          items(height, wide), by_column(wide, height), states(wide / 2, lanes), scaled(lanes / 2, wide),
+          weights(height, lanes), gradient(height, wide), target_score(lanes), shift(lanes) {
+        if (wide != D) items.clear(), states.clear();
+        if (height != V) items.clear(), by_column.clear();
+    }
+
+    vec relative(int64_t item, int64_t r, vec score) const {
+        score -= load(&shift[r]);
+        if (biases) score += biases[item];
+        if (excluded_items.empty()) return score;
+        ivec out;
+        memcpy(&out, &excluded_items[r], sizeof out);
+        return out == int32_t(item) ? all(-1e30f) : score;
+    }
+};
+
+// What a thread works in.
+struct Desk {
+    Matrix<float> scores{BLOCK, BLOCK};
+    Matrix<uint32_t> pairs;      // (PANEL / 2, lanes) weights of two items each
+    Matrix<float> expected;      // (wide, lanes)
+    std::vector<float> part;     // (lanes,)
+    std::vector<double> sums;    // (lanes,)
+    explicit Desk(const HalfChunk& chunk)
+        : pairs(PANEL / 2, chunk.lanes), expected(chunk.wide, chunk.lanes), part(chunk.lanes), sums(chunk.lanes) {}
+};
+
+// Rounds the items `first` to `last` - 1 of the table.
+static void take_items(HalfChunk& chunk, const float* table, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++)
+        for (int64_t c = 0; c < chunk.D; c++) *chunk.items.at(i, c) = rounded(table[i * chunk.D + c]);
+    for (int64_t c = 0; c < chunk.D; c++)
+        for (int64_t i = first; i < last; i++) *chunk.by_column.at(c, i) = *chunk.items.at(i, c);
+}
+
+static inline uint32_t pair(bf16 a, bf16 b) { return a | uint32_t(b) << 16; }
+
+// Rounds a block of the chunk's tokens, from `first` on, and scores their targets.
+static void take_tokens(HalfChunk& chunk, const float* states, const float* targets, int64_t first) {
+    const int64_t D = chunk.D, last = std::min(chunk.R, first + BLOCK);
+    const auto state = [&](int64_t r, int64_t c) { return r < last && c < D ? states[r * D + c] : 0; };
+    for (int64_t c = 0; c < D; c += 2)
+        for (int64_t r = first; r < first + BLOCK; r++)
+            *chunk.states.at(c / 2, r) = pair(rounded(state(r, c)), rounded(state(r, c + 1)));
+    for (int64_t r = first; r < first + BLOCK; r++) {
+        float score = 0;
+        if (r < last)
+#pragma omp simd reduction(+ : score)
+            for (int64_t c = 0; c < D; c++)
+                score += widened(rounded(states[r * D + c])) * widened(rounded(targets[r * D + c]));
+        chunk.target_score[r] = chunk.shift[r] = score;
+    }
+}
+
+// Rounds the states times `share` of a block of tokens from `first` on; 0 behind the last.
+static void take_scaled(HalfChunk& chunk, const float* states, const std::vector<float>& share, int64_t first) {
+    const int64_t D = chunk.D;
+    const auto scaled = [&](int64_t r, int64_t c) { return r < chunk.R ? rounded(share[r] * states[r * D + c]) : bf16(0); };
+    for (int64_t r = first; r < first + BLOCK; r += 2)
+        for (int64_t c = 0; c < D; c++) *chunk.scaled.at(r / 2, c) = pair(scaled(r, c), scaled(r + 1, c));
+}
+
+// Scores the items `first` to `last` - 1 for all tokens: calls use(item, r, scores of W tokens).
+template <typename Use>
+static void half_scores(HalfChunk& chunk, Desk& desk, int64_t first, int64_t last, const Use& use) {
+    for (int64_t item = first; item < last; item += BLOCK)
+        for (int64_t r = 0; r < chunk.R; r += BLOCK) {
+            block_product<false>(chunk.wide, chunk.items.at(item, 0), chunk.items.bytes(), chunk.states.at(0, r),
+                                 chunk.states.bytes(), desk.scores.at(0, 0), desk.scores.bytes());
+            use(item, r);
+        }
+}
+
+// Writes e^(score - shift) of the items first to last - 1 in both forms, adds their sums and their products with the table.
+static void half_exponentials(HalfChunk& chunk, Desk& desk, int64_t first, int64_t last) {
+    std::fill(desk.part.begin(), desk.part.end(), 0.0f);
+    short order[32];
+    for (short i = 0; i < 32; i++) order[i] = i / 2 + i % 2 * 16;
+    __m512i in_turns;
+    memcpy(&in_turns, order, sizeof order);
+    half_scores(chunk, desk, first, last, [&](int64_t item, int64_t r) {
+        for (int64_t n = 0; n < BLOCK; n += W) {
+            vec sum = load(&desk.part[r + n]);
+            for (int64_t m = 0; m < BLOCK; m += 2) {
+                vec e[2];
+                for (int64_t i = 0; i < 2; i++) {
+                    const int64_t j = item + m + i;
+                    const vec x = chunk.relative(std::min(j, chunk.V - 1), r + n, load(desk.scores.at(m + i, n)));
+                    e[i] = j < chunk.V ? exponential(x > 88.0f ? all(88.0f) : x) : vec{};
+                    sum += e[i];
+                }
+                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)e[1], (__m512)e[0]);
+                memcpy(chunk.weights.at(item + m, r + n), &both, sizeof both / 2);
+                memcpy(chunk.weights.at(item + m + 1, r + n), (const char*)&both + sizeof both / 2, sizeof both / 2);
+                const __m512i mixed = _mm512_permutexvar_epi16(in_turns, both);
+                memcpy(desk.pairs.at((item - first + m) / 2, r + n), &mixed, sizeof mixed);
+            }
+            store(&desk.part[r + n], sum);
+        }
+    });
+    for (int64_t r = 0; r < chunk.R; r++) desk.sums[r] += desk.part[r];
+    for (int64_t c = 0; c < chunk.wide; c += BLOCK)
+        for (int64_t r = 0; r < chunk.R; r += BLOCK)
+            block_product<true>(round_up(last - first, BLOCK), chunk.by_column.at(c, first), chunk.by_column.bytes(),
+                                desk.pairs.at(0, r), desk.pairs.bytes(), desk.expected.at(c, r), desk.expected.bytes());
+}
+
+// Computes by how much each token's largest score exceeds its shift, if it does.
+static void half_excess(HalfChunk& chunk, Desk& desk, int64_t first, int64_t last) {
+    half_scores(chunk, desk, first, last, [&](int64_t item, int64_t r) {
+        for (int64_t m = 0; m < BLOCK && item + m < chunk.V; m++)
+            for (int64_t n = 0; n < BLOCK; n += W)
+                store(&desk.part[r + n], larger(load(&desk.part[r + n]),
+                                                chunk.relative(item + m, r + n, load(desk.scores.at(m, n)))));
+    });
+}
+
+// gradient = or += weights @ scaled, of the items first to last - 1.
+template <bool ADD>
+static void half_gradient(HalfChunk& chunk, int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; item += BLOCK)
+        for (int64_t c = 0; c < chunk.wide; c += BLOCK)
+            block_product<ADD>(round_up(chunk.R, BLOCK), chunk.weights.at(item, 0), chunk.weights.bytes(),
+                               chunk.scaled.at(0, c), chunk.scaled.bytes(), chunk.gradient.at(item, c),
+                               chunk.gradient.bytes());
+}
+
+#endif
+
+extern "C" {
+
+// Returns 1 if the processor has tiles of bfloat16 and the system lets this process use them, else 0.
+int64_t has_bf16_tiles() {
+#ifdef HAS_TILES
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+// softmax_products of cross_entropy.cpp, without masks, with states, table and probabilities rounded to bfloat16 for the
+// three products. Only where has_bf16_tiles() is 1.
+void softmax_products_bf16(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
+                           const int64_t* excluded, const float* targets, int64_t has_target_column,
+                           const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
+#ifdef HAS_TILES
+    const int64_t threads = omp_get_max_threads();
+    HalfChunk chunk(V, D, rows, biases);
+    if (excluded) chunk.excluded_items.resize(chunk.lanes);
+    std::vector<Desk> desks;
+    for (int64_t t = 0; t < threads; t++) desks.emplace_back(chunk);
+    std::vector<float> totals(chunk.lanes), share(chunk.lanes);
+    std::atomic<bool> too_large{false};
+    parallel([&](const Team& team) {
+        const int64_t me = team.me;
+        Desk& desk = desks[me];
+        const TileConfig config;
+        _tile_loadconfig(&config);
+        team.share(V, BLOCK, [&](int64_t first) { take_items(chunk, table, first, std::min(V, first + BLOCK)); });
+        for (int64_t begin = 0; begin < T; begin += rows) {
+            const int64_t R = std::min(rows, T - begin);
+            if (me == 0) {
+                too_large = false;
+                chunk.R = R;
+                if (excluded) std::copy(excluded + begin, excluded + begin + R, chunk.excluded_items.begin());
+            }
+            team.wait();
+            team.share(round_up(R, BLOCK), BLOCK, [&](int64_t first) {
+                take_tokens(chunk, states + begin * D, targets + begin * D, first);
+            });
+            team.wait();
+            for (bool again : {false, true}) {
+                if (again) {
+                    std::fill(desk.part.begin(), desk.part.end(), 0.0f);
+                    team.share(V, PANEL,
+                               [&](int64_t first) { half_excess(chunk, desk, first, std::min(V, first + PANEL)); });
+                    team.wait();
+                    team.share(R, 1, [&](int64_t r) {
+                        float most = 0;
+                        for (int64_t t = 0; t < team.size; t++) most = std::max(most, desks[t].part[r]);
+                        chunk.shift[r] += most;
+                    });
+                    team.wait();
+                }
+                std::fill(desk.sums.begin(), desk.sums.end(), 0.0);
+                desk.expected.clear();
+                team.share(V, PANEL,
+                           [&](int64_t first) { half_exponentials(chunk, desk, first, std::min(V, first + PANEL)); });
+                team.wait();
+                team.share(R, 1, [&](int64_t r) {
+                    const double below = double(chunk.target_score[r]) - chunk.shift[r];
+                    double total = has_target_column ? std::exp(below) : 0;
+                    for (int64_t t = 0; t < team.size; t++) total += desks[t].sums[r];
+                    if (!(total < TOO_LARGE)) too_large = true;
+                    log_p[begin + r] = below - std::log(total);
+                    totals[r] = 1 / total;
+                    share[r] = token_weights[begin + r] / total;
+                });
+                team.wait();
+                if (!too_large) break;
+            }
+            team.share(round_up(R, BLOCK), BLOCK,
+                       [&](int64_t first) { take_scaled(chunk, states + begin * D, share, first); });
+            team.share(R, ROWS, [&](int64_t first) {
+                for (int64_t c = 0; c < D; c++)
+                    for (int64_t r = first; r < std::min(R, first + ROWS); r++) {
+                        float total = 0;
+                        for (int64_t t = 0; t < team.size; t++) total += *desks[t].expected.at(c, r);
+                        expected[(begin + r) * D + c] = total * totals[r];
+                    }
+            });
+            team.wait();
+            team.share(V, BLOCK, [&](int64_t first) {
+                (begin ? half_gradient<true> : half_gradient<false>)(chunk, first, std::min(V, first + BLOCK));
+            });
+            team.wait();
+        }
+        team.share(V, 1, [&](int64_t i) {
+            memcpy(table_grad + i * D, chunk.gradient.at(i, 0), D * sizeof(float));
+        });
+        _tile_release();
+    });
+#endif
+}
+}

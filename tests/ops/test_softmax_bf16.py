@@ -1,0 +1,101 @@
+"""The kernel of the softmax's products in bfloat16, next to its plain form."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sasrec_lab.ops import softmax_products
+from sasrec_lab.ops.softmax_products import Mask, sampled_softmax_products
+
+pytestmark = pytest.mark.skipif(not softmax_products.has_bf16_tiles(), reason="needs a CPU with AMX, and a compiler")
+BY_ROUNDING = 6e-3  # probabilities and scaled states are rounded once, by at most 2**-9
+
+
+def plain(
+    states: Tensor, table: Tensor, targets: Tensor, weights: Tensor, shared: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute in double precision what the kernel does, from states and table rounded to bfloat16."""
+    h, rows, wanted = (x.bfloat16().double() for x in (states, table, targets))
+    logits, own = h @ rows.T, (h * wanted).sum(1, keepdim=True)
+    if shared:
+        log_weights, excluded = shared
+        logits = torch.cat([logits + log_weights, torch.empty(len(h), 1)], 1)
+        logits = torch.cat([logits.scatter(1, excluded[:, None], float("-inf"))[:, :-1], own], 1)
+    p = logits.softmax(1)[:, : len(table)]
+    return own - logits.logsumexp(1, keepdim=True), p @ rows, p.T @ (states * weights).double()
+
+
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < BY_ROUNDING * other.norm()
+
+
+def products(states: Tensor, table: Tensor, targets: Tensor, weights: Tensor, mask: Mask | None = None):
+    of_half = torch.bfloat16
+    return softmax_products.softmax_products(states, table, targets, table[targets], weights, of_half, mask)
+
+
+def example(tokens: int, dim: int, items: int, scale: float = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, table = scale * torch.randn(tokens, dim), torch.randn(items, dim) / dim**0.5
+    return states, table, torch.randint(0, items, (tokens,)), torch.rand(tokens, 1) + 0.1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [32, 512])
+@pytest.mark.parametrize(
+    ("tokens", "dim", "items"), [(1, 1, 1), (7, 17, 5), (33, 64, 256), (100, 50, 999), (513, 128, 3417)]
+)
+def test_products_are_those_of_rounded_numbers(monkeypatch, tokens, dim, items, rows, threads):
+    monkeypatch.setitem(softmax_products.MAX_CHUNK_TOKENS, "compiled bfloat16", rows)
+    torch.set_num_threads(threads)
+    states, table, targets, weights = example(tokens, dim, items)
+    assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights))
+
+
+def test_scores_far_above_that_of_the_target():
+    states, table, targets, weights = example(60, 32, 300, scale=60)
+    assert (states @ table.T).amax() - (states * table[targets]).sum(1).amin() > 150  # e^88 is the most in one pass
+    assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights))
+
+
+def test_negatives_with_weights_and_exclusions():
+    states, table, targets, weights = example(70, 48, 200)
+    negatives, log_weights = torch.randn(130, 48) / 7, torch.randn(130)
+    shared = log_weights, torch.randint(0, 131, (70,))
+    wanted = table[targets]
+    found = sampled_softmax_products(states, negatives, wanted, weights, torch.bfloat16, shared)
+    assert_equal(found, plain(states, negatives, wanted, weights, shared))
+    found = sampled_softmax_products(states, negatives, wanted, weights, torch.bfloat16)
+    none = torch.zeros(130), torch.full((70,), 130)
+    assert_equal(found, plain(states, negatives, wanted, weights, none))
+
+
+def test_tokens_of_weight_zero_are_skipped():
+    states, table, targets, weights = example(40, 16, 90)
+    weights[::3] = 0
+    states[::3] = float("nan")
+    log_p, expected, table_grad = products(states, table, targets, weights)
+    real = weights[:, 0] > 0
+    assert not log_p[~real].any()
+    assert not expected[~real].any()
+    of_real = plain(states[real], table, table[targets[real]], weights[real])
+    assert_equal((log_p[real], expected[real], table_grad), of_real)
+
+
+def test_one_thread_count_gives_the_same_bits_each_time():
+    inputs = example(300, 64, 700)
+    torch.set_num_threads(3)
+    first, second = products(*inputs), products(*inputs)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_masked_items_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(softmax_products, "_softmax_products_compiled", lambda *given, **named: pytest.fail("called"))
+    states, table, targets, weights = example(9, 16, 40)
+    mask = Mask(torch.tensor([[3, 4]]), torch.zeros(9, dtype=torch.long))
+    log_p = products(states, table, targets, weights, mask)[0]
+    logits = states @ table.T
+    logits[:, [3, 4]] = logits[:, [3, 4]].where(targets[:, None] == torch.tensor([3, 4]), float("-inf"))
+    torch.testing.assert_close(log_p, logits.log_softmax(1).gather(1, targets[:, None]), rtol=0.02, atol=0.02)
