@@ -48,7 +48,7 @@ ENVIRONMENTS = [
     Environment("3.11"),
     Environment("3.12"),
     Environment("3.13"),
-    Environment("3.11", {"torch": "2.11.0"}),
+    Environment("3.11", {"torch": "2.11.0", "setuptools": "81.0.0"}),  # this torch wants setuptools below 82
     Environment("3.11", {"torch": "2.14.1"}),
     Environment("3.11", after={"hydra-core": HYDRA_CANDIDATE}),
 ]
