@@ -56,8 +56,8 @@ static inline float widened(bf16 x) {
     return out;
 }
 
-// out (32, 32) = or += a (32, K) b (K, 32), for K a multiple of 32. `b` has two rows in one: the numbers of a column that
-// belong to each other's sum stand next to each other.
+// out (32, 32) = or += a (32, K) b (K, 32), for K a multiple of 32. A row of `b` is two rows of the matrix, whose numbers
+// alternate.
 template <bool ADD>
 static inline void block_product(int64_t K, const bf16* a, int64_t a_bytes, const uint32_t* b, int64_t b_bytes, float* out,
                                  int64_t out_bytes) {
