@@ -40,7 +40,7 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
             command line does not; or a file chose a launcher that runs commands.
     """
     typed, shipped = _typed_keys(overrides), _shipped_targets()
-    for key, value, is_fixed in _leaves(cfg.hydra, "hydra", 0):
+    for key, value, is_fixed in _leaves(cfg.hydra, _text_of(cfg.hydra), "hydra", 0):
         name = key.rpartition(".")[2]
         if key in typed and (is_fixed or not key.startswith(_INSTANTIATED)):
             continue
@@ -118,14 +118,18 @@ def _targets_in(entry: Any) -> Iterator[str]:
             yield from _targets_in(value)
 
 
-def _leaves(node: Any, path: str, depth: int) -> Iterator[tuple[str, Any, bool]]:
+def _text_of(node: Any) -> Any:
+    """Return a section as Python objects, with the text of its interpolations."""
+    return OmegaConf.to_container(node, resolve=False)
+
+
+def _leaves(node: Any, unresolved: Any, path: str, depth: int) -> Iterator[tuple[str, Any, bool]]:
     """Yield the path and the value of each leaf, and whether a resolver cannot change it until Hydra reads it.
 
     Interpolations are followed. A value that is not known yet, such as the run's folder, is its interpolation's text.
     """
     if depth > _MAX_DEPTH:
         raise InputError(f"{path} is nested more than {_MAX_DEPTH} levels deep; make it simpler")
-    unresolved: Any = OmegaConf.to_container(node, resolve=False)
     keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         inner, is_interpolated = f"{path}.{key}", OmegaConf.is_interpolation(node, key)
@@ -137,7 +141,7 @@ def _leaves(node: Any, path: str, depth: int) -> Iterator[tuple[str, Any, bool]]
         if isinstance(value, DictConfig | ListConfig):
             if re.search(r"\$\{[^}]*:", text):
                 raise _untrusted(inner, text, "takes its value from a resolver, so what would run is not known")
-            yield from _leaves(value, inner, depth + 1)
+            yield from _leaves(value, _text_of(value) if is_interpolated else unresolved[key], inner, depth + 1)
         else:
             is_name = is_interpolated and key in ("_target_", "class", "()", "filename")
             yield inner, text if is_name else value, not re.search(r"\$\{[^}]*:", text)
