@@ -1,6 +1,5 @@
 """Fixtures of several test modules: the commands, what is made once, signals, threads, real data."""
 
-import copy
 import os
 import shutil
 import signal
@@ -8,14 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from commands import Done, in_a_fresh_process, in_this_process, start
 from filelock import FileLock
 from fresh_cache import fill_shared_cache
-from omegaconf import OmegaConf
+from kept_configs import keep_configs
 
 from sasrec_lab.ops import library as kernels
 
@@ -35,21 +33,10 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _config_files_are_parsed_once() -> Iterator[None]:
-    """Keep what Hydra reads from each config file: to compose takes it a fifth longer to parse the same files again."""
-    parse, parsed = OmegaConf.load, {}
-
-    def load(file: Any) -> Any:
-        if not hasattr(file, "read"):
-            return parse(file)
-        text = file.read()
-        if text not in parsed:
-            file.seek(0)
-            parsed[text] = parse(file)
-        return copy.deepcopy(parsed[text])
-
+def _configs_are_kept() -> Iterator[None]:
+    """Let Hydra parse and merge the same only once in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", staticmethod(load))
+        keep_configs(patch)
         yield
 
 
