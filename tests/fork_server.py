@@ -66,7 +66,9 @@ class ForkServer:
 def serve() -> None:
     """Import what a run needs, then fork a command for each line of stdin; print its process id and exit code."""
     import pandas  # noqa: F401
+    import pytest
     import torch.utils.tensorboard  # noqa: F401
+    from kept_configs import keep_configs
 
     from sasrec_lab import train
     from sasrec_lab.config.composition import load
@@ -76,6 +78,7 @@ def serve() -> None:
         for module in pkgutil.iter_modules([str(Path(train.__file__).with_name(part))]):
             import_module(f"sasrec_lab.{part}.{module.name}")
     library.library()
+    keep_configs(pytest.MonkeyPatch())
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     others = threads - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}  # jemalloc is ready for forks
     assert not others, f"{others}: a fork would lack these threads, which may hold locks"
@@ -84,11 +87,12 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         words = [word for word in request["words"] if not word.startswith("hydra.")]
-        if request.pop("composed") and str(words) not in known:
-            known[str(words)] = load(words)
+        if str(words) not in known:
+            known[str(words)] = load(words)  # also if a command composes it again: its parts are then kept
+        cfg = known[str(words)] if request.pop("composed") else None
         child = os.fork()
         if child == 0:
-            command(train.entry, known.get(str(words)), **request)
+            command(train.entry, cfg, **request)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
