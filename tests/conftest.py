@@ -1,10 +1,11 @@
 """Fixtures of several test modules: the commands, what is made once, signals, threads, real data."""
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Fill the cache that all tests use, before pytest-xdist starts processes that would each do so."""
     if not hasattr(config, "workerinput"):
         fill_shared_cache()
+    keep_configs()  # modules of tests compose some while they are collected
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let garbage collection pass over what is imported and collected, which stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,14 +42,6 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     """Let runs in this process not wait until their files are on the disk; tests/test_durability.py has real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _configs_are_kept() -> Iterator[None]:
-    """Let Hydra parse and merge the same only once in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        keep_configs(patch)
         yield
 
 

@@ -66,7 +66,6 @@ class ForkServer:
 def serve() -> None:
     """Import what a run needs, then fork a command for each line of stdin; print its process id and exit code."""
     import pandas  # noqa: F401
-    import pytest
     import torch.utils.tensorboard  # noqa: F401
     from kept_configs import keep_configs
 
@@ -78,7 +77,7 @@ def serve() -> None:
         for module in pkgutil.iter_modules([str(Path(train.__file__).with_name(part))]):
             import_module(f"sasrec_lab.{part}.{module.name}")
     library.library()
-    keep_configs(pytest.MonkeyPatch())
+    keep_configs()
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     others = threads - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}  # jemalloc is ready for forks
     assert not others, f"{others}: a fork would lack these threads, which may hold locks"

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.grammar_parser import parse as parse_interpolation
 
 
-def keep_configs(patch: pytest.MonkeyPatch) -> None:
-    """Let Hydra parse each file, override and interpolation, and merge the same files, only once."""
+def keep_configs() -> None:
+    """Let Hydra parse each file, override and interpolation, and merge the same files, only once in this process."""
+    patch = pytest.MonkeyPatch()  # never undone
     patch.setattr(OmegaConf, "load", staticmethod(_load_once(OmegaConf.load)))
     patch.setattr(OverridesParser, "parse_rule", _parse_once(OverridesParser.parse_rule))
     patch.setattr(defaults_list, "_create_interpolation_map", _map_once(defaults_list._create_interpolation_map))
