@@ -18,6 +18,9 @@ from kept_configs import keep_configs
 
 from sasrec_lab.ops import library as kernels
 
+# Files with tests of half a minute or more
+LONGEST = ("test_durability.py", "test_kernels.py", "test_bench.py", "test_support_matrix.py", "test_notebooks.py")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fill the cache that all tests use, before pytest-xdist starts processes that would each do so."""
@@ -35,6 +38,11 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest tests, so that none is left when the other processes of pytest-xdist have finished."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
