@@ -20,7 +20,7 @@ def build_at_once(dataset: DatasetConfig, data_dir: str, barrier, results) -> No
     save = cache._save
 
     def save_together(*arguments) -> None:
-        barrier.wait(60)  # neither has found the other's folder
+        barrier.wait(300)  # neither has found the other's folder
         save(*arguments)
 
     cache._save = save_together

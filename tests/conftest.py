@@ -141,7 +141,7 @@ def interrupt_at(start_command: Callable[..., subprocess.Popen[str]]) -> Callabl
             if line.startswith(line_start):
                 break
         process.send_signal(sent)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         return process.returncode, error
 
     return run

@@ -229,7 +229,7 @@ def test_a_python_block_runs(block, runs, capsys):
     code, folder = PYTHON[block].replace("<time>", "time"), runs / "run"
     if block.startswith("README.md"):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, "")
     else:
         with process_state([block], environment(folder), folder):
@@ -247,7 +247,7 @@ def test_an_engine_writes_a_folder_of_parquet(engine, tmp_path):
     )
     rows = "".join(f"{row % 9},a{row % 7},{row // 2},x\n" for row in range(100))
     (tmp_path / "my.csv").write_text(f"user_id,item_id,timestamp,other\n{rows}")
-    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment(tmp_path), check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment(tmp_path), check=True, timeout=300)
     paths = (tmp_path / name for name in ("my.csv", "my_data"))
     one, other = (
         load_sequences(load(["dataset=csv", f"dataset.path={path}"]).dataset, str(tmp_path)) for path in paths

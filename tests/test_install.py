@@ -163,7 +163,7 @@ def make_setup(folder: Path, **commands: str) -> str:
         (folder / "bin" / name).chmod(0o755)
     make = shutil.which("make")
     env = {"PATH": str(folder / "bin")}
-    done = subprocess.run([make, "setup"], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([make, "setup"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert not (folder / ".venv" / ".complete").exists()
     return done.stderr

@@ -353,7 +353,7 @@ def test_interruption_during_imports_is_recorded(start_command, tmp_path):
     while not (tmp_path / "run" / "run.json").exists():  # after this, torch and Lightning are imported
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert error.startswith("interrupted; files written so far are in ")
     assert results(tmp_path / "run")["status"] == "interrupted"
@@ -576,7 +576,7 @@ def test_two_interrupted_processes_end_as_one(start_command, tmp_path, moment, s
     next(line for line in process.stdout if line.startswith(moment))
     time.sleep(0.3)
     os.killpg(process.pid, sent)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130
     assert [line.partition(" ")[0] for line in error.splitlines()] == ["interrupted;", "resume"]
     assert "train_ddp_process" not in error

@@ -471,7 +471,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path, is_damaged):
     for process in processes:
         process.start()
     try:
-        one, other = results.get(timeout=60), results.get(timeout=60)
+        one, other = results.get(timeout=300), results.get(timeout=300)
     finally:
         for process in processes:
             process.join(60)

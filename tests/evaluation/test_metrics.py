@@ -460,7 +460,7 @@ def test_two_processes_have_the_metrics_of_one(tmp_path):
         for rank in range(2)
     ]
     try:
-        printed = [process.communicate(timeout=60)[0] for process in processes]
+        printed = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -36,7 +36,7 @@ def data(made_once) -> Path:
 
     def make(folder: Path) -> None:
         command = [sys.executable, str(MAKE), str(folder), "--users", "60", "--items", "40"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
 
     return made_once("kion", make)
 
@@ -377,7 +377,7 @@ def test_signal_ends_the_command_quietly_without_a_file(sent, code, default_sigi
     while process.poll() is None and not list(tmp_path.glob(".draft-*")):
         time.sleep(0.01)
     process.send_signal(sent)
-    assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.communicate(timeout=300) == ("", "interrupted\n")
     assert process.returncode == code
     assert [path.name for path in tmp_path.iterdir()] == ["histories.csv"]
 
@@ -387,13 +387,13 @@ def test_signal_ends_the_command_quietly_without_a_file(sent, code, default_sigi
 def test_printing_to_a_full_disk_is_one_line(here):
     command = [sys.executable, "-m", "sasrec_lab.recommend", here, "users=all", "on_unsupported_targets=ignore"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     line = "error: stdout cannot be written: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (1, line)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -405,7 +405,7 @@ def test_help_lists_every_key_without_importing_torch(tmp_path):
         "try: entry()\n"
         "finally: print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert "python -m sasrec_lab.recommend run=" in done.stdout
     assert "on_unsupported_targets: raise" in done.stdout
     for field in fields(RecommendConfig):

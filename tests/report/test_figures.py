@@ -121,7 +121,7 @@ def test_letters_that_a_font_lacks_are_no_warning(tmp_path):
     write_run(tmp_path / "runs/a", "loss=\U0001f600")
     write_run(tmp_path / "runs/b", "loss=$\\frac")
     words = [sys.executable, "-m", "sasrec_lab.report", "runs", "--figures", "figures"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 

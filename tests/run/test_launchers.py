@@ -79,7 +79,7 @@ def test_interrupted_parallel_jobs_are_resumed(train_command, start_command, tmp
         if line.startswith("#0   epoch   6"):
             break
     os.killpg(process.pid, sent)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     if sent is signal.SIGINT:
         assert process.returncode == 130
         assert "Traceback" not in error

@@ -41,7 +41,7 @@ def end_at_import(command: str, words: list[str], module: str, folder: Path) -> 
         if line.endswith(f" {module}\n"):
             process.send_signal(signal.SIGINT)
             break
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=300)
     return process.returncode, [line for line in error.splitlines() if not line.startswith("import time:")]
 
 
@@ -65,7 +65,7 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
         "signals.raise_interrupt(); os.kill(os.getpid(), signal.SIGINT); signals.use_defaults(); print('alive')\n"
         "os.kill(os.getpid(), signal.SIGTERM)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr, done.returncode) == ("alive\n", "", -signal.SIGTERM)
 
 
@@ -74,7 +74,7 @@ def test_the_package_sets_handlers_in_its_commands_only():
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import sasrec_lab\n"
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "True\n"
 
 

@@ -121,7 +121,7 @@ def test_an_interrupted_search_is_resumed(tmp_path, made_once, default_sigint, s
         if ended and line.startswith("epoch   6"):
             break
     process.send_signal(sent)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == (130 if sent is signal.SIGINT else -9)
     if sent is signal.SIGINT:
         assert re.fullmatch(r"interrupted\nresume with: \S+ -m sasrec_lab\.search dataset=.* trials=2\n", error)
