@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
+from sasrec_lab.config.combinations import check_combinations
 from sasrec_lab.config.foreign import Foreign, trust_parts
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import ObjectiveName
@@ -80,7 +81,8 @@ def to_typed(cfg: DictConfig) -> Any:
     """Convert a composed config to plain typed objects: a TrainConfig, or the schema of another command.
 
     Raises:
-        InputError: a value breaks a rule or is missing, or a key was appended that the schema does not have.
+        InputError: a value breaks a rule, is missing or does not go with another, or a key was appended that the
+            schema does not have.
     """
     try:
         if isinstance(schema := OmegaConf.get_type(cfg), type) and is_dataclass(schema):
@@ -95,6 +97,8 @@ def to_typed(cfg: DictConfig) -> Any:
     except RecursionError as error:
         raise InputError("an interpolation ${...} refers to itself; write the value instead") from error
     _reject_appended_keys(typed, "", type(typed))
+    if isinstance(typed, TrainConfig):
+        check_combinations(typed)
     trust_parts(typed)  # the command is the user's
     return typed
 
