@@ -87,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         mask: Mask | None,
         soft: SoftTargets | None,
     ) -> Tensor:
-        matmul_dtype = _matmul_dtype(states)
+        matmul_dtype = product_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             states, weights = states.detach().contiguous(), token_weights[:, None]
             target_vectors = table.index_select(0, targets)  # (T, D)
@@ -117,7 +117,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, vectors: Tensor, excluded_columns: Tensor, log_weights: Tensor, token_weights: Tensor
     ) -> Tensor:
-        matmul_dtype = _matmul_dtype(states)
+        matmul_dtype = product_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             states, weights = states.detach().contiguous(), token_weights[:, None]
             target_vectors, negatives = vectors.detach().split([len(states), len(log_weights)])  # (T, D), (N, D)
@@ -147,7 +147,7 @@ class _GroupedCrossEntropy(torch.autograd.Function):
         counts: Sequence[int],
         token_weights: Tensor,
     ) -> Tensor:
-        matmul_dtype = _matmul_dtype(states)
+        matmul_dtype = product_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             states, table, weights = states.detach().contiguous(), table.detach(), token_weights[:, None]
             targets = targets.clamp(min=0)  # those of weight 0 may be any
@@ -186,6 +186,7 @@ def scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     return gradient if factor.device.type == "cpu" and factor == 1 else gradient * factor
 
 
-def _matmul_dtype(states: Tensor) -> torch.dtype:
+def product_dtype(states: Tensor) -> torch.dtype:
+    """Return the type of the products of states: that of autocast if it is on."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype

@@ -25,6 +25,7 @@ from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.evaluation.ranks import sampled_ranks
 from sasrec_lab.ops import attention, ranking
 from sasrec_lab.ops.buckets import bucketed_attention
+from sasrec_lab.ops.divergence import two_pass_cross_entropy
 from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, Segments
 from sasrec_lab.ops.packed_attention import MAX_ERROR, OPERATORS, choose, packed_attention
@@ -246,6 +247,20 @@ def test_dropout_keeps_the_mean(rate):
 
 
 @needs_gpu
+def test_the_loss_of_two_passes_equals_the_cpus():
+    torch.manual_seed(0)
+    states, table = torch.randn(2, 70, 8), torch.randn(30, 8)
+    targets, weights = torch.randint(0, 30, (70,)), torch.rand(70)
+    found = []
+    for device in ("cpu", "cuda"):
+        inputs = [x.to(device).requires_grad_() for x in (states, table)]
+        loss = two_pass_cross_entropy(*inputs, targets.to(device), weights.to(device), 1.5)
+        found.append([x.cpu() for x in (loss.detach(), *torch.autograd.grad(loss, inputs))])
+    for expected, result in zip(*found, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_gpu
 @captured_configs
 def test_captured_steps_equal_those_launched_one_by_one(overrides):
     cfg = job(["model.dropout=0", "batch_size=8", "capture=true", *overrides])
@@ -266,9 +281,10 @@ def test_captured_steps_equal_those_launched_one_by_one(overrides):
 
 
 @needs_gpu
-def test_a_captured_step_drops_other_weights_each_time():
-    cfg = job(["model.dropout=0.5", "batch_size=8", "capture=true"])
-    model = model_of(["model.dropout=0.5"]).cuda()
+@pytest.mark.parametrize("words", [[], ["loss.rdrop=2"]], ids=" ".join)
+def test_a_captured_step_drops_other_weights_each_time(words):
+    cfg = job(["model.dropout=0.5", "batch_size=8", "capture=true", *words])
+    model = model_of(["model.dropout=0.5", *words]).cuda()
     steps, batch = model.captured_steps(), next(iter(SequenceData(HOLDOUT, cfg).train_dataloader())).to("cuda")
     losses = []
     for loss_of in (steps.loss, steps.loss, model.batch_loss):
