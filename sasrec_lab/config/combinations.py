@@ -41,6 +41,11 @@ def _check_encoder(cfg: TrainConfig) -> None:
             f"model.items={cfg.model.items.name} needs a file of item features; set dataset.features.path=...,"
             " or model.items=ids"
         )
+    if cfg.loss.rdrop and not cfg.model.has_dropout:
+        raise InputError(
+            f"loss.rdrop={cfg.loss.rdrop} compares two passes that differ by dropout, but the model has none and"
+            " their divergence is 0; set model.dropout=0.2, for example, or loss.rdrop=0"
+        )
     if cfg.optimizer.name is OptimizerName.rowwise_adam:
         _check_rowwise_adam(cfg)
     if cfg.optimizer.name is OptimizerName.muon and (cfg.model.block is BlockName.gru or not cfg.model.blocks):

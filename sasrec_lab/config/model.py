@@ -297,6 +297,13 @@ class ModelConfig(ModelSection):
         return self.dropout if self.dropout_input is None else self.dropout_input
 
     @property
+    def has_dropout(self) -> bool:
+        """Return whether two passes over a batch differ, as far as is known of a block or a head of the user's."""
+        in_blocks = max(self.dropout, self.rate_attention) if self.blocks else 0.0
+        is_known = not isinstance(self.block, Foreign) and self.head is None
+        return not is_known or max(in_blocks, self.rate_input, self.token_dropout) > 0
+
+    @property
     def num_distances(self) -> int:
         """Return the number of distances from an item to one that it attends to."""
         return self.maxlen if self.causal else 2 * self.maxlen - 1

@@ -92,6 +92,7 @@ class LossConfig:
     smoothing: float = 0.0
     horizon: int = 0
     decay: float = _DECAY
+    rdrop: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)  # of a loss of the user's
     sampler_options: dict[str, Any] = field(default_factory=dict)  # of a sampler of the user's
 
@@ -121,7 +122,13 @@ class LossConfig:
             raise InputError(
                 f"loss.calibration={self.calibration} only applies to loss=gbce; set it to 0 for loss={self.name.name}"
             )
+        check_at_least("loss.rdrop", self.rdrop, 0)
         self._check_soft_targets()
+
+    @property
+    def passes(self) -> int:
+        """Return how often a step passes a batch through the encoder."""
+        return 2 if self.rdrop else 1
 
     def _check_soft_targets(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -133,7 +140,7 @@ class LossConfig:
             raise InputError(
                 f"loss.decay={self.decay} only applies with loss.horizon; set loss.horizon=1, or remove it"
             )
-        for key in ("smoothing", "horizon"):
+        for key in ("smoothing", "horizon", "rdrop"):
             if not (value := getattr(self, key)):
                 continue
             if self.name is not LossName.softmax:
@@ -141,7 +148,7 @@ class LossConfig:
                     f"loss.{key}={value} only applies to loss=softmax, which compares with every item; set it to 0 for"
                     f" loss={self.name.name}"
                 )
-            if self.exclude is Exclude.history:
+            if self.exclude is Exclude.history and key != "rdrop":
                 raise InputError(
                     f"loss.{key}={value} gives probability to items that loss.exclude=history excludes from the sum;"
                     " set loss.exclude=none"

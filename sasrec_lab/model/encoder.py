@@ -78,14 +78,19 @@ class Encoder(nn.Module):
         """Return the vectors (V, D) that headed states are compared with; row i is item i + 1."""
         return self.head.item_vectors(self.item_vectors())
 
-    def states_and_table(self, batch: PackedBatch, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def states_and_table(
+        self, batch: PackedBatch, rows: Tensor | None = None, passes: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Return the headed states of some tokens, as `forward` takes `rows`, and the table to compare them with.
 
-        Item vectors that are made of features are made once for both.
+        The states of several passes, which differ by their dropout, are stacked. Item vectors that are made of features
+        are made once for all.
         """
         vectors = self.item_vectors()
-        states, table = self(batch, rows, vectors), self.head.item_vectors(vectors)
-        return self.head(states), table
+        states = [self(batch, rows, vectors) for _ in range(passes)]
+        table = self.head.item_vectors(vectors)
+        headed = [self.head(each) for each in states]
+        return headed[0] if passes == 1 else torch.stack(headed), table
 
     def forward(self, batch: PackedBatch, rows: Tensor | None = None, vectors: Tensor | None = None) -> Tensor:
         """Return the state (T, D) of each token, before the head; with `rows` (R,) only those of these tokens.

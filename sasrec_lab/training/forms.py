@@ -60,6 +60,8 @@ def softmax_form(trainer: pl.Trainer, model: ModelConfig, loss: LossConfig) -> s
     is_sampled = loss.name is LossName.sampled_softmax and loss.sampler in (SamplerName.shared, SamplerName.sequence)
     if loss.name is not LossName.softmax and not is_sampled:
         return None
+    if loss.rdrop:
+        return "torch, in chunks"
     device, dim = trainer.strategy.root_device, model.dim + model.output_bias
     with trainer.precision_plugin.forward_context():
         dtype = packed_attention.computing_dtype(device, torch.get_default_dtype())

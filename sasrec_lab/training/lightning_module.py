@@ -76,7 +76,7 @@ class SequentialRecommender(pl.LightningModule):
     def batch_loss(self, batch: TrainingBatch) -> Tensor:
         """Return the loss of a batch, without counting it."""
         labels = batch.labels
-        states, vectors = self.encoder.states_and_table(batch.inputs, labels.rows)
+        states, vectors = self.encoder.states_and_table(batch.inputs, labels.rows, self.cfg.loss.passes)
         if self.num_compared < len(vectors):
             vectors = vectors[: self.num_compared]
         table = ItemTable(vectors, self.is_sparse)

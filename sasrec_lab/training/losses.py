@@ -1,10 +1,10 @@
 """Training losses computed from encoder states, without ever storing the full (T, V) logits.
 
-A loss compares states (R, D), one for each label, with item vectors (V, D) and returns the mean over the labels that
-have a target. The weight of a target's interaction multiplies its term but not the number divided by, as in RecTools. A
-sampled loss looks up only the rows of the batch, so with `ItemTable.is_sparse` the other rows get no gradient. The
-functions of ops/cross_entropy.py and ops/lookup_loss.py compute gradients in the forward pass and cannot be
-differentiated twice (no gradient penalties). R labels, D dim, V items, N negatives.
+A loss compares states (R, D), one for each label, or (2, R, D) of two passes, with item vectors (V, D), and returns the
+mean over the labels that have a target. The weight of a target's interaction multiplies its term but not the number
+divided by, as in RecTools. A sampled loss looks up only the rows of the batch, so with `ItemTable.is_sparse` the other
+rows get no gradient. The functions of ops/cross_entropy.py, ops/divergence.py and ops/lookup_loss.py compute gradients
+in the forward pass and cannot be differentiated twice (no gradient penalties). R labels, D dim, V items, N negatives.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from sasrec_lab.data.batches import Labels, Negatives
 from sasrec_lab.data.negatives import draws_per
 from sasrec_lab.errors import InputError, counted
 from sasrec_lab.ops.cross_entropy import SoftTargets, grouped_cross_entropy, linear_cross_entropy, sampled_cross_entropy
+from sasrec_lab.ops.divergence import two_pass_cross_entropy
 from sasrec_lab.ops.lookup_loss import lookup_binary_cross_entropy, lookup_cross_entropy
 from sasrec_lab.ops.softmax_products import Mask
 
@@ -58,6 +59,7 @@ class Loss:
             parts = ["history excluded"] if cfg.exclude is Exclude.history else []
             parts += [f"horizon {cfg.horizon}"] if cfg.horizon else []
             parts += [f"smoothing {cfg.smoothing:g}"] if cfg.smoothing else []
+            parts += [f"rdrop {cfg.rdrop:g}"] if cfg.rdrop else []
             return cfg.name.name + (f" ({', '.join(parts)})" if parts else "")
         return f"{cfg.name.name} ({counted(cfg.negatives, 'negative')} per {draws_per(cfg)})"
 
@@ -71,16 +73,18 @@ def softmax(states: Tensor, table: ItemTable, labels: Labels, negatives: Negativ
 
     As in RecTools and in Klenitskiy and Vasilev, "Turning Dross Into Gold Loss" (2023), arXiv 2309.07602. With
     `loss.exclude=history` the catalogue is without the other items of the window. Their SASRec+ with 3,000 negatives
-    samples from that catalogue. With `loss.horizon` or `loss.smoothing` the target shares its probability.
+    samples from that catalogue. With `loss.horizon` or `loss.smoothing` the target shares its probability. With
+    `loss.rdrop`, as in R-Drop (Wu et al. 2021, arXiv 2106.14448), the divergence between two passes is added.
     """
     targets, mask = (labels.targets - 1).clamp(min=0), None
     if labels.excluded is not None:
         owners = np.repeat(np.arange(len(labels.counts)), labels.counts)
         owners = np.pad(owners, (0, len(targets) - len(owners)), mode="edge")  # the dummies may have any
         mask = Mask(labels.excluded - 1, torch.from_numpy(owners))
-    return linear_cross_entropy(
-        states, table.vectors, targets, _label_weights(labels), mask, _soft_targets(labels, targets, cfg)
-    )
+    weights, soft = _label_weights(labels), _soft_targets(labels, targets, cfg)
+    if cfg.rdrop:
+        return two_pass_cross_entropy(states, table.vectors, targets, weights, cfg.rdrop, mask, soft)
+    return linear_cross_entropy(states, table.vectors, targets, weights, mask, soft)
 
 
 def _soft_targets(labels: Labels, targets: Tensor, cfg: LossConfig) -> SoftTargets | None:

@@ -91,7 +91,8 @@ def batch_needs(cfg: TrainConfig, holdout: Holdout, processes: int) -> list[Need
     kept = model.dim + model.blocks * _kept_width(model)
     number = 2 if "mixed" in str(cfg.trainer.get("precision")) else _FLOAT
     keys = (size, *(_key(cfg, f"model.{name}") for name in ("maxlen", "dim", "blocks")))
-    needs = [Need("the states of a batch", keys, tokens * kept * number)]
+    keys += (_key(cfg, "loss.rdrop"),) if cfg.loss.rdrop else ()
+    needs = [Need("the states of a batch", keys, cfg.loss.passes * tokens * kept * number)]
     each = 2 * _INT + (model.dim * _FLOAT if cfg.loss.name is LossName.bpr else 0)
     outside = max(0, holdout.num_items - model.maxlen - 1)  # at least as many items are outside a window
     drawn = {

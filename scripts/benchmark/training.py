@@ -82,7 +82,7 @@ def measure(
 
     lengths, known = sequence_lengths(holdout, ranked, cfg)
     compared = model.loss.compared_items(cfg.loss, holdout.num_items)
-    flops = flops_per_position(cfg.model, compared, lengths, training.labels / training.positions)
+    flops = cfg.loss.passes * flops_per_position(cfg.model, compared, lengths, training.labels / training.positions)
     positions_per_s = training.positions / training.seconds
     return {
         "positions_per_s": positions_per_s,

@@ -51,6 +51,7 @@ CONFIGS = [
     ["loss=sampled_softmax", "loss.negatives=8"],
     ["loss=sampled_softmax_uniform", "loss.negatives=8"],
 ]
+RDROP = ["loss.rdrop=2"]  # needs dropout, which most tests here have not
 configs = pytest.mark.parametrize("words", CONFIGS, ids=" ".join)
 
 
@@ -213,8 +214,9 @@ def test_shapes_beyond_the_limit_are_not_captured(monkeypatch):
     assert (len(steps.steps), steps.fault) == (1, None)
 
 
-def test_recording_draws_no_random_numbers():
-    cfg = config("model.dropout=0.5")
+@pytest.mark.parametrize("words", [[], RDROP], ids=" ".join)
+def test_recording_draws_no_random_numbers(words):
+    cfg = config("model.dropout=0.5", *words)
     model, (batch, *_) = model_of(cfg), batches_of(cfg)
     steps = CapturedSteps(model.batch_loss, list(model.encoder.parameters()), record)
     losses = []
@@ -345,7 +347,9 @@ def trained(cfg: TrainConfig, folder: Any, counter: pl.Callback | None = None) -
     return model
 
 
-@pytest.mark.parametrize("words", [["model.dropout=0"], ["model.dropout=0.3", "loss=bce"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["model.dropout=0"], ["model.dropout=0.3", "loss=bce"], ["model.dropout=0.3", *RDROP]], ids=" ".join
+)
 def test_training_with_captured_steps_is_the_same(words, tmp_path):
     """Two epochs with clipped gradients of two batches at a time, and with dropout."""
     cfg, counter = config(*words), Recorder()
@@ -395,7 +399,7 @@ def test_the_device_without_numbers_refuses_to_wait(wait, gpu_without_numbers):
         torch.from_numpy(np.ones(1)).to("meta")
 
 
-@configs
+@pytest.mark.parametrize("words", [*CONFIGS, RDROP], ids=" ".join)
 def test_a_captured_step_does_not_wait_for_the_host(words, gpu_without_numbers):
     cfg = config(*words)
     model, batch = model_of(cfg), batches_of(cfg)[0].to("meta")

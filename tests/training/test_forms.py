@@ -44,6 +44,7 @@ HALF_FORM = "CPU kernel" if softmax_products.has_bf16_tiles() else "torch, in ch
     [
         ([], "CPU kernel"),
         (["loss.exclude=history"], "CPU kernel"),
+        (["loss.rdrop=1"], "torch, in chunks"),
         (["loss=sampled_softmax"], "CPU kernel"),
         (["trainer.precision=bf16-mixed"], HALF_FORM),
         (["trainer.precision=bf16-mixed", "loss.exclude=history"], "torch, in chunks"),

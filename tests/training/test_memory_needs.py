@@ -79,6 +79,7 @@ def batch_of(cfg):
     "loss",
     [
         "softmax",
+        "softmax loss.rdrop=1 model.dropout=0.2",
         "bce loss.negatives=50",
         "bpr loss.negatives=50",
         "sampled_softmax",
