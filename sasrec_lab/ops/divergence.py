@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sasrec_lab.ops.cross_entropy import SoftTargets, product_dtype, scale_gradient
-from sasrec_lab.ops.softmax_products import Mask, _add_product, _chunk_tokens, _product, softmax_and_log_p
+from sasrec_lab.ops.softmax_products import Mask, add_product, chunk_tokens, softmax_and_log_p, write_product
 
 _BUFFERS = 4  # of a chunk's logits: one for each pass, and one for the gradient of each
 
@@ -89,14 +89,14 @@ def _products(
     expected = torch.empty_like(states, dtype=dtype)
     precise = torch.promote_types(dtype, torch.float32)
     losses = torch.empty_like(weights, dtype=precise)
-    rows = _chunk_tokens(tokens, _BUFFERS * items, "cuda" if states.is_cuda else "cpu")
+    rows = chunk_tokens(tokens, _BUFFERS * items, "cuda" if states.is_cuda else "cpu")
     memory = table.new_empty(_BUFFERS * rows * items, dtype=precise)  # the same for all chunks, to stay in the cache
     for start in range(0, tokens, rows):
         chunk = slice(start, start + rows)
         h, target, half = states[:, chunk].to(dtype), targets[chunk, None], (weights[chunk] / 2).to(dtype)  # (2, t, D)
         buffers = memory[: _BUFFERS * len(target) * items].view(_BUFFERS, len(target), items)
         p, space = buffers[:2], buffers[2:]  # (2, t, V)
-        logits = _product(h.reshape(-1, dim), columns, chunk, p.view(-1, items)).view_as(p)
+        logits = write_product(h.reshape(-1, dim), columns, chunk, p.view(-1, items)).view_as(p)
         torch.sub(logits[0], logits[1], out=space[1])
         if mask is not None:
             for each in logits:
@@ -105,7 +105,7 @@ def _products(
         losses[chunk] = factor * _divergence_and_gradients(p, space, factor) - log_p.mean(0)
         gradients = space.view(-1, items).to(dtype)
         expected[:, chunk] = (gradients @ table).view_as(h)
-        _add_product(columns_grad, (h * half).reshape(-1, dim).T, gradients)
+        add_product(columns_grad, (h * half).reshape(-1, dim).T, gradients)
     return losses, expected, columns_grad.T.contiguous()
 
 

@@ -69,7 +69,7 @@ def softmax_products(
         return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-        out = _product(h, columns, chunk, out)
+        out = write_product(h, columns, chunk, out)
         return out if mask is None else mask.apply(out, chunk, targets[chunk, None])
 
     return _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
@@ -96,7 +96,7 @@ def sampled_softmax_products(
     target_logits = (states * target_vectors).sum(1)  # (T,)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-        out = _product(h, columns, chunk, out)
+        out = write_product(h, columns, chunk, out)
         if shared:
             out.add_(F.pad(shared[0], (0, 1))).scatter_(1, shared[1][chunk, None], float("-inf"))
         out[:, -1] = target_logits[chunk]
@@ -155,7 +155,7 @@ def _softmax_products_torch(
     expected = torch.empty_like(states, dtype=matmul_dtype)
     precise = torch.promote_types(matmul_dtype, torch.float32)
     log_p = torch.empty_like(weights, dtype=precise)
-    rows = _chunk_tokens(len(states), len(table), "cuda" if states.is_cuda else "cpu")
+    rows = chunk_tokens(len(states), len(table), "cuda" if states.is_cuda else "cpu")
     buffer = table.new_empty(rows, len(table), dtype=precise)  # one for all chunks, so that it stays in the cache
     for start in range(0, len(states), rows):
         chunk = slice(start, start + rows)
@@ -164,7 +164,7 @@ def _softmax_products_torch(
         log_p[chunk] = softmax_and_log_p(p, target)
         p = p.to(matmul_dtype)
         torch.mm(p, table, out=expected[chunk])
-        _add_product(columns_grad, (h * weight.to(matmul_dtype)).T, p)
+        add_product(columns_grad, (h * weight.to(matmul_dtype)).T, p)
     return log_p, expected, columns_grad.T.contiguous()
 
 
@@ -206,10 +206,10 @@ def _softmax_products_compiled(
         inputs = states, tokens, dim, table, items, biases, excluded, target_vectors, int(sampled is not None)
         outputs = log_p, expected, table_grad
         if matmul_dtype == torch.bfloat16:
-            rows = ceil(_chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole tiles
+            rows = ceil(chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole tiles
             _softmax_products_bf16_kernel(*inputs, weights, rows, *outputs)
         else:
-            rows = ceil(_chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
+            rows = ceil(chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
             width = 0 if masked_rows is None else masked_rows.shape[1]
             _softmax_products_kernel(*inputs, masked_rows, owners, targets, width, weights, rows, *outputs)
     else:
@@ -290,12 +290,12 @@ def _softmax_and_log_p_kernel(logits: Floats, rows: int, columns: int, targets: 
     """Overwrite the logits with their softmax, and write log p of the targets."""
 
 
-def _product(states: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+def write_product(states: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
     """Write a chunk's logits, states @ columns, to `out`, which may be of a wider type."""
     return torch.mm(states, columns, out=out) if out.dtype == states.dtype else out.copy_(states @ columns)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a @ b to `total`, which may be of a wider type."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
@@ -303,7 +303,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def _chunk_tokens(tokens: int, items: int, form: str) -> int:
+def chunk_tokens(tokens: int, items: int, form: str) -> int:
     """Return the tokens per chunk; all chunks have about as many, which keeps tensor shapes few."""
     most = min(max(16, MAX_CHUNK_LOGITS[form] // items), MAX_CHUNK_TOKENS[form])
     return ceil(tokens / ceil(tokens / most))
