@@ -12,6 +12,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +72,7 @@ def serve() -> None:
 
     from sasrec_lab import train
     from sasrec_lab.config.composition import load
+    from sasrec_lab.errors import InputError
     from sasrec_lab.ops import library
 
     for part in ("data", "evaluation", "run", "training"):
@@ -86,8 +88,9 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         words = [word for word in request["words"] if not word.startswith("hydra.")]
-        if str(words) not in known:
-            known[str(words)] = load(words)  # also if a command composes it again: its parts are then kept
+        with suppress(InputError):  # a command that is refused says so itself
+            if str(words) not in known:
+                known[str(words)] = load(words)  # also if a command composes it again: its parts are then kept
         cfg = known[str(words)] if request.pop("composed") else None
         child = os.fork()
         if child == 0:

@@ -1,6 +1,6 @@
 """Parts of composed configs, kept for the whole process: Hydra takes longer to compose one than a tiny run to train.
 
-What is kept is found by the content of what went in, and each caller gets a copy of its own.
+What is kept is found by the content of what went in. Each caller gets a copy of its own, unless Hydra only reads it.
 """
 
 import copy
@@ -24,12 +24,23 @@ def keep_configs() -> None:
     patch.setattr(OmegaConf, "load", staticmethod(_load_once(OmegaConf.load)))
     patch.setattr(OverridesParser, "parse_rule", _parse_once(OverridesParser.parse_rule))
     patch.setattr(defaults_list, "_create_interpolation_map", _map_once(defaults_list._create_interpolation_map))
-    patch.setattr(ConfigStore, "__deepcopy__", lambda store, memo: store, raising=False)  # it copies what it loads
+    patch.setattr(ConfigStore, "__deepcopy__", _copy_of_store, raising=False)
     name = "_compose_config_from_defaults_list"
     patch.setattr(ConfigLoaderImpl, name, _merge_once(getattr(ConfigLoaderImpl, name)))
     parse = lru_cache(maxsize=None)(parse_interpolation)  # nothing changes a parsed tree
     for module in (omegaconf.base, omegaconf._utils):
         patch.setattr(module, "parse", parse)
+
+
+def _copy_of_store(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    """Return a store with groups of its own, and the same configs: Hydra copies each that it loads."""
+    other = copy.copy(store)
+    other.repo = _copy_of_groups(store.repo)
+    return other
+
+
+def _copy_of_groups(repo: dict[str, Any]) -> dict[str, Any]:
+    return {name: _copy_of_groups(node) if isinstance(node, dict) else node for name, node in repo.items()}
 
 
 def _load_once(load: Any) -> Any:

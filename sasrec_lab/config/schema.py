@@ -79,7 +79,10 @@ class ClusterConfig:
 
 @dataclass
 class TrainConfig:
-    """All keys of conf/train.yaml: the command sasrec_lab.train."""
+    """All keys of conf/train.yaml: the command sasrec_lab.train.
+
+    Rules across sections are in combinations.py; the conversion of a composed config checks them.
+    """
 
     name: str = MISSING
     row: Optional[str] = MISSING

@@ -60,6 +60,21 @@ def test_scores_far_above_that_of_the_target():
     assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights))
 
 
+@pytest.mark.parametrize("items", [1, 3])
+def test_no_probability_is_above_one(items):
+    states, table, targets, weights = example(500, 31, items, scale=20)
+    log_p = products(states, table, targets, weights)[0]
+    assert log_p.max() == 0
+
+
+def test_every_nan_stays_nan():
+    states, table, targets, weights = example(40, 16, 50)
+    states[3, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    log_p, expected, _ = products(states, table, targets, weights)
+    assert log_p.isnan().nonzero().tolist() == [[3, 0]]
+    assert expected[3].isnan().all()
+
+
 def test_negatives_with_weights_and_exclusions():
     states, table, targets, weights = example(70, 48, 200)
     negatives, log_weights = torch.randn(130, 48) / 7, torch.randn(130)

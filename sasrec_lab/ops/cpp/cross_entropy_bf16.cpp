@@ -45,6 +45,7 @@ struct Matrix {
 };
 
 static inline bf16 rounded(float x) {
+    if (x != x) return 0x7fc0;  // the bits of some NaNs would be rounded to a number
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -265,6 +266,7 @@ void softmax_products_bf16(const float* states, int64_t T, int64_t D, const floa
         const int64_t me = team.me;
         Desk& desk = desks[me];
         const TileConfig config;
+        asm volatile("" ::"r"(&config) : "memory");  // g++ 12 knows only of the first 8 bytes that are read
         _tile_loadconfig(&config);
         team.share(V, BLOCK, [&](int64_t first) { take_items(chunk, table, first, std::min(V, first + BLOCK)); });
         for (int64_t begin = 0; begin < T; begin += rows) {
@@ -302,7 +304,8 @@ void softmax_products_bf16(const float* states, int64_t T, int64_t D, const floa
                     double total = has_target_column ? std::exp(below) : 0;
                     for (int64_t t = 0; t < team.size; t++) total += desks[t].sums[r];
                     if (!(total < TOO_LARGE)) too_large = true;
-                    log_p[begin + r] = below - std::log(total);
+                    const double log_share = below - std::log(total);  // of one product, which rounds unlike the sum's
+                    log_p[begin + r] = log_share > 0 && !has_target_column ? 0 : log_share;
                     totals[r] = 1 / total;
                     share[r] = token_weights[begin + r] / total;
                 });
