@@ -67,7 +67,8 @@ def with_runs(rows: list[dict[str, Any]], folders: list[Path], search: bool = Fa
         if missing := [metric for metric in ([CHOSEN_BY] if search else METRICS) if metric not in run.metrics]:
             raise InputError(f"{run.folder} has no {missing[0]}; train with evaluation.k=10 and without sampled items")
         add_run(rows, run, read_overrides(run.folder), info["device"])
-    return rows
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    return sorted(rows, key=lambda row: data.index(row["data"]))
 
 
 def add_run(rows: list[dict[str, Any]], run: Run, words: list[str], device: str) -> None:
