@@ -82,7 +82,7 @@ def _own_draft(draft: Path, make: Callable[[], None]) -> Iterator[None]:
 
     A file system without locks has none of this: there drafts are never removed.
     """
-    _remove_dead_drafts(draft.parent)
+    remove_dead_drafts(draft.parent)
     while True:
         make()
         try:
@@ -99,7 +99,7 @@ def _own_draft(draft: Path, make: Callable[[], None]) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _remove_dead_drafts(folder: Path) -> None:
+def remove_dead_drafts(folder: Path) -> None:
     """Remove the drafts in a folder whose processes have ended without removing them."""
     with suppress(OSError):
         for name in os.listdir(folder):

@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from sasrec_lab.errors import InputError
-from sasrec_lab.files import atomic_write, draft_folder, read_small_text, sync_folder, sync_tree, user_cache
+from sasrec_lab.files import (
+    atomic_write,
+    draft_folder,
+    read_small_text,
+    remove_dead_drafts,
+    sync_folder,
+    sync_tree,
+    user_cache,
+)
 
 Arrays = dict[str, np.ndarray]
 Stamp = dict[str, int]
@@ -50,11 +58,13 @@ def load_or_build(
         InputError: no cache folder can be written, or whatever `build` raises.
     """
     folders = [cache / name for cache in cache_folders(root)]
+    allowed = folders if may_write_root else folders[-1:]
     inodes = {folder: _inode(folder) for folder in folders}
     for folder in folders:
         if (arrays := _load(folder)) is not None:
+            if folder in allowed:
+                remove_dead_drafts(folder.parent)  # that of a process killed between its arrays and its end
             return arrays, folder
-    allowed = folders if may_write_root else folders[-1:]
     writable = [folder for folder in allowed if _is_writable(folder.parent)]
     if not writable:
         raise InputError(

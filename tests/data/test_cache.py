@@ -313,3 +313,12 @@ def test_arrays_that_vanish_once_written_are_still_returned(root, monkeypatch):
     monkeypatch.setattr(cache, "_save", save_and_lose)
     shutil.rmtree(root / "cache" / "x-1")
     assert load(root)[1] == 1
+
+
+def test_a_hit_removes_what_a_killed_process_left(root):
+    draft = root / "cache" / ".draft-0123456789ab-x-1"
+    draft.mkdir()
+    cache.load_or_build(root, "x-1", pytest.fail, may_write_root=False)
+    assert draft.exists()
+    assert load(root)[1] == 0
+    assert not draft.exists()
