@@ -110,8 +110,7 @@ struct HalfChunk {
         : D(D), V(V), wide(round_up(D, BLOCK)), height(round_up(V, BLOCK)), lanes(round_up(rows, BLOCK)), biases(biases),
           items(height, wide), by_column(wide, height), states(wide / 2, lanes), scaled(lanes / 2, wide),
           weights(height, lanes), gradient(height, wide), target_score(lanes), shift(lanes) {
-        if (wide != D) items.clear(), states.clear();
-        if (height != V) items.clear(), by_column.clear();
+        if (wide != D || height != V) items.clear(), by_column.clear(), states.clear();
     }
 
     vec relative(int64_t item, int64_t r, vec score) const {
@@ -170,7 +169,7 @@ static void take_scaled(HalfChunk& chunk, const float* states, const std::vector
         for (int64_t c = 0; c < D; c++) *chunk.scaled.at(r / 2, c) = pair(scaled(r, c), scaled(r + 1, c));
 }
 
-// Scores the items `first` to `last` - 1 for all tokens: calls use(item, r, scores of W tokens).
+// Scores the items `first` to `last` - 1 for all tokens: calls use(item, r) for each block of scores, which begins there.
 template <typename Use>
 static void half_scores(HalfChunk& chunk, Desk& desk, int64_t first, int64_t last, const Use& use) {
     for (int64_t item = first; item < last; item += BLOCK)
