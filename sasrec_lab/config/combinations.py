@@ -171,6 +171,7 @@ def _check_rowwise_adam(cfg: TrainConfig) -> None:
     dense = {
         "output_bias=true": cfg.model.output_bias,
         "similarity=cosine": cfg.model.similarity is Similarity.cosine,
+        f"dropout_items={cfg.model.dropout_items}": cfg.model.dropout_items > 0,
         f"items={cfg.model.items.name}": cfg.model.items is not ItemVectors.ids,
     }
     if key := next((key for key, is_set in dense.items() if is_set), None):

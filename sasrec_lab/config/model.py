@@ -121,6 +121,7 @@ class ModelConfig(ModelSection):
     v_dim: Optional[int] = None
     dropout_attention: Optional[float] = None
     dropout_input: Optional[float] = None
+    dropout_items: float = 0.0
     token_dropout: float = 0.0
     embedding_norm: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # of a block of the user's
@@ -170,10 +171,15 @@ class ModelConfig(ModelSection):
         self._check_items()
 
     def _check_dropout(self) -> None:
-        for key in ("dropout", "dropout_attention", "dropout_input", "token_dropout"):
+        for key in ("dropout", "dropout_attention", "dropout_input", "dropout_items", "token_dropout"):
             rate = getattr(self, key)
             if rate is not None and not 0 <= rate < 1:
                 raise InputError(f"model.{key}={rate} must be at least 0 and below 1")
+        if self.dropout_items and not self.share_items:
+            raise InputError(
+                f"model.dropout_items={self.dropout_items} drops the same parts of input and output, which"
+                " model.share_items=false has apart; set it to 0, or model.share_items=true"
+            )
         if self.token_dropout and not self.causal:
             raise InputError(
                 f"model.token_dropout={self.token_dropout} would hide items next to those that objective=masked_items"

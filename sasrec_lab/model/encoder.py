@@ -37,7 +37,7 @@ class Encoder(nn.Module):
     def __init__(self, num_items: int, cfg: ModelConfig, features: ItemFeatures | None = None):
         super().__init__()
         self.maxlen = cfg.maxlen
-        self.rate, self.token_rate = cfg.rate_input, cfg.token_dropout
+        self.rate, self.token_rate, self.item_rate = cfg.rate_input, cfg.token_dropout, cfg.dropout_items
         self.scale = sqrt(cfg.dim) if cfg.scale_embeddings else 1.0
         self.input_items = FeatureVectors(features, cfg) if features else ItemEmbedding(num_items, cfg.dim)
         self.output_items = self.input_items if cfg.share_items else ItemEmbedding(num_items, cfg.dim)
@@ -70,8 +70,11 @@ class Encoder(nn.Module):
         return self.maxlen - (self.mask is not None)
 
     def item_vectors(self) -> Tensor:
-        """Return the items' output vectors (V, D), before the head; row i is item i + 1."""
-        return self.output_items.table()
+        """Return the items' output vectors (V, D), before the head; row i is item i + 1.
+
+        In training, with dropout if the config says so: one mask of a step, for inputs, targets and negatives alike.
+        """
+        return dropout(self.output_items.table(), self.item_rate if self.training else 0.0)
 
     @property
     def item_table(self) -> Tensor:
@@ -84,10 +87,10 @@ class Encoder(nn.Module):
         """Return the headed states of some tokens, as `forward` takes `rows`, and the table to compare them with.
 
         The states of several passes, which differ by their dropout, are stacked. Item vectors that are made of features
-        are made once for all.
+        or have dropout are made once for all.
         """
         vectors = self.item_vectors()
-        states = [self(batch, rows, vectors) for _ in range(passes)]
+        states = [self(batch, rows, self._input_vectors(vectors)) for _ in range(passes)]
         table = self.head.item_vectors(vectors)
         headed = [self.head(each) for each in states]
         return headed[0] if passes == 1 else torch.stack(headed), table
@@ -95,7 +98,7 @@ class Encoder(nn.Module):
     def forward(self, batch: PackedBatch, rows: Tensor | None = None, vectors: Tensor | None = None) -> Tensor:
         """Return the state (T, D) of each token, before the head; with `rows` (R,) only those of these tokens.
 
-        `vectors` (V, D) are the input vectors, if they are made of features and have been made.
+        `vectors` (V, D) are the input vectors, if those of all items have been made.
         """
         x, layout = self._embed(batch, vectors), self.layout(batch)
         for block in self.blocks[:-1]:
@@ -120,7 +123,7 @@ class Encoder(nn.Module):
         table = self.head.item_vectors(vectors)
         if batch.inputs is None:
             return Scores(table.new_full((len(batch.users), table.shape[1]), float("nan")), table)
-        states = self.newest(batch.inputs, vectors).to(table.dtype)  # (ranked rows, D)
+        states = self.newest(batch.inputs, self._input_vectors(vectors)).to(table.dtype)  # (ranked rows, D)
         if len(batch.ranked) < len(batch.users):
             all_states = states.new_full((len(batch.users), states.shape[1]), float("nan"))
             states = all_states.index_copy_(0, batch.ranked, states)
@@ -137,6 +140,10 @@ class Encoder(nn.Module):
         if isinstance(self.input_items, FeatureVectors):
             vectors = self.input_items.eval().table().detach()  # without dropout
             self.input_items = self.output_items = ItemEmbedding.from_pretrained(vectors)
+
+    def _input_vectors(self, vectors: Tensor) -> Tensor | None:
+        """Return the output vectors if they are the input's too."""
+        return vectors if self.input_items is self.output_items else None
 
     def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         x = self._look_up(batch.items, vectors)  # (T, D)

@@ -5,14 +5,15 @@ among devices would be a third kind (docs/cluster.md).
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ItemEmbedding(nn.Embedding):
     """A vector of parameters for each item. V items, D dim."""
 
     def rows(self, indices: Tensor, vectors: Tensor | None = None) -> Tensor:
-        """Return the vectors (n, D) of these rows (n,); `vectors` are not needed, as a row costs only its lookup."""
-        return self(indices)
+        """Return the vectors (n, D) of these rows (n,), from `vectors` (V, D) if they are not the parameters."""
+        return self(indices) if vectors is None or vectors is self.weight else F.embedding(indices, vectors)
 
     def table(self) -> Tensor:
         """Return the vectors of all items (V, D)."""

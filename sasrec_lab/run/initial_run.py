@@ -15,6 +15,9 @@ KEY = "init_from"
 _MAY_DIFFER = (
     "blocks",
     "dropout",
+    "dropout_attention",
+    "dropout_input",
+    "dropout_items",
     "head_transform",
     "id_dropout",
     "init",
@@ -24,6 +27,7 @@ _MAY_DIFFER = (
     "query_time",
     "temperature",
     "time_bias",
+    "token_dropout",
 )
 
 

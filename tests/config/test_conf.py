@@ -440,6 +440,17 @@ def test_a_mistake_gives_one_line(override, message):
         ),
         (["model.token_dropout=1"], "model.token_dropout=1.0 must be at least 0 and below 1"),
         (["model.dropout_input=-0.1"], "model.dropout_input=-0.1 must be at least 0 and below 1"),
+        (["model.dropout_items=1"], "model.dropout_items=1.0 must be at least 0 and below 1"),
+        (
+            ["model.dropout_items=0.1", "model.share_items=false"],
+            "model.dropout_items=0.1 drops the same parts of input and output, which model.share_items=false has apart;"
+            " set it to 0, or model.share_items=true",
+        ),
+        (
+            ["model.dropout_items=0.1", "optimizer.name=rowwise_adam", "loss=bce"],
+            "model.dropout_items=0.1 changes every item vector in each step, but optimizer.name=rowwise_adam updates"
+            " only the rows of a batch; use adam",
+        ),
         (
             ["model=gru4rec", "model.dropout_attention=0.1"],
             "model.dropout_attention=0.1 does not apply to model.block=gru; set it to null",

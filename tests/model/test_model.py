@@ -446,6 +446,27 @@ def test_token_dropout_omits_whole_items_in_training_only():
     assert 0.2 < is_omitted.double().mean() < 0.3
 
 
+def test_dropout_of_items_is_one_mask_for_inputs_and_scores():
+    """Without blocks and positions a state is its item's vector, so states are rows of the table of a step."""
+    cfg = replace(SMALL, blocks=0, final_norm=False, scale_embeddings=False, pos_emb=PosEmb.none, dropout_items=0.25)
+    model, batch = random_encoder(cfg).train(), packed([[*range(1, ITEMS + 1)]])
+    weights = model.input_items.weight
+    zeros = 0
+    for _ in range(50):
+        states, table = model.states_and_table(batch)
+        assert torch.equal(states, table[batch.items - 1])
+        is_zero = table == 0
+        assert torch.allclose(table, torch.where(is_zero, 0, weights / 0.75))
+        (gradient,) = torch.autograd.grad((states.sum() + table.square()).sum(), weights)
+        assert torch.equal(gradient == 0, is_zero)
+        zeros += int(is_zero.sum())
+    assert 0.2 < zeros / (50 * weights.numel()) < 0.3
+    first, second = model.states_and_table(batch, passes=2)[0]
+    assert torch.equal(first, second)
+    assert torch.equal(model.eval().item_vectors(), weights)
+    assert torch.equal(model(batch), weights[batch.items - 1])
+
+
 def test_dropout_is_active_only_in_training():
     model = random_encoder(replace(SMALL, dropout=0.2))
     batch = packed(SEQUENCES)
