@@ -108,20 +108,20 @@ def sampled_softmax_products(
 
 
 def _is_compiled(matmul_dtype: torch.dtype, has_mask: bool, *tensors: Tensor) -> bool:
-    """Return whether a CPU kernel makes the products of these tensors; that in bfloat16 needs AMX and knows no mask."""
+    """Return whether a CPU kernel makes the products of these tensors; that in bfloat16 knows no mask."""
     if matmul_dtype == torch.bfloat16:
-        return not has_mask and library.supports(*tensors) and has_bf16_tiles()
+        return not has_mask and library.supports(*tensors) and has_bf16_products()
     return matmul_dtype == torch.float32 and library.supports(*tensors)
 
 
 @cache
-def has_bf16_tiles() -> bool:
-    """Return whether the processor multiplies tiles of bfloat16 (AMX) and the system lets this process use them."""
-    return library.library() is not None and _has_bf16_tiles_kernel() == 1
+def has_bf16_products() -> bool:
+    """Return whether the processor multiplies bfloat16 (AMX, or AVX-512's instructions), and the system lets it."""
+    return library.library() is not None and _has_bf16_products_kernel() == 1
 
 
 @kernel
-def _has_bf16_tiles_kernel() -> int:  # type: ignore[empty-body]
+def _has_bf16_products_kernel() -> int:  # type: ignore[empty-body]
     """Return 1 or 0."""
 
 

@@ -75,6 +75,16 @@ def test_other_processors_compute_the_same(flags):
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_processors_without_tiles_multiply_bfloat16_alike():
+    processor = Path("/proc/cpuinfo")
+    if not processor.exists() or "amx_bf16" not in processor.read_text():
+        pytest.skip("needs a CPU with AMX; elsewhere this is the only form")
+    compiler = shlex.join(library.find_kernels().compiler)
+    check_comparisons_with(f"{compiler} -mno-amx-tile", ("ops/test_softmax_bf16.py",))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clang++", "ziglang"])
 def test_other_compilers_compute_the_same(name):
     command = name
@@ -85,8 +95,8 @@ def test_other_compilers_compute_the_same(name):
     check_comparisons_with(command)
 
 
-def check_comparisons_with(cxx: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *COMPARISONS]
+def check_comparisons_with(cxx: str, comparisons: tuple[str, ...] = COMPARISONS) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *comparisons]
     env = os.environ | {"CXX": cxx}
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -36,7 +36,7 @@ def test_attention_is_described_for_precision_and_width(words, asked, monkeypatc
     assert attention_form(trainer, cfg.model) == asked
 
 
-HALF_FORM = "CPU kernel" if softmax_products.has_bf16_tiles() else "torch, in chunks"
+HALF_FORM = "CPU kernel" if softmax_products.has_bf16_products() else "torch, in chunks"
 
 
 @pytest.mark.parametrize(

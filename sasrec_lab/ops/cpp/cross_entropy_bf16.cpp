@@ -1,7 +1,10 @@
-// Cross-entropy over items from states, with products in bfloat16 and sums in single precision, on processors with AMX.
-// T tokens, D dim, V items. A tile is a register of 16 rows of 64 bytes.
+// Cross-entropy over items from states, with products in bfloat16 and sums in single precision, on processors with AMX or
+// with AVX-512's instructions for bfloat16. T tokens, D dim, V items. A tile, of AMX, is a register of 16 rows of 64 bytes.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(__AVX512BF16__)
+#define HAS_BF16
+#endif
+#if defined(HAS_BF16) && defined(__AMX_BF16__) && defined(__linux__)
 #define HAS_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,7 +16,7 @@
 #include "products.h"
 #include "threads.h"
 
-#ifdef HAS_TILES
+#ifdef HAS_BF16
 
 typedef uint16_t bf16;
 
@@ -21,12 +24,6 @@ constexpr int64_t ROWS = 16, COLUMNS = 32;  // of a tile of bfloat16
 constexpr int64_t BLOCK = 2 * ROWS;   // rows and columns of a product made at a time, in four tiles
 constexpr int64_t PANEL = 8 * BLOCK;  // items whose exponentials are used while they are in the cache
 constexpr double TOO_LARGE = 1e30;    // for a sum of exponentials, some of which may have been cut at e^88
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // A matrix whose rows are an odd number of cache lines apart, so that rows of a tile do not share a cache's places.
 template <typename Number>
@@ -56,6 +53,21 @@ static inline float widened(bf16 x) {
     memcpy(&out, &bits, sizeof out);
     return out;
 }
+
+#ifdef HAS_TILES
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+static void begin_products() {
+    const TileConfig config;
+    asm volatile("" ::"r"(&config) : "memory");  // g++ 12 knows only of the first 8 bytes that are read
+    _tile_loadconfig(&config);
+}
+static void end_products() { _tile_release(); }
 
 // out (32, 32) = or += a (32, K) b (K, 32), for K a multiple of 32. A row of `b` is two rows of the matrix, whose numbers
 // alternate.
@@ -92,6 +104,43 @@ static inline void block_product(int64_t K, const bf16* a, int64_t a_bytes, cons
     _tile_stored(3, lower + ROWS, out_bytes);
     asm volatile("" ::: "memory");
 }
+
+#else
+
+static void begin_products() {}
+static void end_products() {}
+
+// The same in vector registers, for eight rows at a time.
+template <bool ADD>
+static inline void block_product(int64_t K, const bf16* a, int64_t a_bytes, const uint32_t* b, int64_t b_bytes, float* out,
+                                 int64_t out_bytes) {
+    constexpr int64_t HEIGHT = 8;
+    const int64_t a_stride = a_bytes / sizeof(bf16), b_stride = b_bytes / sizeof(uint32_t), stride = out_bytes / sizeof(float);
+    for (int64_t m = 0; m < BLOCK; m += HEIGHT, a += HEIGHT * a_stride, out += HEIGHT * stride) {
+        __m512 left[HEIGHT], right[HEIGHT];
+        for (int64_t i = 0; i < HEIGHT; i++) {
+            left[i] = ADD ? _mm512_load_ps(out + i * stride) : _mm512_setzero_ps();
+            right[i] = ADD ? _mm512_load_ps(out + i * stride + W) : _mm512_setzero_ps();
+        }
+        for (int64_t k = 0; k < K / 2; k++) {
+            const __m512bh b_left = (__m512bh)_mm512_load_si512(b + k * b_stride);
+            const __m512bh b_right = (__m512bh)_mm512_load_si512(b + k * b_stride + W);
+            for (int64_t i = 0; i < HEIGHT; i++) {
+                int32_t pair;
+                memcpy(&pair, a + i * a_stride + 2 * k, sizeof pair);
+                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                left[i] = _mm512_dpbf16_ps(left[i], both, b_left);
+                right[i] = _mm512_dpbf16_ps(right[i], both, b_right);
+            }
+        }
+        for (int64_t i = 0; i < HEIGHT; i++) {
+            _mm512_store_ps(out + i * stride, left[i]);
+            _mm512_store_ps(out + i * stride + W, right[i]);
+        }
+    }
+}
+
+#endif
 
 // The items, rounded once, and the R tokens of the current chunk; `wide`, `lanes` and `height` are D, the tokens of a
 // chunk and V rounded up to whole blocks, with zeros behind.
@@ -238,22 +287,24 @@ static void half_gradient(HalfChunk& chunk, int64_t first, int64_t last) {
 
 extern "C" {
 
-// Returns 1 if the processor has tiles of bfloat16 and the system lets this process use them, else 0.
-int64_t has_bf16_tiles() {
-#ifdef HAS_TILES
+// Returns 1 if the processor multiplies bfloat16 and, if it does so in tiles, the system lets this process use them; else 0.
+int64_t has_bf16_products() {
+#if defined(HAS_TILES)
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#elif defined(HAS_BF16)
+    return 1;
 #else
     return 0;
 #endif
 }
 
 // softmax_products of cross_entropy.cpp, without masks, with states, table and probabilities rounded to bfloat16 for the
-// three products. Only where has_bf16_tiles() is 1.
+// three products. Only where has_bf16_products() is 1.
 void softmax_products_bf16(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
                            const int64_t* excluded, const float* targets, int64_t has_target_column,
                            const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
-#ifdef HAS_TILES
+#ifdef HAS_BF16
     const int64_t threads = omp_get_max_threads();
     HalfChunk chunk(V, D, rows, biases);
     if (excluded) chunk.excluded_items.resize(chunk.lanes);
@@ -264,9 +315,7 @@ void softmax_products_bf16(const float* states, int64_t T, int64_t D, const floa
     parallel([&](const Team& team) {
         const int64_t me = team.me;
         Desk& desk = desks[me];
-        const TileConfig config;
-        asm volatile("" ::"r"(&config) : "memory");  // g++ 12 knows only of the first 8 bytes that are read
-        _tile_loadconfig(&config);
+        begin_products();
         team.share(V, BLOCK, [&](int64_t first) { take_items(chunk, table, first, std::min(V, first + BLOCK)); });
         for (int64_t begin = 0; begin < T; begin += rows) {
             const int64_t R = std::min(rows, T - begin);
@@ -330,7 +379,7 @@ void softmax_products_bf16(const float* states, int64_t T, int64_t D, const floa
         team.share(V, 1, [&](int64_t i) {
             memcpy(table_grad + i * D, chunk.gradient.at(i, 0), D * sizeof(float));
         });
-        _tile_release();
+        end_products();
     });
 #endif
 }
