@@ -43,8 +43,8 @@ def _check_encoder(cfg: TrainConfig) -> None:
         )
     if cfg.loss.rdrop and not cfg.model.has_dropout:
         raise InputError(
-            f"loss.rdrop={cfg.loss.rdrop} compares two passes that differ by dropout, but the model has none and"
-            " their divergence is 0; set model.dropout=0.2, for example, or loss.rdrop=0"
+            f"loss.rdrop={cfg.loss.rdrop} compares two passes that differ by dropout, but the model's do not, so"
+            " that their divergence is 0; set model.dropout=0.2, for example, or loss.rdrop=0"
         )
     if cfg.optimizer.name is OptimizerName.rowwise_adam:
         _check_rowwise_adam(cfg)

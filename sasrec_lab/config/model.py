@@ -177,8 +177,8 @@ class ModelConfig(ModelSection):
                 raise InputError(f"model.{key}={rate} must be at least 0 and below 1")
         if self.dropout_items and not self.share_items:
             raise InputError(
-                f"model.dropout_items={self.dropout_items} drops the same parts of input and output, which"
-                " model.share_items=false has apart; set it to 0, or model.share_items=true"
+                f"model.dropout_items={self.dropout_items} is one mask for inputs and outputs, but"
+                " model.share_items=false has two tables; set it to 0, or model.share_items=true"
             )
         if self.token_dropout and not self.causal:
             raise InputError(
@@ -304,7 +304,10 @@ class ModelConfig(ModelSection):
 
     @property
     def has_dropout(self) -> bool:
-        """Return whether two passes over a batch differ, as far as is known of a block or a head of the user's."""
+        """Return whether two passes over a batch differ, as far as is known of a block or a head of the user's.
+
+        The mask of `dropout_items` is one for both.
+        """
         in_blocks = max(self.dropout, self.rate_attention) if self.blocks else 0.0
         is_known = not isinstance(self.block, Foreign) and self.head is None
         return not is_known or max(in_blocks, self.rate_input, self.token_dropout) > 0

@@ -70,11 +70,8 @@ class Encoder(nn.Module):
         return self.maxlen - (self.mask is not None)
 
     def item_vectors(self) -> Tensor:
-        """Return the items' output vectors (V, D), before the head; row i is item i + 1.
-
-        In training, with dropout if the config says so: one mask of a step, for inputs, targets and negatives alike.
-        """
-        return dropout(self.output_items.table(), self.item_rate if self.training else 0.0)
+        """Return the items' output vectors (V, D), before the head; row i is item i + 1."""
+        return self.output_items.table()
 
     @property
     def item_table(self) -> Tensor:
@@ -87,9 +84,9 @@ class Encoder(nn.Module):
         """Return the headed states of some tokens, as `forward` takes `rows`, and the table to compare them with.
 
         The states of several passes, which differ by their dropout, are stacked. Item vectors that are made of features
-        or have dropout are made once for all.
+        are made once for all, and so is the mask of `dropout_items`, for inputs, targets and negatives alike.
         """
-        vectors = self.item_vectors()
+        vectors = self._dropped(self.item_vectors())
         states = [self(batch, rows, self._input_vectors(vectors)) for _ in range(passes)]
         table = self.head.item_vectors(vectors)
         headed = [self.head(each) for each in states]
@@ -142,8 +139,11 @@ class Encoder(nn.Module):
             self.input_items = self.output_items = ItemEmbedding.from_pretrained(vectors)
 
     def _input_vectors(self, vectors: Tensor) -> Tensor | None:
-        """Return the output vectors if they are the input's too."""
+        """Return the output vectors if they are the input's too, else None."""
         return vectors if self.input_items is self.output_items else None
+
+    def _dropped(self, vectors: Tensor) -> Tensor:
+        return dropout(vectors, self.item_rate if self.training else 0.0)
 
     def _embed(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         x = self._look_up(batch.items, vectors)  # (T, D)
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         is_mask = items == MASK
         # a row that the batch looks up anyway, so that no further row gets a gradient
         rows = torch.where(is_mask, items.max().clamp(min=1), items) - 1
-        return torch.where(is_mask[:, None], self.mask, self.input_items.rows(rows, vectors))
+        return torch.where(is_mask[:, None], self._dropped(self.mask), self.input_items.rows(rows, vectors))
 
     def layout(self, batch: PackedBatch) -> BatchLayout:
         """Return what the blocks need to know of the batch."""

@@ -15,7 +15,8 @@ class FeatureVectors(nn.Module):
     """Item vectors: the sum of a vector for each category of an item, its given vector through a linear layer, and with
     items=both a vector of its id.
 
-    As RecTools' SumOfEmbeddingsConstructor with its nets of ids and categories, without their dropout. An item that
+    As RecTools' SumOfEmbeddingsConstructor with its nets of ids and categories, without the dropout of each;
+    `model.dropout_items` is on the sum. An item that
     training lacks has no vector of its id. Neither does a share `id_dropout` of the items in a training step, so that
     features learn to describe an item without it (as in DropoutNet: Volkovs et al. 2017).
     """

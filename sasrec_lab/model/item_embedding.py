@@ -13,7 +13,7 @@ class ItemEmbedding(nn.Embedding):
 
     def rows(self, indices: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the vectors (n, D) of these rows (n,), from `vectors` (V, D) if they are not the parameters."""
-        return self(indices) if vectors is None or vectors is self.weight else F.embedding(indices, vectors)
+        return F.embedding(indices, self.weight if vectors is None else vectors, sparse=self.sparse)
 
     def table(self) -> Tensor:
         """Return the vectors of all items (V, D)."""

@@ -116,7 +116,7 @@ def _is_compiled(matmul_dtype: torch.dtype, has_mask: bool, *tensors: Tensor) ->
 
 @cache
 def has_bf16_products() -> bool:
-    """Return whether the processor multiplies bfloat16 (AMX, or AVX-512's instructions), and the system lets it."""
+    """Return whether the CPU has products of bfloat16 (AMX or AVX-512 BF16) that this process may use."""
     return library.library() is not None and _has_bf16_products_kernel() == 1
 
 
@@ -206,7 +206,7 @@ def _softmax_products_compiled(
         inputs = states, tokens, dim, table, items, biases, excluded, target_vectors, int(sampled is not None)
         outputs = log_p, expected, table_grad
         if matmul_dtype == torch.bfloat16:
-            rows = ceil(chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole tiles
+            rows = ceil(chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole blocks
             _softmax_products_bf16_kernel(*inputs, weights, rows, *outputs)
         else:
             rows = ceil(chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers

@@ -443,7 +443,7 @@ def test_a_mistake_gives_one_line(override, message):
         (["model.dropout_items=1"], "model.dropout_items=1.0 must be at least 0 and below 1"),
         (
             ["model.dropout_items=0.1", "model.share_items=false"],
-            "model.dropout_items=0.1 drops the same parts of input and output, which model.share_items=false has apart;"
+            "model.dropout_items=0.1 is one mask for inputs and outputs, but model.share_items=false has two tables;"
             " set it to 0, or model.share_items=true",
         ),
         (

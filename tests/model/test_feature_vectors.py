@@ -12,7 +12,7 @@ from small_models import packed
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.dataset import Catalogue, Windows
-from sasrec_lab.config.model import ItemVectors
+from sasrec_lab.config.model import ItemVectors, PosEmb
 from sasrec_lab.data.holdout import hold_out
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.items import ItemFeatures
@@ -72,6 +72,16 @@ def test_a_frozen_table_has_no_dropout():
     expected = model.eval().item_vectors()
     model.train().freeze_vectors()
     assert torch.equal(model.item_vectors(), expected)
+
+
+def test_dropout_of_items_is_on_the_sum():
+    plain = {"blocks": 0, "final_norm": False, "scale_embeddings": False, "pos_emb": PosEmb.none}
+    model = Encoder(4, replace(SMALL, items=ItemVectors.both, dropout_items=0.5, **plain), FEATURES).train()
+    batch = packed([[1, 4, 2], [3]])
+    states, table = model.states_and_table(batch)
+    assert torch.equal(states, table[batch.items - 1])
+    assert torch.equal(table, torch.where(table == 0, 0, 2 * model.item_vectors()))
+    assert 0 < (table == 0).sum() < table.numel()
 
 
 def test_a_share_of_the_ids_is_dropped_in_training_only():

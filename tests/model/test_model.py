@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Activation, Init, ModelConfig, Norm, PosEmb, PositionsFrom
-from sasrec_lab.data.batches import Labels, PackedBatch
+from sasrec_lab.data.batches import MASK, Labels, PackedBatch
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import block, buckets, library
 from sasrec_lab.ops import dropout as dropout_module
@@ -463,8 +463,20 @@ def test_dropout_of_items_is_one_mask_for_inputs_and_scores():
     assert 0.2 < zeros / (50 * weights.numel()) < 0.3
     first, second = model.states_and_table(batch, passes=2)[0]
     assert torch.equal(first, second)
-    assert torch.equal(model.eval().item_vectors(), weights)
-    assert torch.equal(model(batch), weights[batch.items - 1])
+    assert torch.equal(model.item_vectors(), weights)
+    assert torch.equal(model.eval()(batch), weights[batch.items - 1])
+
+
+def test_dropout_of_items_is_also_that_of_the_mask():
+    cfg = replace(SMALL, blocks=0, final_norm=False, scale_embeddings=False, pos_emb=PosEmb.none, dropout_items=0.5)
+    model = random_encoder(replace(cfg, causal=False))
+    items = packed([[3, 1, 5, 1]])
+    batch = replace(items, items=torch.where(items.items == 1, MASK, items.items))
+    assert torch.equal(model.eval()(batch)[1], model.mask[0])
+    first, second = (model.train()(batch)[[1, 3]] for _ in range(2))
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first, second)
+    assert torch.equal(first[0], torch.where(first[0] == 0, 0, 2 * model.mask[0]))
 
 
 def test_dropout_is_active_only_in_training():

@@ -81,7 +81,7 @@ def test_processors_without_tiles_multiply_bfloat16_alike():
     if not processor.exists() or "amx_bf16" not in processor.read_text():
         pytest.skip("needs a CPU with AMX; elsewhere this is the only form")
     compiler = shlex.join(library.find_kernels().compiler)
-    check_comparisons_with(f"{compiler} -mno-amx-tile", ("ops/test_softmax_bf16.py",))
+    check_comparisons_with(f"{compiler} -mno-amx-bf16", ("ops/test_softmax_bf16.py",))
 
 
 @pytest.mark.slow

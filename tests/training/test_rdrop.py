@@ -157,12 +157,16 @@ def test_the_states_of_both_passes_are_counted_as_memory():
         ),
         (
             ["model.dropout=0", "loss.rdrop=1"],
-            "loss.rdrop=1.0 compares two passes that differ by dropout, but the model has none and their divergence is"
-            " 0; set model.dropout=0.2, for example, or loss.rdrop=0",
+            "loss.rdrop=1.0 compares two passes that differ by dropout, but the model's do not, so that their"
+            " divergence is 0; set model.dropout=0.2, for example, or loss.rdrop=0",
         ),
         (
             ["model.blocks=0", "model.dropout_input=0", "loss.rdrop=1"],
-            "loss.rdrop=1.0 compares two passes that differ by dropout, but the model has none",
+            "loss.rdrop=1.0 compares two passes that differ by dropout, but the model's do not",
+        ),
+        (
+            ["model.dropout=0", "model.dropout_items=0.5", "loss.rdrop=1"],
+            "loss.rdrop=1.0 compares two passes that differ by dropout, but the model's do not",
         ),
     ],
 )

@@ -20,12 +20,12 @@
 
 typedef uint16_t bf16;
 
-constexpr int64_t ROWS = 16, COLUMNS = 32;  // of a tile of bfloat16
-constexpr int64_t BLOCK = 2 * ROWS;   // rows and columns of a product made at a time, in four tiles
+constexpr int64_t ROWS = 16;          // of a tile
+constexpr int64_t BLOCK = 2 * ROWS;   // rows and columns of a product made at a time
 constexpr int64_t PANEL = 8 * BLOCK;  // items whose exponentials are used while they are in the cache
 constexpr double TOO_LARGE = 1e30;    // for a sum of exponentials, some of which may have been cut at e^88
 
-// A matrix whose rows are an odd number of cache lines apart, so that rows of a tile do not share a cache's places.
+// A matrix whose rows are an odd number of cache lines apart, so that neighboring rows do not share a cache's places.
 template <typename Number>
 struct Matrix {
     static constexpr int64_t LINE = 64 / sizeof(Number);
@@ -68,6 +68,8 @@ static void begin_products() {
     _tile_loadconfig(&config);
 }
 static void end_products() { _tile_release(); }
+
+constexpr int64_t COLUMNS = 32;  // of a tile of bfloat16
 
 // out (32, 32) = or += a (32, K) b (K, 32), for K a multiple of 32. A row of `b` is two rows of the matrix, whose numbers
 // alternate.
@@ -287,7 +289,8 @@ static void half_gradient(HalfChunk& chunk, int64_t first, int64_t last) {
 
 extern "C" {
 
-// Returns 1 if the processor multiplies bfloat16 and, if it does so in tiles, the system lets this process use them; else 0.
+// Returns 1 if the processor has products of bfloat16 that this process may use, else 0. Where the system denies tiles, there
+// are none, because only one form is compiled.
 int64_t has_bf16_products() {
 #if defined(HAS_TILES)
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
