@@ -26,8 +26,8 @@ def plain(
     return own - logits.logsumexp(1, keepdim=True), p @ rows, p.T @ (states * weights).double()
 
 
-def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-5, atol=atol)
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < BY_ROUNDING * other.norm()
@@ -58,7 +58,8 @@ def test_products_are_those_of_rounded_numbers(monkeypatch, tokens, dim, items, 
 def test_scores_far_above_that_of_the_target():
     states, table, targets, weights = example(60, 32, 300, scale=60)
     assert (states @ table.T).amax() - (states * table[targets]).sum(1).amin() > 150  # e^88 is the most in one pass
-    assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights))
+    # such scores are rounded by up to 1.5e-5 in each of their sums
+    assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights), atol=2e-4)
 
 
 @pytest.mark.parametrize("items", [1, 3])
