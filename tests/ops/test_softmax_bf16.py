@@ -57,9 +57,11 @@ def test_products_are_those_of_rounded_numbers(monkeypatch, tokens, dim, items, 
 
 def test_scores_far_above_that_of_the_target():
     states, table, targets, weights = example(60, 32, 300, scale=60)
-    assert (states @ table.T).amax() - (states * table[targets]).sum(1).amin() > 150  # e^88 is the most in one pass
-    # such scores are rounded by up to 1.5e-5 in each of their sums
-    assert_equal(products(states, table, targets, weights), plain(states, table, table[targets], weights), atol=2e-4)
+    scores = states @ table.T
+    assert scores.amax() - (states * table[targets]).sum(1).amin() > 150  # e^88 is the most in one pass
+    of_rounding = 2 * torch.finfo(torch.float32).eps * scores.abs().amax().item()  # log p is a difference of two scores
+    found, expected = products(states, table, targets, weights), plain(states, table, table[targets], weights)
+    assert_equal(found, expected, atol=of_rounding)
 
 
 @pytest.mark.parametrize("items", [1, 3])
