@@ -5,6 +5,7 @@ from sasrec_lab.config.dataset import Target
 from sasrec_lab.config.evaluation import LOSS, metric_names
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.model import BlockName, ItemVectors, ModelConfig, PosEmb, Similarity
+from sasrec_lab.config.model_rules import check_model
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import Exclude, LossName, ObjectiveName, OptimizerName, SamplerName, Schedule
 from sasrec_lab.errors import InputError, nearest
@@ -12,6 +13,8 @@ from sasrec_lab.errors import InputError, nearest
 
 def check_combinations(cfg: TrainConfig) -> None:
     """Raise InputError for the first combination of values that makes no sense, with the key to change."""
+    if isinstance(cfg.model, ModelConfig):
+        check_model(cfg.model)
     schedule = cfg.optimizer.schedule
     if schedule is not Schedule.constant and cfg.trainer.get("max_epochs") in (None, -1):
         raise InputError(f"optimizer.schedule={schedule.name} needs the length of training; set trainer.max_epochs")

@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sasrec_lab.config.checks import REJECTED_FLAGS, TRAINER_FLAGS, check_numbers
 from sasrec_lab.config.combinations import check_combinations
 from sasrec_lab.config.foreign import Foreign, trust_parts
+from sasrec_lab.config.model import ModelConfig
+from sasrec_lab.config.model_rules import check_model
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.config.training import ObjectiveName
 from sasrec_lab.errors import InputError, MissingKey, did_you_mean, nearest
@@ -144,6 +146,8 @@ def section_of(config: dict[str, Any], name: str, schema: type, trust: Iterable[
             raise InputError("it has an interpolation (${...}), which no run records")
         check_numbers(name, config[name])
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config[name]))
+        if isinstance(typed, ModelConfig):
+            check_model(typed)
         trust_parts(typed, trust)
         return typed
     except InputError as error:

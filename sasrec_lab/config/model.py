@@ -1,4 +1,4 @@
-"""Schema of the section `model` for encoders: their keys, and checks across them."""
+"""Schema of the section `model` for encoders: their keys, and what follows from these."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, Optional
 from omegaconf import MISSING
 
 from sasrec_lab.config import foreign
-from sasrec_lab.config.checks import check_at_least, check_finite, typed_form
+from sasrec_lab.config.checks import check_at_least, check_finite
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.errors import InputError
-
-_MOST_HEADS = 1024  # that a message suggests
 
 # Choices; a user writes the name of a member.
 BlockName = Enum("BlockName", ["transformer", "ligr", "gru", "hstu", "fuxi"])
@@ -25,51 +23,7 @@ QueryTime = Enum("QueryTime", ["target", "last"])
 ItemVectors = Enum("ItemVectors", ["ids", "features", "both"])
 Similarity = Enum("Similarity", ["dot", "cosine"])
 
-# Keys that a block does not have, or in one form only, with the value that they must have there
-_FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
-    BlockName.gru: {
-        "heads": 1,
-        "norm": Norm.sasrec,
-        "norm_eps": 1e-8,
-        "residual": True,
-        "ff_dim": None,
-        "activation": Activation.relu,
-        "output_projection": False,
-        "pad_keys": False,
-        "causal": True,
-        "dropout_attention": None,
-        "dropout_input": None,
-    },
-    BlockName.hstu: {
-        "norm": Norm.pre,
-        "residual": True,
-        "ff_dim": None,
-        "activation": Activation.relu,
-        "output_projection": True,
-        "pad_keys": False,
-        "causal": True,
-        "dropout_attention": None,
-    },
-    BlockName.fuxi: {
-        "norm": Norm.pre,
-        "norm_affine": False,
-        "residual": True,
-        "activation": Activation.swiglu,
-        "output_projection": True,
-        "pad_keys": False,
-        "causal": True,
-        "dropout_attention": None,
-    },
-}
-_POINTWISE = BlockName.hstu, BlockName.fuxi  # their attention has no softmax
-# Keys of these blocks, with the value that they must have for the others
-_OF_POINTWISE: dict[str, Any] = {
-    "position_bias": False,
-    "norm_affine": True,
-    "divisor": None,
-    "qk_dim": None,
-    "v_dim": None,
-}
+POINTWISE = BlockName.hstu, BlockName.fuxi  # their attention has no softmax
 
 
 @dataclass
@@ -143,152 +97,20 @@ class ModelConfig(ModelSection):
                 " model.head=package.module:Name, or remove them"
             )
         check_at_least("model.blocks", self.blocks, 0)
-        check_at_least("model.heads", self.heads, 1)
-        check_at_least("model.dim", self.dim, 1)
-        check_at_least("model.maxlen", self.maxlen, 1)
-        for key, eps in (("norm_eps", self.norm_eps), ("final_norm_eps", self.final_norm_eps)):
-            check_finite(f"model.{key}", eps)
-            if not eps > 0:
-                raise InputError(f"model.{key}={eps} must be above 0")
-        if self.pad_keys:
-            self._check_pad_keys()
-        if self.block is BlockName.ligr and self.norm is not Norm.pre:
-            raise InputError(f"model.norm={self.norm.name} must be pre for model.block=ligr; set it to pre")
-        self._check_block()
-        if self.ff_dim is not None:
-            check_at_least("model.ff_dim", self.ff_dim, 1)
-        self._check_dropout()
-        if self.dim % self.heads and None in (self.qk_dim, self.v_dim):
-            fits = [str(heads) for heads in range(1, min(self.dim, _MOST_HEADS) + 1) if self.dim % heads == 0]
-            widths = " or set model.qk_dim and model.v_dim" if self.block in _POINTWISE else ""
-            heads = f"model.heads={self.heads}; use heads {', '.join(fits)}{widths}"
-            raise InputError(f"model.dim={self.dim} is not a multiple of {heads}")
-        check_finite("model.temperature", self.temperature)
-        if not self.temperature > 0:
-            raise InputError(f"model.temperature={self.temperature} must be above 0")
-        self._check_positions()
-        self._check_times()
-        self._check_items()
-
-    def _check_dropout(self) -> None:
-        for key in ("dropout", "dropout_attention", "dropout_input", "dropout_items", "token_dropout"):
+        for key in ("heads", "dim", "maxlen", "ff_dim", "qk_dim", "v_dim"):
+            if (size := getattr(self, key)) is not None:
+                check_at_least(f"model.{key}", size, 1)
+        for key in ("norm_eps", "final_norm_eps", "temperature", "divisor"):
+            if (number := getattr(self, key)) is None:
+                continue
+            check_finite(f"model.{key}", number)
+            if not number > 0:
+                null = "; null: maxlen" if key == "divisor" else ""
+                raise InputError(f"model.{key}={number} must be above 0{null}")
+        for key in ("dropout", "dropout_attention", "dropout_input", "dropout_items", "id_dropout", "token_dropout"):
             rate = getattr(self, key)
             if rate is not None and not 0 <= rate < 1:
                 raise InputError(f"model.{key}={rate} must be at least 0 and below 1")
-        if self.dropout_items and not self.share_items:
-            raise InputError(
-                f"model.dropout_items={self.dropout_items} is one mask for inputs and outputs, but"
-                " model.share_items=false has two tables; set it to 0, or model.share_items=true"
-            )
-        if self.token_dropout and not self.causal:
-            raise InputError(
-                f"model.token_dropout={self.token_dropout} would hide items next to those that objective=masked_items"
-                " hides; set it to 0 for model.causal=false, or raise objective.mask_share"
-            )
-
-    def _check_items(self) -> None:
-        if self.items is not ItemVectors.ids and not self.share_items:
-            raise InputError(
-                f"model.share_items=false does not go with model.items={self.items.name}, whose vectors are both input"
-                " and output; set model.share_items=true"
-            )
-        if not 0 <= self.id_dropout < 1:
-            raise InputError(f"model.id_dropout={self.id_dropout} must be at least 0 and below 1")
-        if self.id_dropout and self.items is not ItemVectors.both:
-            raise InputError(
-                f"model.id_dropout={self.id_dropout} only applies to model.items=both, where features remain without"
-                f" the id; set it to 0 for model.items={self.items.name}"
-            )
-
-    def _check_pad_keys(self) -> None:
-        for key, refused in (("block=ligr", self.block is BlockName.ligr), ("causal=false", not self.causal)):
-            if refused:
-                raise InputError(f"model.pad_keys=true does not go with model.{key}; set model.pad_keys=false")
-        if self.block is BlockName.transformer and self.norm is not Norm.sasrec:
-            raise InputError(
-                f"model.pad_keys=true requires model.norm=sasrec (as in RecTools), not {self.norm.name}; set"
-                " model.pad_keys=false"
-            )
-
-    def _check_positions(self) -> None:
-        if self.pos_emb in (PosEmb.rope, PosEmb.relative):
-            if self.block is BlockName.gru:
-                raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} is a part of attention, which model.block=gru does not have;"
-                    " set it to none"
-                )
-            if self.block in _POINTWISE:
-                raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} does not go with model.block={self.block.name}; set it to"
-                    " learned, sinusoidal or none: the bias by distance is model.position_bias=true there"
-                )
-            if self.pad_keys:
-                raise InputError(
-                    f"model.pos_emb={self.pos_emb.name} does not go with model.pad_keys=true; set model.pad_keys=false,"
-                    " or model.pos_emb=learned"
-                )
-        if self.pos_emb is PosEmb.rope and self.dim // self.heads % 2:
-            sizes = f"model.dim={self.dim} / model.heads={self.heads}"
-            raise InputError(f"model.pos_emb=rope rotates pairs of columns, so {sizes} must be even")
-        if self.positions_from is PositionsFrom.oldest:
-            if self.pos_emb not in (PosEmb.learned, PosEmb.sinusoidal):
-                raise InputError(
-                    "model.positions_from=oldest only applies to pos_emb=learned and sinusoidal; set it to newest for"
-                    f" pos_emb={self.pos_emb.name}"
-                )
-            if self.pad_keys:
-                raise InputError("model.positions_from=oldest requires model.pad_keys=false")
-
-    def _check_block(self) -> None:
-        if self.block is BlockName.gru and self.blocks < 1:
-            raise InputError(f"model.blocks={self.blocks} must be at least 1 for model.block=gru")
-        for key, value in _FIXED.get(self.block, {}).items():
-            if (given := getattr(self, key)) != value:
-                raise InputError(
-                    f"model.{key}={typed_form(given)} does not apply to model.block={self.block.name}; set it to"
-                    f" {typed_form(value)}"
-                )
-        if self.block in _POINTWISE:
-            self._check_pointwise()
-            return
-        if isinstance(self.block, Foreign):  # which of the keys it uses is its own matter
-            return
-        for key, value in _OF_POINTWISE.items():
-            if (given := getattr(self, key)) != value:
-                raise InputError(
-                    f"model.{key}={typed_form(given)} only applies to model.block=hstu and fuxi; set it to"
-                    f" {typed_form(value)}" + (", or use model.pos_emb=relative" if key == "position_bias" else "")
-                )
-        if self.init is Init.meta:
-            raise InputError("model.init=meta only applies to model.block=hstu and fuxi; set it to normal")
-
-    def _check_pointwise(self) -> None:
-        for key in ("qk_dim", "v_dim"):
-            if (width := getattr(self, key)) is not None:
-                check_at_least(f"model.{key}", width, 1)
-        if self.divisor is not None:
-            check_finite("model.divisor", self.divisor)
-            if not self.divisor > 0:
-                raise InputError(f"model.divisor={self.divisor} must be above 0; null: maxlen")
-
-    def _check_times(self) -> None:
-        bias, block = self.time_bias, self.block.name
-        if bias is TimeBias.none:
-            return  # query_time is of no account, so that a sweep may have models without times
-        blocks = {
-            TimeBias.decay: (BlockName.transformer, BlockName.ligr),
-            TimeBias.buckets: _POINTWISE,
-        }[bias]
-        if self.block not in blocks and not isinstance(self.block, Foreign):
-            others: dict[BlockName, str] = {BlockName.gru: "none"} | dict.fromkeys(_POINTWISE, "buckets or none")
-            fitting = others.get(self.block, "decay or none")
-            raise InputError(f"model.time_bias={bias.name} does not go with model.block={block}; use {fitting}")
-        for key, value in (("causal", True), ("pad_keys", False)):
-            if getattr(self, key) is not value:
-                raise InputError(
-                    f"model.time_bias={bias.name} requires model.{key}={typed_form(value)}; set that, or"
-                    " model.time_bias=none"
-                )
 
     @property
     def rate_attention(self) -> float:
