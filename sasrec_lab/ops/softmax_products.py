@@ -47,7 +47,7 @@ class Mask(NamedTuple):
 def describe(device: torch.device, dtype: torch.dtype, dim: int, *, is_sampled: bool, has_mask: bool) -> str:
     """Return in words who computes the products of states (T, D) on a device, for products in `dtype`."""
     states = torch.empty(1, dim, device=device)
-    if _is_compiled(dtype, has_mask, states):
+    if _is_compiled(dtype, states):
         return "CPU kernel"
     return "torch, in chunks" if has_mask or not _triton_form(states, states, dtype, is_sampled) else "Triton kernels"
 
@@ -62,7 +62,7 @@ def softmax_products(
     mask: Mask | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table; `target_vectors` (T, D) are the table's rows `targets`."""
-    if _is_compiled(matmul_dtype, mask is not None, states, table, target_vectors, weights):
+    if _is_compiled(matmul_dtype, states, table, target_vectors, weights):
         masked = None if mask is None else (mask.rows, mask.owners, targets)
         return _softmax_products_compiled(states, table, target_vectors, weights, matmul_dtype, masked=masked)
     if mask is None and (triton := _triton_form(states, table, matmul_dtype, is_sampled=False)):
@@ -88,7 +88,7 @@ def sampled_softmax_products(
     `shared` is (log weights (N,) to add to the negatives' logits, the column (T,) that does not count for each token).
     """
     tensors = states, target_vectors, negatives, weights, *(shared or ())[:1]
-    if _is_compiled(matmul_dtype, False, *tensors):
+    if _is_compiled(matmul_dtype, *tensors):
         sampled = shared or (None, None)
         return _softmax_products_compiled(states, negatives, target_vectors, weights, matmul_dtype, sampled)
     if triton := _triton_form(states, negatives, matmul_dtype, is_sampled=True):
@@ -107,10 +107,10 @@ def sampled_softmax_products(
     return log_p, expected, table_grad[: len(negatives)]
 
 
-def _is_compiled(matmul_dtype: torch.dtype, has_mask: bool, *tensors: Tensor) -> bool:
-    """Return whether a CPU kernel makes the products of these tensors; that in bfloat16 knows no mask."""
+def _is_compiled(matmul_dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Return whether a CPU kernel makes the products of these tensors."""
     if matmul_dtype == torch.bfloat16:
-        return not has_mask and library.supports(*tensors) and has_bf16_products()
+        return library.supports(*tensors) and has_bf16_products()
     return matmul_dtype == torch.float32 and library.supports(*tensors)
 
 
@@ -203,15 +203,16 @@ def _softmax_products_compiled(
         excluded, owners, targets = (None if x is None else x[real] for x in (excluded, owners, targets))
     log_p, expected, table_grad = torch.empty_like(weights), torch.empty_like(states), torch.empty_like(table)
     if tokens:
-        inputs = states, tokens, dim, table, items, biases, excluded, target_vectors, int(sampled is not None)
+        width = 0 if masked_rows is None else masked_rows.shape[1]
+        scored = states, tokens, dim, table, items, biases, excluded, target_vectors, int(sampled is not None)
+        inputs = *scored, masked_rows, owners, targets, width, weights
         outputs = log_p, expected, table_grad
         if matmul_dtype == torch.bfloat16:
             rows = ceil(chunk_tokens(tokens, items, "compiled bfloat16") / 32) * 32  # whole blocks
-            _softmax_products_bf16_kernel(*inputs, weights, rows, *outputs)
+            _softmax_products_bf16_kernel(*inputs, rows, *outputs)
         else:
             rows = ceil(chunk_tokens(tokens, items, "compiled") / 16) * 16  # whole registers
-            width = 0 if masked_rows is None else masked_rows.shape[1]
-            _softmax_products_kernel(*inputs, masked_rows, owners, targets, width, weights, rows, *outputs)
+            _softmax_products_kernel(*inputs, rows, *outputs)
     else:
         table_grad.zero_()
     if tokens < every:
@@ -254,6 +255,10 @@ def _softmax_products_bf16_kernel(
     excluded: Integers | None,
     target_vectors: Floats,
     has_target_column: int,
+    masked: Integers | None,
+    owners: Integers | None,
+    targets: Integers | None,
+    width: int,
     weights: Floats,
     rows: int,
     log_p: Floats,

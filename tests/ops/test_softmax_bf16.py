@@ -13,11 +13,16 @@ BY_ROUNDING = 6e-3  # probabilities and scaled states are rounded once, by at mo
 
 
 def plain(
-    states: Tensor, table: Tensor, targets: Tensor, weights: Tensor, shared: tuple[Tensor, Tensor] | None = None
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    shared: tuple[Tensor, Tensor] | None = None,
+    shown: Tensor | bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute in double precision what the kernel does, from states and table rounded to bfloat16."""
     h, rows, wanted = (x.bfloat16().double() for x in (states, table, targets))
-    logits, own = h @ rows.T, (h * wanted).sum(1, keepdim=True)
+    logits, own = (h @ rows.T).where(torch.as_tensor(shown), float("-inf")), (h * wanted).sum(1, keepdim=True)
     if shared:
         log_weights, excluded = shared
         logits = torch.cat([logits + log_weights, torch.empty(len(h), 1)], 1)
@@ -110,11 +115,15 @@ def test_one_thread_count_gives_the_same_bits_each_time():
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def test_masked_items_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(softmax_products, "_softmax_products_compiled", lambda *given, **named: pytest.fail("called"))
-    states, table, targets, weights = example(9, 16, 40)
-    mask = Mask(torch.tensor([[3, 4]]), torch.zeros(9, dtype=torch.long))
-    log_p = products(states, table, targets, weights, mask)[0]
-    logits = states @ table.T
-    logits[:, [3, 4]] = logits[:, [3, 4]].where(targets[:, None] == torch.tensor([3, 4]), float("-inf"))
-    torch.testing.assert_close(log_p, logits.log_softmax(1).gather(1, targets[:, None]), rtol=0.02, atol=0.02)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("scale", [1, 60])
+@pytest.mark.parametrize(("tokens", "items", "groups", "width"), [(1, 1, 1, 1), (9, 40, 1, 2), (700, 301, 23, 90)])
+def test_masked_items(tokens, items, groups, width, scale, threads):
+    torch.set_num_threads(threads)
+    states, table, targets, weights = example(tokens, 32, items, scale)
+    rows, owners = torch.randint(-1, items, (groups, width)), torch.randint(0, groups, (tokens,)).sort().values
+    found = products(states, table, targets, weights, Mask(rows, owners))
+    shown = torch.ones(groups, items + 1, dtype=torch.bool).scatter(1, rows + 1, False)[owners, 1:]
+    shown[torch.arange(tokens), targets] = True  # a token's own target counts
+    rounding = 2 * torch.finfo(torch.float32).eps * (states @ table.T).abs().amax().item()
+    assert_equal(found, plain(states, table, table[targets], weights, shown=shown), atol=max(rounding, 1e-5))

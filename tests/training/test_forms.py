@@ -47,7 +47,7 @@ HALF_FORM = "CPU kernel" if softmax_products.has_bf16_products() else "torch, in
         (["loss.rdrop=1"], "torch, in chunks"),
         (["loss=sampled_softmax"], "CPU kernel"),
         (["trainer.precision=bf16-mixed"], HALF_FORM),
-        (["trainer.precision=bf16-mixed", "loss.exclude=history"], "torch, in chunks"),
+        (["trainer.precision=bf16-mixed", "loss.exclude=history"], HALF_FORM),
         (["loss=bce"], None),
         (["loss=sampled_softmax", "loss.sampler=uniform"], None),
     ],

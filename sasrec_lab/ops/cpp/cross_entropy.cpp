@@ -3,29 +3,11 @@
 #include <cmath>
 #include <memory>
 
+#include "mask.h"
 #include "products.h"
 #include "threads.h"
 
 constexpr double TOO_LARGE = 1e30;  // for a sum of exponentials, some of which may have been cut at e^88
-
-// Items that do not count for the tokens of a group, except as a token's target; a negative number is none.
-struct Mask {
-    const int64_t *items, *owners, *targets;  // (groups, width), (R,) the group of each token, (R,)
-    int64_t width;
-
-    // Calls use(item, r) for each pair of one of R tokens and one of the items first to last - 1 that does not count for it.
-    template <typename Use>
-    void each(int64_t first, int64_t last, int64_t R, const Use& use) const {
-        for (int64_t begin = 0, end; begin < R; begin = end) {
-            for (end = begin; end < R && owners[end] == owners[begin];) end++;
-            const int64_t* row = items + owners[begin] * width;
-            for (int64_t i = 0; i < width; i++)
-                if (row[i] >= first && row[i] < last)
-                    for (int64_t r = begin; r < end; r++)
-                        if (targets[r] != row[i]) use(row[i], r);
-        }
-    }
-};
 
 // The R tokens of the current chunk, and what their scores are computed from.
 struct Chunk {

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <memory>
 
+#include "mask.h"
 #include "products.h"
 #include "threads.h"
 
@@ -156,6 +157,8 @@ struct HalfChunk {
     Matrix<float> gradient;          // (height, wide)
     std::vector<float> target_score, shift;
     std::vector<int32_t> excluded_items;  // the item that does not count for a token; empty if all count
+    Mask mask{};                          // without items if all count
+    std::vector<__mmask16> hidden;        // (V, lanes / W) a bit for each token for which the item is masked
 
     HalfChunk(int64_t V, int64_t D, int64_t rows, const float* biases)
         : D(D), V(V), wide(round_up(D, BLOCK)), height(round_up(V, BLOCK)), lanes(round_up(rows, BLOCK)), biases(biases),
@@ -167,6 +170,8 @@ struct HalfChunk {
     vec relative(int64_t item, int64_t r, vec score) const {
         score -= load(&shift[r]);
         if (biases) score += biases[item];
+        if (mask.items)
+            return (vec)_mm512_mask_mov_ps((__m512)score, hidden[(item * lanes + r) / W], (__m512)all(-1e30f));
         if (excluded_items.empty()) return score;
         ivec out;
         memcpy(&out, &excluded_items[r], sizeof out);
@@ -191,6 +196,13 @@ static void take_items(HalfChunk& chunk, const float* table, int64_t first, int6
         for (int64_t c = 0; c < chunk.D; c++) *chunk.items.at(i, c) = rounded(table[i * chunk.D + c]);
     for (int64_t c = 0; c < chunk.D; c++)
         for (int64_t i = first; i < last; i++) *chunk.by_column.at(c, i) = *chunk.items.at(i, c);
+}
+
+// Marks the tokens for which the items `first` to `last` - 1 are masked.
+static void hide_items(HalfChunk& chunk, int64_t first, int64_t last) {
+    std::fill(chunk.hidden.begin() + first * chunk.lanes / W, chunk.hidden.begin() + last * chunk.lanes / W, 0);
+    chunk.mask.each(first, last, chunk.R,
+                    [&](int64_t item, int64_t r) { chunk.hidden[(item * chunk.lanes + r) / W] |= 1 << r % W; });
 }
 
 static inline uint32_t pair(bf16 a, bf16 b) { return a | uint32_t(b) << 16; }
@@ -302,15 +314,16 @@ int64_t has_bf16_products() {
 #endif
 }
 
-// softmax_products of cross_entropy.cpp, without masks, with states, table and probabilities rounded to bfloat16 for the
-// three products. Only where has_bf16_products() is 1.
+// softmax_products of cross_entropy.cpp, with states, table and probabilities rounded to bfloat16 for the three products. Only where has_bf16_products() is 1.
 void softmax_products_bf16(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
                            const int64_t* excluded, const float* targets, int64_t has_target_column,
+                           const int64_t* masked, const int64_t* owners, const int64_t* target_items, int64_t width,
                            const float* token_weights, int64_t rows, float* log_p, float* expected, float* table_grad) {
 #ifdef HAS_BF16
     const int64_t threads = omp_get_max_threads();
     HalfChunk chunk(V, D, rows, biases);
     if (excluded) chunk.excluded_items.resize(chunk.lanes);
+    if (masked) chunk.hidden.resize(V * chunk.lanes / W);
     std::vector<Desk> desks;
     for (int64_t t = 0; t < threads; t++) desks.emplace_back(chunk);
     std::vector<float> totals(chunk.lanes), share(chunk.lanes);
@@ -326,8 +339,11 @@ void softmax_products_bf16(const float* states, int64_t T, int64_t D, const floa
                 too_large = false;
                 chunk.R = R;
                 if (excluded) std::copy(excluded + begin, excluded + begin + R, chunk.excluded_items.begin());
+                if (masked) chunk.mask = {masked, owners + begin, target_items + begin, width};
             }
             team.wait();
+            if (masked)
+                team.share(V, PANEL, [&](int64_t first) { hide_items(chunk, first, std::min(V, first + PANEL)); });
             team.share(round_up(R, BLOCK), BLOCK, [&](int64_t first) {
                 take_tokens(chunk, states + begin * D, targets + begin * D, first);
             });
