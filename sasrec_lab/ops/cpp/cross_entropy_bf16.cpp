@@ -200,9 +200,14 @@ static void take_items(HalfChunk& chunk, const float* table, int64_t first, int6
 
 // Marks the tokens for which the items `first` to `last` - 1 are masked.
 static void hide_items(HalfChunk& chunk, int64_t first, int64_t last) {
-    std::fill(chunk.hidden.begin() + first * chunk.lanes / W, chunk.hidden.begin() + last * chunk.lanes / W, 0);
-    chunk.mask.each(first, last, chunk.R,
-                    [&](int64_t item, int64_t r) { chunk.hidden[(item * chunk.lanes + r) / W] |= 1 << r % W; });
+    const auto word = [&](int64_t item, int64_t r) -> __mmask16& { return chunk.hidden[(item * chunk.lanes + r) / W]; };
+    std::fill(&word(first, 0), &word(first, 0) + (last - first) * chunk.lanes / W, 0);
+    chunk.mask.each_group(first, last, chunk.R, [&](int64_t item, int64_t begin, int64_t end) {
+        for (int64_t r = begin / W * W; r < end; r += W)
+            word(item, r) |= (1 << std::min<int64_t>(W, end - r)) - (1 << std::max<int64_t>(0, begin - r));
+    });
+    for (int64_t r = 0; r < chunk.R; r++)
+        if (const int64_t item = chunk.mask.targets[r]; item >= first && item < last) word(item, r) &= ~(1 << r % W);
 }
 
 static inline uint32_t pair(bf16 a, bf16 b) { return a | uint32_t(b) << 16; }
