@@ -22,6 +22,19 @@ def check_at_least(key: str, value: float, least: float) -> None:
         raise InputError(f"{key}={value} must be at least {least}")
 
 
+def check_above_0(key: str, value: float, null: str = "") -> None:
+    """Raise InputError if the value is not above 0, or infinite; `null` says what null in its place means."""
+    check_finite(key, value)
+    if not value > 0:
+        raise InputError(f"{key}={value} must be above 0" + (f"; use null for {null}" if null else ""))
+
+
+def check_rate(key: str, value: float) -> None:
+    """Raise InputError if the value is below 0, or 1 or more."""
+    if not 0 <= value < 1:
+        raise InputError(f"{key}={value} must be at least 0 and below 1")
+
+
 def check_numbers(key: str, value: Any) -> None:
     """Raise InputError if a value, or one in its lists and sections, is NaN or an integer of more than 64 bits."""
     if isinstance(value, dict):

@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.config.checks import check_above_0, check_at_least, check_finite
 from sasrec_lab.config.model import ModelSection
 from sasrec_lab.errors import InputError
 
@@ -35,9 +35,7 @@ class EaseConfig(ClosedFormConfig):
 
     def __post_init__(self) -> None:
         self._check_name("ease")
-        check_finite("model.regularization", self.regularization)
-        if not self.regularization > 0:
-            raise InputError(f"model.regularization={self.regularization} must be above 0")
+        check_above_0("model.regularization", self.regularization)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from omegaconf import MISSING
 
 from sasrec_lab.config import foreign
-from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.config.checks import check_above_0, check_at_least, check_rate
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.errors import InputError
 
@@ -33,7 +33,10 @@ class ModelSection:
 
 @dataclass
 class ModelConfig(ModelSection):
-    """Keys of `model` for an encoder: its architecture. A key with a default here is one that older runs lack."""
+    """Keys of `model` for an encoder: its architecture. A key with a default here is one that older runs lack.
+
+    Each value is checked here, and the keys that must go together by `model_rules.check_model`.
+    """
 
     if TYPE_CHECKING:
         block: BlockName | Foreign = BlockName.transformer
@@ -97,20 +100,12 @@ class ModelConfig(ModelSection):
                 " model.head=package.module:Name, or remove them"
             )
         check_at_least("model.blocks", self.blocks, 0)
-        for key in ("heads", "dim", "maxlen", "ff_dim", "qk_dim", "v_dim"):
-            if (size := getattr(self, key)) is not None:
-                check_at_least(f"model.{key}", size, 1)
-        for key in ("norm_eps", "final_norm_eps", "temperature", "divisor"):
-            if (number := getattr(self, key)) is None:
-                continue
-            check_finite(f"model.{key}", number)
-            if not number > 0:
-                null = "; null: maxlen" if key == "divisor" else ""
-                raise InputError(f"model.{key}={number} must be above 0{null}")
-        for key in ("dropout", "dropout_attention", "dropout_input", "dropout_items", "id_dropout", "token_dropout"):
-            rate = getattr(self, key)
-            if rate is not None and not 0 <= rate < 1:
-                raise InputError(f"model.{key}={rate} must be at least 0 and below 1")
+        for key in ("heads", "dim", "maxlen"):
+            check_at_least(f"model.{key}", getattr(self, key), 1)
+        for key in ("norm_eps", "final_norm_eps", "temperature"):
+            check_above_0(f"model.{key}", getattr(self, key))
+        for key in ("dropout", "dropout_items", "id_dropout", "token_dropout"):
+            check_rate(f"model.{key}", getattr(self, key))
 
     @property
     def rate_attention(self) -> float:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sasrec_lab.config.checks import typed_form
+from sasrec_lab.config.checks import check_above_0, check_at_least, check_rate, typed_form
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.model import (
     POINTWISE,
@@ -70,6 +70,7 @@ def check_model(model: ModelConfig) -> None:
     """Raise InputError for the first combination of an encoder's keys that makes no sense, with the key to change."""
     _check_pad_keys(model)
     _check_block(model)
+    _check_optional_numbers(model)
     _check_dropout(model)
     _check_heads(model)
     _check_positions(model)
@@ -111,6 +112,19 @@ def _check_block(model: ModelConfig) -> None:
             )
     if model.init is Init.meta:
         raise InputError("model.init=meta only applies to model.block=hstu and fuxi; set it to normal")
+
+
+def _check_optional_numbers(model: ModelConfig) -> None:
+    """Check the numbers that may be null, which the block is known to have."""
+    widths = ("ff_dim", "qk_dim", "v_dim") if model.block in POINTWISE else ("ff_dim",)
+    for key in widths:
+        if (width := getattr(model, key)) is not None:
+            check_at_least(f"model.{key}", width, 1)
+    if model.block in POINTWISE and model.divisor is not None:
+        check_above_0("model.divisor", model.divisor, "model.maxlen")
+    for key in ("dropout_attention", "dropout_input"):
+        if (rate := getattr(model, key)) is not None:
+            check_rate(f"model.{key}", rate)
 
 
 def _check_dropout(model: ModelConfig) -> None:

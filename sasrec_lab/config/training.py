@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from omegaconf import MISSING
 
 from sasrec_lab.config import foreign
-from sasrec_lab.config.checks import check_at_least, check_finite
+from sasrec_lab.config.checks import check_above_0, check_at_least, check_rate
 from sasrec_lab.config.foreign import Foreign
 from sasrec_lab.config.foreign_code import find
 from sasrec_lab.errors import InputError
@@ -131,8 +131,7 @@ class LossConfig:
         return 2 if self.rdrop else 1
 
     def _check_soft_targets(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise InputError(f"loss.smoothing={self.smoothing} must be at least 0 and below 1")
+        check_rate("loss.smoothing", self.smoothing)
         check_at_least("loss.horizon", self.horizon, 0)
         if not 0 < self.decay <= 1:
             raise InputError(f"loss.decay={self.decay} must be above 0 and at most 1")
@@ -188,13 +187,9 @@ class OptimizerConfig:
         schedule: Optional[Schedule] = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise InputError(f"optimizer.lr={self.lr} must be above 0")
-        check_finite("optimizer.lr", self.lr)
+        check_above_0("optimizer.lr", self.lr)
         if self.lr_items is not None:
-            check_finite("optimizer.lr_items", self.lr_items)
-            if not self.lr_items > 0:
-                raise InputError(f"optimizer.lr_items={self.lr_items} must be above 0; use null for optimizer.lr")
+            check_above_0("optimizer.lr_items", self.lr_items, "optimizer.lr")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers from 0 to below 1")
         check_at_least("optimizer.weight_decay", self.weight_decay, 0)

@@ -259,6 +259,8 @@ MISTAKES = {
     "model.final_norm_eps=inf": "model.final_norm_eps=inf must be a finite number",
     "model.temperature=inf": "model.temperature=inf must be a finite number",
     "model.norm_eps=-1": "model.norm_eps=-1.0 must be above 0",
+    "model.divisor=-1": "model.divisor=-1.0 only applies to model.block=hstu and fuxi; set it to null",
+    "model.qk_dim=0": "model.qk_dim=0 only applies to model.block=hstu and fuxi; set it to null",
     "model.dim='${nothing}'": (
         "model.dim: Interpolation key 'nothing' not found; ${...} must name another key that exists;"
         " correct it, or write the value"

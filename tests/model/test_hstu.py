@@ -213,7 +213,7 @@ def test_equal_biases_act_as_a_shift_of_the_scores():
             " by distance is model.position_bias=true there"
         ),
         "model.time_bias=decay": ("model.time_bias=decay does not go with model.block=hstu; use buckets or none"),
-        "model.divisor=0": "model.divisor=0.0 must be above 0; null: maxlen",
+        "model.divisor=0": "model.divisor=0.0 must be above 0; use null for model.maxlen",
         "model.v_dim=0": "model.v_dim=0 must be at least 1",
         "tensorboard.attention_users=1": (
             "tensorboard.attention_users=1 draws the softmax of attention, which model.block=hstu does not have; set it"

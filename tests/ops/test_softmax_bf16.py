@@ -117,7 +117,9 @@ def test_one_thread_count_gives_the_same_bits_each_time():
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("scale", [1, 60])
-@pytest.mark.parametrize(("tokens", "items", "groups", "width"), [(1, 1, 1, 1), (9, 40, 1, 2), (700, 301, 23, 90)])
+@pytest.mark.parametrize(
+    ("tokens", "items", "groups", "width"), [(1, 1, 1, 1), (6, 9, 2, 0), (9, 40, 1, 2), (700, 301, 23, 90)]
+)
 def test_masked_items(tokens, items, groups, width, scale, threads):
     torch.set_num_threads(threads)
     states, table, targets, weights = example(tokens, 32, items, scale)
@@ -127,3 +129,7 @@ def test_masked_items(tokens, items, groups, width, scale, threads):
     shown[torch.arange(tokens), targets] = True  # a token's own target counts
     rounding = 2 * torch.finfo(torch.float32).eps * (states @ table.T).abs().amax().item()
     assert_equal(found, plain(states, table, table[targets], weights, shown=shown), atol=max(rounding, 1e-5))
+    real = torch.arange(tokens) % 3 < 2
+    found = products(states, table, targets, weights * real[:, None], Mask(rows, owners))
+    log_p, expected, grad = plain(states[real], table, table[targets[real]], weights[real], shown=shown[real])
+    assert_equal((found[0][real], found[1][real], found[2]), (log_p, expected, grad), atol=max(rounding, 1e-5))

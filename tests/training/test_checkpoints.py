@@ -188,6 +188,19 @@ def test_a_model_larger_than_its_weights_is_not_built(tmp_path, changes):
         saved_encoder.load_encoder(tmp_path / "a.ckpt", 60)
 
 
+def test_a_model_whose_keys_do_not_go_together_is_not_built(tmp_path):
+    cfg = load(["model=tiny", "model.dim=16"])
+    model = SequentialRecommender(60, cfg)
+    config = to_plain(cfg)
+    config["model"]["heads"] = 3
+    saved = {"hyper_parameters": {"config": config, "num_items": 60}, "epoch": 0, "state_dict": model.state_dict()}
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(
+        InputError, match=r"the run's model is not valid: model\.dim=16 is not a multiple of model\.heads=3"
+    ):
+        saved_encoder.load_encoder(tmp_path / "a.ckpt", 60)
+
+
 def test_a_table_of_sinusoids_has_a_bound(tmp_path):
     cfg = load(["model=tiny", "model.pos_emb=sinusoidal"])
     model = SequentialRecommender(60, cfg)

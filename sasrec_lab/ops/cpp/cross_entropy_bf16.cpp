@@ -190,7 +190,8 @@ int64_t has_bf16_products() {
 #endif
 }
 
-// softmax_products of cross_entropy.cpp, with states, table and probabilities rounded to bfloat16 for the three products. Only where has_bf16_products() is 1.
+// softmax_products of cross_entropy.cpp, with states, table and probabilities rounded to bfloat16 for the three products.
+// Only where has_bf16_products() is 1.
 void softmax_products_bf16(const float* states, int64_t T, int64_t D, const float* table, int64_t V, const float* biases,
                            const int64_t* excluded, const float* targets, int64_t has_target_column,
                            const int64_t* masked, const int64_t* owners, const int64_t* target_items, int64_t width,
