@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.trainer.states import TrainerFn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sasrec_lab.config.evaluation import is_lower_better
@@ -135,7 +136,7 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
     if monitor and cfg.trainer.get("max_steps", -1) != -1:
         callbacks.append(ValidationAtMaxSteps())
     if cfg.optimizer.ema:
-        callbacks.append(EMAWeightAveraging(decay=cfg.optimizer.ema))
+        callbacks.append(AveragedWeights(decay=cfg.optimizer.ema))
     if has_progress_bar:
         callbacks.append(ProgressBar())
     return callbacks + [_own_callback(part.name) for part in cfg.callbacks.values()]
@@ -155,6 +156,23 @@ class ValidationAtMaxSteps(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop training at the last step, which lets Lightning validate."""
         trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Averages the weights, and tests the averages, which `best.ckpt` holds and which validation measured.
+
+    In the process that trained, Lightning 2.6 would test the current weights of the checkpoint.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """Return Lightning's name, by which checkpoints know the callback."""
+        return EMAWeightAveraging.__qualname__
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both weights to continue training; for a test those of the checkpoint are loaded already."""
+        if trainer.state.fn is TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, module, checkpoint)
 
 
 class ProgressBar(TQDMProgressBar):
