@@ -19,7 +19,7 @@ SMALL = ["model=tiny", "trainer.max_epochs=1", "evaluation.batch_size=16", "eval
 BY_TIME = ["dataset.holdout=time", "dataset.time_split.val=0.6", "dataset.time_split.test=0.7"]
 RUNS = {
     "last": SMALL,
-    "averaged": [*SMALL, "optimizer.ema=0.9", "optimizer.lr=0.05"],
+    "averaged": [*SMALL, "optimizer.ema=0.9", "optimizer.lr=0.05", "batch_size=8"],
     "seen": [*SMALL, "evaluation.filter_seen=false", "trainer.precision=bf16-mixed"],
     "all": [*SMALL, *BY_TIME, "dataset.time_split.target=all", "dataset.time_split.cold_users=keep"],
     "successive": [*SMALL, *BY_TIME, "dataset.time_split.target=successive"],
