@@ -221,8 +221,7 @@ def _check_capture(cfg: TrainConfig) -> None:
         "optimizer.name=rowwise_adam": cfg.optimizer.name is OptimizerName.rowwise_adam,
     }
     for key in (key for key, applies in reasons.items() if applies):
-        other = ", or loss.exclude=none" if key == "loss.exclude=history" else ""  # the quality preset has it
         raise InputError(
             f"capture=true repeats a step for other batches of the same size, but with {key} its operations depend"
-            f" on the lengths or the items of a batch; set capture=false{other}"
+            " on the lengths or the items of a batch; set capture=false"
         )

@@ -27,7 +27,7 @@ SAME_SEED = (  # each with what adds up by index: the table's gradient, sampled 
 
 
 def full_run(setting: Setting) -> Iterator[Row]:
-    """Yield the quality and the seconds of the quality preset, or of a few epochs on generated data if tiny."""
+    """Yield quality and seconds of the preset with that loss, or of a few epochs on generated data if tiny."""
     words = [*TINY, "trainer.max_epochs=1"] if setting.tiny else [*FULL, f"trainer.max_time=00:00:01:{SECONDS - 60}"]
     words.append(_trainer(setting))
     cfg = load(words)

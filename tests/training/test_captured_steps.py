@@ -438,7 +438,7 @@ def test_what_cannot_be_captured_is_refused(words, key):
         load([*words, "capture=true"])
     assert str(caught.value) == (
         f"capture=true repeats a step for other batches of the same size, but with {key} its operations depend on the"
-        f" lengths or the items of a batch; set capture=false{', or loss.exclude=none' * ('exclude' in key)}"
+        " lengths or the items of a batch; set capture=false"
     )
 
 

@@ -42,7 +42,7 @@ struct HalfChunk {
         score -= load(&shift[r]);
         if (biases) score += biases[item];
         if (mask.items)
-            return (vec)_mm512_mask_mov_ps((__m512)score, hidden[(item * lanes + r) / W], (__m512)all(-1e30f));
+            score = (vec)_mm512_mask_mov_ps((__m512)score, hidden[(item * lanes + r) / W], (__m512)all(-1e30f));
         if (excluded_items.empty()) return score;
         ivec out;
         memcpy(&out, &excluded_items[r], sizeof out);
