@@ -49,7 +49,7 @@ def describe(device: torch.device, dtype: torch.dtype, dim: int, *, is_sampled: 
     states = torch.empty(1, dim, device=device)
     if _is_compiled(dtype, states):
         return "CPU kernel"
-    return "torch, in chunks" if has_mask or not _triton_form(states, states, dtype, is_sampled) else "Triton kernels"
+    return "Triton kernels" if _triton_form(states, states, dtype, is_sampled, has_mask) else "torch, in chunks"
 
 
 def softmax_products(
@@ -62,11 +62,11 @@ def softmax_products(
     mask: Mask | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the products of the softmax over the table; `target_vectors` (T, D) are the table's rows `targets`."""
+    masked = None if mask is None else (mask.rows, mask.owners, targets)
     if _is_compiled(matmul_dtype, states, table, target_vectors, weights):
-        masked = None if mask is None else (mask.rows, mask.owners, targets)
         return _softmax_products_compiled(states, table, target_vectors, weights, matmul_dtype, masked=masked)
-    if mask is None and (triton := _triton_form(states, table, matmul_dtype, is_sampled=False)):
-        return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype)
+    if triton := _triton_form(states, table, matmul_dtype, is_sampled=False, has_mask=mask is not None):
+        return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype, masked=masked)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
         out = write_product(h, columns, chunk, out)
@@ -91,7 +91,7 @@ def sampled_softmax_products(
     if _is_compiled(matmul_dtype, *tensors):
         sampled = shared or (None, None)
         return _softmax_products_compiled(states, negatives, target_vectors, weights, matmul_dtype, sampled)
-    if triton := _triton_form(states, negatives, matmul_dtype, is_sampled=True):
+    if triton := _triton_form(states, negatives, matmul_dtype, is_sampled=True, has_mask=False):
         return triton.softmax_products(states, negatives, target_vectors, weights, matmul_dtype, shared or (None, None))
     target_logits = (states * target_vectors).sum(1)  # (T,)
 
@@ -125,10 +125,12 @@ def _has_bf16_products_kernel() -> int:  # type: ignore[empty-body]
     """Return 1 or 0."""
 
 
-def _triton_form(states: Tensor, table: Tensor, matmul_dtype: torch.dtype, is_sampled: bool) -> ModuleType | None:
+def _triton_form(
+    states: Tensor, table: Tensor, matmul_dtype: torch.dtype, is_sampled: bool, has_mask: bool
+) -> ModuleType | None:
     """Return the module of the kernels for a GPU, None if they cannot take these tensors."""
     triton = _import_triton_form() if states.is_cuda else None
-    return triton if triton and triton.supports(states, table, matmul_dtype, is_sampled) else None
+    return triton if triton and triton.supports(states, table, matmul_dtype, is_sampled, has_mask) else None
 
 
 @cache

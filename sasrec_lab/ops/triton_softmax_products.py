@@ -3,7 +3,7 @@
 Each program holds one block of tokens and reads the table block by block, with a running maximum and sum, as in Dao et
 al. 2022, arXiv 2205.14135; for the table's gradient it holds items and reads the states. If there are too few blocks to
 fill a GPU, each of S splits of the rows has its own programs, and their results are added in order, so that no number
-depends on the timing of threads. T tokens, D dim, V items, S splits.
+depends on the timing of threads. T tokens, D dim, V items, G groups of tokens, S splits.
 """
 
 import logging
@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+
+from sasrec_lab.ops.triton_kernels import combination_kernel, expectation_kernel, table_grad_kernel
 
 log = logging.getLogger(__name__)
 MAX_DIM = 256
@@ -24,12 +25,15 @@ BLOCKS_PER_SPLIT = 8  # at least, because a program also has to read what it hol
 
 
 class Inputs(NamedTuple):
-    """Operands of the products, and which of them count."""
+    """Operands of the products, and which of them count; None where all do."""
 
     states: Tensor  # (T, D)
     table: Tensor  # (V, D)
     biases: Tensor | None  # (V,) added to the items' scores
     excluded: Tensor | None  # (T,) int64, the row of the table that does not count for a token
+    is_masked: Tensor | None  # (G, V) bool, rows that do not count for the tokens of a group, except as a target
+    owners: Tensor | None  # (T,) int64, the group of each token
+    targets: Tensor | None  # (T,) int64, the row of its target
 
 
 class Blocks(NamedTuple):
@@ -41,13 +45,13 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def supports(states: Tensor, table: Tensor, dtype: torch.dtype, is_sampled: bool) -> bool:
+def supports(states: Tensor, table: Tensor, dtype: torch.dtype, is_sampled: bool, has_mask: bool) -> bool:
     """Return whether the kernels can multiply these tensors in `dtype`, and were correct when tried on their GPU."""
     tensors = states, table
     # exact types, because a subclass such as torch's fake tensors may have no memory
     fit = all(x.is_cuda and type(x) in (Tensor, torch.nn.Parameter) and x.numel() for x in tensors)
     fit = fit and {dtype, states.dtype, table.dtype} <= MAX_ERROR.keys() and states.shape[1] <= MAX_DIM
-    return fit and _is_correct(states.device, dtype, states.shape[1], is_sampled)
+    return fit and _is_correct(states.device, dtype, states.shape[1], is_sampled, has_mask)
 
 
 def softmax_products(
@@ -57,15 +61,19 @@ def softmax_products(
     weights: Tensor,
     dtype: torch.dtype,
     sampled: tuple[Tensor | None, Tensor | None] | None = None,
+    masked: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return log p(target) (T, 1), p @ table (T, D) and p' @ (states * weights) (V, D), p the softmax over the table.
 
     Products of float32 are exact, others are those of numbers rounded to `dtype`; all sums are in float32. `sampled`
     says that the table holds negatives: it is (log weights (V,) added to their scores or None, the row (T,) that does
-    not count for each token or None), and the target is one more column. Memory grows with T and V, not with T * V.
+    not count for each token or None), and the target is one more column. `masked` is the rows (G, M) that do not count
+    for a group's tokens, -1 for none, the group (T,) of each token, on any device, and its target (T,), which counts.
+    Memory grows with T and V, not with T * V, and with a byte for each group and item if rows are masked.
     """
     dim, (biases, excluded) = states.shape[1], (x if x is None else x.contiguous() for x in sampled or (None, None))
-    inputs = Inputs(_operand(states, dtype), _operand(table, dtype), biases, excluded)
+    mask = (None, None, None) if masked is None else _mask(*masked, len(table))
+    inputs = Inputs(_operand(states, dtype), _operand(table, dtype), biases, excluded, *mask)
     # 16 bits of float16 have few exponents: probabilities and weights are multiplied by constants that keep them large
     lift = 2.0**15 if dtype == torch.float16 else 1.0
     unit = weights.abs().amax().clamp(min=1e-30) / lift if lift > 1 else None
@@ -79,10 +87,10 @@ def softmax_products(
     return log_p[:, None], expected[:, :dim], table_grad[:, :dim].to(table.dtype).contiguous()
 
 
-def blocks_for(dtype: torch.dtype, width: int) -> Blocks:
+def blocks_for(dtype: torch.dtype, width: int, has_mask: bool) -> Blocks:
     """Return sizes that ptxas nearly fits in registers, with buffers in the memory of a multiprocessor."""
     if dtype != torch.float32:
-        return Blocks(held=128, streamed=64, warps=8, stages=3)
+        return Blocks(held=128, streamed=32 if has_mask else 64, warps=8, stages=3)
     if width <= 64:
         return Blocks(held=64, streamed=64, warps=8, stages=2)
     return Blocks(32, 64, 8, 2) if width <= 128 else Blocks(32, 32, 16, 2)
@@ -97,6 +105,12 @@ def _operand(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x (R, D) in `dtype`, contiguous, with rows that begin at multiples of 16 bytes."""
     x = x.detach().to(dtype).contiguous()
     return F.pad(x, (0, -x.shape[1] % 16)) if x.shape[1] % 16 else x
+
+
+def _mask(rows: Tensor, owners: Tensor, targets: Tensor, items: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which rows do not count for the tokens of a group (G, V), the group of each token, and its target."""
+    is_masked = rows.new_zeros(len(rows), items + 1, dtype=torch.bool).scatter_(1, rows + 1, True)
+    return is_masked[:, 1:].contiguous(), owners.to(rows.device, non_blocking=True), targets.contiguous()
 
 
 def _empty(inputs: Inputs, *shape: int) -> Tensor:
@@ -116,14 +130,14 @@ def _expectation(
     """Return log p(target), p @ table (T, D), the largest scores, and weights / sums of e^(score - largest)."""
     (tokens, dim), items = inputs.states.shape, len(inputs.table)
     sizes = {"DIM": dim, "WIDTH": padded_width(dim), "LIFT": lift, "enable_fp_fusion": True}
-    blocks = blocks_for(inputs.states.dtype, padded_width(dim))
+    blocks = blocks_for(inputs.states.dtype, padded_width(dim), inputs.is_masked is not None)
     programs = triton.cdiv(tokens, blocks.held)
     splits, length = _splits(items, blocks.streamed, programs)
     largest, totals = (_empty(inputs, splits, tokens) for _ in range(2))
     sums = _empty(inputs, splits, tokens, dim)
     log_p, target_scores, shifts, scales = (_empty(inputs, tokens) for _ in range(4))
-    _expectation_kernel[programs, splits](
-        *(inputs.states, inputs.table, inputs.biases, inputs.excluded, target_vectors),
+    expectation_kernel[programs, splits](
+        *(*inputs, target_vectors),
         *(target_scores, largest, totals, sums, tokens, items, length),
         **sizes,
         HAS_TARGET_COLUMN=has_target_column,
@@ -133,7 +147,7 @@ def _expectation(
         num_stages=blocks.stages,
     )
     expected = _empty(inputs, tokens, dim)
-    _combination_kernel[triton.cdiv(tokens, 16), 1](
+    combination_kernel[triton.cdiv(tokens, 16), 1](
         *(target_scores, weights, largest, totals, sums, log_p, expected, shifts, scales, tokens, splits),
         **sizes,
         TOKENS=16,
@@ -144,12 +158,12 @@ def _expectation(
 def _table_grad(inputs: Inputs, shifts: Tensor, scales: Tensor) -> Tensor:
     """Return the sum (V, D) of the states, each times e^(score - shift) * scale of an item."""
     (tokens, dim), items = inputs.states.shape, len(inputs.table)
-    blocks = blocks_for(inputs.states.dtype, padded_width(dim))
+    blocks = blocks_for(inputs.states.dtype, padded_width(dim), inputs.is_masked is not None)
     programs = triton.cdiv(items, blocks.held)
     splits, length = _splits(tokens, blocks.streamed, programs)
     sums = _empty(inputs, splits, items, dim)
-    _table_grad_kernel[programs, splits](
-        *(inputs.states, inputs.table, inputs.biases, inputs.excluded, shifts, scales, sums, tokens, items, length),
+    table_grad_kernel[programs, splits](
+        *(*inputs, shifts, scales, sums, tokens, items, length),
         DIM=dim,
         WIDTH=padded_width(dim),
         TOKENS=blocks.streamed,
@@ -162,7 +176,7 @@ def _table_grad(inputs: Inputs, shifts: Tensor, scales: Tensor) -> Tensor:
 
 
 @cache
-def _is_correct(device: torch.device, dtype: torch.dtype, dim: int, is_sampled: bool) -> bool:
+def _is_correct(device: torch.device, dtype: torch.dtype, dim: int, is_sampled: bool, has_mask: bool) -> bool:
     """Return whether the kernels agree with float64 on this GPU; log the reason if they do not.
 
     This compiles them, in seconds, for the sizes that training needs.
@@ -170,14 +184,16 @@ def _is_correct(device: torch.device, dtype: torch.dtype, dim: int, is_sampled: 
     random = torch.Generator().manual_seed(0)
     shapes = (150, dim), (600, dim), (150, dim), (150, 1), (600,)
     states, table, targets, weights, biases = (torch.randn(shape, generator=random).to(device) for shape in shapes)
-    variants = ((biases, torch.arange(150, device=device)), (None, None)) if is_sampled else (None,)
+    own = torch.arange(150, device=device)
+    variants = ((biases, own), (None, None)) if is_sampled else (None,)
+    masked = (torch.randint(-1, 750, (7, 90), generator=random).to(device), own // 25, own) if has_mask else None
     states, table = states / dim**0.5, table if is_sampled else torch.cat([targets, table])
     try:
-        found = [softmax_products(states, table, targets, weights, dtype, sampled) for sampled in variants]
+        found = [softmax_products(states, table, targets, weights, dtype, sampled, masked) for sampled in variants]
     except Exception as error:  # of a compiler or a driver; their types are not a part of Triton's interface
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
-        plain = (plain_products(states, table, targets, weights, sampled) for sampled in variants)
+        plain = (plain_products(states, table, targets, weights, sampled, masked) for sampled in variants)
         pairs = ((x, expected) for both in zip(found, plain, strict=True) for x, expected in zip(*both, strict=True))
         errors = [float((x - expected).norm() / expected.norm()) for x, expected in pairs]
         if all(error <= MAX_ERROR[dtype] for error in errors):  # no NaN is
@@ -193,6 +209,7 @@ def plain_products(
     target_vectors: Tensor,
     weights: Tensor,
     sampled: tuple[Tensor | None, Tensor | None] | None = None,
+    masked: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `softmax_products` does, from all scores (T, V) in float64."""
     h, rows, targets = states.double(), table.double(), target_vectors.double()
@@ -203,164 +220,11 @@ def plain_products(
     if excluded is not None:
         is_excluded = torch.arange(len(table), device=scores.device) == excluded[:, None]
         scores = scores.masked_fill(is_excluded, float("-inf"))
+    if masked is not None:
+        is_masked, owners, own = _mask(*masked, len(table))
+        is_masked = is_masked[owners].scatter(1, own[:, None], False)
+        scores = scores.masked_fill(is_masked, float("-inf"))
     columns = scores if sampled is None else torch.cat([scores, target_scores], 1)
     total = columns.logsumexp(1, keepdim=True)
     p = (scores - total).exp()
     return target_scores - total, p @ rows, p.T @ (h * weights)
-
-
-@triton.jit(do_not_specialize=["tokens", "items", "length"])
-def _expectation_kernel(
-    states: tl.tensor,  # (T, D)
-    table: tl.tensor,  # (V, D)
-    biases: tl.tensor,  # (V,) or None
-    excluded: tl.tensor,  # (T,) or None
-    target_vectors: tl.tensor,  # (T, D)
-    target_scores: tl.tensor,  # (T,)
-    largest: tl.tensor,  # (S, T)
-    totals: tl.tensor,  # (S, T)
-    sums: tl.tensor,  # (S, T, D)
-    tokens: int,
-    items: int,
-    length: int,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LIFT: tl.constexpr,
-    HAS_TARGET_COLUMN: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ITEMS: tl.constexpr,
-) -> None:
-    """Write each split's largest score, sum of e^(score - largest), and sum of the items' vectors times this."""
-    split, d, column = tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, ITEMS)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = token < tokens
-    at = token.to(tl.int64)[:, None] * DIM + d[None, :]
-    is_there = is_token[:, None] & (d < DIM)[None, :]
-    h = tl.load(states + at, mask=is_there, other=0.0)  # (TOKENS, WIDTH)
-    target_score = tl.sum(h.to(tl.float32) * tl.load(target_vectors + at, mask=is_there, other=0.0).to(tl.float32), 1)
-    is_first = HAS_TARGET_COLUMN & (split == 0)  # the target's own column is in the first split
-    most = tl.where(is_first, target_score, float("-inf"))
-    total = tl.where(is_first, tl.full((TOKENS,), 1.0, tl.float32), 0.0)
-    vector_sum = tl.zeros((TOKENS, WIDTH), tl.float32)
-    if excluded is not None:
-        out = tl.load(excluded + token, mask=is_token, other=-1).to(tl.int32)
-    begin = split * length
-    rows = table + begin.to(tl.int64) * DIM + column[:, None] * DIM + d[None, :]
-    for start in range(begin, tl.minimum(begin + length, items), ITEMS):
-        item = start + column
-        vectors = tl.load(rows, mask=(item < items)[:, None] & (d < DIM)[None, :], other=0.0)  # (ITEMS, WIDTH)
-        if biases is None:
-            bias = tl.where(item < items, 0.0, float("-inf"))
-        else:
-            bias = tl.load(biases + item, mask=item < items, other=float("-inf"))
-        scores = tl.dot(h, tl.trans(vectors), input_precision="ieee") + bias[None, :]
-        if excluded is not None:
-            scores = tl.where(item[None, :] == out[:, None], float("-inf"), scores)
-        larger = tl.maximum(most, tl.max(scores, 1))
-        shift = tl.where(larger == float("-inf"), 0.0, larger)
-        p = tl.exp(scores - shift[:, None])
-        rescale = tl.exp(most - shift)
-        total = total * rescale + tl.sum(p, 1)
-        vector_sum = tl.dot((p * LIFT).to(h.dtype), vectors, vector_sum * rescale[:, None], input_precision="ieee")
-        most = larger
-        rows += ITEMS * DIM
-    part = split.to(tl.int64) * tokens
-    tl.store(target_scores + token, target_score, mask=is_token)
-    tl.store(largest + part + token, most, mask=is_token)
-    tl.store(totals + part + token, total, mask=is_token)
-    tl.store(sums + part * DIM + at, vector_sum, mask=is_there)
-
-
-@triton.jit(do_not_specialize=["tokens", "splits"])
-def _combination_kernel(
-    target_scores: tl.tensor,  # (T,)
-    weights: tl.tensor,  # (T,)
-    largest: tl.tensor,  # (S, T)
-    totals: tl.tensor,  # (S, T)
-    sums: tl.tensor,  # (S, T, D)
-    log_p: tl.tensor,  # (T,)
-    expected: tl.tensor,  # (T, D)
-    shifts: tl.tensor,  # (T,)
-    scales: tl.tensor,  # (T,)
-    tokens: int,
-    splits: int,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LIFT: tl.constexpr,
-    TOKENS: tl.constexpr,
-) -> None:
-    """Combine the splits to log p(target), p @ table, the largest score, and weight / sum of e^(score - largest)."""
-    token, d = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
-    is_token = token < tokens
-    part = token.to(tl.int64)
-    shift = tl.full((TOKENS,), float("-inf"), tl.float32)
-    for _ in range(splits):
-        shift = tl.maximum(shift, tl.load(largest + part, mask=is_token, other=0.0))
-        part += tokens
-    shift = tl.where(shift == float("-inf"), 0.0, shift)
-    total = tl.zeros((TOKENS,), tl.float32)
-    vector_sum = tl.zeros((TOKENS, WIDTH), tl.float32)
-    is_there = is_token[:, None] & (d < DIM)[None, :]
-    part = token.to(tl.int64)
-    for _ in range(splits):
-        rescale = tl.exp(tl.load(largest + part, mask=is_token, other=0.0) - shift)
-        total += rescale * tl.load(totals + part, mask=is_token, other=1.0)
-        vector_sum += rescale[:, None] * tl.load(sums + part[:, None] * DIM + d[None, :], mask=is_there, other=0.0)
-        part += tokens
-    below = tl.load(target_scores + token, mask=is_token, other=0.0) - shift
-    # the target is one of the columns; only because sums are in another order may its score exceed the largest
-    tl.store(log_p + token, tl.where(below > 0.0, 0.0, below) - tl.log(total), mask=is_token)
-    mean = vector_sum / (total * LIFT)[:, None]
-    tl.store(expected + token.to(tl.int64)[:, None] * DIM + d[None, :], mean, mask=is_there)
-    tl.store(shifts + token, shift, mask=is_token)
-    tl.store(scales + token, tl.load(weights + token, mask=is_token, other=0.0) / total, mask=is_token)
-
-
-@triton.jit(do_not_specialize=["tokens", "items", "length"])
-def _table_grad_kernel(
-    states: tl.tensor,  # (T, D)
-    table: tl.tensor,  # (V, D)
-    biases: tl.tensor,  # (V,) or None
-    excluded: tl.tensor,  # (T,) or None
-    shifts: tl.tensor,  # (T,)
-    scales: tl.tensor,  # (T,)
-    sums: tl.tensor,  # (S, V, D)
-    tokens: int,
-    items: int,
-    length: int,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ITEMS: tl.constexpr,
-) -> None:
-    """Write each split's sum of the states times e^(score - shift) * scale.
-
-    In the last block, rows that are not items may overflow; they are not written.
-    """
-    split, d, row = tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, TOKENS)
-    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
-    is_item = item < items
-    at = item.to(tl.int64)[:, None] * DIM + d[None, :]
-    is_there = is_item[:, None] & (d < DIM)[None, :]
-    vectors = tl.load(table + at, mask=is_there, other=0.0)  # (ITEMS, WIDTH)
-    if biases is not None:
-        bias = tl.load(biases + item, mask=is_item, other=0.0)
-    state_sum = tl.zeros((ITEMS, WIDTH), tl.float32)
-    begin = split * length
-    rows = states + begin.to(tl.int64) * DIM + row[:, None] * DIM + d[None, :]
-    for start in range(begin, tl.minimum(begin + length, tokens), TOKENS):
-        token = start + row
-        is_token = token < tokens
-        h = tl.load(rows, mask=is_token[:, None] & (d < DIM)[None, :], other=0.0)  # (TOKENS, WIDTH)
-        shift = tl.load(shifts + token, mask=is_token, other=float("inf"))
-        scale = tl.load(scales + token, mask=is_token, other=0.0)
-        scores = tl.dot(vectors, tl.trans(h), input_precision="ieee")
-        if biases is not None:
-            scores += bias[:, None]
-        if excluded is not None:
-            out = tl.load(excluded + token, mask=is_token, other=-1).to(tl.int32)
-            scores = tl.where(item[:, None] == out[None, :], float("-inf"), scores)
-        p = tl.exp(scores - shift[None, :]) * scale[None, :]
-        state_sum = tl.dot(p.to(h.dtype), h, state_sum, input_precision="ieee")
-        rows += TOKENS * DIM
-    tl.store(sums + split.to(tl.int64) * items * DIM + at, state_sum, mask=is_there)

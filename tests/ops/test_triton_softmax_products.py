@@ -20,7 +20,8 @@ from sasrec_lab.ops import library, softmax_products
 from sasrec_lab.ops.cross_entropy import linear_cross_entropy, sampled_cross_entropy
 
 triton = pytest.importorskip("triton", reason="needs Triton")
-from sasrec_lab.ops import triton_softmax_products as kernels  # noqa: E402  it imports Triton
+from sasrec_lab.ops import triton_kernels  # noqa: E402  it imports Triton
+from sasrec_lab.ops import triton_softmax_products as kernels  # noqa: E402
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -46,7 +47,7 @@ def test_the_interpreter_finds_the_right_results():
 @pytest.fixture
 def by_triton(monkeypatch) -> None:
     """Have the losses use the kernels, whatever the device."""
-    monkeypatch.setattr(softmax_products, "_triton_form", lambda *tensors, is_sampled: kernels)
+    monkeypatch.setattr(softmax_products, "_triton_form", lambda *tensors, is_sampled, has_mask: kernels)
     monkeypatch.setattr(library, "supports", lambda *tensors: False)
 
 
@@ -134,6 +135,34 @@ def test_kernels_compute_sampled_softmax(tokens, count, dim):
 
 
 @runs_kernels
+@pytest.mark.usefixtures("by_triton", "splits")
+@pytest.mark.parametrize(("tokens", "items", "dim"), [(1, 2, 1), (70, 150, 50)])
+def test_kernels_compute_softmax_without_masked_items(tokens, items, dim):
+    states, table, targets, weights = example(tokens, items, dim)
+    random = torch.Generator().manual_seed(1)
+    rows = torch.randint(-1, items, (3, items // 2), generator=random).to(DEVICE)
+    rows[0] = targets[0]  # a target counts, masked or not
+    owners = torch.arange(tokens) // 30
+    mask = softmax_products.Mask(rows, owners)
+    loss = linear_cross_entropy(states, table, targets, weights, mask)
+    is_masked = torch.zeros(len(rows), items + 1, dtype=torch.bool, device=DEVICE).scatter(1, rows + 1, True)
+    is_masked = is_masked[owners.to(DEVICE), 1:].scatter(1, targets[:, None], False)
+    logits = (states.double() @ table.double().T).masked_fill(is_masked, float("-inf"))
+    check(loss, (F.cross_entropy(logits, targets, reduction="none") * weights).sum(), states, table)
+
+
+@runs_kernels
+def test_kernels_compute_softmax_of_a_target_without_other_items():
+    states, table, targets, weights = (x.detach() for x in example(5, 200, 8))
+    masked = torch.arange(200, device=DEVICE)[None], torch.zeros(5, dtype=torch.int64), targets
+    found = kernels.softmax_products(states, table, table[targets], weights[:, None], torch.float32, masked=masked)
+    torch.testing.assert_close(found[0], torch.zeros(5, 1, device=DEVICE))
+    torch.testing.assert_close(found[1], table[targets])
+    expected = torch.zeros_like(table).index_add_(0, targets, states * weights[:, None])
+    torch.testing.assert_close(found[2], expected)
+
+
+@runs_kernels
 def test_kernels_compute_softmax_of_negatives_without_weights():
     states, table, _, weights = (x.detach() for x in example(20, 30, 8))
     vectors = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
@@ -208,8 +237,9 @@ def test_kernels_give_the_same_bits_each_time():
 
 @runs_kernels
 def test_kernels_that_are_wrong_are_found(monkeypatch, caplog):
-    case = torch.device(DEVICE), torch.float32, 8, True
-    assert kernels._is_correct.__wrapped__(*case)
+    size = torch.device(DEVICE), torch.float32, 8
+    case = *size, True, False
+    assert all(kernels._is_correct.__wrapped__(*form) for form in ((*size, False, False), (*size, False, True), case))
     assert not caplog.messages
     right = kernels.softmax_products
     for factor, error in ((1.001, "1.0e-03"), (float("nan"), "nan")):
@@ -228,8 +258,8 @@ def test_kernels_that_are_wrong_are_found(monkeypatch, caplog):
 def test_what_the_kernels_cannot_take_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(kernels, "_is_correct", lambda *case: True)
     x = torch.randn(3, 8)
-    assert not kernels.supports(x, x, torch.float32, False)
-    assert softmax_products._triton_form(x, x, torch.float32, is_sampled=False) is None
+    assert not kernels.supports(x, x, torch.float32, False, False)
+    assert softmax_products._triton_form(x, x, torch.float32, is_sampled=False, has_mask=False) is None
 
 
 def test_failing_kernels_are_reported_in_one_line(monkeypatch, caplog):
@@ -238,29 +268,36 @@ def test_failing_kernels_are_reported_in_one_line(monkeypatch, caplog):
 
     monkeypatch.setattr(kernels, "softmax_products", fail)
     with caplog.at_level(logging.WARNING):
-        assert not kernels._is_correct.__wrapped__(torch.device("cpu"), torch.float32, 8, False)
+        assert not kernels._is_correct.__wrapped__(torch.device("cpu"), torch.float32, 8, False, False)
     (message,) = caplog.messages
     assert message.endswith("on cpu (dim 8, torch.float32): no compiler")
 
 
 # Compiling them
 
-POINTERS = {"excluded": "*i64", "states": None, "table": None, "target_vectors": None}
+POINTERS = {"states": None, "table": None, "target_vectors": None, "is_masked": "*i1"}
+POINTERS |= dict.fromkeys(("excluded", "owners", "targets"), "*i64")
+ABSENT = {  # arguments that are None in a form of the kernels
+    "softmax": ("biases", "excluded", "is_masked", "owners", "targets"),
+    "masked": ("biases", "excluded"),
+    "sampled": ("is_masked", "owners", "targets"),
+}
 
 
-def compile_for_h100(function, dtype: str, dim: int, sampled: bool):
+def compile_for_h100(function, dtype: str, dim: int, form: str):
     """Compile a kernel as a launch with aligned tensors would."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    blocks = kernels.blocks_for({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], kernels.padded_width(dim))
+    width, number = kernels.padded_width(dim), {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    blocks = kernels.blocks_for(number, width, form == "masked")
     tokens, items = blocks.held, blocks.streamed
-    if function is kernels._table_grad_kernel:
+    if function is triton_kernels.table_grad_kernel:
         tokens, items = items, tokens
-    elif function is kernels._combination_kernel:
+    elif function is triton_kernels.combination_kernel:
         tokens = 16
-    constants = {"DIM": dim, "WIDTH": kernels.padded_width(dim), "LIFT": 1.0, "HAS_TARGET_COLUMN": sampled}
-    constants |= {"TOKENS": tokens, "ITEMS": items} | ({} if sampled else {"biases": None, "excluded": None})
+    constants = {"DIM": dim, "WIDTH": width, "LIFT": 1.0, "HAS_TARGET_COLUMN": form == "sampled"}
+    constants |= {"TOKENS": tokens, "ITEMS": items} | dict.fromkeys(ABSENT[form])
     signature, values, attributes = {}, {}, {}
     for place, name in enumerate(function.arg_names):
         if name in constants:
@@ -287,16 +324,23 @@ def registers_and_stack(cubin: bytes, folder: Path) -> tuple[int, int] | None:
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize(("dtype", "dim", "sampled"), [("bf16", 256, True), ("fp32", 128, True)])
-def test_an_h100_has_room_for_the_compiled_code(dtype, dim, sampled, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "dim", "form"),
+    [("bf16", 256, "sampled"), ("fp32", 128, "sampled"), ("bf16", 256, "masked"), ("fp32", 128, "masked")],
+)
+def test_an_h100_has_room_for_the_compiled_code(dtype, dim, form, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for function in (kernels._expectation_kernel, kernels._combination_kernel, kernels._table_grad_kernel):
-        compiled = compile_for_h100(function, dtype, dim, sampled)
+    for function in (
+        triton_kernels.expectation_kernel,
+        triton_kernels.combination_kernel,
+        triton_kernels.table_grad_kernel,
+    ):
+        compiled = compile_for_h100(function, dtype, dim, form)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= H100_SHARED_MEMORY
-        uses_tensor_cores = dtype == "bf16" and function is not kernels._combination_kernel
+        uses_tensor_cores = dtype == "bf16" and function is not triton_kernels.combination_kernel
         assert ("wgmma" in compiled.asm["ptx"]) == uses_tensor_cores
         assert "tf32" not in compiled.asm["ptx"]
         usage = registers_and_stack(compiled.asm["cubin"], tmp_path)
-        print(function.__name__, dtype, dim, f"{compiled.metadata.shared} bytes, registers and stack:", usage)
+        print(function.__name__, dtype, dim, form, f"{compiled.metadata.shared} bytes, registers and stack:", usage)
         assert usage is None or usage[1] <= 256

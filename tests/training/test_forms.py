@@ -65,17 +65,17 @@ def test_the_softmax_of_a_cpu_is_described(words, form, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (["model.output_bias=true"], (1, 65, torch.float32, False)),
-        (["loss=sampled_softmax", "trainer.precision=bf16-mixed"], (1, 64, torch.bfloat16, True)),
-        (["loss.exclude=history"], None),
+        (["model.output_bias=true"], (1, 65, torch.float32, False, False)),
+        (["loss=sampled_softmax", "trainer.precision=bf16-mixed"], (1, 64, torch.bfloat16, True, False)),
+        (["loss.exclude=history"], (1, 64, torch.float32, False, True)),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_triton_is_asked_for_the_width_and_type_of_the_states(words, asked, monkeypatch, tmp_path):
     calls = []
 
-    def triton_form(states, table, dtype, is_sampled):
-        calls.append((*states.shape, dtype, is_sampled))
+    def triton_form(states, table, dtype, is_sampled, has_mask):
+        calls.append((*states.shape, dtype, is_sampled, has_mask))
         return len(calls) == 1 or None
 
     monkeypatch.setattr(softmax_products, "_triton_form", triton_form)
@@ -83,5 +83,5 @@ def test_triton_is_asked_for_the_width_and_type_of_the_states(words, asked, monk
     cfg = load(["model.dim=64", "trainer.accelerator=cpu", *words])
     trainer = build_trainer(cfg, tmp_path)
     found = [softmax_form(trainer, cfg.model, cfg.loss) for _ in range(2)]
-    assert found == ["Triton kernels" if asked else "torch, in chunks", "torch, in chunks"]
-    assert calls == ([asked] * 2 if asked else [])
+    assert found == ["Triton kernels", "torch, in chunks"]
+    assert calls == [asked] * 2
