@@ -114,7 +114,8 @@ class PaddedBlock(nn.Module):
             weights = F.softmax(scores.masked_fill(~visible, -(2.0**32) + 1), -1)  # the padding's own row is uniform
             heads.append(torch.einsum("bqk,bkd->bqd", self.dropout(weights), v))
         out = torch.cat(heads, -1)
-        return self.output(out) if self.cfg.output_projection else out
+        out = self.output(out) if self.cfg.output_projection else out
+        return self.dropout(out) if self.cfg.dropout_output else out
 
     def biases(self, length: int) -> Tensor:  # (H, L, L)
         first = 0 if self.cfg.causal else 1 - self.cfg.maxlen  # the distance of column 0

@@ -78,6 +78,7 @@ class ModelConfig(ModelSection):
     v_dim: Optional[int] = None
     dropout_attention: Optional[float] = None
     dropout_input: Optional[float] = None
+    dropout_output: Optional[float] = None
     dropout_items: float = 0.0
     token_dropout: float = 0.0
     embedding_norm: bool = False
@@ -120,12 +121,19 @@ class ModelConfig(ModelSection):
         return self.dropout if self.dropout_input is None else self.dropout_input
 
     @property
+    def rate_output(self) -> float:
+        """Return the dropout rate on the output of attention, before it is added to its input."""
+        if self.dropout_output is None:
+            return self.dropout if self.block is BlockName.ligr else 0.0
+        return self.dropout_output
+
+    @property
     def has_dropout(self) -> bool:
         """Return whether two passes over a batch differ, as far as is known of a block or a head of the user's.
 
         The mask of `dropout_items` is one for both.
         """
-        in_blocks = max(self.dropout, self.rate_attention) if self.blocks else 0.0
+        in_blocks = max(self.dropout, self.rate_attention, self.rate_output) if self.blocks else 0.0
         is_known = not isinstance(self.block, Foreign) and self.head is None
         return not is_known or max(in_blocks, self.rate_input, self.token_dropout) > 0
 

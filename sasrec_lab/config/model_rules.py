@@ -33,6 +33,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "pad_keys": False,
         "causal": True,
         "dropout_attention": None,
+        "dropout_output": None,
         "dropout_input": None,
     },
     BlockName.hstu: {
@@ -44,6 +45,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "pad_keys": False,
         "causal": True,
         "dropout_attention": None,
+        "dropout_output": None,
     },
     BlockName.fuxi: {
         "norm": Norm.pre,
@@ -54,6 +56,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "pad_keys": False,
         "causal": True,
         "dropout_attention": None,
+        "dropout_output": None,
     },
 }
 # Keys of these blocks, with the value that they must have for the others
@@ -122,7 +125,7 @@ def _check_optional_numbers(model: ModelConfig) -> None:
             check_at_least(f"model.{key}", width, 1)
     if model.block in POINTWISE and model.divisor is not None:
         check_above_0("model.divisor", model.divisor, "model.maxlen")
-    for key in ("dropout_attention", "dropout_input"):
+    for key in ("dropout_attention", "dropout_input", "dropout_output"):
         if (rate := getattr(model, key)) is not None:
             check_rate(f"model.{key}", rate)
 

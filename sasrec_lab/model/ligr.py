@@ -4,15 +4,14 @@ from torch import Tensor, nn
 
 from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.model.transformer import TransformerBlock
-from sasrec_lab.ops.dropout import dropout
 from sasrec_lab.ops.layout import BatchLayout, pick
 
 
 class LiGRBlock(TransformerBlock):
     """A pre-norm transformer block with a gate on each residual branch: x + sigmoid(G x) * branch(LayerNorm(x)).
 
-    The gate reads the state before its branch, without the norm. Attention's output has a dropout of its own. Source:
-    RecTools' LiGRLayer, the block of eSASRec (arXiv 2508.06450), after LiGR (arXiv 2502.03417).
+    The gate reads the state before its branch, without the norm. Source: RecTools' LiGRLayer, the block of eSASRec
+    (arXiv 2508.06450), after LiGR (arXiv 2502.03417).
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -27,6 +26,5 @@ class LiGRBlock(TransformerBlock):
         """Return what `forward` returns, layer by layer."""
         normed, at = self.attention_norm(x), pick(pick(x, newest), rows)
         attended = self._attend(pick(normed, newest), normed, layout, newest, rows)
-        attended = dropout(attended, self.rate if self.training else 0.0)
         at = self._add(at, self.attention_gate(at).sigmoid() * attended)
         return self._add(at, self.feed_forward_gate(at).sigmoid() * self.feed_forward(self.feed_forward_norm(at)))

@@ -26,7 +26,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm, self.residual, self.heads = cfg.norm, cfg.residual, cfg.heads
-        self.rate, self.attention_rate = cfg.dropout, cfg.rate_attention
+        self.attention_rate, self.output_rate = cfg.rate_attention, cfg.rate_output
         self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
         is_relative = cfg.pos_emb is PosEmb.relative
         self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, cfg.num_distances)) if is_relative else None
@@ -74,9 +74,8 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """Return attention's output for the newest tokens' queries (B, D), or for all tokens' (T, D) or some rows."""
         q = self.query(queries)
-        if newest is not None:
-            return self.output(self._newest(q, others, layout))
-        return self.output(pick(self._all(q, others, layout), rows))
+        found = pick(self._all(q, others, layout), rows) if newest is None else self._newest(q, others, layout)
+        return dropout(self.output(found), self.output_rate if self.training else 0.0)
 
     def _all(self, q: Tensor, x: Tensor, layout: BatchLayout) -> Tensor:
         k, v = self.key(x), self.value(x)

@@ -18,6 +18,7 @@ _MAY_DIFFER = (
     "dropout_attention",
     "dropout_input",
     "dropout_items",
+    "dropout_output",
     "head_transform",
     "id_dropout",
     "init",

@@ -442,6 +442,7 @@ def test_a_mistake_gives_one_line(override, message):
         ),
         (["model.token_dropout=1"], "model.token_dropout=1.0 must be at least 0 and below 1"),
         (["model.dropout_input=-0.1"], "model.dropout_input=-0.1 must be at least 0 and below 1"),
+        (["model.dropout_output=1"], "model.dropout_output=1.0 must be at least 0 and below 1"),
         (["model.dropout_items=1"], "model.dropout_items=1.0 must be at least 0 and below 1"),
         (
             ["model.dropout_items=0.1", "model.share_items=false"],

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.model import Activation, BlockName, ModelConfig, PosEmb
-from sasrec_lab.model import encoder, ligr, transformer
+from sasrec_lab.model import encoder, transformer
 from sasrec_lab.model.encoder import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,7 +171,7 @@ def test_each_branch_has_its_dropouts(monkeypatch):
         shapes.append((x.shape[1], rate))
         return x
 
-    for module in (encoder, ligr, transformer):
+    for module in (encoder, transformer):
         monkeypatch.setattr(module, "dropout", record)
     random_encoder(replace(SMALL, dropout=0.25)).train()(packed(SEQUENCES))
     assert shapes == [(12, 0.25), *[(12, 0.25), (48, 0.25), (12, 0.25)] * 2]

@@ -383,14 +383,15 @@ def test_initial_values(init):
 # Dropout
 
 
-def test_dropout_is_where_the_authors_have_it(monkeypatch):
+@pytest.mark.parametrize("others", [{}, {"dropout_output": 0.3}, {"dropout_output": 0.3, "norm": Norm.post}])
+def test_dropout_is_where_the_authors_have_it(monkeypatch, others):
     """A mask of the elements' own digits replaces chance, in the reference model too."""
 
     def mask_by_digits(x: Tensor, rate: float) -> Tensor:
         assert rate == 0.3
         return ((x * 997.3).floor() % 3 > 0).to(x.dtype)
 
-    cfg = replace(SMALL, dropout=0.3, heads=2, output_projection=True)
+    cfg = replace(SMALL, dropout=0.3, heads=2, output_projection=True, **others)
     model = random_encoder(cfg)
     for module in (buckets, dropout_module):
         monkeypatch.setattr(module, "keep_mask", mask_by_digits)
