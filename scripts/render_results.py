@@ -179,7 +179,9 @@ def block(name: str, results: Path) -> str:
     stamp, rows = read_rows(file, results)
     rows = [row for row in rows if row.get(needed) is not None]
     own = [own_stamp(row) for row in rows]
-    headings = [FIELDS[field][0] for field in fields] + (["measured separately"] if any(own) else [])
+    dated = [bool(row.get("measured")) for row in rows]
+    remarks = ["measured" if all(dated) else "remarks"] if any(own) else []
+    headings = [FIELDS[field][0] for field in fields] + remarks
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     group = None
     for row, note in zip(rows, own, strict=True):
@@ -187,7 +189,8 @@ def block(name: str, results: Path) -> str:
         lines.append("| " + " | ".join(["" if first == group else first, *cells]) + " |")
         group = first
     has_seeds = any(isinstance(value, dict) and "n" in value for row in rows for value in row.values())
-    return "\n".join(["", *lines, "", caption(stamp, seeds=has_seeds), "", ""])
+    when = "" if all(dated) else "Rows without a date: measured" if any(dated) else "Measured"
+    return "\n".join(["", *lines, "", caption(stamp, when, seeds=has_seeds), "", ""])
 
 
 def overview(results: Path) -> str:
@@ -213,7 +216,7 @@ def overview(results: Path) -> str:
     for name, data, candidates, row, value in rows:
         cells = [decimal(row["ndcg"]), decimal(row["recall"]), "" if value is None else decimal(value)]
         lines.append(f"| {name} | {data} | {candidates} | {' | '.join(cells)} |")
-    return "\n".join(["", *lines, "", caption(stamp, seeds=True), "", ""])
+    return "\n".join(["", *lines, "", caption(stamp, "Measured", seeds=True), "", ""])
 
 
 def number(path: str, results: Path) -> str:
@@ -269,13 +272,13 @@ def low_to_high(numbers: list[int]) -> int | dict[str, int]:
     return numbers[0] if min(numbers) == max(numbers) else {"low": min(numbers), "high": max(numbers)}
 
 
-def caption(stamp: Row, seeds: bool) -> str:
-    """Return when, at which commit and on what the rows were measured, without what is unknown."""
+def caption(stamp: Row, when: str, seeds: bool) -> str:
+    """Return when and on what the rows were measured, behind the words `when`; nothing of it if they are ""."""
     legend = "Mean ± standard deviation (number of seeds). " if seeds else ""
     versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name in SHOWN_VERSIONS]
     command = f": `{stamp['command']}`" if stamp["command"] else ""
     what = ", ".join(filter(None, [where_and_when(stamp), *versions])) + command
-    measured = f"Measured {what}." if what else ""
+    measured = f"{when} {what}." if what and when else ""
     return f"*{legend}{measured}{remark(stamp)}*".replace("  ", " ")
 
 

@@ -41,7 +41,7 @@ RENDERED = """Before.
 
 <!-- results:reference -->
 
-| implementation | NDCG@10 | recall@10 | measured separately |
+| implementation | NDCG@10 | recall@10 | remarks |
 |---|---|---|---|
 | fast | 0.1758 ± 0.0012 (3) | 0.3000 |  |
 | reference | 0.5000 (2) |  | a note |
@@ -76,11 +76,21 @@ def test_tables_and_numbers_are_written_from_the_data(project):
 def test_unknown_fields_are_omitted_from_the_caption():
     stamp = {"measured": "2026-11-25", "commit": None, "machine": None, "threads": None, "versions": None}
     stamp |= {"command": None, "note": None}
-    assert render_results.caption(stamp, seeds=False) == "*Measured 2026-11-25.*"
+    assert render_results.caption(stamp, "Measured", seeds=False) == "*Measured 2026-11-25.*"
     stamp |= {"commit": 40 * "a", "dirty": True, "threads": 2}
-    assert render_results.caption(stamp, seeds=False) == (
-        "*Measured 2026-11-25 at aaaaaaa with local changes, 2 threads.*"
-    )
+    measured = "2026-11-25 at aaaaaaa with local changes, 2 threads"
+    assert render_results.caption(stamp, "Measured", seeds=False) == f"*Measured {measured}.*"
+
+
+def test_rows_with_dates_of_their_own_are_told_from_the_others(project):
+    date = {"measured": "2026-11-26"}
+    for second, heading, caption in (({}, "remarks", "Rows without a date: measured"), (date, "measured", "On a busy")):
+        rows = [row | own for row, own in zip(DATA["rows"], (date, second), strict=True)]
+        (project / "docs/results/reference.json").write_text(json.dumps(DATA | {"rows": rows}))
+        render_results.render(project, write=True)
+        page = (project / "docs/page.md").read_text()
+        assert f"| recall@10 | {heading} |" in page
+        assert f"*Mean ± standard deviation (number of seeds). {caption}" in page
 
 
 @pytest.mark.parametrize(
