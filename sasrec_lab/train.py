@@ -212,7 +212,7 @@ def fit(
 def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", data: "SequenceData") -> None:
     """Measure the best checkpoint, or the last one without validation, on the held-out users.
 
-    If the test may not be seen, that is on validation; what training has measured there stays.
+    If the test may not be seen, that is on all users of validation, of whom training may have measured a part.
     """
     from sasrec_lab.training.checkpoints import checkpoint_to_test
     from sasrec_lab.training.trainer import interruptible
@@ -220,8 +220,7 @@ def test(run: RunRecord, trainer: "pl.Trainer", model: "SequentialRecommender", 
     with run.phase(model.cfg.evaluation.final_stage), interruptible(trainer):
         tested = checkpoint_to_test(trainer, run.folder, run.results["best_epoch"])
         trainer.test(model, data, ckpt_path=tested, weights_only=True, verbose=False)
-    metrics = run.results["metrics"]
-    metrics |= {name: value for name, value in model.tested.items() if name not in metrics}
+    run.results["metrics"] |= model.tested
 
 
 def measure_own_lists(

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sasrec_lab.config.composition import load
+from sasrec_lab.config.model import ModelConfig
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.batches import PackedBatch
 from sasrec_lab.data.datamodule import SequenceData
@@ -47,6 +48,7 @@ def main() -> None:
         results = []
         for seed in range(args.seeds):
             cfg = load([*args.overrides, f"seed={seed}", *fixed])
+            check_dropout(cfg.model)
             results.append(keep_result(cfg, run, args.out / f"{name}-{seed}"))
             print(name, seed, results[-1], flush=True)
         measured = {key: mean_and_std([result[metric] for result in results]) for key, metric in METRICS.items()}
@@ -129,6 +131,12 @@ def padded(batch: PackedBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tenso
     for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
         rows[row, maxlen - (end - start) :] = tokens[start:end]
     return rows
+
+
+def check_dropout(model: ModelConfig) -> None:
+    """End the program if the config has rates of dropout by place, which the reference has not."""
+    if {model.rate_attention, model.rate_input, model.rate_output or model.dropout} != {model.dropout}:
+        sys.exit("error: the reference has one rate of dropout; leave model.dropout_attention and the like as they are")
 
 
 def set_dropout(model: PaddedSASRec, rate: float) -> None:

@@ -274,12 +274,13 @@ def low_to_high(numbers: list[int]) -> int | dict[str, int]:
 
 def caption(stamp: Row, when: str, seeds: bool) -> str:
     """Return when and on what the rows were measured, behind the words `when`; nothing of it if they are ""."""
-    legend = "Mean ± standard deviation (number of seeds). " if seeds else ""
+    legend = "Mean ± standard deviation (number of seeds)." if seeds else ""
     versions = [f"{name} {version}" for name, version in (stamp["versions"] or {}).items() if name in SHOWN_VERSIONS]
     command = f": `{stamp['command']}`" if stamp["command"] else ""
     what = ", ".join(filter(None, [where_and_when(stamp), *versions])) + command
     measured = f"{when} {what}." if what and when else ""
-    return f"*{legend}{measured}{remark(stamp)}*".replace("  ", " ")
+    text = " ".join(filter(None, [legend, measured, remark(stamp)]))
+    return f"*{text}*" if text else ""
 
 
 def own_stamp(row: Row) -> str:
@@ -306,7 +307,7 @@ def counted(number: int | None, noun: str) -> str:
 
 def remark(stamp: Row) -> str:
     """Return the note as a sentence of its own."""
-    return f" {stamp['note'][0].upper()}{stamp['note'][1:]}." if stamp.get("note") else ""
+    return f"{stamp['note'][0].upper()}{stamp['note'][1:]}." if stamp.get("note") else ""
 
 
 if __name__ == "__main__":

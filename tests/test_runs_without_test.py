@@ -66,6 +66,18 @@ def test_a_run_without_test_reads_no_test_target(tmp_path, train_here, monkeypat
         assert set(ranks) >= {"user", "target", "rank", "sampled_rank"}
 
 
+@pytest.mark.parametrize("part", ["1", "0"])
+def test_the_chosen_checkpoint_is_measured_on_all_users(tmp_path, train_here, part):
+    """Of whom validation in training may take a part."""
+    words = [*TINY, "evaluation.test=false", "evaluation.batch_size=50", f"trainer.limit_val_batches={part}"]
+    assert train_here(*words, "hydra.run.dir=run").returncode == 0
+    written = results(tmp_path / "run")
+    with np.load(tmp_path / "run" / "validation_ranks.npz") as ranks:
+        reciprocal = np.where(ranks["rank"] >= 1, 1 / np.maximum(ranks["rank"], 1), 0)
+    assert written["metrics"]["val/mrr"] == pytest.approx(reciprocal.mean())
+    assert written["protocol"]["validation"].endswith("; of the chosen checkpoint, all held-out users")
+
+
 @pytest.mark.parametrize("model", ["ease", "itemknn"])
 def test_models_without_epochs_measure_no_test_either(tmp_path, train_here, model):
     words = [*TINY[:3], f"model={model}", "evaluation.test=false", "hydra.run.dir=run"]

@@ -14,7 +14,7 @@ def expectation_kernel(
     table: tl.tensor,  # (V, D)
     biases: tl.tensor,  # (V,) or None
     excluded: tl.tensor,  # (T,) or None
-    is_masked: tl.tensor,  # (G, V) or None
+    is_masked: tl.tensor,  # (G, V + 1) or None
     owners: tl.tensor,  # (T,) or None
     targets: tl.tensor,  # (T,) or None
     target_vectors: tl.tensor,  # (T, D)
@@ -121,7 +121,7 @@ def table_grad_kernel(
     table: tl.tensor,  # (V, D)
     biases: tl.tensor,  # (V,) or None
     excluded: tl.tensor,  # (T,) or None
-    is_masked: tl.tensor,  # (G, V) or None
+    is_masked: tl.tensor,  # (G, V + 1) or None
     owners: tl.tensor,  # (T,) or None
     targets: tl.tensor,  # (T,) or None
     shifts: tl.tensor,  # (T,)
@@ -183,7 +183,7 @@ def _counted(
         out = tl.load(excluded + token, mask=token < tokens, other=-1).to(tl.int32)
         scores = tl.where(item == out, float("-inf"), scores)
     if is_masked is not None:
-        row = is_masked + tl.load(owners + token, mask=token < tokens, other=0) * items
+        row = is_masked + tl.load(owners + token, mask=token < tokens, other=0) * (items + 1)
         target = tl.load(targets + token, mask=token < tokens, other=0).to(tl.int32)
         is_out = tl.load(row + item, mask=item < items, other=0) != 0
         scores = tl.where(is_out & (item != target), float("-inf"), scores)

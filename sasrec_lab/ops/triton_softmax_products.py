@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
     table: Tensor  # (V, D)
     biases: Tensor | None  # (V,) added to the items' scores
     excluded: Tensor | None  # (T,) int64, the row of the table that does not count for a token
-    is_masked: Tensor | None  # (G, V) bool, rows that do not count for the tokens of a group, except as a target
+    is_masked: Tensor | None  # (G, V + 1) bool, rows that do not count for a group's tokens, except as a target
     owners: Tensor | None  # (T,) int64, the group of each token
     targets: Tensor | None  # (T,) int64, the row of its target
 
@@ -108,9 +108,12 @@ def _operand(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _mask(rows: Tensor, owners: Tensor, targets: Tensor, items: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which rows do not count for the tokens of a group (G, V), the group of each token, and its target."""
-    is_masked = rows.new_zeros(len(rows), items + 1, dtype=torch.bool).scatter_(1, rows + 1, True)
-    return is_masked[:, 1:].contiguous(), owners.to(rows.device, non_blocking=True), targets.contiguous()
+    """Return which rows do not count for the tokens of a group, the group of each token, and its target.
+
+    The first is (G, V + 1); its last column, of none, is not read.
+    """
+    is_masked = rows.new_zeros(len(rows), items + 1, dtype=torch.bool).scatter_(1, rows % (items + 1), True)
+    return is_masked, owners.to(rows.device, non_blocking=True), targets.contiguous()
 
 
 def _empty(inputs: Inputs, *shape: int) -> Tensor:
@@ -222,7 +225,7 @@ def plain_products(
         scores = scores.masked_fill(is_excluded, float("-inf"))
     if masked is not None:
         is_masked, owners, own = _mask(*masked, len(table))
-        is_masked = is_masked[owners].scatter(1, own[:, None], False)
+        is_masked = is_masked[owners, :-1].scatter(1, own[:, None], False)
         scores = scores.masked_fill(is_masked, float("-inf"))
     columns = scores if sampled is None else torch.cat([scores, target_scores], 1)
     total = columns.logsumexp(1, keepdim=True)

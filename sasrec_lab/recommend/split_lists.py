@@ -10,7 +10,7 @@ from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.evaluation_data import EvaluationData
 from sasrec_lab.data.holdout import hold_out_for
 from sasrec_lab.data.objectives import build_objective
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, warn
 from sasrec_lab.evaluation.row_lists import lists_of_rows
 from sasrec_lab.files import display_path
 from sasrec_lab.ops import backend
@@ -34,6 +34,8 @@ def lists_of_split(recommender: Recommender, split: str, k: int) -> Lists:
     model, evaluation = load_split_model(config), section_of(config, "evaluation", EvaluationConfig)
     holdout = hold_out_for(sequences, recommender.dataset, model)
     rows = holdout.rows(split)
+    if split == "test" and not evaluation.test:
+        warn(f"split=test: {display_path(recommender.folder)} measured nothing on the test (evaluation.test=false)")
     if not len(rows):
         raise InputError(
             f"split={split}: {display_path(recommender.folder)} holds nothing out (dataset.holdout=none); choose a run"

@@ -78,7 +78,8 @@ def _validation(cfg: TrainConfig) -> str:
         return "none"
     if part == 1.0 and isinstance(part, float):
         return "all held-out users"
-    return f"those of trainer.limit_val_batches={part}, the shortest histories first"
+    users = f"those of trainer.limit_val_batches={part}, the shortest histories first"
+    return users if cfg.evaluation.test else f"{users}; of the chosen checkpoint, all held-out users"
 
 
 def describe_test(protocol: dict[str, Any]) -> str:

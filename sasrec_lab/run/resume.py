@@ -2,9 +2,13 @@
 
 import os
 import shlex
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from sasrec_lab.config.checks import typed_form
+from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import completed, is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
@@ -133,12 +137,25 @@ def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key
             f"ckpt=last: the run in {folder} has a different configuration ({difference}); repeat the keys that it was"
             " started with"
         )
+    words += _values_since_changed(words, folder)
     start = info.get("directory")
     place = f" in {start}" if isinstance(start, str) and start != os.getcwd() else ""
     return InputError(
         f"ckpt=last: the run in {folder} has a different configuration ({difference}); repeat its keys{place}:"
         f" {as_typed(_resuming(words, folder))}"
     )
+
+
+def _values_since_changed(words: list[str], folder: Path) -> list[str]:
+    """Return overrides for what the run in the folder had and these words no longer give, since conf/ has changed."""
+    named = [word for word in words if not word.startswith(("-", "hydra", "ckpt="))]
+    try:
+        now = to_plain(load(named))
+    except InputError:  # the words of a sweep, or of the user's own config folder
+        return []
+    before = completed(recorded_config(folder) or {})
+    keys = [key for key in differences(before, now) if key not in _MAY_CHANGE_ON_RESUME]
+    return [format_override(key, typed_form(reduce(getitem, key.split("."), before))) for key in keys]
 
 
 def _recorded_words(command: Any) -> list[str]:

@@ -150,7 +150,7 @@ def differences(theirs: Arrays, sequences: Sequences, cfg: TrainConfig) -> dict[
     """Return the largest absolute difference of each kind of output, or infinity if lists differ in form."""
     item_ids = sequences.item_ids[np.isin(sequences.item_ids, theirs["item_ids"])]  # those that RecTools knows
     order = Ids(theirs["item_ids"]).indices(item_ids, "items")  # RecTools' index of each of our items
-    encoder = Encoder(len(item_ids), replace(cfg.model, dropout=0.0))
+    encoder = Encoder(len(item_ids), replace(cfg.model, dropout=0.0, dropout_output=None))
     encoder.load_state_dict(from_rectools(theirs, "weights", order))
     items_of = np.zeros(len(order) + 1, np.int64)  # our item of each of theirs; 0 stays
     items_of[order + 1] = np.arange(1, len(order) + 1)

@@ -43,7 +43,7 @@ def outputs(sequences: Sequences, cfg: TrainConfig, variants: dict[str, ModelCon
 def differences(theirs: Arrays, sequences: Sequences, cfg: TrainConfig) -> dict[str, float]:
     """Return the largest absolute difference of each kind of output."""
     order = Ids(theirs["item_ids"]).indices(sequences.item_ids, "items")  # RePlay's index of each of our items
-    encoder = Encoder(len(order), replace(cfg.model, dropout=0.0)).eval()
+    encoder = Encoder(len(order), replace(cfg.model, dropout=0.0, dropout_output=None)).eval()
     encoder.load_state_dict(from_replay(theirs, "weights", order))
     items_of = np.zeros(len(order) + 1, np.int64)  # our item of each of theirs; the mask stays 0
     items_of[order + 1] = np.arange(1, len(order) + 1)

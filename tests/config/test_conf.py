@@ -459,6 +459,10 @@ def test_a_mistake_gives_one_line(override, message):
             "model.dropout_attention=0.1 does not apply to model.block=gru; set it to null",
         ),
         (
+            ["model=hstu", "model.dropout_output=0.1"],
+            "model.dropout_output=0.1 does not apply to model.block=hstu; set it to null",
+        ),
+        (
             ["model=bert4rec", "model.token_dropout=0.1"],
             "model.token_dropout=0.1 would hide items next to those that objective=masked_items hides; set it to 0 for"
             " model.causal=false, or raise objective.mask_share",

@@ -104,7 +104,7 @@ def test_states_depend_on_both_sides_and_on_no_other_sequence(changed):
 
 def test_the_mask_starts_as_an_item_and_is_trained():
     torch.manual_seed(0)
-    model = Encoder(1000, replace(CONFIG.model, dropout=0.0))
+    model = Encoder(1000, replace(CONFIG.model, dropout=0.0, dropout_output=None))
     assert model.mask.shape == (1, 64)
     assert 0.7 < model.mask.std() / model.input_items.weight.std() < 1.4
     states = model(packed([[5, MASK, 9], [8, 8]]))[:5]
@@ -138,7 +138,7 @@ def test_masked_copy_needs_attention_to_later_items():
 
     def accuracy(causal: bool) -> float:
         torch.manual_seed(0)
-        model = Encoder(items, replace(CONFIG.model, dim=32, maxlen=6, dropout=0.0, blocks=1))
+        model = Encoder(items, replace(CONFIG.model, dim=32, maxlen=6, dropout=0.0, dropout_output=None, blocks=1))
         for block in model.blocks:
             block.causal = causal
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -173,5 +173,7 @@ def test_each_branch_has_its_dropouts(monkeypatch):
 
     for module in (encoder, transformer):
         monkeypatch.setattr(module, "dropout", record)
-    random_encoder(replace(SMALL, dropout=0.25)).train()(packed(SEQUENCES))
-    assert shapes == [(12, 0.25), *[(12, 0.25), (48, 0.25), (12, 0.25)] * 2]
+    for given, rate in ((None, 0.25), (0.5, 0.5)):
+        shapes.clear()
+        random_encoder(replace(SMALL, dropout=0.25, dropout_output=given)).train()(packed(SEQUENCES))
+        assert shapes == [(12, 0.25), *[(12, rate), (48, 0.25), (12, 0.25)] * 2]

@@ -131,13 +131,24 @@ def test_resuming_with_other_keys_names_the_command(run, monkeypatch):
     info = json.loads((run / "run.json").read_text())
     commands = {
         "python -m sasrec_lab.train -m seed=1,2 hydra.sweep.dir=old": r"-m seed=1,2 hydra\.sweep\.dir=\S*$",
-        "sasrec-train seed=3 ckpt=last hydra.run.dir=old": r"[^-]seed=3 hydra\.run\.dir=run ckpt=last$",
+        "sasrec-train seed=3 ckpt=last hydra.run.dir=old": r"[^-]seed=3 dataset\..* hydra\.run\.dir=run ckpt=last$",
         "rm -rf /": "repeat the keys that it was started with$",
         "'": "repeat the keys that it was started with$",
     }
     for command, end in commands.items():
         (run / "run.json").write_text(json.dumps(info | {"command": command}))
         assert re.search(end, refusal()), refusal()
+
+
+def test_resuming_names_values_that_conf_has_changed(run):
+    info = json.loads((run / "run.json").read_text())
+    info["config"]["model"] |= {"dropout_output": 0.1, "norm": "post"}  # as if the files of conf/ had these then
+    (run / "run.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"\(model\.dropout_output, model\.norm differ\)") as caught:
+        check_can_run(run, load([*WORDS[:-1], "ckpt=last"]))
+    words = shlex.split(str(caught.value).partition("sasrec_lab.train ")[2])
+    assert words[-4:-2] == ["model.dropout_output=0.1", "model.norm=post"]
+    assert check_can_run(run, load([word for word in words if not word.startswith("hydra")])) is not None
 
 
 def test_resuming_with_another_limit_of_memory(run):
