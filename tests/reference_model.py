@@ -124,7 +124,8 @@ class PaddedBlock(nn.Module):
 
     def point_wise(self, x: Tensor) -> Tensor:
         activation = {Activation.relu: F.relu, Activation.gelu: F.gelu}[self.cfg.activation]
-        inner = self.dropout(activation(self.feed_forward["inner"](x)))
+        inner = activation(self.feed_forward["inner"](x))
+        inner = inner if self.cfg.dropout_inner == 0 else self.dropout(inner)
         return self.dropout(self.feed_forward["outer"](inner))
 
 

@@ -79,6 +79,7 @@ class ModelConfig(ModelSection):
     dropout_attention: Optional[float] = None
     dropout_input: Optional[float] = None
     dropout_output: Optional[float] = None
+    dropout_inner: Optional[float] = None
     dropout_items: float = 0.0
     token_dropout: float = 0.0
     embedding_norm: bool = False
@@ -128,12 +129,17 @@ class ModelConfig(ModelSection):
         return self.dropout_output
 
     @property
+    def rate_inner(self) -> float:
+        """Return the dropout rate inside the feed-forward, on what its second layer reads."""
+        return self.dropout if self.dropout_inner is None else self.dropout_inner
+
+    @property
     def has_dropout(self) -> bool:
         """Return whether two passes over a batch differ, as far as is known of a block or a head of the user's.
 
         The mask of `dropout_items` is one for both.
         """
-        in_blocks = max(self.dropout, self.rate_attention, self.rate_output) if self.blocks else 0.0
+        in_blocks = max(self.dropout, self.rate_attention, self.rate_output, self.rate_inner) if self.blocks else 0.0
         is_known = not isinstance(self.block, Foreign) and self.head is None
         return not is_known or max(in_blocks, self.rate_input, self.token_dropout) > 0
 

@@ -34,6 +34,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "causal": True,
         "dropout_attention": None,
         "dropout_output": None,
+        "dropout_inner": None,
         "dropout_input": None,
     },
     BlockName.hstu: {
@@ -46,6 +47,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "causal": True,
         "dropout_attention": None,
         "dropout_output": None,
+        "dropout_inner": None,
     },
     BlockName.fuxi: {
         "norm": Norm.pre,
@@ -57,6 +59,7 @@ _FIXED: dict[BlockName | Foreign, dict[str, Any]] = {
         "causal": True,
         "dropout_attention": None,
         "dropout_output": None,
+        "dropout_inner": None,
     },
 }
 # Keys of these blocks, with the value that they must have for the others
@@ -125,7 +128,7 @@ def _check_optional_numbers(model: ModelConfig) -> None:
             check_at_least(f"model.{key}", width, 1)
     if model.block in POINTWISE and model.divisor is not None:
         check_above_0("model.divisor", model.divisor, "model.maxlen")
-    for key in ("dropout_attention", "dropout_input", "dropout_output"):
+    for key in ("dropout_attention", "dropout_input", "dropout_output", "dropout_inner"):
         if (rate := getattr(model, key)) is not None:
             check_rate(f"model.{key}", rate)
 

@@ -36,7 +36,7 @@ class FuXiBlock(nn.Module):
         if cfg.time_bias is TimeBias.buckets:
             self.time_weights = nn.Parameter(torch.randn(NUM_BUCKETS) * 0.02)
         self.output = nn.Linear(self.widths[0], cfg.dim)
-        self.feed_forward = SwiGLU(cfg, rate=0.0)
+        self.feed_forward = SwiGLU(cfg, has_dropout=False)
 
     def forward(
         self, x: Tensor, layout: BatchLayout, newest: Tensor | None = None, rows: Tensor | None = None

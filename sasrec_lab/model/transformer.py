@@ -38,7 +38,7 @@ class TransformerBlock(nn.Module):
         self.value = nn.Linear(cfg.dim, cfg.dim)
         self.output = nn.Linear(cfg.dim, cfg.dim) if cfg.output_projection else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(cfg.dim, eps=cfg.norm_eps)
-        self.feed_forward = SwiGLU(cfg, cfg.dropout) if cfg.activation is Activation.swiglu else FeedForward(cfg)
+        self.feed_forward = (SwiGLU if cfg.activation is Activation.swiglu else FeedForward)(cfg)
         self.has_kernel = isinstance(self.feed_forward, FeedForward)
 
     def forward(
@@ -139,31 +139,31 @@ class FeedForward(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.rate = cfg.dropout
+        self.inner_rate, self.rate = cfg.rate_inner, cfg.dropout
         self.activation = F.relu if cfg.activation is Activation.relu else F.gelu
         self.inner = nn.Linear(cfg.dim, cfg.feed_forward_width)
         self.outer = nn.Linear(cfg.feed_forward_width, cfg.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output (T, D)."""
-        rate = self.rate if self.training else 0.0
-        return dropout(self.outer(dropout(self.activation(self.inner(x)), rate)), rate)
+        inner_rate, rate = (self.inner_rate, self.rate) if self.training else (0.0, 0.0)
+        return dropout(self.outer(dropout(self.activation(self.inner(x)), inner_rate)), rate)
 
 
 class SwiGLU(nn.Module):
     """A gated feed-forward network without biases: W2 (SiLU(W1 x) * W3 x). Shazeer 2020 (arXiv 2002.05202), eq. (6).
 
-    Dropout, at `rate`, is where FeedForward has it: on what W2 multiplies, and on the output.
+    Dropout is where FeedForward has it: on what W2 multiplies, and on the output.
     """
 
-    def __init__(self, cfg: ModelConfig, rate: float):
+    def __init__(self, cfg: ModelConfig, has_dropout: bool = True):
         super().__init__()
-        self.rate = rate
+        self.inner_rate, self.rate = (cfg.rate_inner, cfg.dropout) if has_dropout else (0.0, 0.0)
         self.gate = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W1
         self.inner = nn.Linear(cfg.dim, cfg.feed_forward_width, bias=False)  # W3
         self.outer = nn.Linear(cfg.feed_forward_width, cfg.dim, bias=False)  # W2
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output (T, D)."""
-        rate = self.rate if self.training else 0.0
-        return dropout(self.outer(dropout(F.silu(self.gate(x)) * self.inner(x), rate)), rate)
+        inner_rate, rate = (self.inner_rate, self.rate) if self.training else (0.0, 0.0)
+        return dropout(self.outer(dropout(F.silu(self.gate(x)) * self.inner(x), inner_rate)), rate)

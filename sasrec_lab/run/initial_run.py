@@ -16,6 +16,7 @@ _MAY_DIFFER = (
     "blocks",
     "dropout",
     "dropout_attention",
+    "dropout_inner",
     "dropout_input",
     "dropout_items",
     "dropout_output",

@@ -383,7 +383,9 @@ def test_initial_values(init):
 # Dropout
 
 
-@pytest.mark.parametrize("others", [{}, {"dropout_output": 0.3}, {"dropout_output": 0.3, "norm": Norm.post}])
+@pytest.mark.parametrize(
+    "others", [{}, {"dropout_output": 0.3}, {"dropout_output": 0.3, "dropout_inner": 0.0, "norm": Norm.post}]
+)
 def test_dropout_is_where_the_authors_have_it(monkeypatch, others):
     """A mask of the elements' own digits replaces chance, in the reference model too."""
 
@@ -488,7 +490,7 @@ def test_dropout_is_active_only_in_training():
         evaluation = [model.eval()(batch) for _ in range(2)]
         model.rate = 0.0
         for each in model.blocks:
-            each.attention_rate = each.feed_forward.rate = 0.0
+            each.attention_rate = each.feed_forward.inner_rate = each.feed_forward.rate = 0.0
         without = model.train()(batch)
     assert not torch.equal(*training)
     assert torch.equal(*evaluation)

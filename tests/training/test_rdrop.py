@@ -176,7 +176,9 @@ def test_settings_that_make_no_sense_are_refused(words, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("word", ["dropout_attention", "dropout_input", "dropout_output", "token_dropout"])
+@pytest.mark.parametrize(
+    "word", ["dropout_attention", "dropout_inner", "dropout_input", "dropout_output", "token_dropout"]
+)
 def test_any_dropout_makes_passes_differ(word):
     cfg = load([*SMALL, "model.dropout=0", f"model.{word}=0.5", "loss.rdrop=1"])
     model, batch = model_of(cfg), batch_of(cfg)
