@@ -2,7 +2,7 @@
 
 python scripts/speedrun.py                                                    five seeds of experiment=speedrun/ml_1m
 python scripts/speedrun.py --seeds 301 302 --json speedrun.json                       some of them, also as JSON
-python scripts/speedrun.py --folder outputs/faster batch_size=32                      with any key of conf/
+python scripts/speedrun.py --folder outputs/faster batch_size=16                      with any key of conf/
 
 The clock of a seed runs from the start of the training command until the checkpoint of its last epoch is written:
 imports, loading and validation count. Kernels are compiled and data are cached before. What reads the test users,
