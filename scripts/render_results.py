@@ -203,8 +203,9 @@ def overview(results: Path) -> str:
     everything = "all unseen items"
     rows = [("`dataset=sasrec_ml_1m`", "MovieLens-1M", everything, ours["default"], published)]
     papers = read_rows("papers", results)[1]
-    for row in papers:
-        if any(row["run"].startswith(f"{other['run']} ") for other in papers):
+    plain = [row["run"].replace(" trainer.precision=bf16-mixed", "") for row in papers]
+    for row, run in zip(papers, plain, strict=True):
+        if any(run.startswith(f"{other} ") for other in plain):
             continue  # another row with a key changed
         words = row["run"].removeprefix("python -m sasrec_lab.train ")
         rows.append((code(words), row["data"], everything, row, row.get("published")))
