@@ -13,7 +13,8 @@ from small_data import holdout_of, random_users
 from sasrec_lab.config.composition import load
 from sasrec_lab.data.datamodule import SequenceData
 from sasrec_lab.errors import InputError
-from sasrec_lab.training.trainer import ProgressBar, build_trainer, check_limits
+from sasrec_lab.training.lightning_module import SequentialRecommender
+from sasrec_lab.training.trainer import AveragedWeights, ProgressBar, build_trainer, check_limits
 
 FILE = [
     *("dataset=synthetic", "dataset.synthetic.users=40", "dataset.synthetic.items=30", "model=tiny"),
@@ -183,3 +184,16 @@ def test_capture_needs_one_gpu(tmp_path, monkeypatch):
     assert str(caught.value) == (
         "capture=true must run on one device, but trainer asks for 2; set trainer.devices=1 or capture=false"
     )
+
+
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+def test_tables_of_positions_are_not_averaged(positions, tmp_path):
+    cfg = load([*FILE[:5], "batch_size=10", "trainer.max_epochs=9", f"model.pos_emb={positions}", "optimizer.ema=0.9"])
+    holdout = holdout_of(random_users(0, users=40))
+    model, trainer = SequentialRecommender(holdout.num_items, cfg), build_trainer(cfg, tmp_path)
+    (averages,) = (callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights))
+    table = dict(model.named_buffers())
+    before = {name: numbers.clone() for name, numbers in table.items()}
+    trainer.fit(model, SequenceData(holdout, cfg))
+    averaged = dict(averages._average_model.module.named_buffers())
+    assert all(torch.equal(averaged[name], numbers) for name, numbers in before.items())
