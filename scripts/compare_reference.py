@@ -135,7 +135,7 @@ def padded(batch: PackedBatch, tokens: torch.Tensor, maxlen: int) -> torch.Tenso
 
 def check_dropout(model: ModelConfig) -> None:
     """End the program if the config has rates of dropout by place, which the reference has not."""
-    if {model.rate_attention, model.rate_input, model.rate_inner, model.rate_output or model.dropout} != {
+    if {model.rate_attention, model.rate_input, model.rate_inner, model.dropout_output or model.dropout} != {
         model.dropout
     }:
         sys.exit("error: the reference has one rate of dropout; leave model.dropout_attention and the like as they are")

@@ -122,13 +122,6 @@ class ModelConfig(ModelSection):
         return self.dropout if self.dropout_input is None else self.dropout_input
 
     @property
-    def rate_output(self) -> float:
-        """Return the dropout rate on the output of attention, before it is added to its input."""
-        if self.dropout_output is None:
-            return self.dropout if self.block is BlockName.ligr else 0.0
-        return self.dropout_output
-
-    @property
     def rate_inner(self) -> float:
         """Return the dropout rate inside the feed-forward, on what its second layer reads."""
         return self.dropout if self.dropout_inner is None else self.dropout_inner
@@ -139,7 +132,9 @@ class ModelConfig(ModelSection):
 
         The mask of `dropout_items` is one for both.
         """
-        in_blocks = max(self.dropout, self.rate_attention, self.rate_output, self.rate_inner) if self.blocks else 0.0
+        in_blocks = (
+            max(self.dropout, self.rate_attention, self.rate_inner, self.dropout_output or 0.0) if self.blocks else 0.0
+        )
         is_known = not isinstance(self.block, Foreign) and self.head is None
         return not is_known or max(in_blocks, self.rate_input, self.token_dropout) > 0
 

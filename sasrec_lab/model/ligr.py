@@ -16,6 +16,7 @@ class LiGRBlock(TransformerBlock):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
+        self.output_rate = cfg.dropout if cfg.dropout_output is None else cfg.dropout_output
         self.attention_gate = nn.Linear(cfg.dim, cfg.dim)
         self.feed_forward_gate = nn.Linear(cfg.dim, cfg.dim)
         self.has_kernel = False

@@ -26,7 +26,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.norm, self.residual, self.heads = cfg.norm, cfg.residual, cfg.heads
-        self.attention_rate, self.output_rate = cfg.rate_attention, cfg.rate_output
+        self.attention_rate, self.output_rate = cfg.rate_attention, cfg.dropout_output or 0.0
         self.pad_keys, self.causal = cfg.pad_keys, cfg.causal
         is_relative = cfg.pos_emb is PosEmb.relative
         self.relative_bias = nn.Parameter(torch.zeros(cfg.heads, cfg.num_distances)) if is_relative else None
