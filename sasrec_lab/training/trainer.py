@@ -136,7 +136,7 @@ def _callbacks(cfg: TrainConfig, folder: Path, has_progress_bar: bool) -> list[p
     if monitor and cfg.trainer.get("max_steps", -1) != -1:
         callbacks.append(ValidationAtMaxSteps())
     if cfg.optimizer.ema:
-        # tables that are no weights stay as they are: an average of equal numbers is off by rounding
+        # without buffers, which are tables of positions: an average of equal numbers is off by rounding
         callbacks.append(AveragedWeights(use_buffers=False, decay=cfg.optimizer.ema))
     if has_progress_bar:
         callbacks.append(ProgressBar())
