@@ -10,8 +10,9 @@ from sasrec_lab.ops.layout import BatchLayout, pick
 class LiGRBlock(TransformerBlock):
     """A pre-norm transformer block with a gate on each residual branch: x + sigmoid(G x) * branch(LayerNorm(x)).
 
-    The gate reads the state before its branch, without the norm. Source: RecTools' LiGRLayer, the block of eSASRec
-    (arXiv 2508.06450), after LiGR (arXiv 2502.03417).
+    The gate reads the state before its branch, without the norm. Attention's output has dropout, too, if
+    `model.dropout_output` is null. Source: RecTools' LiGRLayer, the block of eSASRec (arXiv 2508.06450), after LiGR
+    (arXiv 2502.03417).
     """
 
     def __init__(self, cfg: ModelConfig):

@@ -4,22 +4,28 @@ Shapes: U users or R targets of one table, D dim, V items.
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasrec_lab.config.convert import section_of
 from sasrec_lab.config.model import ModelConfig, QueryTime
+from sasrec_lab.config.schema import MODEL_SCHEMAS
 from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.evaluation_data import MAX_STATE_ELEMENTS, batch_boundaries
 from sasrec_lab.data.objectives import build_objective
+from sasrec_lab.errors import InputError
 from sasrec_lab.evaluation.row_lists import RowScorer
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.ops import backend
 from sasrec_lab.ops.ranking import TopK, merge_top_k, top_k_items
 from sasrec_lab.recommend.histories import Histories
+from sasrec_lab.run.model_name import model_name
+from sasrec_lab.training.saved_encoder import load_encoder, tested_checkpoint
 
 if TYPE_CHECKING:
     from sasrec_lab.model.closed_form import ItemWeights  # imports SciPy, which lists of an encoder do not wait for
@@ -174,3 +180,30 @@ def _find_best(states: Tensor, table: Tensor, k: int, candidates: np.ndarray | N
     if candidates is None:
         return best
     return TopK(torch.from_numpy(np.append(0, candidates)).to(table.device)[best.items], best.scores)
+
+
+def load_ranker(
+    folder: Path, config: dict[str, Any], results: dict[str, Any], num_items: int, device: str, trust: list[str]
+) -> EncoderRanker | WeightsRanker:
+    """Return the model of a finished run, from its plain config and its metrics.json."""
+    if str(config["model"].get("name")) in MODEL_SCHEMAS:  # of a model without epochs; an encoder has no name
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device={device}: {model_name(config)} makes its lists on the CPU; use device=cpu")
+        from sasrec_lab.training.closed_form import load_weights  # imports SciPy, which lists of an encoder do not need
+
+        return WeightsRanker(load_weights(folder, num_items))
+    objective = section_of(config, "objective", ObjectiveConfig, trust)
+    encoder, model = load_encoder(tested_checkpoint(folder, results), num_items, trust=trust)
+    return EncoderRanker(encoder.to(_find_device(device)), objective, model)
+
+
+def _find_device(name: str) -> torch.device:
+    """Return the device with this name; `auto` is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        made = torch.zeros(1, device=name)
+        made.item()  # fails on "meta", whose tensors have no values
+        return made.device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error

@@ -20,8 +20,6 @@ import torch
 from sasrec_lab.config.convert import completed, section_of
 from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.foreign import check_trust
-from sasrec_lab.config.schema import MODEL_SCHEMAS
-from sasrec_lab.config.training import ObjectiveConfig
 from sasrec_lab.data.ids import Ids
 from sasrec_lab.data.sequences import Sequences
 from sasrec_lab.errors import InputError
@@ -41,11 +39,9 @@ from sasrec_lab.recommend.inputs import (
 )
 from sasrec_lab.recommend.lists import Lists
 from sasrec_lab.recommend.query_times import find_query_times
-from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, WeightsRanker
+from sasrec_lab.recommend.rankers import EncoderRanker, Ranker, load_ranker
 from sasrec_lab.run import folder as run_folder
-from sasrec_lab.run.model_name import model_name
 from sasrec_lab.run.split import load_run_sequences
-from sasrec_lab.training.saved_encoder import load_encoder, tested_checkpoint
 
 
 class Recommender:
@@ -85,7 +81,7 @@ class Recommender:
         config = completed(config)
         arrays = run_folder.read_items(folder)
         items = Ids(arrays["ids"])
-        ranker = _load_ranker(folder, config, results, len(items), device, trust)
+        ranker = load_ranker(folder, config, results, len(items), device, trust)
         recommender = cls(folder, ranker, items, section_of(config, "dataset", DatasetConfig))
         recommender.config = config
         recommender.trust = trust
@@ -331,30 +327,3 @@ class Recommender:
             },
             copy=False,
         )
-
-
-def _load_ranker(
-    folder: Path, config: dict[str, Any], results: dict[str, Any], num_items: int, device: str, trust: list[str]
-) -> EncoderRanker | WeightsRanker:
-    """Return the model of a finished run, from its plain config and its metrics.json."""
-    if str(config["model"].get("name")) in MODEL_SCHEMAS:  # of a model without epochs; an encoder has no name
-        if device not in ("auto", "cpu"):
-            raise InputError(f"device={device}: {model_name(config)} makes its lists on the CPU; use device=cpu")
-        from sasrec_lab.training.closed_form import load_weights  # imports SciPy, which lists of an encoder do not need
-
-        return WeightsRanker(load_weights(folder, num_items))
-    objective = section_of(config, "objective", ObjectiveConfig, trust)
-    encoder, model = load_encoder(tested_checkpoint(folder, results), num_items, trust=trust)
-    return EncoderRanker(encoder.to(_find_device(device)), objective, model)
-
-
-def _find_device(name: str) -> torch.device:
-    """Return the device with this name; `auto` is a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        made = torch.zeros(1, device=name)
-        made.item()  # fails on "meta", whose tensors have no values
-        return made.device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: {str(error).splitlines()[0]}; use device=cpu") from error

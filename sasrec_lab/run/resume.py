@@ -50,10 +50,11 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
             )
         find_initial_run(cfg)
         return None
-    differing = differences(completed(previous), to_plain(cfg))
+    previous = completed(previous)
+    differing = differences(previous, to_plain(cfg))
     longer = [key for key in differing if key in _MAY_CHANGE_ON_RESUME]
     if others := [key for key in differing if key not in longer or cfg.ckpt is None]:
-        raise _other_run_error(folder, cfg.ckpt, others, key)
+        raise _other_run_error(folder, previous, cfg.ckpt, others, key)
     info, metrics = read_intact_json(folder / RUN), read_intact_json(folder / METRICS)
     if metrics.get("status") == "finished" and "end" in info and not longer:
         return metrics
@@ -123,7 +124,9 @@ def other_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [key for key in differences(completed(before), now) if key not in _MAY_CHANGE_ON_RESUME]
 
 
-def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key: str) -> InputError:
+def _other_run_error(
+    folder: Path, before: dict[str, Any], ckpt: str | None, keys: list[str], folder_key: str
+) -> InputError:
     """Return the refusal of a folder whose run has other values of the keys, with the command that resumes that run."""
     difference = describe_differences(keys)
     if ckpt != "last":
@@ -137,7 +140,7 @@ def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key
             f"ckpt=last: the run in {folder} has a different configuration ({difference}); repeat the keys that it was"
             " started with"
         )
-    words += _values_since_changed(words, folder)
+    words += _values_since_changed(words, before)
     start = info.get("directory")
     place = f" in {start}" if isinstance(start, str) and start != os.getcwd() else ""
     return InputError(
@@ -146,16 +149,20 @@ def _other_run_error(folder: Path, ckpt: str | None, keys: list[str], folder_key
     )
 
 
-def _values_since_changed(words: list[str], folder: Path) -> list[str]:
-    """Return overrides for what the run in the folder had and these words no longer give, since conf/ has changed."""
+def _values_since_changed(words: list[str], before: dict[str, Any]) -> list[str]:
+    """Return overrides for what a plain config has and these words no longer give, since conf/ has changed."""
     named = [word for word in words if not word.startswith(("-", "hydra", "ckpt="))]
     try:
         now = to_plain(load(named))
     except InputError:  # the words of a sweep, or of the user's own config folder
         return []
-    before = completed(recorded_config(folder) or {})
-    keys = [key for key in differences(before, now) if key not in _MAY_CHANGE_ON_RESUME]
-    return [format_override(key, typed_form(reduce(getitem, key.split("."), before))) for key in keys]
+    found = []
+    for key in differences(before, now):
+        *sections, name = key.split(".")
+        section = reduce(getitem, sections, before)
+        if name in section and key not in _MAY_CHANGE_ON_RESUME:
+            found.append(format_override(key, typed_form(section[name])))
+    return found
 
 
 def _recorded_words(command: Any) -> list[str]:

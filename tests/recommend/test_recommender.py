@@ -25,8 +25,8 @@ from sasrec_lab.files import display_path
 from sasrec_lab.model.encoder import Encoder
 from sasrec_lab.recommend import histories, lists
 from sasrec_lab.recommend.histories import Histories
-from sasrec_lab.recommend.rankers import EncoderRanker
-from sasrec_lab.recommend.recommender import Recommender, _find_device
+from sasrec_lab.recommend.rankers import EncoderRanker, _find_device
+from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.run.folder import RETRAIN_HINT
 from sasrec_lab.train import train
 

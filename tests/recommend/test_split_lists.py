@@ -9,7 +9,7 @@ import pytest
 from commands import Done, in_this_process
 
 from sasrec_lab.config.composition import load
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, InputWarning
 from sasrec_lab.recommend.recommender import Recommender
 from sasrec_lab.recommend.split_lists import lists_of_split
 from sasrec_lab.train import train
@@ -72,6 +72,13 @@ def test_a_row_column_is_there_for_several_rows_of_a_user(run):
     table = lists_of_split(Recommender.from_run(run, device="cpu"), "test", 3).table()
     assert ("row" in table) == ("successive" in run.name)
     assert list(table)[:4] == ["user_id", "item_id", "score", "rank"]
+
+
+def test_lists_of_a_test_that_was_not_to_be_seen_warn(made_once):
+    words = [*DATA, *SMALL, "evaluation.test=false", "trainer.accelerator=cpu"]
+    recommender = Recommender.from_run(made_once("split-no-test", lambda folder: train(load(words), folder)))
+    with pytest.warns(InputWarning, match=r"measured nothing on the test \(evaluation.test=false\)"):
+        lists_of_split(recommender, "test", 3)
 
 
 @pytest.mark.parametrize(
