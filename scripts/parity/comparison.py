@@ -1,7 +1,7 @@
 """A comparison with another library: its variants, rows and table, and how much numbers may differ."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
 from pathlib import Path
@@ -39,6 +39,7 @@ class Comparison:
     outputs: Callable[[Sequences, TrainConfig, dict[str, ModelConfig], int], dict[str, Arrays]]
     differences: Callable[[Arrays, Sequences, TrainConfig], dict[str, float]]
     at_most: float = AT_MOST  # gradients: ten times as much
+    at_most_of: dict[str, float] = field(default_factory=dict)  # the same of some variants
 
     @cached_property
     def defaults(self) -> TrainConfig:
@@ -46,16 +47,19 @@ class Comparison:
         return load([*self.overrides, "dataset=csv", "dataset.path=-", "dataset.time=datetime"])
 
     def rows(self, theirs: dict[str, Arrays], sequences: Sequences, model: ModelConfig) -> list[Row]:
-        """Return one row per kind of output, with the largest difference of all variants and the variant's name."""
+        """Return one row per kind of output, of the variant whose difference is largest for what is allowed."""
         found = {
             name: self.differences(theirs[name], sequences, replace(self.defaults, model=variant))
             for name, variant in self.variants(model).items()
         }
         rows = []
         for kind in next(iter(found.values())):
-            worst = max(found, key=lambda name: (isnan(found[name][kind]), found[name][kind]))
+            factor = 10 if kind == GRADIENTS else 1
+            allowed = {name: factor * self.at_most_of.get(name, self.at_most) for name in found}
+            share = {name: value[kind] / allowed[name] for name, value in found.items()}
+            worst = max(found, key=lambda name: (isnan(share[name]), share[name]))
             row = {"by": self.by, "difference": kind, "largest": found[worst][kind], "of": worst}
-            rows.append(row | {"at_most": self.at_most * (10 if kind == GRADIENTS else 1)})
+            rows.append(row | {"at_most": allowed[worst]})
         return rows
 
 

@@ -21,7 +21,7 @@ from sasrec_lab.config.model import Activation, Init, PositionsFrom
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_peers
 from parity import fixture
-from parity.comparison import GRADIENTS
+from parity.comparison import GRADIENTS, too_large
 from parity_peers import COMPARISONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,26 @@ def test_bert4rec_has_masks_kept_items_and_replaced_items():
     assert (items == 0).any()
     assert (items == targets).any()
     assert ((items != targets) & (items > 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("deep", "row"),
+    [
+        (2e-5, {"largest": 8e-6, "of": "flat", "at_most": 1e-5}),
+        (6e-5, {"largest": 6e-5, "of": "deep", "at_most": 5e-5}),
+        (float("nan"), {"of": "deep", "at_most": 5e-5}),
+    ],
+)
+def test_the_row_is_of_the_variant_nearest_to_its_own_limit(deep, row):
+    comparison = replace(
+        COMPARISONS["hstu"],
+        variants=lambda model: {"flat": model, "deep": model},
+        differences=lambda theirs, sequences, cfg: theirs,
+        at_most_of={"deep": 5e-5},
+    )
+    (found,) = comparison.rows({"flat": {"scores": 8e-6}, "deep": {"scores": deep}}, None, comparison.defaults.model)
+    assert {key: found[key] for key in row} == row
+    assert too_large([found]) == ([] if deep == 2e-5 else [found])
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
