@@ -105,14 +105,15 @@ class MaskedItems:
     def _choose(self, lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens (R,) to predict, in ascending order, and their number in each sequence (B,).
 
-        The newest item is chosen if none is, because a window without a label would be wasted.
+        A sequence may have none, as in RecTools and Turning Dross; RePlay chooses its newest item then.
         """
         ends = np.cumsum(lengths)
         is_only_last = rng.random(len(lengths)) < self.cfg.last_share  # (B,)
         is_chosen = rng.random(ends[-1]) < self.cfg.mask_share  # (T,)
         is_chosen &= ~np.repeat(is_only_last, lengths)
-        has_label = np.logical_or.reduceat(is_chosen, ends - lengths)  # (B,)
-        is_chosen[ends[~has_label] - 1] = True
+        is_chosen[ends[is_only_last] - 1] = True
+        if not is_chosen.any():
+            is_chosen[ends - 1] = True  # a batch needs a label
         return np.flatnonzero(is_chosen), np.add.reduceat(is_chosen, ends - lengths, dtype=np.int64)
 
     def _shown(self, targets: np.ndarray, num_items: int, rng: np.random.Generator) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_labels_are_the_items_that_were_masked(users, windows, maxlen, size, sha
     assert (labels.weights[len(rows) :] == 0).all()
     sequence = np.searchsorted(inputs.offsets, rows, side="right") - 1
     assert labels.counts.tolist() == np.bincount(sequence, minlength=size).tolist()
-    assert labels.counts.min() >= 1
+    assert rows
     if last == 1:
         assert rows == inputs.last.tolist()
     shown = inputs.items[: len(places)].tolist()
@@ -80,7 +80,14 @@ def test_items_of_all_windows_are_inputs_once():
     assert inputs.items[:12].tolist() == [6, 7, 8, 9, 2, 3, 4, 5, 2, 3, 4, 5]
 
 
-def test_a_window_without_a_mask_gets_its_newest_item():
+def test_a_window_may_have_no_label():
+    holdout = holdout_of([list(range(1, 6))] * 1000)  # 3 training items each
+    _, labels = masked(holdout, np.arange(1000), share=0.2)
+    without = float((labels.counts == 0).mean())
+    assert abs(without - 0.8**3) < 4 * np.sqrt(0.8**3 * (1 - 0.8**3) / 1000)
+
+
+def test_a_batch_without_a_mask_gets_the_newest_item_of_each_window():
     inputs, labels = masked(LONG, ALL, share=1e-9)
     assert labels_of(labels)[0] == inputs.last.tolist()
 
@@ -89,8 +96,7 @@ def test_a_window_without_a_mask_gets_its_newest_item():
 def test_the_share_of_masked_items(share):
     inputs, labels = masked(LONG, ALL, share=share)
     lengths = np.diff(inputs.offsets)
-    expected = (share * lengths + (1 - share) ** lengths).sum()  # the newest item if none is masked
-    assert abs(labels.counts.sum() - expected) < 4 * np.sqrt(share * (1 - share) * lengths.sum())
+    assert abs(labels.counts.sum() - share * lengths.sum()) < 4 * np.sqrt(share * (1 - share) * lengths.sum())
 
 
 def test_the_share_of_windows_with_only_the_last_item_masked():
