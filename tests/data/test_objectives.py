@@ -87,7 +87,7 @@ def test_a_window_may_have_no_label():
     assert abs(without - 0.8**3) < 4 * np.sqrt(0.8**3 * (1 - 0.8**3) / 1000)
 
 
-def test_a_batch_without_a_mask_gets_the_newest_item_of_each_window():
+def test_a_batch_without_a_mask_gets_the_newest_items():
     inputs, labels = masked(LONG, ALL, share=1e-9)
     assert labels_of(labels)[0] == inputs.last.tolist()
 
