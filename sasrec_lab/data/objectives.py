@@ -105,7 +105,8 @@ class MaskedItems:
     def _choose(self, lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens (R,) to predict, in ascending order, and their number in each sequence (B,).
 
-        A sequence may have none, as in RecTools and Turning Dross; RePlay chooses its newest item then.
+        A sequence may have none, as in RecTools and Turning Dross; RePlay chooses its newest item then. Only a batch
+        without any label gets the newest item of each sequence here, because its loss would be a mean of nothing.
         """
         ends = np.cumsum(lengths)
         is_only_last = rng.random(len(lengths)) < self.cfg.last_share  # (B,)
@@ -113,7 +114,7 @@ class MaskedItems:
         is_chosen &= ~np.repeat(is_only_last, lengths)
         is_chosen[ends[is_only_last] - 1] = True
         if not is_chosen.any():
-            is_chosen[ends - 1] = True  # a batch needs a label
+            is_chosen[ends - 1] = True
         return np.flatnonzero(is_chosen), np.add.reduceat(is_chosen, ends - lengths, dtype=np.int64)
 
     def _shown(self, targets: np.ndarray, num_items: int, rng: np.random.Generator) -> np.ndarray:
