@@ -104,6 +104,11 @@ def typed_without_hydra(cfg: DictConfig) -> TrainConfig | RecommendConfig:
         return to_typed(cfg)
     except MissingKey as error:
         group = error.key.partition(".")[0]
+        if Path(CONF_DIR, error.key).is_dir():
+            names = sorted(file.stem for file in Path(CONF_DIR, group).glob("[!_]*.yaml"))
+            raise InputError(
+                f"{group} has no choice; write {group}=... ({group} is one of: {', '.join(names)})"
+            ) from error
         if group not in choices or Path(CONF_DIR, group, f"{choices[group]}.yaml").is_file():
             raise
         base = next(Path(CONF_DIR, group).glob("[!_]*.yaml")).stem

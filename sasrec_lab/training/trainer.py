@@ -256,6 +256,7 @@ def _configure_logging() -> None:
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", r".*sync_dist=True")  # logged values already combine all processes
     warnings.filterwarnings("ignore", r".*could not find the monitored key")  # an epoch without validation has none
+    warnings.filterwarnings("ignore", r".*LeafSpec")  # Lightning 2.6 asks torch 2.13 for what will be renamed
     logging.raiseExceptions = False  # on a full disk, lines that do not fit into train.log are lost
     threading.excepthook = _report_thread_failure
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):

@@ -238,6 +238,7 @@ MISTAKES = {
         "evaluation.monitor=val/ndgc@10 is not measured at evaluation.k=[5, 10, 20] and evaluation.sampled=0;"
         " set evaluation.monitor=val/ndcg@10, for example"
     ),
+    "logger=[]": "logger has no choice; write logger=... (logger is one of: csv, mlflow, none, tensorboard, wandb)",
     "dataset=csv": "dataset.path has no value; set it on the command line (dataset.path=...) or in a config file",
     "dataset.separator=''": (
         "dataset.separator='' must be text without quotes and line ends; set the text between columns, such as ',' or"
