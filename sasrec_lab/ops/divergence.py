@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasrec_lab.ops import library
 from sasrec_lab.ops.cross_entropy import SoftTargets, product_dtype, scale_gradient
+from sasrec_lab.ops.library import Floats, Halves, Integers, check_range, check_shape, kernel
 from sasrec_lab.ops.softmax_products import Mask, add_product, chunk_tokens, softmax_and_log_p, write_product
-
-_BUFFERS = 4  # of a chunk's logits: one for each pass, and one for the gradient of each
 
 
 def two_pass_cross_entropy(
@@ -89,37 +89,61 @@ def _products(
     expected = torch.empty_like(states, dtype=dtype)
     precise = torch.promote_types(dtype, torch.float32)
     losses = torch.empty_like(weights, dtype=precise)
-    rows = chunk_tokens(tokens, _BUFFERS * items, "cuda" if states.is_cuda else "cpu")
-    memory = table.new_empty(_BUFFERS * rows * items, dtype=precise)  # the same for all chunks, to stay in the cache
+    is_compiled = dtype in (torch.float32, torch.bfloat16) and library.supports(weights)
+    rows = chunk_tokens(tokens, (2 if is_compiled else 4) * items, "cuda" if states.is_cuda else "cpu")
+    memory = table.new_empty(2 * rows * items, dtype=dtype if is_compiled else precise)  # one, to stay in the cache
     for start in range(0, tokens, rows):
         chunk = slice(start, start + rows)
         h, target, half = states[:, chunk].to(dtype), targets[chunk, None], (weights[chunk] / 2).to(dtype)  # (2, t, D)
-        buffers = memory[: _BUFFERS * len(target) * items].view(_BUFFERS, len(target), items)
-        p, space = buffers[:2], buffers[2:]  # (2, t, V)
-        logits = write_product(h.reshape(-1, dim), columns, chunk, p.view(-1, items)).view_as(p)
-        torch.sub(logits[0], logits[1], out=space[1])
+        logits = memory[: 2 * len(target) * items].view(2, len(target), items)
+        write_product(h.reshape(-1, dim), columns, chunk, logits.view(-1, items))
         if mask is not None:
             for each in logits:
                 mask.apply(each, chunk, target)
-        log_p = softmax_and_log_p(logits.view(-1, items), target.repeat(2, 1)).view(2, -1, 1)
-        losses[chunk] = factor * _divergence_and_gradients(p, space, factor) - log_p.mean(0)
-        gradients = space.view(-1, items).to(dtype)
+        turn = _losses_and_gradients_compiled if is_compiled else _losses_and_gradients_torch
+        losses[chunk], turned = turn(logits, target, factor)
+        gradients = turned.view(-1, items).to(dtype)
         expected[:, chunk] = (gradients @ table).view_as(h)
         add_product(columns_grad, (h * half).reshape(-1, dim).T, gradients)
     return losses, expected, columns_grad.T.contiguous()
 
 
-def _divergence_and_gradients(p: Tensor, space: Tensor, factor: float) -> Tensor:
-    """Return the divergence (t, 1) of two softmax distributions p (2, t, V), and write the gradients to `space`.
+def _losses_and_gradients_compiled(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return the same as `_losses_and_gradients_torch`, with the gradients in the place of the logits."""
+    _, tokens, items = logits.shape
+    check_shape("targets", targets, tokens, 1)
+    check_range("targets", targets, 0, items - 1)
+    log_p, divergence = torch.empty(2, tokens, 1), torch.empty(tokens, 1)
+    write = _two_pass_gradients_bf16_kernel if logits.dtype == torch.bfloat16 else _two_pass_gradients_kernel
+    write(logits, tokens, items, targets.contiguous(), factor, log_p, divergence)
+    return factor * divergence - log_p.mean(0), logits
 
-    space[1] is d, the difference of their logits. It takes the place of log p[0] - log p[1], which differs by a number
-    of each token: the divergence is half of sum((p[0] - p[1]) d), and the first gradient is
-    p[0] + factor * (p[0] * (1 + d - sum(p[0] d)) - p[1]). Items that do not count have any d, and p = 0.
+
+@kernel
+def _two_pass_gradients_kernel(
+    logits: Floats, tokens: int, items: int, targets: Integers, factor: float, log_p: Floats, divergence: Floats
+) -> None:
+    """Overwrite the logits (2, t, V) with gradients, and write log p (2, t) of the targets and the divergence (t,)."""
+
+
+@kernel
+def _two_pass_gradients_bf16_kernel(
+    logits: Halves, tokens: int, items: int, targets: Integers, factor: float, log_p: Floats, divergence: Floats
+) -> None:
+    """Do the same with logits in bfloat16, to which the gradients are rounded."""
+
+
+def _losses_and_gradients_torch(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return losses (t, 1), and the gradients (2, t, V) of twice them by the logits, which are overwritten.
+
+    With d the difference of the logits, which takes the place of log p - log q because it differs by a number of each
+    token, the divergence is half of sum((p - q) d), and the first gradient is
+    p + factor * (p * (1 + d - sum(p d)) - q).
     """
-    (first, second), (of_first, of_second) = p, space
-    means = [torch.mul(x, of_second, out=of_first).sum(1, keepdim=True) for x in p]  # (t, 1) of d
-    torch.add(1 + factor - factor * means[0], of_second, alpha=factor, out=of_first)
-    torch.add(1 + factor + factor * means[1], of_second, alpha=-factor, out=of_second)
-    of_first.mul_(first).sub_(second, alpha=factor)
-    of_second.mul_(second).sub_(first, alpha=factor)
-    return (means[0] - means[1]) / 2
+    d = torch.nan_to_num(logits[0] - logits[1], nan=0.0)  # items that do not count have -inf in both, and p = q = 0
+    log_p = softmax_and_log_p(logits.view(-1, logits.shape[2]), targets.repeat(2, 1)).view(2, -1, 1)
+    p, q = logits
+    mean_p, mean_q = (torch.mul(x, d).sum(1, keepdim=True) for x in (p, q))  # (t, 1) of d
+    of_p = torch.add(1 + factor - factor * mean_p, d, alpha=factor).mul_(p).sub_(q, alpha=factor)
+    of_q = torch.add(1 + factor + factor * mean_q, d, alpha=-factor).mul_(q).sub_(p, alpha=factor)
+    return factor * (mean_p - mean_q) / 2 - log_p.mean(0), torch.stack([of_p, of_q])

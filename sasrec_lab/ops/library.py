@@ -34,6 +34,7 @@ ROW_MULTIPLE = 16  # floats; rows of parameters are padded to whole registers of
 
 # Argument types of kernels, next to int (int64_t, uint64_t) and float (double)
 Floats = Annotated[Tensor, torch.float32]  # float*
+Halves = Annotated[Tensor, torch.bfloat16]  # uint16_t*
 Integers = Annotated[Tensor, torch.int64]  # int64_t*
 Bytes = Annotated[Tensor, torch.uint8]  # uint8_t*
 
@@ -79,11 +80,11 @@ def supports(*tensors: Tensor) -> bool:
 def kernel(declaration: Callable[..., Any]) -> Callable[..., Any]:
     """Turn a declaration `_name_kernel` into a call of the C++ function `name`.
 
-    The parameters' annotations are the C++ function's argument types, in order: Floats, Integers, Bytes, int, float,
-    or `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments, so a
-    call with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its own.
-    Callers derive sizes from the tensors, and compare shapes that must agree with `check_shape`, and indices from data
-    with `check_range`.
+    The parameters' annotations are the C++ function's argument types, in order: Floats, Halves, Integers, Bytes, int,
+    float, or `... | None` for a pointer that may be null. ctypes neither knows these types nor minds surplus arguments,
+    so a call with a wrong number or kind of argument raises TypeError here, before C++ reads memory that is not its
+    own. Callers derive sizes from the tensors, and compare shapes that must agree with `check_shape`, and indices from
+    data with `check_range`.
     """
     name, signature = declaration.__name__.strip("_").removesuffix("_kernel"), inspect.signature(declaration)
     arguments = [(parameter.name, _KINDS[parameter.annotation]) for parameter in signature.parameters.values()]
@@ -154,6 +155,7 @@ def _describe(value: Any) -> str:
 _FLOATS, _INTEGERS, _BYTES = _tensor_kind(torch.float32), _tensor_kind(torch.int64), _tensor_kind(torch.uint8)
 _KINDS = {
     Floats: _FLOATS,
+    Halves: _tensor_kind(torch.bfloat16),
     Integers: _INTEGERS,
     Bytes: _BYTES,
     Floats | None: _nullable(_FLOATS),

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sasrec_lab.ops import softmax_products
+from sasrec_lab.ops import divergence, library, softmax_products
 from sasrec_lab.ops.cross_entropy import SoftTargets, linear_cross_entropy
 from sasrec_lab.ops.divergence import two_pass_cross_entropy
 from sasrec_lab.ops.softmax_products import Mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+needs_compiler = pytest.mark.skipif(library.library() is None, reason="needs a C++ compiler")
 TOKENS, DIM, ITEMS, COUNTS = 50, 6, 31, [20, 1, 29]
 
 
@@ -107,27 +108,60 @@ def test_equal_passes_have_the_ordinary_loss_and_gradient():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_single_precision_is_close_for_small_and_large_logits(scale):
+@pytest.mark.parametrize("form", ["hard", "mask", "soft"])
+def test_single_precision_is_close_for_small_and_large_logits(form, scale, both_forms):
     states, table, targets, weights = example(torch.float, scale)
+    forms = {"hard": {}, "mask": {"mask": window_mask()}, "soft": {"soft": soft_targets(targets)}}[form]
     precise = [x.detach().double().requires_grad_() for x in (states, table)]
-    found = two_pass_cross_entropy(states, table, targets, weights, 1.0)
-    expected = plain(*precise, targets, weights.double(), 1.0)
+    found = two_pass_cross_entropy(states, table, targets, weights, 1.0, **forms)
+    expected = plain(*precise, targets, weights.double(), 1.0, **forms)
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     for mine, theirs in zip(gradients(found, states, table), gradients(expected, *precise), strict=True):
         assert mine.dtype == torch.float
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def test_autocast_is_close():
+@pytest.mark.parametrize("form", ["hard", "mask"])
+def test_autocast_is_close(form, both_forms):
     states, table, targets, weights = example(torch.float)
+    forms = {"hard": {}, "mask": {"mask": window_mask()}}[form]
     precise = [x.detach().double().requires_grad_() for x in (states, table)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = two_pass_cross_entropy(states, table, targets, weights, 1.0)
-    expected = plain(*precise, targets, weights.double(), 1.0)
+        found = two_pass_cross_entropy(states, table, targets, weights, 1.0, **forms)
+    expected = plain(*precise, targets, weights.double(), 1.0, **forms)
     torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=0)
     for mine, theirs in zip(gradients(found, states, table), gradients(expected, *precise), strict=True):
         assert mine.dtype == torch.float
         assert (mine - theirs).norm() <= 2e-2 * theirs.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("items", [1, 15, 16, 31, 64, 100])  # whole registers, and parts of one
+@pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
+def test_the_kernel_equals_torch_on_the_same_logits(dtype, items):
+    """Some items are hidden from all tokens, and all but the target from one."""
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(2, 7, items)).to(dtype)
+    targets = torch.randint(0, items // 2 + 1, (7, 1))
+    is_hidden = torch.rand(7, items) < 0.3
+    is_hidden[2] = True
+    logits.masked_fill_(is_hidden.scatter(1, targets, False), float("-inf"))
+    found, turned = divergence._losses_and_gradients_compiled(logits.clone(), targets, 0.7)
+    expected, wanted = divergence._losses_and_gradients_torch(logits.double(), targets, 0.7)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned.double(), wanted, rtol=5e-3 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
+def test_a_score_that_is_no_number_stays_visible(dtype):
+    logits = torch.zeros(2, 2, 20, dtype=dtype)
+    logits[0, 1, 17] = float("nan")
+    losses, turned = divergence._losses_and_gradients_compiled(logits, torch.zeros(2, 1).long(), 1.0)
+    assert losses.isnan().flatten().tolist() == [False, True]
+    assert not turned[:, 0].isnan().any()
+    assert turned[:, 1].isnan().any()
 
 
 class LargestTensor(TorchDispatchMode):

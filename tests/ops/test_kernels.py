@@ -23,6 +23,7 @@ from sasrec_lab.ops import (
     attention,
     block,
     cross_entropy,
+    divergence,
     dropout,
     library,
     lookup_loss,
@@ -46,6 +47,7 @@ COMPARISONS = (
     "ops/test_attention.py::test_compiled_dropout_has_its_rate_and_follows_the_seed",
     "ops/test_attention.py::test_masks_of_sequences_and_heads_are_independent",
     "ops/test_attention.py::test_compiled_dropout_has_the_gradients_of_its_mask",
+    "ops/test_divergence.py::test_the_kernel_equals_torch_on_the_same_logits",
     "ops/test_pointwise.py::test_the_kernel_equals_torchs_form",
     "ops/test_pointwise.py::test_the_kernel_takes_scores_of_any_size",
     "ops/test_pointwise.py::test_the_kernels_buckets_of_pairs_equal_torchs",
@@ -266,6 +268,7 @@ def test_a_failing_compiler_is_no_error():
 MODULES = (
     attention,
     block,
+    divergence,
     dropout,
     lookup_loss,
     pointwise,
@@ -281,7 +284,12 @@ KERNELS = {
     for name, function in vars(module).items()
     if name.endswith("_kernel")
 }
-POINTERS = {"float*": library.Floats, "int64_t*": library.Integers, "uint8_t*": library.Bytes}
+POINTERS = {
+    "float*": library.Floats,
+    "uint16_t*": library.Halves,
+    "int64_t*": library.Integers,
+    "uint8_t*": library.Bytes,
+}
 NUMBERS = {"int64_t": int, "uint64_t": int, "double": float}
 
 
