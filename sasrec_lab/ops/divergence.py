@@ -15,6 +15,11 @@ from sasrec_lab.ops.library import Floats, Halves, Integers, check_range, check_
 from sasrec_lab.ops.softmax_products import Mask, add_product, chunk_tokens, softmax_and_log_p, write_product
 
 
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Return in words who computes the loss on a device, for products in `dtype`."""
+    return "torch and a CPU kernel" if _is_compiled(dtype, torch.empty(1, device=device)) else "torch, in chunks"
+
+
 def two_pass_cross_entropy(
     states: Tensor,
     table: Tensor,
@@ -89,7 +94,7 @@ def _products(
     expected = torch.empty_like(states, dtype=dtype)
     precise = torch.promote_types(dtype, torch.float32)
     losses = torch.empty_like(weights, dtype=precise)
-    is_compiled = dtype in (torch.float32, torch.bfloat16) and library.supports(weights)
+    is_compiled = _is_compiled(dtype, weights)
     rows = chunk_tokens(tokens, (2 if is_compiled else 4) * items, "cuda" if states.is_cuda else "cpu")
     memory = table.new_empty(2 * rows * items, dtype=dtype if is_compiled else precise)  # one, to stay in the cache
     for start in range(0, tokens, rows):
@@ -106,6 +111,11 @@ def _products(
         expected[:, chunk] = (gradients @ table).view_as(h)
         add_product(columns_grad, (h * half).reshape(-1, dim).T, gradients)
     return losses, expected, columns_grad.T.contiguous()
+
+
+def _is_compiled(dtype: torch.dtype, weights: Tensor) -> bool:
+    """Return whether a CPU kernel makes gradients of logits."""
+    return dtype in (torch.float32, torch.bfloat16) and library.supports(weights)
 
 
 def _losses_and_gradients_compiled(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:

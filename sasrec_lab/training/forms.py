@@ -8,7 +8,7 @@ import torch
 from sasrec_lab.config.model import ModelConfig, PosEmb
 from sasrec_lab.config.training import Exclude, LossConfig, LossName, SamplerName
 from sasrec_lab.data.datamodule import SequenceData
-from sasrec_lab.ops import packed_attention, softmax_products
+from sasrec_lab.ops import divergence, packed_attention, softmax_products
 from sasrec_lab.ops.backend import choose_matmul
 from sasrec_lab.run.machine import describe_machine
 from sasrec_lab.run.record import RunRecord
@@ -60,11 +60,11 @@ def softmax_form(trainer: pl.Trainer, model: ModelConfig, loss: LossConfig) -> s
     is_sampled = loss.name is LossName.sampled_softmax and loss.sampler in (SamplerName.shared, SamplerName.sequence)
     if loss.name is not LossName.softmax and not is_sampled:
         return None
-    if loss.rdrop:
-        return "torch, in chunks"
     device, dim = trainer.strategy.root_device, model.dim + model.output_bias
     with trainer.precision_plugin.forward_context():
         dtype = packed_attention.computing_dtype(device, torch.get_default_dtype())
+        if loss.rdrop:
+            return divergence.describe(device, dtype)
         has_mask = loss.exclude is Exclude.history
         return softmax_products.describe(device, dtype, dim, is_sampled=is_sampled, has_mask=has_mask)
 

@@ -44,7 +44,8 @@ HALF_FORM = "CPU kernel" if softmax_products.has_bf16_products() else "torch, in
     [
         ([], "CPU kernel"),
         (["loss.exclude=history"], "CPU kernel"),
-        (["loss.rdrop=1"], "torch, in chunks"),
+        (["loss.rdrop=1"], "torch and a CPU kernel"),
+        (["loss.rdrop=1", "trainer.precision=bf16-mixed"], "torch and a CPU kernel"),
         (["loss=sampled_softmax"], "CPU kernel"),
         (["trainer.precision=bf16-mixed"], HALF_FORM),
         (["trainer.precision=bf16-mixed", "loss.exclude=history"], HALF_FORM),
