@@ -54,13 +54,15 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(cfg.dim, eps=cfg.final_norm_eps) if cfg.final_norm else nn.Identity()
         self.head = build_head(num_items, cfg)
         self.apply(lambda module: _initialize(module, cfg.init))
-        others = (Init.normal, Init.torch, Init.meta)
+        others = (Init.normal, Init.normal_packed, Init.torch, Init.meta)
         if isinstance(self.input_items, FeatureVectors) and cfg.init not in others:
             self.input_items.shrink_categories()
         if self.mask is not None:  # as an item's: in the authors' code and RecTools it is a row of the item table
             self.mask.data.normal_().mul_(self.input_items.table().detach().std(correction=0))
         if cfg.init is Init.xavier_packed:
             self.blocks.apply(_initialize_as_packed)
+        if cfg.init is Init.normal_packed:
+            self.blocks.apply(_initialize_attention_as_packed)
         if cfg.init is Init.meta:
             self.apply(_initialize_as_meta)
 
@@ -187,7 +189,7 @@ def _initialize(module: nn.Module, init: Init) -> None:
     if init is Init.torch:
         return
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        if init in (Init.normal, Init.meta):
+        if init in (Init.normal, Init.normal_packed, Init.meta):
             nn.init.normal_(module.weight, std=0.02)
         elif init is Init.xavier_uniform:
             nn.init.xavier_uniform_(module.weight)
@@ -212,6 +214,14 @@ def _initialize_as_packed(module: nn.Module) -> None:
                 _draw_bias(layer)
     if isinstance(module, (HSTUBlock, FuXiBlock)):
         _draw_bias(module.output)
+
+
+def _initialize_attention_as_packed(module: nn.Module) -> None:
+    """Draw a block's queries, keys and values as torch's MultiheadAttention does: uniformly, as one (3D, D) matrix."""
+    if isinstance(module, TransformerBlock):
+        for projection in (module.query, module.key, module.value):
+            bound = sqrt(6 / (4 * projection.in_features))
+            nn.init.uniform_(projection.weight, -bound, bound)
 
 
 def _initialize_as_meta(module: nn.Module) -> None:

@@ -18,7 +18,10 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def _dropout_torch(x: Tensor, rate: float) -> Tensor:
-    return F.dropout(x, rate) if x.is_cuda else x * keep_mask(x, rate).mul_(1 / keep_probability(rate))
+    if x.is_cuda:
+        return F.dropout(x, rate)
+    # the mask stays 0 or 1: in bfloat16 its product with the factor would be another factor
+    return (x * keep_mask(x, rate)).mul_(1 / keep_probability(rate))
 
 
 class _CompiledDropout(torch.autograd.Function):

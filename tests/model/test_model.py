@@ -367,10 +367,12 @@ def test_initial_values(init):
             else:
                 assert not parameter.any()
         else:
-            std = 0.02 if init is Init.normal else sqrt(2 / sum(parameter.shape))
-            if init is Init.xavier_packed and any(part in key for part in ("query", "key", "value")):
+            is_packed = init in (Init.xavier_packed, Init.normal_packed)
+            is_packed = is_packed and any(part in key for part in ("query", "key", "value"))
+            std = 0.02 if init in (Init.normal, Init.normal_packed) else sqrt(2 / sum(parameter.shape))
+            if is_packed:
                 std = sqrt(2 / (3 * 80 + 80))  # for one matrix (240, 80)
-            is_uniform = init is Init.xavier_uniform
+            is_uniform = init is Init.xavier_uniform or (is_packed and init is Init.normal_packed)
             if init is Init.torch:
                 is_uniform = "items" not in key and "positions" not in key
                 std = 1 / sqrt(3 * parameter.shape[1]) if is_uniform else 1

@@ -55,6 +55,14 @@ def test_dropout_of_any_shape_and_type(shape, dtype):
     assert torch.equal(x.grad, 2 * (out != 0).sum(0).to(dtype))  # dropped elements have no gradient
 
 
+def test_half_precision_rounds_each_product_but_not_the_factor():
+    torch.manual_seed(0)
+    x = (torch.rand(400_000) + 1).bfloat16()
+    out = dropout(x, 0.1)
+    factors = (out / x.float())[out != 0]
+    assert abs(factors.double().mean() * (1 - round(0.1 * 256) / 256) - 1) < 1e-4
+
+
 @pytest.mark.usefixtures("both_forms")
 def test_dropout_of_a_transposed_tensor():
     torch.manual_seed(0)
