@@ -12,7 +12,7 @@ from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import completed, is_bookkeeping, to_plain
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.config.schema import TrainConfig
-from sasrec_lab.errors import InputError
+from sasrec_lab.errors import InputError, counted
 from sasrec_lab.files import display_path, read_small_text
 from sasrec_lab.run.folder import (
     BEST_CHECKPOINT,
@@ -58,6 +58,12 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
     info, metrics = read_intact_json(folder / RUN), read_intact_json(folder / METRICS)
     if metrics.get("status") == "finished" and "end" in info and not longer:
         return metrics
+    most, done = cfg.trainer.get("max_epochs") or 0, metrics.get("epochs")
+    if isinstance(done, int) and 0 < most < done:
+        raise InputError(
+            f"trainer.max_epochs={most}: the run in {folder} has {counted(done, 'epoch')} already; set it to at least"
+            f" {done}"
+        )
     _check_checkpoint_file(cfg.ckpt)
     if cfg.ckpt == "last" and not has_checkpoint(folder):
         raise InputError(f"ckpt=last: {folder} has no checkpoint yet (no epoch was finished); start over without ckpt")

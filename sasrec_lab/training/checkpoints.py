@@ -188,7 +188,8 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     """Return the path of the checkpoint that `ckpt` names, None without `ckpt`.
 
     Raises:
-        InputError: the file is missing, foreign or broken, has another model, or has no epoch left to train.
+        InputError: the file is missing, foreign or broken, is of a run with other settings, or has no epoch left to
+            train.
     """
     if cfg.ckpt is None:
         return None
@@ -213,11 +214,17 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
             f"ckpt=last: {path} is of another run ({describe_differences(others)}); put this run's back, or delete it"
             " and start over"
         )
+    if others:  # the optimizer continues with its own keys, and what the run has seen may be the test of this one
+        raise InputError(
+            f"ckpt={cfg.ckpt} is of another run ({describe_differences(others)}); repeat its keys, or take only its"
+            " weights, with init_from=<its run folder>"
+        )
     epochs, most = saved["epoch"] + 1, cfg.trainer.get("max_epochs") or 0
-    if 0 < most <= epochs and not has_checkpoint(folder):
+    least = epochs if has_checkpoint(folder) else epochs + 1  # an own run may only lack its test
+    if 0 < most < least:
         raise InputError(
             f"ckpt={cfg.ckpt} has {counted(epochs, 'epoch')}, and trainer.max_epochs={most} leaves none to train here;"
-            f" set trainer.max_epochs to at least {epochs + 1}"
+            f" set trainer.max_epochs to at least {least}"
         )
     return path
 

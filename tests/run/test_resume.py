@@ -227,6 +227,18 @@ def test_a_best_lost_while_running_is_not_tested(reason, train_here, tmp_path, m
     assert (written["status"], written["metrics"], written["best_epoch"]) == ("failed", {}, None)
 
 
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_a_run_cannot_be_given_fewer_epochs_than_it_has(status, run):
+    """Lightning refuses such a checkpoint, but only when the record of the run is already replaced."""
+    metrics = measured(run)
+    (run / "metrics.json").write_text(json.dumps(metrics | {"status": status}))
+    words = [word for word in WORDS[:-1] if not word.startswith("trainer.max_epochs")]
+    with pytest.raises(InputError) as caught:
+        check_can_run(run, load([*words, "trainer.max_epochs=3", "ckpt=last"]))
+    assert str(caught.value) == f"trainer.max_epochs=3: the run in {run} has 5 epochs already; set it to at least 5"
+    assert check_can_run(run, load([*words, "trainer.max_epochs=6", "ckpt=last"])) is None
+
+
 def test_a_later_better_epoch_replaces_a_lost_best(train_here, tmp_path):
     slowly = [*(word for word in WORDS if not word.startswith("optimizer.lr")), "optimizer.lr=0.003"]
     assert train_here(*slowly).returncode == 0

@@ -25,10 +25,22 @@ def rejection(path, *words: str) -> str:
     return str(caught.value)
 
 
-def test_checkpoint_of_the_same_model_is_accepted(tmp_path):
+def test_checkpoint_of_a_run_with_the_same_settings_is_accepted(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)
-    assert checkpoints.checkpoint_to_resume(load(["model=tiny", f"ckpt={path}", "seed=3"]), tmp_path) == path
+    words = ["model=tiny", f"ckpt={path}", "trainer.max_epochs=7", "evaluation.lists=5"]
+    assert checkpoints.checkpoint_to_resume(load(words), tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=3", "optimizer.lr=0.1", "dataset.holdout=none", "dataset.path=x.csv", "loss=bce"]
+)
+def test_checkpoint_of_a_run_with_other_settings_is_rejected(word, tmp_path):
+    path = tmp_path / "a.ckpt"
+    save(path)
+    message = rejection(path, word)
+    assert message.startswith(f"ckpt={path} is of another run (")
+    assert message.endswith("; repeat its keys, or take only its weights, with init_from=<its run folder>")
 
 
 def test_checkpoint_of_an_older_version_is_accepted(tmp_path):
