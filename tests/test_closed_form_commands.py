@@ -18,7 +18,7 @@ def test_ease_runs_in_a_fresh_process_like_an_encoder(train_command, tmp_path):
     done = train_command(*DATA, "model=ease", "evaluation.sampled=10", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert "model  EASE in closed form, regularization 500.0; 2,500 weights" in done.stdout
-    assert "unused: objective, loss, optimizer, batch_size, trainer" in done.stdout
+    assert "unused: objective, loss, optimizer, batch_size, trainer, dataset.weight, dataset.windows" in done.stdout
     assert re.search(r"  EASE +0\.\d{4} +0\.\d{4} +0\.\d{4}\n +popularity +0\.\d{4}", done.stdout)
     assert "\nweights      weights.npz\nrun folder   run\n" in done.stdout
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -121,6 +121,9 @@ def _check_help(flags: Namespace, name: str) -> None:
 
 
 def _plan_run(flags: Namespace, name: str) -> Job:
+    for word in flags.overrides:
+        if _key(word) in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+            raise InputError(f"{word} has an effect only with -m; for one run write hydra.run.dir=<folder>")
     cfg = compose_config(flags.overrides, flags.config_dir, name)
     with explained(name, flags.overrides):
         job = job_of(cfg)
@@ -158,6 +161,9 @@ def _plan_sweep(flags: Namespace) -> Sweep:
     check_syntax(flags.overrides)
     with composing(flags.config_dir, words=flags.overrides):
         hydra_words, hydra, swept = compose_sweep(flags.overrides)
+        for word in hydra_words:
+            if _key(word) == "hydra.run.dir":
+                raise InputError(f"{word} has no effect with -m; write hydra.sweep.dir=<folder for all jobs>")
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             raise InputError(
                 f"hydra/sweeper={hydra.runtime.choices['hydra/sweeper']} proposes jobs, but a sweep is a grid; remove"

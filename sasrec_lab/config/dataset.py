@@ -134,6 +134,16 @@ class WeightConfig:
             )
         check_at_least("dataset.weight.then", self.then, 0)
         check_at_least("dataset.weight.otherwise", self.otherwise, 0)
+        if self.column is not None and self.above is None and (self.then, self.otherwise) != (1, 1):
+            raise InputError(
+                f"dataset.weight.then={self.then} and dataset.weight.otherwise={self.otherwise} need a number that"
+                f" {self.column!r} is compared with; set dataset.weight.above=..., or remove both"
+            )
+        if self.above is not None and not self.then and not self.otherwise:
+            raise InputError(
+                "dataset.weight.then and dataset.weight.otherwise must not both be 0, because nothing would be learned;"
+                " set one of them to 1"
+            )
 
 
 @dataclass
@@ -296,7 +306,7 @@ class DatasetConfig:
             if path is None or not _PLAIN_PATH.fullmatch(path) or path.partition("/")[0].lower() == "cache":
                 raise InputError(
                     f"{key}={path} must be a plain path below the data root, such as ml-1m/ratings.dat, because"
-                    " dataset.sources are stored there; for your own file set dataset.sources=[]"
+                    " dataset.sources are stored there; for your own file write dataset=csv dataset.path=..."
                 )
         if len(set(paths.values())) < len(paths):
             raise InputError(f"dataset.path and dataset.titles.path must be different files, but both are {self.path}")
@@ -319,8 +329,11 @@ class DatasetConfig:
             self.catalogue = Catalogue.train if self.holdout is HoldoutMode.time else Catalogue.all
 
     def _check_columns(self) -> None:
-        if self.user == self.item:
-            raise InputError(f"dataset.user and dataset.item must be different columns, but both are {self.user!r}")
+        for one, other in (("user", "item"), ("user", "time"), ("item", "time")):
+            if (column := getattr(self, one)) == getattr(self, other):
+                raise InputError(
+                    f"dataset.{one} and dataset.{other} must be different columns, but both are {column!r}"
+                )
         if self.min_rating is not None and self.rating is None:
             raise InputError(f"dataset.min_rating={self.min_rating} needs the ratings' column; set dataset.rating=...")
         if self.time is None and (self.since is not None or self.until is not None):

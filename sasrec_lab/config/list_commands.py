@@ -63,6 +63,7 @@ class RecommendConfig:
             "query_time": self.query_time is not None,
             "items_to_recommend": self.items_to_recommend is not None,
             "filter_viewed": not self.filter_viewed,
+            "on_unsupported_targets": self.on_unsupported_targets is not Unsupported["raise"],
         }
         for key in (key for key, is_given in given.items() if is_given):
             raise InputError(f"{key} has no effect on split={name}, whose lists are those of the run's own; remove it")

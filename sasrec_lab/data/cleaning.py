@@ -184,10 +184,12 @@ def time_bound(key: str, text: str, unit: str, newest: float, *, ends_day: bool)
 
 
 def _check_unit(key: str, text: str, unit: str) -> None:
-    """Raise InputError for a number that is a date in another unit than that of the times: it would filter nothing."""
+    """Raise InputError for a number that is no date, such as 2018, or one in another unit: it would filter nothing."""
     number = _number(text)
-    if number is None or abs(number) < _FIRST_SECOND:
+    if number is None:
         return
+    if abs(number) < _FIRST_SECOND:
+        raise InputError(f"{key}={text} is a number near 0, but the times are dates; write a date, such as 2018-01-31")
     if (own := time_unit(np.array([number]))) != unit:
         raise InputError(
             f"{key}={text} is a date in {own}, but the times are in {unit}; write a date, or the number in {unit}"

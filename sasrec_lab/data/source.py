@@ -131,6 +131,8 @@ def files_of(path: Path) -> list[Path]:
 
 def _find_user_file(path: str, root: Path, key: str) -> Path:
     """Return a file of the user's: the path as the shell understands it, or below `root`."""
+    if not path:
+        raise InputError(f"{key} must not be empty; set it to a file")
     user_file = Path(os.path.expanduser(path))
     found = plain_or_gz(user_file) or plain_or_gz(root / path)
     if found is None and user_file.is_dir():
@@ -178,7 +180,9 @@ def check(path: Path, found: str, expected: str | None, *, is_published: bool) -
     if found == hashlib.sha256(b"").hexdigest():
         raise InputError(f"{path} is empty; dataset.path must name a file with interactions")
     if expected is not None and found != expected:
-        fix = "delete it, so that training fetches it again" if is_published else "restore that version"
+        fix = "restore that version"
+        if is_published:
+            fix = "delete it, so that training fetches the published one (for your own file write dataset=csv)"
         raise InputError(
             f"{path} has sha256 {found}, expected {expected}; {fix}, or set dataset.sha256=null to use this version"
         )

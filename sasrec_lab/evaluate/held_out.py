@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sasrec_lab.config.composition import load, load_dataset
-from sasrec_lab.config.convert import completed, section_of
-from sasrec_lab.config.dataset import DatasetConfig, HoldoutMode
+from sasrec_lab.config.convert import completed, section_of, to_plain
+from sasrec_lab.config.dataset import DatasetConfig, FeaturesConfig, HoldoutMode
 from sasrec_lab.config.evaluation import EvaluationConfig
 from sasrec_lab.config.overrides import format_override
 from sasrec_lab.data.evaluation_rows import EvaluationRows
@@ -77,9 +77,26 @@ def of_run(folder: Path, split: str, data_dir: str | None, words: list[str]) -> 
     )
     holdout = hold_out_for(sequences, dataset, load_split_model(config))
     if words:
-        dataset.features = load_dataset(words).features
+        dataset.features = _features_of(words, dataset)
     lengths = section_of(config, "evaluation", EvaluationConfig).k
     return HeldOut(split, dataset, root, sequences, holdout, lengths, results["protocol"])
+
+
+def _features_of(words: list[str], dataset: DatasetConfig) -> FeaturesConfig | None:
+    """Return the features of the data set that the words choose, which must be the run's."""
+    chosen = load_dataset(words)
+    keys = [key for word in words if (key := word.lstrip("+~").partition("=")[0]).startswith("dataset.")]
+    sections = [key.split(".")[1] for key in keys] + ["name"]
+    for key, section in zip([*keys, "dataset"], sections, strict=True):
+        of_words, of_run = (to_plain(getattr(each, section)) for each in (chosen, dataset))
+        if section == "path" and of_words and of_run:
+            of_words, of_run = Path(of_words).absolute(), Path(of_run).absolute()
+        if section != "features" and of_words != of_run:
+            raise InputError(
+                f"{key} is not as in the run, whose own data set is measured; with run=... give only what adds features"
+                " to it, such as dataset.features.path"
+            )
+    return chosen.features
 
 
 def of_dataset(words: list[str], split: str, data_dir: str | None) -> HeldOut:

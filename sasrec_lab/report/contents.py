@@ -199,6 +199,8 @@ def build_report(
 def _check_metrics(option: str, wanted: list[str], compared: list[Comparison]) -> None:
     """Raise InputError if no run has one of the metrics wanted with an option."""
     known = list(dict.fromkeys(metric for comparison in compared for metric in comparison.metrics()))
+    if option == "--best-by":
+        known = [metric for metric in known if metric.startswith("val/")]
     for metric in wanted:
         if metric not in known:
             # names are compared without their stage, which would make all of them similar

@@ -45,9 +45,7 @@ def check_can_run(folder: Path, cfg: TrainConfig, key: str = "hydra.run.dir") ->
     if previous is None:
         _check_checkpoint_file(cfg.ckpt)
         if cfg.ckpt == "last":
-            raise InputError(
-                f"ckpt=last: no run found in {folder}; pass the folder to resume as hydra.run.dir=<folder>"
-            )
+            raise InputError(f"ckpt=last: no run found in {folder}; pass the folder to resume as {key}=<folder>")
         find_initial_run(cfg)
         return None
     previous = completed(previous)

@@ -108,7 +108,8 @@ def closed_form_line(cfg: TrainConfig, info: dict[str, Any]) -> str:
     keys = ", ".join(f"{key} {value}" for key, value in to_plain(cfg.model).items() if key != "name")
     return (
         f"model  {model_name(to_plain(cfg))} in closed form, {keys}; {counted(info['parameters'], 'weight')}\n"
-        f"       {info['device']}; unused: objective, loss, optimizer, batch_size, trainer"
+        f"       {info['device']}; unused: objective, loss, optimizer, batch_size, trainer, dataset.weight,"
+        " dataset.windows"
     )
 
 

@@ -52,6 +52,7 @@ def check(sweep: Sweep) -> None:
         )
     check_writable(folder, FOLDER_KEY)
     existing, own = job_folders(folder), {job.folder.name for job in jobs}
+    _check_shared_folders(jobs)
     if existing and own.isdisjoint(existing):
         raise InputError(f"{folder} already holds jobs of another sweep ({existing[0]}); choose another {FOLDER_KEY}")
     invalid = {job.folder: job.cfg for job in jobs if isinstance(job.cfg, InputError)}
@@ -64,6 +65,17 @@ def check(sweep: Sweep) -> None:
                 check_can_run(job.folder, job.cfg, FOLDER_KEY)
     for job_folder, error in invalid.items():
         print(f"job {job_folder.name} is invalid: {error}", file=sys.stderr)
+
+
+def _check_shared_folders(jobs: list[Job]) -> None:
+    """Raise InputError if different jobs have the same folder; equal ones may."""
+    owners: dict[Path, Job] = {}
+    for job in jobs:
+        if owners.setdefault(job.folder, job).cfg != job.cfg:
+            raise InputError(
+                f"hydra.sweep.subdir gives different jobs the folder {job.folder.name}; remove it, or let it have"
+                " ${hydra.job.num}"
+            )
 
 
 def prepare(sweep: Sweep) -> None:

@@ -293,6 +293,11 @@ def test_no_command_line_is_planned_in_a_folder_that_is_made(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_does_not_take_the_folder_of_a_run():
+    with pytest.raises(InputError, match=r"^hydra\.run\.dir=x has no effect with -m; write hydra\.sweep\.dir=<folder"):
+        check_command_line(["-m", "seed=1,2", "hydra.run.dir=x"])
+
+
 def test_usual_names_of_keys_name_a_key():
     assert set(_USUAL_NAMES.values()) <= {*known_keys(), "hydra.run.dir"}
 

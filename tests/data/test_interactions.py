@@ -667,6 +667,9 @@ def test_dates_are_compared_in_the_unit_of_the_times(unit, scale):
         f"dataset.since={days[2]} is a date in seconds, but the times are in {unit};"
         f" write a date, or the number in {unit}"
     )
+    assert not_cleaned(lines, since="2018") == (
+        "dataset.since=2018 is a number near 0, but the times are dates; write a date, such as 2018-01-31"
+    )
     assert not_cleaned(lines, since="2022-01-01") == (
         f"dataset.since=2022-01-01 keeps none of 5 interactions; time ranges from 2021-05-10 to 2021-05-13, in {unit}"
     )

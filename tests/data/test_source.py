@@ -87,7 +87,7 @@ def test_a_wrong_checksum(tmp_path):
     start, end = f"{path} has sha256 {found}, expected {SHA}; ", ", or set dataset.sha256=null to use this version"
     for is_published, fix in {
         False: "restore that version",
-        True: "delete it, so that training fetches it again",
+        True: "delete it, so that training fetches the published one (for your own file write dataset=csv)",
     }.items():
         assert refusal(partial(source.check, is_published=is_published), path, found, SHA) == f"{start}{fix}{end}"
 
@@ -174,4 +174,4 @@ def test_a_folder_is_not_found_as_a_file(path, tmp_path, monkeypatch):
             " folder of .parquet files"
         )
     else:
-        assert message == "dataset.path= is a folder; name a file in it, of text (plain or .gz) or Parquet"
+        assert message == "dataset.path must not be empty; set it to a file"

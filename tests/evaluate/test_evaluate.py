@@ -154,6 +154,14 @@ def test_diversity_takes_the_features_of_the_data_set(evaluate, tmp_path):
     assert metrics_of(tmp_path) == expected
     assert evaluate(lines, "run=run", "k=[2,3]", "output=out.json").returncode == 0
     assert metrics_of(tmp_path) == {name: x for name, x in expected.items() if "diversity" not in name}
+    for words, key in (
+        ([*DATA, "dataset.holdout=time", *features], "dataset.holdout"),
+        (["dataset=ml_100k"], "dataset"),
+        ([*DATA, "dataset.path=other.csv", *features], "dataset.path"),
+    ):
+        done = evaluate(lines, "run=run", *words)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {key} is not as in the run, whose own data set is measured; with run=")
     done = evaluate(lines, *DATA, "dataset.features.path=no.csv", "dataset.features.categories=[genre]")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no.csv" in done.stderr

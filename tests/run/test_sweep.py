@@ -56,6 +56,15 @@ def test_failed_jobs_are_listed_and_finished_ones_skipped(train_here, tmp_path):
     )
 
 
+def test_jobs_may_not_share_a_folder(train_here, tmp_path):
+    done = train_here("-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=x")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: hydra.sweep.subdir gives different jobs the folder x; remove it, or let it have ${hydra.job.num}\n"
+    )
+    assert not (tmp_path / "sweep" / "x" / "run.json").exists()
+
+
 @pytest.mark.slow
 def test_sweep_can_be_extended_in_its_folder(train_here, tmp_path):
     """Each job keeps its folder, although more values change its number; new jobs get free numbers."""
