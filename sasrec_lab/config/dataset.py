@@ -134,15 +134,17 @@ class WeightConfig:
             )
         check_at_least("dataset.weight.then", self.then, 0)
         check_at_least("dataset.weight.otherwise", self.otherwise, 0)
-        if self.column is not None and self.above is None and (self.then, self.otherwise) != (1, 1):
-            raise InputError(
-                f"dataset.weight.then={self.then} and dataset.weight.otherwise={self.otherwise} need a number that"
-                f" {self.column!r} is compared with; set dataset.weight.above=..., or remove both"
-            )
+        if self.column is not None and self.above is None:
+            for key in ("then", "otherwise"):
+                if (value := getattr(self, key)) != 1:
+                    raise InputError(
+                        f"dataset.weight.{key}={value} needs a number that {self.column!r} is compared with; set"
+                        f" dataset.weight.above=..., or remove dataset.weight.{key}"
+                    )
         if self.above is not None and not self.then and not self.otherwise:
             raise InputError(
-                "dataset.weight.then and dataset.weight.otherwise must not both be 0, because nothing would be learned;"
-                " set one of them to 1"
+                "dataset.weight gives every interaction the weight 0, so that nothing is learned; set"
+                " dataset.weight.then=1"
             )
 
 
