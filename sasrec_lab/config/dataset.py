@@ -135,7 +135,7 @@ class WeightConfig:
         check_at_least("dataset.weight.then", self.then, 0)
         check_at_least("dataset.weight.otherwise", self.otherwise, 0)
         if self.column is not None and self.above is None:
-            for key in ("then", "otherwise"):
+            for key in (field.name for field in fields(self) if field.default == 1):
                 if (value := getattr(self, key)) != 1:
                     raise InputError(
                         f"dataset.weight.{key}={value} needs a number that {self.column!r} is compared with; set"

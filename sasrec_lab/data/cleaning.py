@@ -184,7 +184,7 @@ def time_bound(key: str, text: str, unit: str, newest: float, *, ends_day: bool)
 
 
 def _check_unit(key: str, text: str, unit: str) -> None:
-    """Raise InputError for a number that is no date, such as 2018, or one in another unit: it would filter nothing."""
+    """Raise InputError for a number that cannot be a date in this unit, such as 2018: it would filter nothing."""
     number = _number(text)
     if number is None:
         return

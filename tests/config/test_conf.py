@@ -247,12 +247,8 @@ MISTAKES = {
     "dataset.weight.above=5": "dataset.weight.above=5.0 needs a column to compare; set dataset.weight.column=...",
     "dataset.weight={column: a, then: -1}": "dataset.weight.then=-1.0 must be at least 0",
     "dataset.weight={column: a, then: 3}": (
-        "dataset.weight.then=3.0 and dataset.weight.otherwise=1.0 need a number that 'a' is compared with; set"
-        " dataset.weight.above=..., or remove both"
-    ),
-    "dataset.weight={column: a, above: 1, then: 0, otherwise: 0}": (
-        "dataset.weight.then and dataset.weight.otherwise must not both be 0, because nothing would be learned; set one"
-        " of them to 1"
+        "dataset.weight.then=3.0 needs a number that 'a' is compared with; set dataset.weight.above=..., or remove"
+        " dataset.weight.then"
     ),
     "dataset.user=item_id": "dataset.user and dataset.item must be different columns, but both are 'item_id'",
     "dataset.time=item_id": "dataset.item and dataset.time must be different columns, but both are 'item_id'",
