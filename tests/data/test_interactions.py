@@ -546,6 +546,11 @@ ODD_TIMES = ["", "nan", "soon", "2021-13-01", "2021-05-11", "7"]
 ODD_LINES = ["", "1", "1,2,3,4,5,6", '1,2,"3', "\r", "1,2,3\r4,5,6"]
 
 
+def test_weights_may_not_all_be_zero():
+    with pytest.raises(InputError, match=r"^dataset\.weight gives every interaction the weight 0, so that nothing is"):
+        WeightConfig("rating", above=2, then=0, otherwise=0)
+
+
 @pytest.mark.parametrize("separator", [",", "::", " "])
 def test_blocks_give_what_the_whole_file_gives(tmp_path, monkeypatch, separator):
     random = np.random.default_rng(0)
