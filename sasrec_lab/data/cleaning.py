@@ -160,11 +160,22 @@ def _keep_window(table: pd.DataFrame, dataset: DatasetConfig) -> pd.DataFrame:
     times, unit = table["time"], time_unit(table["time"])
     for key, text in (("dataset.since", dataset.since), ("dataset.until", dataset.until)):
         if text is not None:
-            bound = read_time(key, text, times, ends_day=key == "dataset.until")
+            bound = window_bound(key, text, unit, times.max())
             keep = table["time"] >= bound if key == "dataset.since" else table["time"] <= bound
             span = describe_range(table["time"].min(), table["time"].max(), unit)
             table = _keep(table, keep, f"{key}={text}", span)
     return table
+
+
+def window_bound(key: str, text: str, unit: str, newest: float) -> float:
+    """Return `since` or `until` as a number in the unit of the times, of which `newest` is one; as `read_time`.
+
+    If the times are dates, a number near 0, such as 2018, is refused: it would filter nothing, or everything.
+    """
+    number = _number(text)
+    if number is not None and abs(number) < _FIRST_SECOND and newest >= _FIRST_SECOND * UNITS[unit]:
+        raise InputError(f"{key}={text} is a number near 0, but the times are dates; write a date, such as 2018-01-31")
+    return time_bound(key, text, unit, newest, ends_day=key == "dataset.until")
 
 
 def read_time(key: str, text: str, times: pd.Series | np.ndarray, *, ends_day: bool) -> float:
@@ -184,12 +195,10 @@ def time_bound(key: str, text: str, unit: str, newest: float, *, ends_day: bool)
 
 
 def _check_unit(key: str, text: str, unit: str) -> None:
-    """Raise InputError for a number that cannot be a date in this unit, such as 2018: it would filter nothing."""
+    """Raise InputError for a number that is a date in another unit than that of the times: it would filter nothing."""
     number = _number(text)
-    if number is None:
+    if number is None or abs(number) < _FIRST_SECOND:
         return
-    if abs(number) < _FIRST_SECOND:
-        raise InputError(f"{key}={text} is a number near 0, but the times are dates; write a date, such as 2018-01-31")
     if (own := time_unit(np.array([number]))) != unit:
         raise InputError(
             f"{key}={text} is a date in {own}, but the times are in {unit}; write a date, or the number in {unit}"

@@ -23,8 +23,8 @@ from sasrec_lab.data.cleaning import (
     none_kept_error,
     one_item_error,
     sampled_rows,
-    time_bound,
     unit_of_sample,
+    window_bound,
 )
 from sasrec_lab.data.database import connected, fetched, one_row, progress, type_of
 from sasrec_lab.data.ids import check_item_count
@@ -157,7 +157,7 @@ def _add_window(connection: "Connection", conditions: list[tuple[str, float]], d
     unit = unit_of_sample(_sampled_times(connection, where, values))
     for key, text, sign in (("dataset.since", dataset.since, ">="), ("dataset.until", dataset.until, "<=")):
         if text is not None:
-            bound = time_bound(key, text, unit, newest, ends_day=key == "dataset.until")
+            bound = window_bound(key, text, unit, newest)
             conditions.append((f"time {sign} ?", bound))
             _check_some_kept(connection, conditions, f"{key}={text}", "time", unit)
 

@@ -135,7 +135,8 @@ NAMES = ["user_id", "item_id", "timestamp", "rating", "watched"]
 def random_dataset(choose: random.Random) -> DatasetConfig:
     """Return a config with any format, separator, type and filter."""
     names = NAMES[: choose.randint(2, 5)]
-    weight = WeightConfig("watched", above=choose.choice([None, 2.0]), then=3) if "watched" in names else None
+    above = choose.choice([None, 2.0])
+    weight = WeightConfig("watched", above=above, then=3 if above else 1) if "watched" in names else None
     has_time = "timestamp" in names and choose.random() < 0.8
     bounds = [None] * 30 + ["3", "2021-05-11", "1620000000", "0001-01-01T00:00:00+14:00", "nan", "9" * 5000, "x"]
     return replace(
