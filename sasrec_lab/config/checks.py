@@ -208,8 +208,10 @@ def check_trainer_flag(flag: str, value: Any) -> None:
 
 
 def typed_form(value: Any) -> str:
-    """Return a value as it is written on the command line, such as null, true and the name of a choice."""
+    """Return a value as it is written on the command line, such as null, true, [5,10] and the name of a choice."""
     value = getattr(value, "name", value)
+    if isinstance(value, list):
+        return f"[{','.join(map(typed_form, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

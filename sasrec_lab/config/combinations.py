@@ -18,6 +18,9 @@ def check_combinations(cfg: TrainConfig) -> None:
     schedule = cfg.optimizer.schedule
     if schedule is not Schedule.constant and cfg.trainer.get("max_epochs") in (None, -1):
         raise InputError(f"optimizer.schedule={schedule.name} needs the length of training; set trainer.max_epochs")
+    least, most = cfg.trainer.get("min_epochs"), cfg.trainer.get("max_epochs")
+    if least is not None and most not in (None, -1) and least > most:
+        raise InputError(f"trainer.min_epochs={least} must be at most trainer.max_epochs={most}; lower it")
     if cfg.cluster is not None:
         _check_cluster(cfg)
     _check_metrics(cfg)

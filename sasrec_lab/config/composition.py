@@ -18,9 +18,10 @@ from sasrec_lab.config.dataset import DatasetConfig
 from sasrec_lab.config.hydra_errors import explain
 from sasrec_lab.config.hydra_internals import VERSION_BASE, add_config_dir, hydra_state_restored
 from sasrec_lab.config.list_commands import RecommendConfig
-from sasrec_lab.config.overrides import check_syntax
+from sasrec_lab.config.overrides import check_syntax, typed_keys
 from sasrec_lab.config.schema import CONF_DIR, TrainConfig
 from sasrec_lab.config.trust import check_code
+from sasrec_lab.config.unread import check_unread
 from sasrec_lab.errors import InputError, MissingKey
 
 _HANDLERS = ("console", "file")  # of logging; conf/train.yaml sets their formats
@@ -54,10 +55,11 @@ def compose_config(overrides: list[str], config_dir: Optional[str] = None, name:
 
 
 def compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
-    """Compose a config while Hydra is initialized, and refuse code that it names."""
+    """Compose a config while Hydra is initialized; refuse code that it names, and typed keys that nothing reads."""
     cfg = compose(name, overrides=overrides, return_hydra_config=True)
     _check_hydra_sections(cfg.hydra)
     check_code(cfg, overrides)
+    check_unread(cfg, sorted(typed_keys(overrides)))
     return cfg
 
 

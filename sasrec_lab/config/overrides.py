@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from sasrec_lab.config.convert import known_keys
+from sasrec_lab.config.convert import flatten, known_keys
 from sasrec_lab.config.flags import flags_first
 from sasrec_lab.config.hydra_internals import known_flags
 from sasrec_lab.config.schema import CONF_DIR, SCHEMAS
@@ -60,6 +60,15 @@ def check_syntax(words: list[str], name: str = "train") -> None:
             raise _syntax_error(word, shown)
         if word.startswith("~"):
             _check_deletion(word, SCHEMAS[name])
+
+
+def typed_keys(overrides: list[str]) -> set[str]:
+    """Return the keys that the overrides set, each key of a typed dictionary included."""
+    keys = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.get_key_element().lstrip("+~"), override.value()
+        keys |= set(flatten(value, f"{key}.", ".")) if isinstance(value, dict) else {key}
+    return keys
 
 
 def is_utf8(word: str) -> bool:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sasrec_lab.config.convert import flatten
-from sasrec_lab.config.overrides import format_override
+from sasrec_lab.config.overrides import format_override, typed_keys
 from sasrec_lab.errors import InputError
 
 _LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
@@ -39,7 +37,7 @@ def check_code(cfg: DictConfig, overrides: list[str]) -> None:
         InputError: it names code that neither Hydra nor a plugin ships, or a variable of the environment, and the
             command line does not; or a file chose a launcher that runs commands.
     """
-    typed, shipped = _typed_keys(overrides), _shipped_targets()
+    typed, shipped = typed_keys(overrides), _shipped_targets()
     for key, value, is_fixed in _leaves(cfg.hydra, _text_of(cfg.hydra), "hydra", 0):
         name = key.rpartition(".")[2]
         if key in typed and (is_fixed or not key.startswith(_INSTANTIATED)):
@@ -91,15 +89,6 @@ def _is_logging_code(key: str, name: str, value: object) -> bool:
     return (
         is_code or sets_attributes or (isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS)
     )
-
-
-def _typed_keys(overrides: list[str]) -> set[str]:
-    """Return the keys that the overrides set, each key of a typed dictionary included."""
-    keys = set()
-    for override in OverridesParser.create().parse_overrides(overrides):
-        key, value = override.get_key_element().lstrip("+~"), override.value()
-        keys |= set(flatten(value, f"{key}.", ".")) if isinstance(value, dict) else {key}
-    return keys
 
 
 def _shipped_targets() -> set[str]:

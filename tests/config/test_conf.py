@@ -244,7 +244,24 @@ MISTAKES = {
         "dataset.separator='' must be text without quotes and line ends; set the text between columns, such as ',' or"
         " '\\t'"
     ),
-    "dataset.weight.above=5": "dataset.weight.above=5.0 needs a column to compare; set dataset.weight.column=...",
+    "dataset.weight.above=5": (
+        "dataset.weight.above=5.0 is not read with dataset.weight.column=null; set dataset.weight.column=..., or remove"
+        " dataset.weight.above"
+    ),
+    "dataset.titles={title: name, path: null}": (
+        "dataset.titles.title=name is not read with dataset.titles.path=null; set dataset.titles.path=..., or remove"
+        " dataset.titles.title"
+    ),
+    "dataset.until_stable=true": (
+        "dataset.until_stable=true is not read with dataset.min_user=0 and dataset.min_item=0; set dataset.min_user=5"
+        " dataset.min_item=5, or remove dataset.until_stable"
+    ),
+    "evaluation.draw=unseen": (
+        "evaluation.draw=unseen is not read with evaluation.sampled=0; set evaluation.sampled=100, or remove"
+        " evaluation.draw"
+    ),
+    "dataset.synthetic.users=9": "dataset.synthetic.users=9 is not read for dataset=ml_100k; use dataset=synthetic",
+    "trainer.min_epochs=300": "trainer.min_epochs=300 must be at most trainer.max_epochs=100; lower it",
     "dataset.weight={column: a, then: -1}": "dataset.weight.then=-1.0 must be at least 0",
     "dataset.weight={column: a, then: 3}": (
         "dataset.weight.then=3.0 needs a number that 'a' is compared with; set dataset.weight.above=..., or remove"
@@ -259,7 +276,6 @@ MISTAKES = {
     "dataset.name=..": (
         "dataset.name='..' names the folder and cache of the data set; use only letters, digits, '_', '-'"
     ),
-    "dataset.synthetic.seed=-1": "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
     "evaluation.seed=-1": "evaluation.seed=-1 must be from 0 to 4294967295",
     "evaluation.k=[10,10]": "evaluation.k=[10, 10] must not repeat a length; remove the duplicates",
     "model.norm_eps=inf": "model.norm_eps=inf must be a finite number",
@@ -433,6 +449,10 @@ def test_a_mistake_gives_one_line(override, message):
         (
             ["dataset.format=synthetic", "dataset.synthetic=null"],
             "dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic",
+        ),
+        (
+            ["dataset=synthetic", "dataset.synthetic.seed=-1"],
+            "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
         ),
         (
             ["dataset.overlap=3"],
