@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 HEADER = re.compile(r"\A(?:#.*\n)*")
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w/]+):(?: (?P<value>[^#]*?))? *(?:(?:^|(?<= ))# (?P<comment>.*))?$")
 COUNTS = re.compile(
@@ -67,6 +69,22 @@ def choice_table(folder: Path) -> list[str]:
     ]
 
 
+def loss_table(folder: Path) -> list[str]:
+    """Return a table of the losses, with the number of negatives and the sampler that each file sets or inherits."""
+    lines = ["| `loss=` | negatives | sampler | meaning |", "|---|---|---|---|"]
+    for file in sorted(folder.glob("*.yaml")):
+        keys = inherited(file)
+        lines.append(f"| `{file.stem}` | {keys['negatives']} | `{keys['sampler']}` | {escaped([header(file)])[0]} |")
+    return lines
+
+
+def inherited(file: Path) -> DictConfig:
+    """Return the keys of a config file and of the files in its `defaults`."""
+    own = OmegaConf.load(file)
+    bases = [inherited(file.with_name(f"{name}.yaml")) for name in own.pop("defaults", []) if name != "_self_"]
+    return OmegaConf.merge(*bases, own)
+
+
 def header(file: Path) -> str:
     """Return the comment at the top of a file, in one line."""
     return " ".join(line[2:] for line in HEADER.match(file.read_text())[0].splitlines())
@@ -80,7 +98,7 @@ CONF_TABLES: dict[str, tuple[Callable[[Path], list[str]], str]] = {  # by name: 
     "ease_keys": (key_table, "model/ease.yaml"),
     "itemknn_keys": (key_table, "model/itemknn.yaml"),
     "trainer_keys": (key_table, "trainer/default.yaml"),
-    "losses": (choice_table, "loss"),
+    "losses": (loss_table, "loss"),
     "models": (choice_table, "model"),
     "datasets": (dataset_table, "dataset"),
 }

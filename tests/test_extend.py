@@ -407,6 +407,13 @@ def test_a_report_imports_no_own_code(own, report_here):
     assert not is_imported()
 
 
+def test_evaluating_lists_imports_no_own_code(own):
+    (own / "lists.csv").write_text("user_id,item_id,rank\n1,2,1\n")
+    done = in_this_process("sasrec_lab.evaluate.__main__", own)("lists=lists.csv", "run=run")
+    assert done.returncode == 0, done.stderr
+    assert not is_imported()
+
+
 def test_init_from_needs_the_same_code_in_the_command(own, train_here):
     assert refusal(train_here("model=tiny", *RUN, "init_from=run")) == (
         "init_from=run has model.block=my_package.blocks:Local, not transformer; it is code that is not of this"

@@ -47,13 +47,15 @@ def run(made_once, tmp_path) -> Path:
 def readers(run, tmp_path) -> Commands:
     """The commands that read the run folder."""
     train, report = (in_this_process(f"sasrec_lab.{name}", tmp_path) for name in ("train", "report.__main__"))
-    recommend, export = (
-        in_this_process(f"sasrec_lab.{name}", tmp_path) for name in ("recommend.__main__", "export.__main__")
+    recommend, export, evaluate = (
+        in_this_process(f"sasrec_lab.{name}.__main__", tmp_path) for name in ("recommend", "export", "evaluate")
     )
+    (tmp_path / "lists.csv").write_text("user_id,item_id,rank\n1,2,1\n")
     return {
         "report": lambda: report("run", "--html", "report.html"),
         "recommend": lambda: recommend("run=run", "users=all", "k=2"),
         "export": lambda: export("run", "x.pt2"),
+        "evaluate": lambda: evaluate("lists=lists.csv", "run=run"),
         "repeat": lambda: train(*RUN, "hydra.run.dir=run"),
     }
 
@@ -73,6 +75,8 @@ def is_one_line(done: Done) -> bool:
         ("repeat", "run.json", "pipe"),
         ("recommend", "run.json", "device"),
         ("recommend", "metrics.json", "pipe"),
+        ("evaluate", "run.json", "pipe"),
+        ("evaluate", "metrics.json", "device"),
         ("recommend", "items.npz", "pipe"),
         ("export", "items.npz", "device"),
         ("recommend", "checkpoints/best.ckpt", "pipe"),
@@ -108,7 +112,7 @@ def test_no_command_waits_for_what_is_no_file(run, readers, command, name, kind)
 def test_every_command_names_a_malformed_field(run, readers, file, change):
     content = json.loads((run / file).read_text())
     (key,) = change
-    for name in ("report", "recommend", "repeat"):
+    for name in ("report", "recommend", "evaluate", "repeat"):
         (run / file).write_text(json.dumps(content | change))
         done = readers[name]()
         assert done.returncode == 1
