@@ -101,6 +101,7 @@ REJECTED_FLAGS = dict.fromkeys(_MANAGED_FLAGS, "train.py manages it") | {
     "default_root_dir": "train.py manages it: to choose the run's folder set hydra.run.dir",
     "limit_test_batches": "testing on part of the users would not be comparable",
     "fast_dev_run": "it writes no checkpoint to test; for a quick run use trainer=fast",
+    "limit_predict_batches": "lists are made by sasrec_lab.recommend, without Lightning",
     "overfit_batches": "it would validate on training data; to train on few batches use trainer.limit_train_batches",
     "val_check_interval": "validation follows an epoch; to validate less often use trainer.check_val_every_n_epoch",
 }
@@ -172,7 +173,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_limit(value) or (_is_number(value) and value == 0),
         "a fraction from 0 to 1.0, such as 0.1, or a number of batches; 0 is for no validation",
     ),
-    "limit_predict_batches": (_is_limit, _LIMIT),
     "check_val_every_n_epoch": (lambda value: _is_int(value, 1), "an integer of at least 1"),
     "accumulate_grad_batches": (lambda value: _is_int(value, 1), "an integer of at least 1"),
     "num_sanity_val_steps": (

@@ -87,6 +87,10 @@ def _check_closed_form(cfg: TrainConfig, name: str) -> None:
             f"callbacks.{next(iter(cfg.callbacks))} is for models trained in steps, which model={name} is not;"
             " remove it"
         )
+    users = cfg.tensorboard.attention_users
+    if users or cfg.tensorboard.projector:
+        key = f"attention_users={users}" if users else "projector=true"
+        raise InputError(f"tensorboard.{key} draws the parts of an encoder, which model={name} lacks; remove it")
     if cfg.capture:
         raise InputError(f"capture=true is for models trained in steps, which model={name} is not; remove it")
     part = cfg.trainer.get("limit_val_batches", 1.0)
@@ -124,6 +128,11 @@ def _check_metrics(cfg: TrainConfig) -> None:
 
 
 def _check_objective(cfg: TrainConfig) -> None:
+    if cfg.dataset.overlap >= cfg.model.maxlen:
+        raise InputError(
+            f"dataset.overlap={cfg.dataset.overlap} must be below model.maxlen={cfg.model.maxlen}, which includes"
+            " it; lower it"
+        )
     if isinstance(cfg.objective.name, Foreign):
         return  # what it asks of a model is its own matter
     predicts_masks = cfg.objective.name is ObjectiveName.masked_items
@@ -134,11 +143,6 @@ def _check_objective(cfg: TrainConfig) -> None:
         raise InputError(
             "objective=masked_items needs a model that also attends to later items"
             f"{': model.causal=false' if has_key else ''}; use model=bert4rec, or objective=next_item"
-        )
-    if cfg.dataset.overlap >= cfg.model.maxlen:
-        raise InputError(
-            f"dataset.overlap={cfg.dataset.overlap} must be below model.maxlen={cfg.model.maxlen}, which includes"
-            " it; lower it"
         )
     if predicts_masks and cfg.dataset.overlap:
         raise InputError(

@@ -336,6 +336,10 @@ class DatasetConfig:
                 raise InputError(
                     f"dataset.{one} and dataset.{other} must be different columns, but both are {column!r}"
                 )
+        weight = self.weight.column if self.weight else None
+        for key, column in (("rating", self.rating), ("weight.column", weight)):
+            if self.format is Format.synthetic and column is not None:
+                raise InputError(f"dataset.{key}={column}: generated interactions have no such column; set it to null")
         if self.min_rating is not None and self.rating is None:
             raise InputError(f"dataset.min_rating={self.min_rating} needs the ratings' column; set dataset.rating=...")
         if self.time is None and (self.since is not None or self.until is not None):

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,13 @@ from sasrec_lab.data.parquet import is_parquet
 from sasrec_lab.errors import InputError, counted, shown
 
 _FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-_ERRORS = (ValueError, OSError, LookupError, TypeError)  # of pandas, for a file that is not as described
+_ERRORS = (
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    pd.errors.ParserWarning,
+)  # of pandas, for a file that is not as described
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def read_titles(dataset: DatasetConfig, data_dir: str | None, item_ids: np.ndarr
     table = _read_lines(path, config, "dataset.titles", [config.item, config.title])
     titles = np.full(len(item_ids), "", dtype=object)
     rows = _rows_of_items(table, config.item, item_ids, path)
-    titles[rows >= 0] = table[config.title].to_numpy()[rows[rows >= 0]]
+    titles[rows >= 0] = _without_nulls(table[config.title])[rows[rows >= 0]]
     return titles.astype(str)
 
 
@@ -235,18 +242,24 @@ def _read_lines(path: Path, config: TitlesConfig | FeaturesConfig, key: str, col
             f"{path}: no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}; name the two columns:"
             f" {keys}"
         )
+    if table.empty:
+        raise InputError(f"{key}.path: {path} has no rows; it must have one for each item")
     return table[list(dict.fromkeys(columns))]
 
 
 def _read_text(path: Path, config: TitlesConfig | FeaturesConfig) -> pd.DataFrame:
     separator = "\t" if config.separator == r"\t" else config.separator
-    options: dict[str, Any] = {"names": list(config.names), "usecols": range(len(config.names))} if config.names else {}
-    return pd.read_csv(
-        io.BytesIO(source.content(path)),
-        sep=re.escape(separator) if len(separator) > 1 else separator,  # pandas takes two characters for a pattern
-        engine="python" if len(separator.encode()) > 1 else "c",
-        encoding=config.encoding,
-        dtype=str,
-        keep_default_na=False,
-        **options,
-    )
+    # without index_col=False, pandas makes an index of the first column if rows are longer than the header
+    options: dict[str, Any] = {"index_col": False}
+    if config.names:
+        options = {"names": list(config.names), "usecols": range(len(config.names))}
+    with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+        return pd.read_csv(
+            io.BytesIO(source.content(path)),
+            sep=re.escape(separator) if len(separator) > 1 else separator,  # pandas takes two characters for a pattern
+            engine="python" if len(separator.encode()) > 1 else "c",
+            encoding=config.encoding,
+            dtype=str,
+            keep_default_na=False,
+            **options,
+        )

@@ -126,7 +126,7 @@ def _select(connection: "Connection", tables: list[str], integers: set[str], dat
     for name in ("time", "rating"):
         if "DOUBLE" in {type_of(connection, table, name) for table in tables}:
             types[name] = "DOUBLE"
-    connection.execute(f"CREATE VIEW rows AS {union(connection, tables, columns, types)}")
+    connection.execute(f"CREATE VIEW rows AS {union(tables, columns, types)}")
     conditions: list[tuple[str, float]] = []
     if dataset.min_rating is not None:
         conditions.append(("rating >= ?", float(dataset.min_rating)))

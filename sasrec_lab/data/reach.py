@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from sasrec_lab.config.dataset import Catalogue, Repeats
+from sasrec_lab.config.evaluation import LOSS
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.evaluation_rows import EvaluationRows
 from sasrec_lab.data.holdout import PAIRS_PER_CHUNK, Holdout
@@ -45,7 +46,8 @@ def describe_unreachable(unreachable: Unreachable, targets: dict[str, int], cfg:
     `targets` is their number by stage. If the test may not be seen, the validation targets take its place.
 
     Raises:
-        InputError: all test targets are out of reach, and no metric on sampled candidates ranks them.
+        InputError: all test targets are out of reach, and no metric on sampled candidates ranks them; or validation
+            has no target for the loss that chooses the checkpoint.
     """
     final = cfg.evaluation.final_stage
     noun = {"test": "test target", "val": "validation target"}[final]
@@ -57,7 +59,13 @@ def describe_unreachable(unreachable: Unreachable, targets: dict[str, int], cfg:
     if lost[final] == targets[final] and (not cfg.evaluation.sampled or are_out):
         raise InputError(f"every {noun} would be a miss (of {counted(targets[final], 'target')}): {reasons}")
     parts = [f"{lost[final]:,} of {counted(targets[final], noun)} cannot be ranked and are misses"] * (lost[final] > 0)
-    if lost["val"] == targets["val"]:
+    is_val_out = unreachable["val"]["outside_catalogue"] == targets["val"]
+    if cfg.evaluation.monitor == f"val/{LOSS}" and is_val_out:
+        raise InputError(
+            f"evaluation.monitor=val/{LOSS} cannot choose a checkpoint, because every validation target is out of"
+            f" reach: {_reasons(unreachable['val'], cfg)}"
+        )
+    if lost["val"] == targets["val"] and (is_val_out or "-sampled" not in cfg.evaluation.monitor):
         parts.append("no validation target can be ranked, so validation cannot choose a checkpoint")
     return f"{'; '.join(parts)}: {reasons}" if parts else None
 

@@ -66,9 +66,10 @@ def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
     """
     if dataset.titles is None:
         return None
-    if dataset.sources:
-        return plain_or_gz(root / str(dataset.titles.path))
-    return _find_user_file(str(dataset.titles.path), root, "dataset.titles.path")
+    path = str(dataset.titles.path)
+    if any(source.titles for source in dataset.sources):
+        return plain_or_gz(root / path)
+    return _find_user_file(path, root, "dataset.titles.path")
 
 
 def find_features(dataset: DatasetConfig, root: Path) -> Path:

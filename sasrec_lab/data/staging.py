@@ -130,7 +130,7 @@ def check_ids(connection: "Connection", tables: list[str], path: Path, dataset: 
         if "VARCHAR" not in {type_of(connection, table, column) for table in tables}:
             integers.add(column)
             continue
-        rows = union(connection, tables, [column], {column: "VARCHAR"})
+        rows = union(tables, [column], {column: "VARCHAR"})
         connection.execute(
             f"CREATE TABLE ids AS SELECT {column} AS id, min(place) AS first, count(*) AS n FROM ({rows}) GROUP BY id"
         )
@@ -159,7 +159,7 @@ def _id_error(path: Path, dataset: DatasetConfig, role: str, row: int, rule: str
     return part.explain()[role].error(place, rule, fix)
 
 
-def union(connection: "Connection", tables: list[str], columns: list[str], types: dict[str, str]) -> str:
+def union(tables: list[str], columns: list[str], types: dict[str, str]) -> str:
     """Return a query for the columns of all tables, in the order of their rows."""
     casts = [f"CAST({name} AS {types[name]}) AS {name}" if name in types else name for name in columns]
     return " UNION ALL ".join(f"SELECT place, {', '.join(casts)} FROM {table}" for table in tables)

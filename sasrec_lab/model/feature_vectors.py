@@ -12,13 +12,12 @@ from sasrec_lab.data.items import ItemFeatures
 
 
 class FeatureVectors(nn.Module):
-    """Item vectors: the sum of a vector for each category of an item, its given vector through a linear layer, and with
-    items=both a vector of its id.
+    """Item vectors: the sum of a vector for each category, the given vector through a linear layer, and one of the id.
 
-    As RecTools' SumOfEmbeddingsConstructor with its nets of ids and categories, without the dropout of each;
-    `model.dropout_items` is on the sum. An item that
-    training lacks has no vector of its id. Neither does a share `id_dropout` of the items in a training step, so that
-    features learn to describe an item without it (as in DropoutNet: Volkovs et al. 2017).
+    The latter is there with items=both, unless training lacks the item. As RecTools' SumOfEmbeddingsConstructor with
+    its nets of ids and categories, without the dropout of each; `model.dropout_items` is on the sum. In a training step
+    a share `id_dropout` of the items has no vector of its id, so that features learn to describe an item without it (as
+    in DropoutNet: Volkovs et al. 2017).
     """
 
     offsets: Tensor  # (V + 1,) int64

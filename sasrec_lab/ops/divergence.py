@@ -101,7 +101,7 @@ def _products(
         chunk = slice(start, start + rows)
         h, target, half = states[:, chunk].to(dtype), targets[chunk, None], (weights[chunk] / 2).to(dtype)  # (2, t, D)
         logits = memory[: 2 * len(target) * items].view(2, len(target), items)
-        write_product(h.reshape(-1, dim), columns, chunk, logits.view(-1, items))
+        write_product(h.reshape(-1, dim), columns, logits.view(-1, items))
         if mask is not None:
             for each in logits:
                 mask.apply(each, chunk, target)

@@ -69,7 +69,7 @@ def softmax_products(
         return triton.softmax_products(states, table, target_vectors, weights, matmul_dtype, masked=masked)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-        out = write_product(h, columns, chunk, out)
+        out = write_product(h, columns, out)
         return out if mask is None else mask.apply(out, chunk, targets[chunk, None])
 
     return _softmax_products_torch(states, table, targets, weights, logits, matmul_dtype)
@@ -96,7 +96,7 @@ def sampled_softmax_products(
     target_logits = (states * target_vectors).sum(1)  # (T,)
 
     def logits(h: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
-        out = write_product(h, columns, chunk, out)
+        out = write_product(h, columns, out)
         if shared:
             out.add_(F.pad(shared[0], (0, 1))).scatter_(1, shared[1][chunk, None], float("-inf"))
         out[:, -1] = target_logits[chunk]
@@ -297,7 +297,7 @@ def _softmax_and_log_p_kernel(logits: Floats, rows: int, columns: int, targets: 
     """Overwrite the logits with their softmax, and write log p of the targets."""
 
 
-def write_product(states: Tensor, columns: Tensor, chunk: slice, out: Tensor) -> Tensor:
+def write_product(states: Tensor, columns: Tensor, out: Tensor) -> Tensor:
     """Write a chunk's logits, states @ columns, to `out`, which may be of a wider type."""
     return torch.mm(states, columns, out=out) if out.dtype == states.dtype else out.copy_(states @ columns)
 

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from sasrec_lab.config.checks import typed_form
 from sasrec_lab.config.convert import completed, to_plain
 from sasrec_lab.config.evaluation import is_lower_better
 from sasrec_lab.config.overrides import format_override
@@ -109,8 +110,8 @@ def callbacks(folder: Path, monitor: str | None, ckpt: str | None = None) -> lis
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        own = (folder / path.parent).absolute()
-        callback.resumes_here = ckpt == "last" or (ckpt is not None and Path(ckpt).absolute().parent == own)
+        own = (folder / path.parent).resolve()
+        callback.resumes_here = ckpt == "last" or (ckpt is not None and Path(ckpt).resolve().parent == own)
         made.append(callback)
     return made
 
@@ -205,9 +206,8 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
     now = to_plain(cfg.model)
     if differing := [key for key in now if model.get(key) != now[key]]:
         key = differing[0]
-        raise InputError(
-            f"ckpt={cfg.ckpt} has model.{key}={model.get(key)}, not {now[key]}; set model.{key} to that value"
-        )
+        had, has = typed_form(model.get(key)), typed_form(now[key])
+        raise InputError(f"ckpt={cfg.ckpt} has model.{key}={had}, not {has}; set model.{key} to that value")
     others = other_keys(saved["hyper_parameters"]["config"], to_plain(cfg))
     if cfg.ckpt == "last" and others:
         raise InputError(
@@ -232,7 +232,7 @@ def checkpoint_to_resume(cfg: TrainConfig, folder: Path) -> Path | None:
 def _fix_for_broken(path: Path, folder: Path) -> str:
     """Return what to do if a checkpoint to resume from is broken: take the run's best epoch if that is whole."""
     own, best = folder / LAST_CHECKPOINT.parent, folder / BEST_CHECKPOINT
-    if path.absolute().parent != own.absolute():
+    if path.resolve().parent != own.resolve():
         return "choose another checkpoint, or omit ckpt and start over in another folder"
     with suppress(InputError):
         if path != best and load(best, ""):

@@ -4,7 +4,7 @@ T tokens of one user, D dim, H heads.
 """
 
 import re
-from math import sqrt
+from math import log, sqrt
 from typing import Any, cast
 
 import numpy as np
@@ -157,12 +157,15 @@ def attention_weights(encoder: Encoder, batch: PackedBatch) -> list[Tensor]:
     if batch.times is not None and batch.query_times is not None:
         gaps = batch.query_times[:tokens, None] - batch.times[:tokens]
     return [
-        _weights(q.detach().float(), k.detach().float(), block, factors, gaps)
+        _weights(q.detach().float(), k.detach().float(), block, factors, gaps, encoder.maxlen - tokens)
         for q, k, block in zip(seen[::2], seen[1::2], blocks, strict=True)
     ]
 
 
-def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | None, gaps: Tensor | None) -> Tensor:
+def _weights(
+    q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | None, gaps: Tensor | None, pads: int
+) -> Tensor:
+    """Return the weights (H, T, T) of queries and keys (T, D); with pad_keys without those of the padding."""
     if rotations is not None:
         q, k = rotate(q, rotations, block.heads), rotate(k, rotations, block.heads)
     q, k = (x.unflatten(1, (block.heads, -1)).transpose(0, 1) for x in (q, k))  # (T, D) -> (H, T, D / H)
@@ -175,7 +178,10 @@ def _weights(q: Tensor, k: Tensor, block: TransformerBlock, rotations: Tensor | 
     if block.causal:
         future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    return scores.softmax(-1).cpu()
+    if block.pad_keys and pads:
+        pad = block.key.bias.detach().float().view(block.heads, -1, 1)  # (H, D / H, 1): the key of an empty position
+        scores = torch.cat([scores, q @ pad / sqrt(q.shape[-1]) + log(pads)], -1)
+    return scores.softmax(-1)[..., : q.shape[1]].cpu()
 
 
 def _figure(blocks: list[Tensor], items: list[str]) -> Any:

@@ -39,7 +39,7 @@ def build_trainer(
     Raises:
         InputError: the Trainer rejects a flag.
     """
-    _configure_logging()
+    _configure_logging(cfg.trainer)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # all of it is written anyway
     flags = dict(cfg.trainer)
     flags["enable_progress_bar"] = bool(flags.get("enable_progress_bar", True)) and _shows_progress()
@@ -251,8 +251,8 @@ def _printing_logger() -> logging.Logger:
     return logging.root if own.propagate else own
 
 
-def _configure_logging() -> None:
-    """Send warnings to train.log, and drop Lightning's messages below warnings."""
+def _configure_logging(flags: dict[str, Any]) -> None:
+    """Send warnings to train.log, and drop Lightning's messages below warnings that no flag asks for."""
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", r".*sync_dist=True")  # logged values already combine all processes
     warnings.filterwarnings("ignore", r".*could not find the monitored key")  # an epoch without validation has none
@@ -261,6 +261,9 @@ def _configure_logging() -> None:
     threading.excepthook = _report_thread_failure
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name, flag in (("profilers", "profiler"), ("callbacks.model_summary", "enable_model_summary")):
+        level = logging.INFO if flags.get(flag) else logging.NOTSET
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(level)
 
 
 def _report_thread_failure(failure: Any) -> None:

@@ -32,7 +32,9 @@ _ITEM_TABLES = ("input_items.weight", "output_items.weight", "head.bias")  # a r
 _IDS, _CATEGORIES = "input_items.ids.weight", "input_items.by_category.weight"  # of vectors that features make
 _POSITIONS = ("positions.weight", ".position_bias", ".position_weights")  # (L, D), (L,): of each position or distance
 _BIAS = ".relative_bias"  # (H, L), or (H, 2L - 1) if later items are attended to: a column for each distance
-_DATA_KEYS = ("sha256", "filters", "order", "holdout", "time_split")  # of a protocol: what training may have seen
+# Of a protocol, and of the section `dataset`: what training may have seen
+_DATA_KEYS = ("sha256", "filters", "order", "holdout", "time_split")
+_COLUMN_KEYS = ("format", "separator", "names", "user", "item", "time", "rating")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class EarlierRun:
     encoder: Encoder
     items: Ids
     categories: list[str]  # that its item vectors are made of
-    protocol: dict[str, Any]
+    data: dict[str, Any]  # its protocol, with its columns
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
     found = None if KEY in previous else find_initial_run(cfg)
     if found is None:
         return None
-    folder, results = found
+    folder, config, results = found
     arrays = read_items(folder)
     items, categories = Ids(arrays["ids"]), [str(name) for name in arrays.get("categories", np.array([])).ravel()]
     checkpoint = tested_checkpoint(folder, results)
@@ -85,14 +87,15 @@ def load_earlier(cfg: TrainConfig, previous: dict[str, Any]) -> EarlierRun | Non
         raise InputError(
             f"{KEY}={cfg.init_from}: {ITEMS} does not have the categories of the checkpoint; {RETRAIN_HINT}"
         )
-    return EarlierRun(folder, checkpoint, encoder, items, categories, results["protocol"])
+    data = with_columns(results["protocol"], config["dataset"])
+    return EarlierRun(folder, checkpoint, encoder, items, categories, data)
 
 
 def start_warm(run: RunRecord, earlier: EarlierRun | None, encoder: Encoder, item_ids: np.ndarray) -> None:
     """Copy the weights of an earlier run, if there is one, and record where the initial weights come from."""
     if earlier:
         taken = start_from(earlier, encoder, item_ids)
-        other = other_data(earlier.protocol, run.results["protocol"])
+        other = other_data(earlier.data, with_columns(run.results["protocol"], run.info["config"]["dataset"]))
         run.info["init_from"] = asdict(taken) | {"other_data": other}
         log.info(f"start  {taken}")
         if other:
@@ -175,19 +178,27 @@ def _columns(columns: int, saved: int, causal: bool) -> Tensor:
     return (torch.arange(columns) - columns // 2).clamp(-reach, reach) + reach
 
 
+def with_columns(protocol: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
+    """Return a protocol with the keys of `dataset` that say what a row of the file is."""
+    return protocol | {"columns": {key: dataset.get(key) for key in _COLUMN_KEYS}}
+
+
 def other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Return in which keys an earlier run's protocol differs so that it may have trained on this run's test items.
 
     `initial_weights` is one if the earlier run itself started from such a run. None if it cannot have: both hold out
-    the same, or both the last items and the earlier run read the same file, but only up to an earlier time.
+    the same, or both the last items and the earlier run read the same file, but only up to an earlier time. The latter
+    is not so if rare items are dropped: a user may then have kept two interactions, which are trained on, of which the
+    second is the test item of a run that knows more.
     """
-    differing = [key for key in _DATA_KEYS if before.get(key) != now.get(key)]
+    differing = [key for key in (*_DATA_KEYS, "columns") if before.get(key) != now.get(key)]
     if "initial_weights" in before:
         differing.append("initial_weights")
     if differing == ["filters"] and now["holdout"].startswith("last item"):
         filters = before["filters"] if isinstance(before.get("filters"), dict) else {}
         others = [key for key in now["filters"] if filters.get(key, "") != now["filters"][key]]
-        if others == ["until"] and _is_earlier(filters.get("until"), now["filters"]["until"]):
+        keeps_all = now["filters"].get("min_item", 0) <= 1 or now["filters"].get("min_user", 0) >= 3
+        if others == ["until"] and keeps_all and _is_earlier(filters.get("until"), now["filters"]["until"]):
             return None
     return ", ".join(differing) or None
 

@@ -175,7 +175,6 @@ WRONG = [None, "", "x", [], [1], {}, {"a": 1}, -7, 0, -0.5, float("nan"), float(
 FITS = {  # of these values
     "devices": [[1]], "max_epochs": [None, 10**30], "max_steps": [10**30], "min_epochs": [None, 10**30],
     "min_steps": [None, 10**30], "max_time": [None, {}], "limit_train_batches": [10**30],
-    "limit_predict_batches": [10**30],
     "limit_val_batches": [0, 10**30], "check_val_every_n_epoch": [10**30], "accumulate_grad_batches": [10**30],
     "num_sanity_val_steps": [None, 0, 10**30], "log_every_n_steps": [None, 0, 10**30], "num_nodes": [],
     "reload_dataloaders_every_n_epochs": [0, 10**30], "gradient_clip_val": [None, 10**30, 1.5],

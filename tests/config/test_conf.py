@@ -451,6 +451,26 @@ def test_a_mistake_gives_one_line(override, message):
             "dataset.format=synthetic needs users, items, mean_length and seed in dataset.synthetic",
         ),
         (
+            ["dataset=synthetic", "dataset.rating=r", "dataset.min_rating=3"],
+            "dataset.rating=r: generated interactions have no such column; set it to null",
+        ),
+        (
+            ["dataset=synthetic", "dataset.weight.column=w"],
+            "dataset.weight.column=w: generated interactions have no such column; set it to null",
+        ),
+        (
+            ["dataset.overlap=200", "dataset.windows=all", "objective.name=my_package.rest:Next"],
+            "dataset.overlap=200 must be below model.maxlen=200, which includes it; lower it",
+        ),
+        (
+            ["model=ease", "tensorboard.projector=true"],
+            "tensorboard.projector=true draws the parts of an encoder, which model=ease lacks; remove it",
+        ),
+        (
+            ["+trainer.limit_predict_batches=3"],
+            "trainer.limit_predict_batches cannot be set: lists are made by sasrec_lab.recommend, without Lightning",
+        ),
+        (
             ["dataset=synthetic", "dataset.synthetic.seed=-1"],
             "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
         ),

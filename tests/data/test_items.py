@@ -26,6 +26,37 @@ def test_each_item_gets_its_title_or_none(tmp_path):
     assert read_titles(dataset(tmp_path / "t.csv"), None, IDS).tolist() == ["NA", "", "Seven, again"]
 
 
+def test_lines_longer_than_the_header_shift_no_column(tmp_path):
+    """Pandas would take their first field for the name of the row."""
+    text = "item_id,title\n1,A,\n3,B,\n7,C,\n"
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(
+        InputError, match=r"t.csv cannot be read \(.*length.*; check the file, and its separator, names"
+    ):
+        read_titles(dataset(tmp_path / "t.csv"), None, IDS)
+    (tmp_path / "t.csv").write_text(text.replace(",", "::"))
+    cfg = dataset(tmp_path / "t.csv", "dataset.titles.separator='::'")
+    assert read_titles(cfg, None, IDS).tolist() == ["A", "B", "C"]
+
+
+def test_a_missing_title_of_a_parquet_file_is_empty(tmp_path):
+    pd.DataFrame({"item_id": IDS, "title": ["A", None, "C"]}).to_parquet(tmp_path / "t.parquet")
+    assert read_titles(dataset(tmp_path / "t.parquet"), None, IDS).tolist() == ["A", "", "C"]
+
+
+def test_a_file_without_rows_is_one_line(tmp_path):
+    pd.DataFrame({"item_id": [], "vector": []}).to_parquet(tmp_path / "f.parquet")
+    words = ["dataset=csv", "dataset.path=x.csv", f"dataset.features.path={tmp_path}/f.parquet"]
+    cfg = load([*words, "dataset.features.vectors=vector", "model.items=features"]).dataset
+    with pytest.raises(InputError, match=r"f.parquet has no rows; it must have one for each item$"):
+        read_features(cfg, None, IDS, 3)
+
+
+def test_a_typo_in_the_path_of_titles_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"^dataset.titles.path=typo.csv: no such file"):
+        read_titles(load(["dataset=ml_1m", "dataset.titles.path=typo.csv"]).dataset, str(tmp_path), IDS)
+
+
 def test_movielens_file_has_no_header_and_another_encoding(tmp_path):
     (tmp_path / "ml-100k").mkdir()
     (tmp_path / "ml-100k" / "u.item").write_bytes(

@@ -72,6 +72,20 @@ def test_all_targets_out_of_reach_is_an_error_unless_sampled():
         describe_unreachable(counts((0, 0), (9, 0)), NINE, sampled)
 
 
+def test_a_loss_without_targets_cannot_choose_a_checkpoint():
+    cfg = load(["evaluation.monitor=val/loss", "dataset.catalogue=train"])
+    assert describe_unreachable(counts((0, 9), (0, 0)), NINE, cfg).startswith("no validation target can be ranked")
+    with pytest.raises(
+        InputError, match=r"^evaluation.monitor=val/loss cannot choose .*: 9 outside the catalogue \(set"
+    ):
+        describe_unreachable(counts((9, 0), (0, 0)), NINE, cfg)
+
+
+def test_a_sampled_monitor_ranks_targets_that_were_seen():
+    cfg = load(["evaluation.sampled=5", "evaluation.monitor=val/mrr-sampled5"])
+    assert describe_unreachable(counts((0, 9), (0, 0)), NINE, cfg) is None
+
+
 def test_rows_that_come_twice_are_reported_before_training(tmp_path, train_here):
     random = np.random.default_rng(0)
     rows = [f"{user},{item},{time}" for user in range(9) for time, item in enumerate(random.permutation(12)[:6])]

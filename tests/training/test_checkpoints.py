@@ -57,6 +57,17 @@ def test_checkpoint_of_an_older_version_is_accepted(tmp_path):
     )
 
 
+def test_a_run_knows_its_own_folder_by_any_path(tmp_path):
+    """Or else it would forget its best epoch, and replace it by the next one."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    for own in (f"{folder}/../run/checkpoints/last.ckpt", f"{tmp_path}/link/checkpoints/last.ckpt", "last"):
+        assert all(each.resumes_here for each in checkpoints.callbacks(folder, "val/mrr", own))
+    other = f"{tmp_path}/checkpoints/last.ckpt"
+    assert not any(each.resumes_here for each in checkpoints.callbacks(folder, "val/mrr", other))
+
+
 def test_checkpoint_of_another_model_is_rejected(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path)

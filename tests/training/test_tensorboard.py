@@ -160,6 +160,25 @@ def test_attention_maps_are_the_models_own_weights(heads, causal):
             )
 
 
+def test_maps_omit_the_weight_of_the_padding_attended_to():
+    """With as much as is lacking, of the padding's value, they give attention's output."""
+    cfg = load(["model=sasrec_rectools", "model.dim=16", "model.heads=2", "model.maxlen=9"]).model
+    torch.manual_seed(0)
+    encoder = Encoder(30, cfg).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    batch, _ = pack(np.array([0]), np.array([5]), np.array([3, 7, 7, 29, 1]))
+    block, outputs, values = encoder.blocks[0], [], []
+    block.value.register_forward_hook(lambda _layer, _inputs, out: values.append(out[:5]))
+    block.output.register_forward_hook(lambda _layer, inputs, _out: outputs.append(inputs[0][:5]))
+    weights = tensorboard.attention_weights(encoder, batch)[0]
+    missing = 1 - weights.sum(-1, keepdim=True)  # (H, T, 1)
+    assert (missing > 0.001).all()
+    v, pad = values[0].unflatten(1, (2, -1)).transpose(0, 1), block.value.bias.view(2, 1, -1)
+    heads = weights @ v + missing * pad
+    torch.testing.assert_close(heads.transpose(0, 1).flatten(1), outputs[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("pos_emb", ["learned", "rope", "relative"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("model", ["sasrec", "ligr"])

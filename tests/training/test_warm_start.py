@@ -115,6 +115,7 @@ PROTOCOL = {
         ({"initial_weights": "of a run on other data (holdout)"}, "initial_weights"),
         ({"holdout": "none: all is trained on"}, "holdout"),
         ({"sha256": "b", "filters": {}}, "sha256, filters"),
+        ({"columns": {"user": "session"}}, "columns"),
     ],
 )
 def test_runs_that_may_have_seen_the_test_are_told_apart(before, expected):
@@ -126,6 +127,28 @@ def test_any_earlier_limit_is_before_none():
     assert other_data(PROTOCOL, now) is None
     numbers = [PROTOCOL | {"filters": {"until": until, "min_item": 0}} for until in ("999", "1000")]
     assert [other_data(*pair) for pair in (numbers, numbers[::-1])] == [None, "filters"]
+
+
+def test_an_earlier_run_without_rare_items_may_have_seen_the_test():
+    """Of [a, X, b] it drops X, which is rare until then, and trains on a and b; with X, b is the test."""
+    for limits, expected in (({"min_item": 3}, "filters"), ({"min_item": 3, "min_user": 3}, None)):
+        runs = [PROTOCOL | {"filters": {"until": until, **limits}} for until in ("2001-04-30", None)]
+        assert other_data(*runs) == expected
+
+
+def test_pointwise_blocks_of_another_length_need_their_divisor(train_here):
+    """Null means maxlen, by which sums over items are divided; and FuXi has a matrix of as many columns as maps."""
+    small = [*DATA, *QUICK, "model=fuxi", "model.time_bias=none", "model.dim=8", "model.heads=2", "model.blocks=1"]
+    assert train_here(*small, "model.maxlen=10", "model.divisor=null", "hydra.run.dir=run").returncode == 0
+    for words, expected in (
+        (["model.maxlen=20", "model.divisor=null"], "model.divisor=10.0, not 20.0; set model.divisor to that value"),
+        (["model.maxlen=10", "model.divisor=null", "model.position_bias=false"], "model.position_bias=true, not false"),
+    ):
+        done = train_here(*small, *words, "init_from=run", "hydra.run.dir=other")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert expected in done.stderr
+    done = train_here(*small, "model.maxlen=20", "model.divisor=10", "init_from=run", "hydra.run.dir=longer")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_on_a_later_cut_starts_from_an_earlier_one(train_here, tmp_path):
