@@ -83,7 +83,7 @@ class MaskedItems:
         """Return the newest maxlen items of each window with masks among them, and the items that were masked.
 
         The first of the maxlen + 1 items of a full window is the newest of the user's next older window. If a user has
-        full windows only, the very first item is in no batch: windows are cut for next_item, where it is no label.
+        full windows only, the very first item is in no batch: windows are cut for next_item, where it has no label.
         """
         ends = holdout.window_ends[windows]
         starts = np.maximum(holdout.window_starts[windows], ends - self.maxlen)

@@ -129,7 +129,7 @@ def test_any_earlier_limit_is_before_none():
     assert [other_data(*pair) for pair in (numbers, numbers[::-1])] == [None, "filters"]
 
 
-def test_an_earlier_run_without_rare_items_may_have_seen_the_test():
+def test_a_run_without_rare_items_may_have_seen_the_test():
     """Of [a, X, b] it drops X, which is rare until then, and trains on a and b; with X, b is the test."""
     for limits, expected in (({"min_item": 3}, "filters"), ({"min_item": 3, "min_user": 3}, None)):
         runs = [PROTOCOL | {"filters": {"until": until, **limits}} for until in ("2001-04-30", None)]
