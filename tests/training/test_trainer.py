@@ -42,7 +42,8 @@ def printed_epochs(output: str) -> list[tuple[int, bool]]:
         (["trainer.max_steps=3"], [(1, True)]),
         (["trainer.max_steps=6"], [(1, True), (2, True)]),
         (["trainer.max_steps=8"], [(1, True), (2, True)]),
-        (["trainer.max_steps=3", "trainer.min_epochs=9"], [(1, False)]),  # Lightning validates if it may stop early
+        # Lightning validates if it may stop early
+        (["trainer.max_steps=3", "trainer.min_epochs=9", "trainer.max_epochs=9"], [(1, False)]),
         (["trainer.max_steps=2", "trainer.max_epochs=-1", "trainer.num_sanity_val_steps=1"], [(1, True)]),
         (["trainer.max_steps=2", "trainer.accumulate_grad_batches=3"], [(1, True)]),
         (["trainer.max_steps=6", "trainer.check_val_every_n_epoch=2", "optimizer.ema=0.9"], [(1, False), (2, True)]),
