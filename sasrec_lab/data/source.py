@@ -62,7 +62,7 @@ def find_titles(dataset: DatasetConfig, root: Path) -> Path | None:
     """Return the file of item titles; None if the data set has none, or if its published file came without one.
 
     Raises:
-        InputError: the user's own file is missing.
+        InputError: the file is missing, and no source has it: it is the user's own.
     """
     if dataset.titles is None:
         return None

@@ -156,7 +156,8 @@ def test_titles_are_fetched_with_their_archive(tmp_path, serve):
     titled = TitlesConfig(path="titles/u.item")
     without = replace(published(SourceConfig(url=url, member="u_data")), titles=titled)
     fetched(without, tmp_path / "one")
-    assert source.find_titles(without, tmp_path / "one") is None
+    with pytest.raises(InputError, match=r"^dataset.titles.path=titles/u.item: no such file"):  # no source has it
+        source.find_titles(without, tmp_path / "one")
     wanted = replace(published(SourceConfig(url=url, member="u_data", titles="u_item")), titles=titled)
     fetched(wanted, tmp_path / "two")
     assert source.find_titles(wanted, tmp_path / "two").read_bytes() == b"1|Toy Story\n"

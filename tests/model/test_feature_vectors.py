@@ -207,7 +207,7 @@ def test_cold_items_are_found_by_their_category(train_here, recommend_here, repo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.items=both", "dataset.features.path=null"], "model.items=both needs a file of item features; set"),
+        (["dataset.features.path=null"], r"features.categories=\[kind\] is not read with dataset.features.path=null"),
         (["model.items=features", "model.share_items=false"], "model.share_items=false does not go with model.items="),
         (["model.id_dropout=0.1"], "model.id_dropout=0.1 only applies to model.items=both"),
         (["dataset.features.categories=[]"], r"needs the columns to use: dataset.features.categories=\[genres\]"),
@@ -217,6 +217,8 @@ def test_keys_that_do_not_fit_are_refused(changes, message):
     words = ["dataset=csv", "dataset.path=x.csv", "dataset.features.path=f.csv", "dataset.features.categories=[kind]"]
     with pytest.raises(InputError, match=message):
         load([*words, *changes])
+    with pytest.raises(InputError, match=r"^model.items=both needs a file of item features; set dataset.features"):
+        load(["dataset=csv", "dataset.path=x.csv", "model.items=both"])
 
 
 def test_mistakes_are_one_line(train_here, tmp_path):
