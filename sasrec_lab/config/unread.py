@@ -5,7 +5,7 @@ A file may hold such keys, so that `dataset=kion dataset.features.path=null` tur
 
 from collections.abc import Iterable
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sasrec_lab.config.checks import typed_form
 from sasrec_lab.errors import InputError
@@ -36,4 +36,5 @@ def check_unread(cfg: DictConfig, typed: Iterable[str]) -> None:
 
 def _value(cfg: DictConfig, key: str) -> object:
     """Return a value of the config, None for one that is missing or refers to a key that does not exist."""
-    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+    value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+    return list(value) if isinstance(value, ListConfig) else value
