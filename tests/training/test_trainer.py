@@ -36,6 +36,14 @@ def printed_epochs(output: str) -> list[tuple[int, bool]]:
     return [(int(line.split()[1]), "val/ndcg@10" in line) for line in lines]
 
 
+def test_lightnings_own_tables_are_printed_if_asked_for(train_here):
+    done = train_here(*FILE, "trainer.max_epochs=1", "+trainer.profiler=simple", "trainer.enable_model_summary=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Total params" in done.stdout
+    assert "Profiler Report" in done.stdout
+    assert "Profiler Report" not in train_here(*FILE, "trainer.max_epochs=1", "hydra.run.dir=plain").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [
