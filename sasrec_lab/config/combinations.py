@@ -30,6 +30,7 @@ def check_combinations(cfg: TrainConfig) -> None:
             f"model.time_bias={cfg.model.time_bias.name} reads times, but dataset={cfg.dataset.name} has none;"
             " set dataset.time to the timestamps' column, or model.time_bias=none"
         )
+    _check_tensorboard(cfg)
     if isinstance(cfg.model, ClosedFormConfig):
         _check_closed_form(cfg, cfg.model.name)
     else:
@@ -37,7 +38,6 @@ def check_combinations(cfg: TrainConfig) -> None:
 
 
 def _check_encoder(cfg: TrainConfig) -> None:
-    _check_tensorboard(cfg)
     if cfg.init_from is not None and cfg.ckpt not in (None, "last"):
         raise InputError(
             f"init_from={cfg.init_from} and ckpt={cfg.ckpt} both give the weights to start with; remove one"
@@ -65,8 +65,13 @@ def _check_encoder(cfg: TrainConfig) -> None:
 
 def _check_tensorboard(cfg: TrainConfig) -> None:
     users, logger = cfg.tensorboard.attention_users, cfg.logger
-    if (users or cfg.tensorboard.projector) and logger.tensorboard is None:
-        key = f"attention_users={users}" if users else "projector=true"
+    if not users and not cfg.tensorboard.projector:
+        return
+    key = f"attention_users={users}" if users else "projector=true"
+    if isinstance(cfg.model, ClosedFormConfig):
+        name = cfg.model.name
+        raise InputError(f"tensorboard.{key} draws the parts of an encoder, which model={name} lacks; remove it")
+    if logger.tensorboard is None:
         names = ",".join(["tensorboard", *logger.chosen])
         raise InputError(f"tensorboard.{key} needs TensorBoard among the trackers; set logger=[{names}]")
     if users and not cfg.model.has_softmax:
@@ -87,10 +92,6 @@ def _check_closed_form(cfg: TrainConfig, name: str) -> None:
             f"callbacks.{next(iter(cfg.callbacks))} is for models trained in steps, which model={name} is not;"
             " remove it"
         )
-    users = cfg.tensorboard.attention_users
-    if users or cfg.tensorboard.projector:
-        key = f"attention_users={users}" if users else "projector=true"
-        raise InputError(f"tensorboard.{key} draws the parts of an encoder, which model={name} lacks; remove it")
     if cfg.capture:
         raise InputError(f"capture=true is for models trained in steps, which model={name} is not; remove it")
     part = cfg.trainer.get("limit_val_batches", 1.0)

@@ -58,8 +58,9 @@ def compose_checked(overrides: list[str], name: str = "train") -> DictConfig:
     """Compose a config while Hydra is initialized; refuse code that it names, and typed keys that nothing reads."""
     cfg = compose(name, overrides=overrides, return_hydra_config=True)
     _check_hydra_sections(cfg.hydra)
-    check_code(cfg, overrides)
-    check_unread(cfg, sorted(typed_keys(overrides)))
+    typed = typed_keys(overrides)
+    check_code(cfg, typed)
+    check_unread(cfg, sorted(typed))
     return cfg
 
 

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sasrec_lab.config.overrides import format_override, typed_keys
+from sasrec_lab.config.overrides import format_override
 from sasrec_lab.errors import InputError
 
 _LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
@@ -30,14 +30,14 @@ _LOCAL_CHOICES = ("basic", "joblib")
 _MAX_DEPTH = 50  # interpolations may lead in a circle
 
 
-def check_code(cfg: DictConfig, overrides: list[str]) -> None:
-    """Check the `hydra` section of a config that was composed with these overrides, before Hydra acts on it.
+def check_code(cfg: DictConfig, typed: set[str]) -> None:
+    """Check the `hydra` section of a composed config, before Hydra acts on it; the command line set the typed keys.
 
     Raises:
         InputError: it names code that neither Hydra nor a plugin ships, or a variable of the environment, and the
             command line does not; or a file chose a launcher that runs commands.
     """
-    typed, shipped = typed_keys(overrides), _shipped_targets()
+    shipped = _shipped_targets()
     for key, value, is_fixed in _leaves(cfg.hydra, _text_of(cfg.hydra), "hydra", 0):
         name = key.rpartition(".")[2]
         if key in typed and (is_fixed or not key.startswith(_INSTANTIATED)):

@@ -19,13 +19,8 @@ from sasrec_lab.data.parquet import is_parquet
 from sasrec_lab.errors import InputError, counted, shown
 
 _FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-_ERRORS = (
-    ValueError,
-    OSError,
-    LookupError,
-    TypeError,
-    pd.errors.ParserWarning,
-)  # of pandas, for a file that is not as described
+# of pandas, for a file that is not as described
+_ERRORS = (ValueError, OSError, LookupError, TypeError, pd.errors.ParserWarning)
 
 
 @dataclass(frozen=True)
