@@ -20,7 +20,7 @@ from benchmark.subprocesses import JobFailed
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from parity import closed_form, list_metrics, metrics, rectools, replay, training
+from parity import closed_form, hugging_face, list_metrics, metrics, rectools, replay, training
 from parity.comparison import FOLDER, Comparison, Row, table, too_large
 from parity.fixture import with_weights, write_fixture
 
@@ -29,9 +29,17 @@ from sasrec_lab.data.fetch import fetch_missing
 from sasrec_lab.data.sequences import load_sequences
 from sasrec_lab.errors import InputError
 
-MODELS = (rectools.SASREC, rectools.LIGR, rectools.BERT4REC, rectools.HSTU, replay.BERT4REC, closed_form.CLOSED_FORM)
+MODELS = (
+    rectools.SASREC,
+    rectools.LIGR,
+    rectools.BERT4REC,
+    rectools.HSTU,
+    replay.BERT4REC,
+    hugging_face.BERT4REC,
+    closed_form.CLOSED_FORM,
+)
 COMPARISONS = {x.name: x for x in (*MODELS, metrics.METRICS_OF_LISTS, list_metrics.BEYOND_ACCURACY)}
-VERSIONS = {name: version for peer in PEERS.values() for name, version in peer.version.items()}
+VERSIONS = {name: version for peer in (*PEERS.values(), hugging_face.PEER) for name, version in peer.version.items()}
 
 
 def main() -> None:

@@ -46,6 +46,18 @@ REPLAY = {
     "_head.out_bias": "head.bias",
 }
 
+HUGGING_FACE = {
+    "bert.embeddings.position_embeddings": "positions",  # both count from the oldest item
+    "bert.embeddings.LayerNorm": "embedding_norm",
+    "bert.encoder.layer": "blocks",
+    "attention.self.": "",
+    "attention.output.dense": "output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feed_forward.inner",
+    "output.dense": "feed_forward.outer",
+    "output.LayerNorm": "feed_forward_norm",
+}
+
 
 def from_rectools(arrays: Arrays, part: str, order: np.ndarray) -> dict[str, Tensor]:
     """Return our parameters from `part/...`; `order` (V,) has RecTools' index of each of our items.
@@ -78,6 +90,15 @@ def from_replay(arrays: Arrays, part: str, order: np.ndarray) -> dict[str, Tenso
             found[name] = found[name][places]
     found.setdefault("output_items.weight", found["input_items.weight"])
     found["positions.weight"] = found["positions.weight"].flip(0)
+    return found
+
+
+def from_hugging_face(arrays: Arrays, part: str, order: np.ndarray) -> dict[str, Tensor]:
+    """Return our parameters from `part/...`; the table begins with padding and the mask."""
+    found = renamed(arrays, part, HUGGING_FACE)
+    table = found.pop("table.weight")
+    found["mask"] = table[1:2]
+    found["input_items.weight"] = found["output_items.weight"] = table[2:][torch.from_numpy(order)]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Models and metrics give the outputs of RecTools 0.19 and RePlay 0.22, as scripts/parity_peers.py wrote them.
+"""Models and metrics give what other libraries gave, as scripts/parity_peers.py wrote it.
 
 They are of generated histories, for the variants of each model with equal weights.
 
@@ -16,7 +16,7 @@ import pytest
 
 from sasrec_lab.config.closed_form import Weighting
 from sasrec_lab.config.composition import load
-from sasrec_lab.config.model import Activation, Init, PositionsFrom
+from sasrec_lab.config.model import Activation, Init, Norm, PositionsFrom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parity_peers
@@ -45,6 +45,14 @@ ROWS = {
     "ligr": RECTOOLS_ROWS,
     "bert4rec": RECTOOLS_ROWS,
     "hstu": RECTOOLS_ROWS | {"buckets of differences in time"},
+    "hugging_face": {
+        "states of the newest items",
+        "scores",
+        "states of all tokens in training",
+        "softmax loss, padding and mask classes",
+        "softmax loss, items only",
+        GRADIENTS,
+    },
     "replay": {"states of all tokens in training", "logits of masked tokens", "scores"},
     "closed_form": {"weights between items, relative to the largest", "lists of users"},
     "list_metrics": {f"{name}@k, k from 1 to 20" for name in ("coverage", "novelty", "popularity", "diversity")},
@@ -58,7 +66,7 @@ def differences(name: str, variant: str, theirs: dict | None = None, **changes) 
     return compared.differences(theirs or given[variant], sequences, replace(compared.defaults, model=model))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "ligr", "bert4rec", "hstu", "replay"])
+@pytest.mark.parametrize("name", ["sasrec", "ligr", "bert4rec", "hstu", "replay", "hugging_face"])
 def test_the_fixtures_cover_the_difficult_cases(name):
     sequences, cfg, given = GIVEN[name]
     assert list(given) == list(COMPARISONS[name].variants(cfg))
@@ -68,8 +76,8 @@ def test_the_fixtures_cover_the_difficult_cases(name):
     assert lengths.max() > cfg.maxlen + 1  # truncated history
     for theirs in given.values():
         items = theirs["training/items"]
-        assert (items == 0).any() == (name in ("bert4rec", "replay"))  # masks
-        if name != "replay":
+        assert (items == 0).any() == (name in ("bert4rec", "replay", "hugging_face"))  # masks
+        if name not in ("replay", "hugging_face"):
             assert len(theirs["item_ids"]) < len(sequences.item_ids)  # one item is in no training window
             assert len(theirs["user_ids"]) in (len(lengths), len(lengths) - 1)
 
@@ -164,6 +172,27 @@ def test_the_times_have_the_difficult_gaps():
     assert sorted(set(given["buckets"])) == [0, *range(2, 72)]
     edges = np.flatnonzero(np.diff(given["buckets"]))
     assert (np.diff(given["differences"])[edges] == 1).all()  # both sides of every edge
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": 2},
+        {"norm": Norm.pre},
+        {"norm_eps": 1e-3},
+        {"embedding_norm": False},
+        {"activation": Activation.relu},
+        {"positions_from": PositionsFrom.newest},
+    ],
+    ids=str,
+)
+def test_a_different_bert_is_detected(changes):
+    theirs = GIVEN["hugging_face"][2]["4 heads"]
+    if "embedding_norm" in changes:
+        theirs = {name: x for name, x in theirs.items() if "embeddings.LayerNorm" not in name}
+    found = differences("hugging_face", "4 heads", theirs, **changes)
+    assert min(value for kind, value in found.items() if kind != GRADIENTS) > 1e-5
+    assert found[GRADIENTS] > 1e-4
 
 
 def test_another_head_is_detected():
