@@ -31,11 +31,12 @@ def check_run_fits(cfg: TrainConfig, holdout: Holdout, device: torch.device, pro
 
 
 def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
-    """Return the memory of parameters with their gradients, the optimizer's two moments, and the averaged weights."""
+    """Return the memory of parameters with their gradients, the optimizer's moments, and the averaged weights."""
     model, dim = cfg.model, _key(cfg, "model.dim")
     copies = 4 + (cfg.optimizer.ema is not None)
     # rows that no batch touches have no gradient
     item_copies = copies - (cfg.optimizer.name is OptimizerName.rowwise_adam)
+    block_copies = copies - (cfg.optimizer.name is OptimizerName.muon)  # matrices have one moment, the few vectors two
     per_position = {
         PosEmb.learned: copies * model.dim,
         PosEmb.sinusoidal: model.dim,
@@ -48,7 +49,7 @@ def model_needs(cfg: TrainConfig, num_items: int) -> list[Need]:
     return [
         Need(f"the vectors of {num_items:,} items", (dim,), item_copies * tables * num_items * model.dim * _FLOAT),
         Need("positions", (_key(cfg, "model.maxlen"), dim), per_position.get(model.pos_emb, 0) * model.maxlen * _FLOAT),
-        Need("blocks", blocks, copies * model.blocks * block_parameters(model) * _FLOAT),
+        Need("blocks", blocks, block_copies * model.blocks * block_parameters(model) * _FLOAT),
     ]
 
 
