@@ -247,6 +247,7 @@ class DatasetConfig:
     titles: Optional[TitlesConfig] = MISSING
     features: Optional[FeaturesConfig] = None  # older runs lack it
     holdout: HoldoutMode = MISSING
+    val_users: Optional[int] = None  # older runs lack it
     time_split: Optional[TimeSplitConfig] = None
     windows: Windows = MISSING
     overlap: int = 0  # older runs lack it
@@ -288,6 +289,13 @@ class DatasetConfig:
         return self.time_split.target if self.time_split else Target.last
 
     def _check_holdout(self) -> None:
+        if self.val_users is not None:
+            check_at_least("dataset.val_users", self.val_users, 1)
+            if self.holdout is not HoldoutMode.last:
+                raise InputError(
+                    f"dataset.val_users={self.val_users} is of dataset.holdout=last, not {self.holdout.name}; set it to"
+                    " null"
+                )
         if self.holdout is not HoldoutMode.time:
             if self.time_split is not None:
                 changed = next(

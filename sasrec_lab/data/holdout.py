@@ -118,19 +118,21 @@ def hold_out(
     cold_last: bool = False,
     query_time: QueryTime | None = None,
     overlap: int = 0,
+    val_users: int | None = None,
 ) -> Holdout:
     """Split every sequence and cut the training windows. `time_split` has the cuts of `mode=time`.
 
+    With `mode=last` and `val_users` only this many users have a validation item, drawn at random, the same in every
+    run on the data; the others are trained on theirs, as in RecTools with `get_val_mask_func` for some users.
     With `cold_last` items that do not occur in training are put at the end of the catalogue, for models that know them
     by their features. With `query_time` the holdout has the times of interactions, for a model that reads them, and
     rows are asked at the time of their target, or of their newest item. `overlap` is that of `cut_windows`.
 
     Raises:
         InputError: no user has the three interactions that a holdout needs, or the two that training needs; or a cut in
-            time leaves nothing on one side; or the times are not dates.
+            time leaves nothing on one side; or the times are not dates; or there are no more users than `val_users`.
     """
-    starts, record = sequences.offsets[:-1], None
-    times = None
+    starts, record, times = sequences.offsets[:-1], None, None
     if query_time is not None:
         assert sequences.times is not None  # the config asks for their column
         times = to_seconds(sequences.times, sequences.file)
@@ -139,7 +141,7 @@ def hold_out(
         split = split_by_time(sequences, time_split)
         train_ends, val, test, record = split.train_ends, split.val, split.test, split.record
     else:
-        train_ends, val, test = _split_last(sequences, mode)
+        train_ends, val, test = _split_last(sequences, mode, val_users)
     window_starts, window_ends, window_users = cut_windows(starts, train_ends, windows, maxlen, overlap)
     if not len(window_users):
         raise _no_training_error(sequences, mode)
@@ -160,12 +162,17 @@ def hold_out(
         times=times,
     )
     if overlap:
-        first = np.where(window_starts == starts[window_users], window_starts + 1, window_ends - (maxlen - overlap))
-        holdout = replace(holdout, window_labels=first)
+        holdout = replace(holdout, window_labels=_first_labels(holdout, maxlen - overlap))
     if catalogue is not Catalogue.train:
         return _put_cold_last(holdout) if cold_last else holdout
     is_known = _in_windows(sequences, window_starts, window_ends) if record is None else split.is_trained
     return _restrict(holdout, is_known)
+
+
+def _first_labels(holdout: Holdout, labels: int) -> np.ndarray:
+    """Return the first label of each window (W,): the second item of a user's oldest one, else `labels` from the end."""
+    is_oldest = holdout.window_starts == holdout.starts[holdout.window_users]
+    return np.where(is_oldest, holdout.window_starts + 1, holdout.window_ends - labels)
 
 
 def hold_out_for(sequences: Sequences, dataset: DatasetConfig, model: AnyModel) -> Holdout:
@@ -184,10 +191,13 @@ def hold_out_for(sequences: Sequences, dataset: DatasetConfig, model: AnyModel) 
         cold_last=getattr(model, "items", ItemVectors.ids) is not ItemVectors.ids,
         query_time=model.asked_at,
         overlap=dataset.overlap,
+        val_users=dataset.val_users,
     )
 
 
-def _split_last(sequences: Sequences, mode: HoldoutMode) -> tuple[np.ndarray, EvaluationRows, EvaluationRows]:
+def _split_last(
+    sequences: Sequences, mode: HoldoutMode, val_users: int | None
+) -> tuple[np.ndarray, EvaluationRows, EvaluationRows]:
     """Return the ends of training, and the rows of validation and test, none with `mode=none`."""
     starts, lengths = sequences.offsets[:-1], sequences.lengths
     is_held_out = (lengths >= 3) & (mode is HoldoutMode.last)
@@ -198,10 +208,22 @@ def _split_last(sequences: Sequences, mode: HoldoutMode) -> tuple[np.ndarray, Ev
             f" the longest of {counted(len(lengths), 'user')} has {lengths.max(initial=0)};"
             " check that dataset.user is the column of the users, or train only: dataset.holdout=none"
         )
-    train_ends = np.where(lengths < 2, starts, sequences.offsets[1:] - 2 * is_held_out)
-    val = _rows_of_one(sequences, users, starts[users], train_ends[users])
-    test = _rows_of_one(sequences, users, starts[users], train_ends[users] + 1)
+    validated = users if val_users is None else _some_users(users, val_users)
+    train_ends = np.where(lengths < 2, starts, sequences.offsets[1:] - is_held_out)
+    train_ends[validated] -= 1
+    val = _rows_of_one(sequences, validated, starts[validated], train_ends[validated])
+    test = _rows_of_one(sequences, users, starts[users], sequences.offsets[1:][users] - 1)
     return train_ends, val, test
+
+
+def _some_users(users: np.ndarray, count: int) -> np.ndarray:
+    """Return a number of users, in ascending order."""
+    if count >= len(users):
+        raise InputError(
+            f"dataset.val_users={count} must be below the {counted(len(users), 'user')} with 3 interactions; lower it,"
+            " or set it to null, for all of them"
+        )
+    return np.sort(np.random.default_rng(0).choice(users, count, replace=False))
 
 
 def _no_training_error(sequences: Sequences, mode: HoldoutMode) -> InputError:

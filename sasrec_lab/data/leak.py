@@ -15,6 +15,7 @@ def leaked_targets(sequences: "Sequences", holdout: "Holdout") -> float | None:
     if sequences.times is None or not len(holdout.test):
         return None
     ends = sequences.offsets[1:].copy()  # (num_users,) one past the last training interaction
+    ends[holdout.test.users] = holdout.test.places
     ends[holdout.val.users] = holdout.val.places
     latest = sequences.times[ends[sequences.lengths >= 2] - 1].max()
     return float((sequences.times[holdout.test.places] <= latest).mean())

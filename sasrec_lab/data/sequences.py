@@ -169,6 +169,7 @@ _NOT_IN_CACHE_KEY = (
     "titles",
     "features",
     "holdout",
+    "val_users",
     "time_split",
     "windows",
     "overlap",

@@ -7,7 +7,7 @@ a reworded one would separate new runs from old ones.
 from typing import TYPE_CHECKING, Any
 
 from sasrec_lab.config.convert import to_plain
-from sasrec_lab.config.dataset import Cold, HoldoutMode, Target
+from sasrec_lab.config.dataset import Cold, DatasetConfig, HoldoutMode, Target
 from sasrec_lab.config.schema import TrainConfig
 from sasrec_lab.data.leak import leaked_targets
 from sasrec_lab.errors import counted
@@ -56,7 +56,7 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
         "interactions": len(sequences.items),
         "filters": {key: dataset[key] for key in _FILTERS},
         "order": "rows of a user as in the file" if dataset["time"] is None else "stable by time, ties as in the file",
-        "holdout": _HOLDOUTS[cfg.dataset.holdout],
+        "holdout": _holdout(cfg.dataset),
         **by_time,
         **({"query_time": _ASKED_AT_TARGET} if holdout.test.query_times is not None else {}),
         "held_out_users": holdout.test.num_users,
@@ -72,14 +72,22 @@ def protocol(cfg: TrainConfig, sequences: "Sequences", holdout: "Holdout") -> di
     }
 
 
+def _holdout(dataset: DatasetConfig) -> str:
+    text = _HOLDOUTS[dataset.holdout]
+    if dataset.val_users is None:
+        return text
+    return f"{text}; validation of {dataset.val_users} users only, the others are trained on that item"
+
+
 def _validation(cfg: TrainConfig) -> str:
-    part = cfg.trainer.get("limit_val_batches", 1.0)
+    part, some = cfg.trainer.get("limit_val_batches", 1.0), cfg.dataset.val_users
     if cfg.dataset.holdout is HoldoutMode.none:
         return "none"
+    everyone = "all held-out users" if some is None else f"{some} users"
     if part == 1.0 and isinstance(part, float):
-        return "all held-out users"
+        return everyone
     users = f"those of trainer.limit_val_batches={part}, the shortest histories first"
-    return users if cfg.evaluation.test else f"{users}; of the chosen checkpoint, all held-out users"
+    return users if cfg.evaluation.test else f"{users}; of the chosen checkpoint, {everyone}"
 
 
 def describe_test(protocol: dict[str, Any]) -> str:

@@ -41,9 +41,15 @@ def data_line(sequences: Sequences, holdout: Holdout) -> str:
     return (
         f"data   {printable(sequences.file)}: {users}, {items}, {counted(len(sequences.items), 'interaction')}\n"
         f"       interactions per user: mean {lengths.mean():.1f}, median {_median(lengths)}, max {lengths.max():,};"
-        f" {counted(holdout.test.num_users, 'user')} held out{known}{_unit_line(sequences.times)}"
+        f" {counted(holdout.test.num_users, 'user')} held out{_validated(holdout)}{known}{_unit_line(sequences.times)}"
         + "".join(f"\n       {line}" for line in _time_split_lines(holdout.time_split or {}))
     )
+
+
+def _validated(holdout: Holdout) -> str:
+    """Return how many users have a validation item, if only some do."""
+    some = holdout.val.num_users
+    return "" if holdout.time_split or some == holdout.test.num_users else f", {some:,} of them in validation"
 
 
 def _time_split_lines(record: dict[str, Any]) -> list[str]:

@@ -474,6 +474,11 @@ def test_a_mistake_gives_one_line(override, message):
             ["dataset=synthetic", "dataset.synthetic.seed=-1"],
             "dataset.synthetic.seed=-1 must be from 0 to 4294967295",
         ),
+        (["dataset.val_users=0"], "dataset.val_users=0 must be at least 1"),
+        (
+            ["dataset.val_users=5", "dataset.holdout=none"],
+            "dataset.val_users=5 is of dataset.holdout=last, not none; set it to null",
+        ),
         (
             ["dataset.overlap=3"],
             "dataset.overlap=3 is of windows over the whole history; set dataset.windows=all, or dataset.overlap=0",

@@ -28,6 +28,15 @@ def test_targets_up_to_the_latest_training_interaction_leak():
     assert leak_of(users, [[10, 20, 50, 51], [1, 2, 51], [1, 2, 52], [40, 50], [99]]) == 0.0
 
 
+def test_users_without_validation_leak_their_validation_item():
+    users = [[1, 2, 3, 4], [1, 2, 3]]
+    sequences = replace(sequences_of(users), times=np.array([1, 2, 30, 31, 4, 5, 6]))
+    holdout = hold_out(sequences, Windows.last, Catalogue.all, 50, val_users=1)
+    is_first = holdout.val.users[0] == 0  # else the first user is trained on until 30
+    assert leaked_targets(sequences, holdout) == (0.0 if is_first else 0.5)
+    assert leaked_targets(sequences, hold_out(sequences, Windows.last, Catalogue.all, 50)) == 0.0
+
+
 def test_without_times_or_held_out_users_there_is_no_leak():
     users = [[1, 2, 3], [1, 2]]
     assert leak_of(users, None) is None

@@ -21,6 +21,7 @@ RUNS = {
     "last": SMALL,
     "averaged": [*SMALL, "optimizer.ema=0.9", "optimizer.lr=0.05", "batch_size=8"],
     "seen": [*SMALL, "evaluation.filter_seen=false", "trainer.precision=bf16-mixed"],
+    "some": [*SMALL, "dataset.val_users=30"],
     "all": [*SMALL, *BY_TIME, "dataset.time_split.target=all", "dataset.time_split.cold_users=keep"],
     "successive": [*SMALL, *BY_TIME, "dataset.time_split.target=successive"],
     "times": ["model=hstu", "model.dim=8", "model.maxlen=10", *SMALL[1:]],
