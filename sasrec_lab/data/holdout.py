@@ -170,7 +170,7 @@ def hold_out(
 
 
 def _first_labels(holdout: Holdout, labels: int) -> np.ndarray:
-    """Return the first label of each window (W,): the second item of a user's oldest one, else `labels` from the end."""
+    """Return the first label of each window (W,): `labels` from its end, or in a user's oldest one its second item."""
     is_oldest = holdout.window_starts == holdout.starts[holdout.window_users]
     return np.where(is_oldest, holdout.window_starts + 1, holdout.window_ends - labels)
 
