@@ -67,10 +67,12 @@ def info_of(run: Run) -> dict[str, Any]:
 
 
 def configurations(runs: list[Run]) -> list[Row]:
-    """Return the runs by configuration, each labeled with its settings, in the order in which they first appear."""
+    """Return the newest run of each seed by configuration, labeled with its settings, in order of appearance."""
     found: dict[str, dict[int, Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps(settings_of(run), sort_keys=True), {})[run.seed] = run
+        seeds = found.setdefault(json.dumps(settings_of(run), sort_keys=True), {})
+        if run.seed not in seeds or run.start > seeds[run.seed].start:
+            seeds[run.seed] = run
     return [Row(label, label, {}, [seeds[seed] for seed in sorted(seeds)], {}) for label, seeds in found.items()]
 
 

@@ -35,14 +35,13 @@ def load_sweep(*folders: str | Path) -> "pd.DataFrame":
         raise InputError("load_sweep() needs a folder, such as outputs/ml_100k/<time>")
     found = find_runs([Path(folder).expanduser() for folder in folders])
     lines = _report_lines(found)
-    settings = _differing(found.runs)
+    records = [_records(run, *lines.get(run.folder, (None, None))) for run in found.runs]
+    settings = [key for key in _differing(found.runs) if key not in records[0]]  # `model` and `dataset` are in there
     metrics = list(dict.fromkeys(name for run in found.runs for name in run.metrics))
     table = pd.DataFrame(
         [
-            _records(run, *lines.get(run.folder, (None, None)))
-            | {key: _value(run, key) for key in settings}
-            | {name: run.metrics.get(name) for name in metrics}
-            for run in found.runs
+            record | {key: _value(run, key) for key in settings} | {name: run.metrics.get(name) for name in metrics}
+            for run, record in zip(found.runs, records, strict=True)
         ]
     )
     first = ["folder", "status", "error", "protocol", "row", *settings, "seed", "dataset", "model", *metrics]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from sasrec_lab.config.command_line import check_parts, job_of
 from sasrec_lab.config.composition import compose_config, explained, load
 from sasrec_lab.config.hydra_internals import hydra_state_restored
+from sasrec_lab.config.logger import check_installed
 from sasrec_lab.config.overrides import check_syntax, format_override, normalize
 from sasrec_lab.config.schema import TrainConfig, start_now
 from sasrec_lab.data.source import check_user_files
@@ -80,6 +81,7 @@ def train_model(*overrides: str, folder: str | Path | None = None, config_dir: s
                 " resume it, or choose another folder"
             )
         check_user_files(cfg.dataset, cfg.data_dir)
+        check_installed(cfg.logger)
         _train(composed, cfg, job.folder, as_typed([*flags, *placed]))
     from sasrec_lab.api.finished_run import load_run  # late, as all that imports NumPy or torch
 

@@ -10,7 +10,7 @@ from hashlib import sha1
 from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
@@ -113,16 +113,19 @@ class SearchPlan:
 
         Keys that do not change what is computed are not in it, and sampler and pruner may change.
         """
-        plain = to_plain(self.example)
+        return {
+            "space": {dimension.key: dimension.text for dimension in self.space},
+            "seeds": self.cfg.seeds,
+            "config": self.without_searched(to_plain(self.example)),
+        }
+
+    def without_searched(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Remove the searched keys from a plain config and return it."""
         for dimension in self.space:
             *sections, name = dimension.key.lstrip("+").split(".")
             section = reduce(lambda node, part: node.get(part) or {}, sections, plain)
             section.pop(name, None)
-        return {
-            "space": {dimension.key: dimension.text for dimension in self.space},
-            "seeds": self.cfg.seeds,
-            "config": plain,
-        }
+        return plain
 
 
 def check_search(argv: list[str]) -> SearchPlan | None:
@@ -259,6 +262,8 @@ def _check_example(example: TrainConfig) -> None:
             "a search compares trials on validation, which dataset.holdout=none and trainer.limit_val_batches=0 turn"
             " off; remove them"
         )
+    if example.ckpt is not None:
+        raise InputError(f"ckpt={example.ckpt} is for one run; remove it: the same command continues its search")
     if example.cluster is not None:
         raise InputError("cluster is for one run on several machines; remove it, and start the search on each of them")
     for flag in ("devices", "num_nodes"):

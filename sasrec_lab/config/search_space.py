@@ -30,7 +30,9 @@ class Dimension:
     @property
     def kind(self) -> Literal["choice", "int", "float"]:
         """Return what the values are: words, or numbers of this type."""
-        return "choice" if self.values is not None else "int" if isinstance(self.low, int) else "float"
+        if self.values is not None:
+            return "choice"
+        return "float" if any(isinstance(number, float) for number in (self.low, self.high, self.step)) else "int"
 
     @property
     def size(self) -> float:

@@ -37,7 +37,8 @@ def accuracy(ranks: np.ndarray, held_out: HeldOut, k: list[int]) -> dict[str, fl
     names += [f"{name}{BY_USER}" for name in names if target is Target.successive]
     values = mean_over_rows(names, owners, rows.users[owners], ranks)
     if target in (Target.first, Target.last):
-        counts = torch.bincount(torch.from_numpy(ranks), minlength=max(k) + 1).double()
+        within = np.where(ranks > max(k), 0, ranks)  # a rank may be any number, and 0 is none
+        counts = torch.bincount(torch.from_numpy(within), minlength=max(k) + 1).double()
         values |= {name: value for name, value in metrics_from_counts(counts, k).items() if name in values}
     return values
 

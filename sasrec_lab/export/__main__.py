@@ -74,7 +74,7 @@ def export(run: Path, output: Path, trust: Sequence[str] = (), *, vectors: bool 
             be written.
     """
     if output.suffix not in (".pt2", ".onnx"):
-        fix = output.with_suffix(".pt2")
+        fix = output.with_suffix(".pt2") if output.name else output / "encoder.pt2"
         raise InputError(f"output={output} must end in .pt2 (torch.export's format) or .onnx; use {fix}")
     if not output.parent.is_dir():
         raise InputError(f"output={output}: there is no folder {output.parent}; create it, or choose another place")

@@ -95,7 +95,7 @@ class Study:
             self._study.set_user_attr("definition", now)
             return
         others = differences(before | {"config": None}, now | {"config": None})
-        if keys := others + differences(completed(before["config"]), now["config"]):
+        if keys := others + differences(self.plan.without_searched(completed(before["config"])), now["config"]):
             raise InputError(
                 f"{self.folder} holds another search ({describe_differences(keys)}); choose another {FOLDER_KEY}"
             )

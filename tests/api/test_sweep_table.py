@@ -57,6 +57,15 @@ def test_a_run_and_several_folders(sweep):
     assert load_sweep(*map(str, jobs[:2]))["folder"].tolist() == [str(job) for job in jobs[:2]]
 
 
+def test_a_sweep_over_models_has_one_column_of_their_names(tmp_path):
+    words = ["dataset=synthetic", "model=tiny,itemknn", "trainer.max_epochs=1", "hydra.sweep.dir=sweep", "logger=none"]
+    done = in_this_process("sasrec_lab.train", tmp_path)("-m", *words)
+    assert done.returncode == 0, done.stderr
+    table = load_sweep(tmp_path / "sweep")
+    assert table.columns.is_unique
+    assert table["model"].tolist() == ["SASRec", "ItemKNN"]
+
+
 def test_a_folder_without_runs_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="contains no run"):
         load_sweep(tmp_path)

@@ -23,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from sasrec_lab import InputError, compose, train_model
+from sasrec_lab.config import logger
 from sasrec_lab.config.schema import CONF_DIR
 
 WORDS = ["dataset=synthetic", "dataset.synthetic.users=60", "dataset.synthetic.items=40", "model=tiny", "trainer=fast"]
@@ -133,6 +134,13 @@ def test_mistakes_raise_one_line_and_leave_no_folder(words, message):
         train_model(*words, folder="run")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert not Path("run").exists()
+
+
+def test_a_tracker_that_is_not_installed_leaves_no_folder(monkeypatch):
+    monkeypatch.setattr(logger, "_is_installed", lambda distribution: False)
+    with pytest.raises(InputError, match="logger=wandb needs a package that is not installed"):
+        train_model(*WORDS, "logger=wandb", folder="run")
     assert not Path("run").exists()
 
 

@@ -37,6 +37,8 @@ def test_kind_size_and_words_of_dimensions():
     assert (dims.kind, dims.listed()) == ("int", [16, 32, 48, 64])
     assert (dimension(LR).kind, dimension(LR).size) == ("float", float("inf"))
     assert dimension("model.dim=int(interval(16,64))").size == 49
+    mixed = dimension("model.dropout=range(0,0.5,0.1)")  # an integer first
+    assert (mixed.kind, mixed.size, mixed.word(mixed.listed()[0])) == ("float", 5, "model.dropout=0.0")
 
 
 def test_a_sweep_file_is_a_space():
@@ -112,6 +114,7 @@ def test_a_definition_has_no_searched_key():
         (["model.dim=range(200)", "model.maxlen=range(200)", "sampler=grid"], "10,000 combinations at most"),
         (["model.dim=8,16", "dataset.holdout=none"], "a search compares trials on validation, which"),
         (["model.dim=8,16", "trainer=ddp"], "trainer.devices=-1: each run of a search has one device; set it to 1"),
+        (["model.dim=8,16", "ckpt=last"], "ckpt=last is for one run; remove it: the same command continues its search"),
         (["model.dim=8,16", "cluster=ray"], "cluster is for one run on several machines; remove it, and start"),
         (["model.dim=8,16", "hydra/launcher=joblib"], "jobs=<number> runs several trials at a time; remove it"),
         (["model.dim=8,16", "hydra.run.dir=x"], "only hydra.sweep.dir is used; remove it"),

@@ -49,6 +49,12 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return json.loads((folder / "out.json").read_text())["metrics"]
 
 
+def test_a_rank_may_be_any_number(evaluate, tmp_path):
+    done = evaluate("user_id,item_id,rank\nu1,a,1\nu2,b,9000000000000000\n", *DATA, "k=3", "output=out.json")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path)["test/hit_rate@3"] == pytest.approx(1 / 3)
+
+
 def test_lists_with_ranks_are_measured_by_hand(evaluate, tmp_path):
     lines = "user_id,item_id,rank\nu1,c,2\nu1,a,3\nu1,d,1\nu2,b,1\nu2,c,2\n"
     done = evaluate(lines, *DATA, "k=[1,3]", "output=out.json")

@@ -194,6 +194,7 @@ def test_the_page_on_exports_runs_unchanged(trained, tmp_path, monkeypatch):
             ("nowhere", "encoder.pt"),
             "error: output=encoder.pt must end in .pt2 (torch.export's format) or .onnx; use encoder.pt2\n",
         ),
+        (("nowhere", "."), "error: output=. must end in .pt2 (torch.export's format) or .onnx; use encoder.pt2\n"),
         (("output=encoder.pt2", "run=nowhere"), "error: run=nowhere: there is no such folder; check the path\n"),
         (("run=nowhere",), "error: the following arguments are required: output: write sasrec-export <run> <output>; "),
         (("nowhere", "no/encoder.pt2"), "error: output=no/encoder.pt2: there is no folder no"),

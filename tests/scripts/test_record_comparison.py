@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,13 @@ def train_sweep(folder: Path) -> None:
 @pytest.fixture
 def sweep(made_once, tmp_path) -> Path:
     return shutil.copytree(made_once("compared", train_sweep), tmp_path / "runs", symlinks=True) / "outputs/s"
+
+
+def test_of_a_seed_the_newest_run_counts(sweep):
+    runs = find_runs([sweep]).finished
+    older = replace(runs[0], start="2000-01-01T00:00:00+00:00")
+    for found in ([*runs, older], [older, *runs]):
+        assert record_comparison.configurations(found) == record_comparison.configurations(runs)
 
 
 def test_rows_have_means_and_a_gain_over_the_first_of_their_kind(sweep, tmp_path):

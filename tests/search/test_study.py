@@ -119,6 +119,13 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
             open_study(tmp_path, *SPACE, *other)
 
 
+def test_a_search_over_keys_with_defaults_continues(tmp_path):
+    """Their defaults are added to records of older versions, which lack such keys."""
+    space = ["model.token_dropout=0.0,0.1", "loss.smoothing=interval(0.0,0.2)", "model=tiny,sasrec"]
+    first = take(open_study(tmp_path, *space))
+    assert take(open_study(tmp_path, *space)) == first
+
+
 def test_a_torn_line_of_the_journal_is_dropped(tmp_path):
     study = open_study(tmp_path)
     params = run(study, 0.1)
