@@ -41,6 +41,7 @@ class Run:
     parameters: int
     commit: str | None
     start: str
+    item_features: str | None = None  # checksum of the features that item vectors are made of
     own_code: tuple[str, ...] = ()  # parts that are not of this package, with the checksums of their modules
 
     @property
@@ -91,6 +92,7 @@ def read_run(folder: Path) -> Run:
         parameters=info["parameters"],
         commit=info.get("git", {}).get("commit"),
         start=info.get("start", ""),
+        item_features=info.get("item_features"),
         own_code=_own_code(config, info),
     )
 

@@ -201,8 +201,9 @@ def _fingerprint(run: Run) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Return the configuration of a run without the keys that do not distinguish rows."""
-    return {key: value for key, value in flatten(run.config, separator=".").items() if _is_setting(key)}
+    """Return the configuration of a run without the keys that do not distinguish rows, and what features it had."""
+    config = {key: value for key, value in flatten(run.config, separator=".").items() if _is_setting(key)}
+    return config | ({"item_features": run.item_features[:7]} if run.item_features else {})
 
 
 def _newest_per_seed(runs: list[Run], notes: list[str]) -> list[Run]:

@@ -237,6 +237,14 @@ def test_equal_overrides_with_different_configs_are_two_rows(tmp_path):
     assert labels == ["default", "default (loss.name=bce)", "default (loss.name=gbce)"]
 
 
+def test_runs_with_other_item_features_are_another_row(tmp_path):
+    for seed, checksum in enumerate(["a" * 64, "b" * 64, "a" * 64]):
+        write_run(tmp_path / str(seed), seed=seed, item_features=checksum)
+    rows = only_part(tmp_path).comparison.rows
+    assert [row.label for row in rows] == ["default (item_features=aaaaaaa)", "default (item_features=bbbbbbb)"]
+    assert [len(row.runs) for row in rows] == [2, 1]
+
+
 def test_newest_run_of_a_seed_counts_whatever_its_data_dir(tmp_path):
     write_run(tmp_path / "a", ndcg=0.1, config={"data_dir": "/x"}, start="2026-01-01")
     write_run(tmp_path / "b", ndcg=0.2, config={"data_dir": "/y"}, start="2026-01-02", git={"commit": "def"})
