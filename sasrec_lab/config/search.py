@@ -111,11 +111,14 @@ class SearchPlan:
     def definition(self) -> dict[str, object]:
         """Return, for JSON, what must not change in the folder of a search: its space, its seeds, and all other keys.
 
-        Keys that do not change what is computed are not in it, and sampler and pruner may change.
+        Keys that do not change what is computed are not in it, and sampler and pruner may change. `fixed` has the words
+        for sections that are searched as a whole.
         """
+        searched = tuple(f"{dimension.key}." for dimension in self.space)
         return {
             "space": {dimension.key: dimension.text for dimension in self.space},
             "seeds": self.cfg.seeds,
+            "fixed": {_key(word): word for word in self.fixed if word.lstrip("+").startswith(searched)},
             "config": self.without_searched(to_plain(self.example)),
         }
 

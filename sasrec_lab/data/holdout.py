@@ -217,7 +217,7 @@ def _split_last(
 
 
 def _some_users(users: np.ndarray, count: int) -> np.ndarray:
-    """Return a number of users, in ascending order."""
+    """Return some users, drawn at random, in ascending order."""
     if count >= len(users):
         raise InputError(
             f"dataset.val_users={count} must be below the {counted(len(users), 'user')} with 3 interactions; lower it,"

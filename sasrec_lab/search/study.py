@@ -94,6 +94,7 @@ class Study:
         if before is None:
             self._study.set_user_attr("definition", now)
             return
+        before = {"fixed": now["fixed"]} | before  # older searches lack it
         others = differences(before | {"config": None}, now | {"config": None})
         if keys := others + differences(self.plan.without_searched(completed(before["config"])), now["config"]):
             raise InputError(
@@ -111,15 +112,17 @@ class Study:
             yield trial
 
     def _next(self) -> Trial | None:
-        trials = self._study.get_trials(deepcopy=False)
-        self._study.sampler = _sampler(self.plan, len(trials))
+        every = self._study.get_trials(deepcopy=False)
+        trials = [trial for trial in every if trial.state is not TrialState.WAITING]
         for trial in trials:
             if trial.state is TrialState.RUNNING and not is_locked(self._lock_of(trial.number)):
+                self._study.sampler = _sampler(self.plan, trial.number)
                 study = self._storage.get_study_id_from_name(_NAME)
                 return Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(study, trial.number))
         if len(trials) >= self.plan.trials:
             return None
-        if self.plan.cfg.sampler is Sampler.grid:
+        self._study.sampler = _sampler(self.plan, len(trials))
+        if self.plan.cfg.sampler is Sampler.grid and len(trials) == len(every):  # else one waits, as after a crash here
             self._study.enqueue_trial(next(islice(self.plan.combinations(), len(trials), None)))
         return self._study.ask()
 

@@ -119,6 +119,31 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
             open_study(tmp_path, *SPACE, *other)
 
 
+def test_keys_of_a_section_that_is_searched_must_not_change(tmp_path):
+    open_study(tmp_path, "model=tiny,sasrec", "model.dim=8")
+    open_study(tmp_path, "model=tiny,sasrec", "model.dim=8")
+    with pytest.raises(InputError, match=r"holds another search \(fixed.model.dim differs\); choose another"):
+        open_study(tmp_path, "model=tiny,sasrec", "model.dim=16")
+
+
+def test_a_combination_that_waits_is_not_lost(tmp_path, monkeypatch):
+    words = ["model.dim=8,16,32", "sampler=grid"]
+    study = open_study(tmp_path, *words)
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(study._study, "ask", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            take(study)
+    study = open_study(tmp_path, *words)
+    assert [run(study, 0.1)["model.dim"] for _ in range(3)] == ["8", "16", "32"]
+
+
+def test_a_trial_that_was_cut_off_before_its_values_gets_the_same(tmp_path):
+    expected = take(open_study(tmp_path / "whole"))
+    with open_study(tmp_path / "cut").taken_trial():
+        pass
+    assert take(open_study(tmp_path / "cut")) == expected
+
+
 def test_a_search_over_keys_with_defaults_continues(tmp_path):
     """Their defaults are added to records of older versions, which lack such keys."""
     space = ["model.token_dropout=0.0,0.1", "loss.smoothing=interval(0.0,0.2)", "model=tiny,sasrec"]
