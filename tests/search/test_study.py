@@ -137,7 +137,7 @@ def test_a_combination_that_waits_is_not_lost(tmp_path, monkeypatch):
     assert [run(study, 0.1)["model.dim"] for _ in range(3)] == ["8", "16", "32"]
 
 
-def test_a_trial_that_was_cut_off_before_its_values_gets_the_same(tmp_path):
+def test_a_trial_cut_off_before_its_values_gets_the_same(tmp_path):
     expected = take(open_study(tmp_path / "whole"))
     with open_study(tmp_path / "cut").taken_trial():
         pass
