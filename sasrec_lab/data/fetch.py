@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sasrec_lab.config.dataset import DatasetConfig, Format, SourceConfig
+from sasrec_lab.config.dataset import DatasetConfig, Format
+from sasrec_lab.config.sources import SourceConfig
 from sasrec_lab.data.download import MAX_SECONDS, Wanted, check_space, discard, download
 from sasrec_lab.data.source import data_root, plain_or_gz
 from sasrec_lab.errors import InputError

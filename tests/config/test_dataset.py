@@ -7,7 +7,8 @@ import pytest
 from sasrec_lab.config.command_line import check_command_line
 from sasrec_lab.config.composition import load
 from sasrec_lab.config.convert import section_of, to_plain
-from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
+from sasrec_lab.config.dataset import DatasetConfig, TitlesConfig
+from sasrec_lab.config.sources import SourceConfig
 from sasrec_lab.errors import InputError
 from sasrec_lab.run.resume import differences
 

@@ -23,7 +23,8 @@ import pytest
 import requests
 
 from sasrec_lab.config.composition import load
-from sasrec_lab.config.dataset import DatasetConfig, SourceConfig, TitlesConfig
+from sasrec_lab.config.dataset import DatasetConfig, TitlesConfig
+from sasrec_lab.config.sources import SourceConfig
 from sasrec_lab.data import download, fetch, source
 from sasrec_lab.errors import InputError
 

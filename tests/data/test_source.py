@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sasrec_lab.config.composition import load
-from sasrec_lab.config.dataset import DatasetConfig, SourceConfig
+from sasrec_lab.config.dataset import DatasetConfig
+from sasrec_lab.config.sources import SourceConfig
 from sasrec_lab.data import source
 from sasrec_lab.errors import InputError
 from sasrec_lab.ops import memory
